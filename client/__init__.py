@@ -1,0 +1,1 @@
+"""A site of a federation: its settings, its local training and its state."""

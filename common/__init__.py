@@ -1,0 +1,1 @@
+"""What both sides need; no Flower here but in `wire.py`."""

@@ -1,0 +1,1 @@
+"""Pictures, label maps and shards on disk."""

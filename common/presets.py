@@ -1,0 +1,45 @@
+"""What does each preset of task `unsupervised` set?
+
+A preset is the difference to the defaults of `common/config.py`, which are preset ``default``. Facts on
+the published method: FUSS (federated unsupervised semantic segmentation) on STEGO's objective.
+"""
+
+from __future__ import annotations
+
+FROM_PRESET = "preset"
+"""The value in ``pyproject.toml`` that leaves a key to the preset."""
+
+_FUSS_OBJECTIVE: dict[str, str | int | float | bool] = {
+    # the Cityscapes configuration of the published code
+    "loss.objective": "correspondence",
+    "loss.intra-weight": 1.0,
+    "loss.inter-weight": 0.577453,
+    "loss.negative-weight": 0.905876,
+    "loss.shift": "fixed",
+    "loss.intra-shift": 0.458285,
+    "loss.inter-shift": 0.175435,
+    "loss.negative-shift": 0.313612,
+    "local.neighbours": 2,
+}
+
+PRESETS: dict[str, dict[str, str | int | float | bool]] = {
+    "default": {},
+    # the published method, faithfully: raw-space FedCC by maximin, weights by batches, Adam reset every round
+    "fuss-ref": _FUSS_OBJECTIVE
+    | {
+        "centroids.merge": "fedcc-maximin",
+        "centroids.spherical": False,
+        "centroids.weighted": False,
+        "centroids.polish-passes": 0,
+        "aggregation.weights": "batches",
+        "local.keep-optimizer": False,
+    },
+    # the same objective with its faults mended: counts and directions matter, optimiser state survives
+    "fuss-clean": _FUSS_OBJECTIVE
+    | {
+        "centroids.merge": "matched",
+        "centroids.polish-passes": 0,
+        "aggregation.weights": "images",
+        "local.keep-optimizer": True,
+    },
+}

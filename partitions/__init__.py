@@ -1,0 +1,1 @@
+"""Turn a data set on disk into shards, one per site."""
