@@ -1,0 +1,139 @@
+"""How does a trained model, and the state of its run, survive on disk?
+
+``round-0003.safetensors`` holds the arrays, ``round-0003.json`` beside it everything a reader wants to know.
+Both are written to temporary files and renamed, the JSON last: a checkpoint without its JSON does not exist.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+from common.atomic import atomic_path, atomic_write_text
+from common.config import RunConfig
+from common.data.classes import ClassTable
+from common.errors import UserError
+
+FORMAT = 1
+
+
+@dataclass
+class Checkpoint:
+    """A round's result: arrays of the model, of the server's state, and what describes them.
+
+    ``head`` and ``centroids`` ([K, D]) are the shared model. ``extra`` holds server-side state by name
+    (optimiser moments, centroid momentum, the sites' own parts as ``site/NAME/head/KEY``).
+    ``mapping`` names the class of each cluster as matched at the last scored round, -1 for none.
+    """
+
+    round: int
+    head: dict[str, np.ndarray]
+    centroids: np.ndarray
+    config: RunConfig
+    classes: ClassTable | None
+    weights_hash: str
+    channels: int
+    grid: tuple[int, int]
+    run_key: str = ""
+    mapping: list[int] | None = None
+    extra: dict[str, np.ndarray] = field(default_factory=dict)
+    metrics: dict[str, Any] = field(default_factory=dict)
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Return every array under its name in the file."""
+        named = {f"head/{key}": value for key, value in self.head.items()}
+        named["centroids"] = self.centroids
+        return named | {f"extra/{key}": value for key, value in self.extra.items()}
+
+
+def arrays_hash(arrays: dict[str, np.ndarray]) -> str:
+    """Return the SHA-256 over names, types, shapes and bytes, independent of the order of names."""
+    digest = hashlib.sha256()
+    for name in sorted(arrays):
+        array = np.ascontiguousarray(arrays[name])
+        digest.update(f"{name}|{array.dtype.str}|{array.shape}|".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()
+
+
+def checkpoint_path(run_dir: Path, round_number: int) -> Path:
+    """Return where the arrays of a round lie inside a run directory."""
+    return run_dir / "checkpoints" / f"round-{round_number:04d}.safetensors"
+
+
+def save_checkpoint(path: Path, checkpoint: Checkpoint) -> str:
+    """Write a checkpoint atomically and return the hash of its arrays."""
+    arrays = {name: np.ascontiguousarray(array) for name, array in checkpoint.arrays().items()}
+    digest = arrays_hash(arrays)
+    with atomic_path(path) as temporary:
+        save_file(arrays, temporary)
+    described = {
+        "format": FORMAT,
+        "round": checkpoint.round,
+        "arrays_sha256": digest,
+        "weights_sha256": checkpoint.weights_hash,
+        "channels": checkpoint.channels,
+        "grid": list(checkpoint.grid),
+        "run_key": checkpoint.run_key,
+        "mapping": checkpoint.mapping,
+        "classes": None if checkpoint.classes is None else checkpoint.classes.to_json(),
+        "metrics": checkpoint.metrics,
+        "config": json.loads(checkpoint.config.to_json()),
+    }
+    atomic_write_text(path.with_suffix(".json"), json.dumps(described, indent=2))
+    return digest
+
+
+def load_checkpoint(path: str | Path) -> Checkpoint:
+    """Read a checkpoint; raises `UserError` where it is missing, half-written or of another kind."""
+    file = Path(path)
+    if file.is_dir():
+        found = sorted((file / "checkpoints").glob("round-*.json")) or sorted(file.glob("round-*.json"))
+        if not found:
+            raise UserError(f"{file} holds no checkpoint; give a run directory or a round-NNNN.safetensors file.")
+        file = found[-1].with_suffix(".safetensors")
+    if file.suffix == ".json":
+        file = file.with_suffix(".safetensors")
+    sidecar = file.with_suffix(".json")
+    if not file.is_file() or not sidecar.is_file():
+        missing = file if not file.is_file() else sidecar
+        raise UserError(f"Checkpoint {missing} does not exist; give a run directory or a round-NNNN.safetensors file.")
+    try:
+        described = json.loads(sidecar.read_text(encoding="utf-8"))
+        arrays = load_file(file)
+    except (json.JSONDecodeError, UnicodeDecodeError, SafetensorError, OSError) as error:
+        raise UserError(f"Checkpoint {file} cannot be read ({error}); use another round's checkpoint.") from None
+    if described.get("format") != FORMAT or "centroids" not in arrays:
+        raise UserError(f"{file} is not a checkpoint of this program; give a round-NNNN.safetensors file of a run.")
+    if arrays_hash(arrays) != described["arrays_sha256"]:
+        raise UserError(f"Checkpoint {file} does not match its JSON (damaged or mixed up); use another round's.")
+    return Checkpoint(
+        round=described["round"],
+        head={k.removeprefix("head/"): v for k, v in arrays.items() if k.startswith("head/")},
+        centroids=arrays["centroids"],
+        config=RunConfig.model_validate(described["config"]),
+        classes=None if described["classes"] is None else ClassTable.from_json(described["classes"]),
+        weights_hash=described["weights_sha256"],
+        channels=described["channels"],
+        grid=(described["grid"][0], described["grid"][1]),
+        run_key=described["run_key"],
+        mapping=described["mapping"],
+        extra={k.removeprefix("extra/"): v for k, v in arrays.items() if k.startswith("extra/")},
+        metrics=described["metrics"],
+    )
+
+
+def prune_checkpoints(run_dir: Path, keep: int) -> None:
+    """Remove all but the newest ``keep`` rounds; 0 keeps everything."""
+    if keep <= 0:
+        return
+    for sidecar in sorted((run_dir / "checkpoints").glob("round-*.json"))[:-keep]:
+        sidecar.unlink(missing_ok=True)  # first the JSON: without it the checkpoint does not exist
+        sidecar.with_suffix(".safetensors").unlink(missing_ok=True)

@@ -1,0 +1,188 @@
+"""What exactly travels between server and sites?
+
+This is the only file of the project that knows Flower's message types. A `Task` goes to a site, an
+`Update` comes back; both are plain Python and numpy, grouped as ``head``, ``centroids``, ``sums`` and so
+on. Nothing is ever unpickled: arrays travel in numpy's own format with pickling off, the rest as scalars.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+
+WIRE_VERSION = 1
+
+HELLO = "query.hello"
+SUMS = "query.sums"
+TRAIN = "train"
+EVALUATE = "evaluate"
+
+Arrays = dict[str, np.ndarray]
+Groups = dict[str, Arrays]
+
+_FACTS = "facts"
+_METRICS = "metrics"
+_EXACT_GROUPS = frozenset({"sums", "confusion"})  # sufficient statistics keep their precision on the wire
+_ALLOWED_KINDS = frozenset("fiub")
+
+
+class WireError(ValueError):
+    """A message cannot be read; the text says what was wrong with it and is fit for a log."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """What the server asks one site to do.
+
+    ``settings`` is the resolved run configuration as JSON, so that a site needs nothing else.
+    """
+
+    round: int
+    settings: str
+    run_key: str
+    groups: Groups = field(default_factory=dict)
+    options: dict[str, str | int | float | bool] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Update:
+    """What one site answers."""
+
+    site: str
+    weights_hash: str
+    groups: Groups = field(default_factory=dict)
+    metrics: dict[str, float] = field(default_factory=dict)
+    facts: dict[str, str | int | float | bool] = field(default_factory=dict)
+    wire_version: int = WIRE_VERSION
+
+
+def _encode_group(name: str, arrays: Mapping[str, np.ndarray], dtype: str) -> ArrayRecord:
+    record = ArrayRecord()
+    for key, value in arrays.items():
+        array = np.asarray(value)
+        if array.dtype == np.float32 and dtype == "float16" and name not in _EXACT_GROUPS:
+            array = array.astype(np.float16)
+        record[key] = Array(np.ascontiguousarray(array))
+    return record
+
+
+def _decode_array(array: Array, where: str, limit: int) -> np.ndarray:
+    """Read one array without trusting it: size and type are looked at before memory is taken."""
+    data = array.data
+    if len(data) > limit:
+        raise WireError(f"{where} is oversized: {len(data)} bytes, at most {limit} are expected")
+    try:
+        value = np.load(io.BytesIO(data), allow_pickle=False)
+    except (ValueError, EOFError, OSError) as error:
+        raise WireError(f"{where} cannot be read as an array ({error})") from None
+    if not isinstance(value, np.ndarray) or value.dtype.kind not in _ALLOWED_KINDS:
+        raise WireError(f"{where} has a type that is not allowed on the wire")
+    return value.astype(np.float32) if value.dtype == np.float16 else value
+
+
+def _decode_groups(content: RecordDict, limit: int) -> Groups:
+    groups: Groups = {}
+    for name, record in content.array_records.items():
+        groups[name] = {
+            key: _decode_array(array, f"array '{name}/{key}'", limit) for key, array in record.items()
+        }
+    return groups
+
+
+def encode_task(task: Task, dtype: str) -> RecordDict:
+    """Turn a task into Flower records; float32 arrays travel as ``dtype``."""
+    content = RecordDict({name: _encode_group(name, arrays, dtype) for name, arrays in task.groups.items()})
+    content[_FACTS] = ConfigRecord(
+        {
+            "wire-version": WIRE_VERSION,
+            "round": task.round,
+            "settings": task.settings,
+            "run-key": task.run_key,
+            **{f"option.{key}": value for key, value in task.options.items()},
+        }
+    )
+    return content
+
+
+def decode_task(message: Message) -> Task:
+    """Read a task; raises `WireError` where the server speaks another version."""
+    facts = message.content.config_records.get(_FACTS)
+    if facts is None or facts.get("wire-version") != WIRE_VERSION:
+        version = None if facts is None else facts.get("wire-version")
+        raise WireError(f"the server speaks wire version {version}, this site speaks {WIRE_VERSION}")
+    return Task(
+        round=int(facts["round"]),  # type: ignore[arg-type]
+        settings=str(facts["settings"]),
+        run_key=str(facts["run-key"]),
+        groups=_decode_groups(message.content, limit=1 << 31),
+        options={
+            key.removeprefix("option."): value  # type: ignore[misc]
+            for key, value in facts.items()
+            if key.startswith("option.")
+        },
+    )
+
+
+def encode_update(update: Update, dtype: str) -> RecordDict:
+    """Turn an update into Flower records; float32 arrays travel as ``dtype``, statistics as they are."""
+    content = RecordDict({name: _encode_group(name, arrays, dtype) for name, arrays in update.groups.items()})
+    content[_METRICS] = MetricRecord({key: float(value) for key, value in update.metrics.items()})
+    content[_FACTS] = ConfigRecord(
+        {
+            "wire-version": update.wire_version,
+            "site": update.site,
+            "weights-hash": update.weights_hash,
+            **{f"fact.{key}": value for key, value in update.facts.items()},
+        }
+    )
+    return content
+
+
+def decode_update(content: RecordDict, limit: int) -> Update:
+    """Read an update whose arrays may have at most ``limit`` bytes each.
+
+    Raises `WireError` for another wire version, missing parts, oversized, truncated or strange arrays.
+    """
+    facts = content.config_records.get(_FACTS)
+    if facts is None or not isinstance(facts.get("site"), str):
+        raise WireError("the reply does not say which site it comes from")
+    version = facts.get("wire-version")
+    if version != WIRE_VERSION:
+        raise WireError(f"wire version {version}, expected {WIRE_VERSION}")
+    metrics = content.metric_records.get(_METRICS, {})
+    return Update(
+        site=str(facts["site"]),
+        weights_hash=str(facts.get("weights-hash", "")),
+        groups=_decode_groups(content, limit),
+        metrics={key: float(value) for key, value in metrics.items() if isinstance(value, int | float)},
+        facts={
+            key.removeprefix("fact."): value  # type: ignore[misc]
+            for key, value in facts.items()
+            if key.startswith("fact.") and isinstance(value, str | int | float | bool)
+        },
+        wire_version=version,
+    )
+
+
+def site_of(content: RecordDict) -> str | None:
+    """Return the name that a reply gives itself, however broken the rest of it is."""
+    facts = content.config_records.get(_FACTS)
+    name = None if facts is None else facts.get("site")
+    return name if isinstance(name, str) else None
+
+
+def group_bytes(content: RecordDict) -> dict[str, int]:
+    """Return the payload of each record in bytes, as it is serialised."""
+    sizes = {name: sum(len(array.data) for array in rec.values()) for name, rec in content.array_records.items()}
+    for name, record in (*content.config_records.items(), *content.metric_records.items()):
+        sizes[name] = record.count_bytes()
+    return sizes
+
+
+def payload_bytes(content: RecordDict) -> int:
+    """Return the payload of a message in bytes: arrays, settings and metrics."""
+    return sum(group_bytes(content).values())
