@@ -58,6 +58,9 @@ class Model(Section):
     width: int = Field(305, ge=32, description="input width in pixels")
     resize: Literal["bilinear", "nearest"] = Field("bilinear", description="how images reach the input size")
     crop: Literal["none", "center"] = Field("none", description="none: squash; center: shorter side, then crop")
+    normalize: Literal["auto", "imagenet", "model"] = Field(
+        "auto", description="mean and std; auto: the timm model's own if 'pretrained', else ImageNet's"
+    )
     clusters: int = Field(27, ge=2, description="K, the number of semantic centroids")
     dim: int = Field(70, ge=2, description="length of a code")
     dropout: float = Field(0.1, ge=0, lt=1, description="channel dropout of the features while training")
