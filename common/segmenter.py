@@ -1,0 +1,177 @@
+"""How does a head with its centroids turn backbone features into one cluster per pixel?
+
+Shapes: B images, C feature channels, D code length, K clusters, h x w the feature grid, H x W pixels.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from common import config
+from common.checkpoint import Checkpoint, load_checkpoint
+
+Upsample = Literal["cosines", "code"]
+
+SHARPNESS = 2.0
+"""Factor from cosine to logit before a softmax (STEGO's and FUSS's evaluation use 2)."""
+
+STRIP_VALUES = 1 << 22
+"""How many fp32 values of a full-size map are held at once while labels are found (16 MiB)."""
+
+
+def grid_is_aligned(model: config.Model) -> bool:
+    """Say whether the outer grid cells are centred on the outer pixels (``align_corners=True``).
+
+    A ViT patch covers its pixels, so that cell centres lie half a patch inside the border. A strided CNN
+    samples pixels 0, 16, 32, ...: with an input side of 16 n + 1 the last sample is the last pixel.
+    """
+    return model.backbone == "mobilenet_v2" and model.height % 16 == 1 and model.width % 16 == 1
+
+
+@functools.lru_cache(maxsize=64)
+def interpolation(cells: int, pixels: int, aligned: bool) -> Tensor:
+    """Return the matrix [pixels, cells] of bilinear interpolation along one side (torch's convention)."""
+    line = torch.eye(cells).view(1, cells, cells, 1)
+    weights = F.interpolate(line, size=(pixels, 1), mode="bilinear", align_corners=aligned)
+    return weights[0, :, :, 0].T.contiguous()
+
+
+class Segmenter(nn.Module):
+    """Cosine of every pixel's code to every centroid.
+
+    ``upsample="cosines"`` compares on the grid and enlarges K maps. ``upsample="code"`` enlarges the D-d
+    code first, as the reference evaluation does; the two differ, because the direction of an interpolated
+    code is not the interpolation of directions.
+    """
+
+    centroids: Tensor
+
+    def __init__(
+        self, head: nn.Module, centroids: Tensor, *, aligned: bool = False, upsample: Upsample = "cosines"
+    ) -> None:
+        super().__init__()
+        if centroids.ndim != 2:
+            raise ValueError(f"Centroids have shape {tuple(centroids.shape)}; expected [K, D].")
+        self.head = head
+        self.register_buffer("centroids", centroids.detach().clone())
+        self.aligned = aligned
+        self.upsample: Upsample = upsample
+        self.requires_grad_(False)
+        self.eval()
+
+    @classmethod
+    def from_arrays(
+        cls,
+        head: dict[str, np.ndarray],
+        centroids: np.ndarray,
+        channels: int,
+        model: config.Model,
+        *,
+        upsample: Upsample = "cosines",
+    ) -> Segmenter:
+        """Build a segmenter from the arrays that travel; ``channels`` is C of the backbone."""
+        from common.models.head import build_head, load_numpy
+
+        module = build_head(
+            channels, model, seed=0
+        )  # the seed is without effect: every parameter is replaced
+        load_numpy(module, head)
+        return cls(
+            module,
+            torch.from_numpy(np.asarray(centroids, dtype=np.float32)),
+            aligned=grid_is_aligned(model),
+            upsample=upsample,
+        )
+
+    @classmethod
+    def from_checkpoint(
+        cls, checkpoint: Checkpoint | str | Path, *, upsample: Upsample = "cosines"
+    ) -> Segmenter:
+        """Build the shared model of a checkpoint (an object, a file or a run directory)."""
+        if not isinstance(checkpoint, Checkpoint):
+            checkpoint = load_checkpoint(checkpoint)
+        return cls.from_arrays(
+            checkpoint.head,
+            checkpoint.centroids,
+            checkpoint.channels,
+            checkpoint.config.model,
+            upsample=upsample,
+        )
+
+    @property
+    def num_clusters(self) -> int:
+        """K."""
+        return len(self.centroids)
+
+    def train(self, mode: bool = True) -> Segmenter:
+        """Stay in evaluation mode: a segmenter never drops channels."""
+        super().train(False)
+        return self
+
+    def code(self, feats: Tensor, mirrored: Tensor | None = None) -> Tensor:
+        """Return codes [B, D, h, w] of features [B, C, h, w].
+
+        ``mirrored`` holds the features of the left-right mirrored images; the codes are then averaged
+        after mirroring theirs back (flip averaging on the code).
+        """
+        code: Tensor = self.head(feats)
+        if mirrored is not None:
+            code = (code + self.head(mirrored).flip(-1)) / 2
+        return code
+
+    def cosines(self, code: Tensor) -> Tensor:
+        """Return the cosine [B, K, h, w] of each code [B, D, h, w] to each centroid."""
+        return torch.einsum("bdhw,kd->bkhw", F.normalize(code, dim=1), F.normalize(self.centroids, dim=1))
+
+    def resize(self, maps: Tensor, size: Sequence[int], rows: slice = slice(None)) -> Tensor:
+        """Enlarge maps [B, X, h, w] bilinearly to ``size`` = (H, W), the grid where the backbone put it.
+
+        Only the named ``rows`` of the result are computed, so that a large picture needs little memory.
+        """
+        down = interpolation(maps.shape[-2], size[0], self.aligned).to(maps)[rows]
+        across = interpolation(maps.shape[-1], size[1], self.aligned).to(maps)
+        return down @ maps @ across.T
+
+    @torch.no_grad()
+    def logits(
+        self, feats: Tensor, size: Sequence[int], mirrored: Tensor | None = None, rows: slice = slice(None)
+    ) -> Tensor:
+        """Return cosines [B, K, H, W] in -1..1 for features [B, C, h, w] of B whole images.
+
+        With ``rows`` only those rows of the H are returned.
+        """
+        return self.logits_of_code(self.code(feats, mirrored), size, rows)
+
+    def logits_of_code(self, code: Tensor, size: Sequence[int], rows: slice = slice(None)) -> Tensor:
+        """Return cosines [B, K, H, W] of codes [B, D, h, w] (see `logits`)."""
+        if self.upsample == "code":
+            return self.cosines(self.resize(code, size, rows))
+        return self.resize(self.cosines(code), size, rows)
+
+    @torch.no_grad()
+    def labels(self, feats: Tensor, size: Sequence[int], mirrored: Tensor | None = None) -> Tensor:
+        """Return the nearest cluster of every pixel, uint8 [B, H, W]."""
+        return self.labels_of_code(self.code(feats, mirrored), size)
+
+    def labels_of_code(self, code: Tensor, size: Sequence[int]) -> Tensor:
+        """Return the nearest cluster, uint8 [B, H, W], of codes [B, D, h, w]; works in strips of rows."""
+        height, width = size
+        depth = max(self.num_clusters, code.shape[1]) * code.shape[0] * width
+        strip = max(1, STRIP_VALUES // depth)
+        parts = [
+            self.logits_of_code(code, size, slice(top, top + strip)).argmax(dim=1).to(torch.uint8)
+            for top in range(0, height, strip)
+        ]
+        return torch.cat(parts, dim=1)
+
+    def forward(self, feats: Tensor, size: Sequence[int], mirrored: Tensor | None = None) -> Tensor:
+        """See `logits`."""
+        return self.logits(feats, size, mirrored)
