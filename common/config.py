@@ -121,12 +121,18 @@ class Loss(Section):
 class Centroids(Section):
     """How the K semantic centroids are found and merged."""
 
-    merge: Literal["mean", "fedcc-kmeans", "fedcc-maximin", "matched", "lloyd"] = Field("lloyd")
+    merge: Literal[
+        "mean", "fedcc-kmeans", "fedcc-maximin", "matched", "matched-median", "matched-geometric", "lloyd"
+    ] = Field("lloyd", description="the two robust rules give every site one vote: median, geometric median")
     share: Literal["both", "head", "centroids", "none"] = Field(
         "both", description="what the server merges; 'none' is local-only training"
     )
     spherical: bool = Field(True, description="fedcc: cluster directions (cosine) instead of raw vectors")
     weighted: bool = Field(True, description="fedcc: weight a site's centroid by its number of patches")
+    keep_index: bool = Field(True, description="fedcc: number the new centroids after the current ones")
+    empty: Literal["keep", "split"] = Field(
+        "split", description="lloyd: a cluster without patches keeps its centroid or splits the widest cluster"
+    )
     momentum: float = Field(0.0, ge=0, lt=1, description="lloyd: running average of the sums over rounds")
     polish_passes: int = Field(0, ge=0, description="lloyd passes over all sites after the last round")
 
@@ -141,6 +147,7 @@ class Aggregation(Section):
     rule: Literal["mean", "median", "trimmed-mean", "krum", "multi-krum"] = Field("mean")
     trim: float = Field(0.2, ge=0, lt=0.5, description="trimmed-mean: fraction cut at either end")
     malicious: int = Field(0, ge=0, description="krum: how many sites may be hostile")
+    keep: int = Field(0, ge=0, description="multi-krum: sites to average; 0: all but the hostile ones")
     optimizer: Literal["none", "momentum", "adam", "yogi"] = Field(
         "none", description="server optimiser on the averaged update (FedAvgM, FedAdam, FedYogi)"
     )

@@ -30,6 +30,7 @@ PRESETS: dict[str, dict[str, str | int | float | bool]] = {
         "centroids.merge": "fedcc-maximin",
         "centroids.spherical": False,
         "centroids.weighted": False,
+        "centroids.keep-index": False,
         "centroids.polish-passes": 0,
         "aggregation.weights": "batches",
         "local.keep-optimizer": False,
