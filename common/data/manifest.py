@@ -1,0 +1,310 @@
+"""Which images belong to a site, and where do they lie?"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from common.atomic import atomic_write_text
+from common.data.classes import ClassTable
+from common.errors import UserError
+
+PARTITION_FILE = "partition.json"
+_KEYS = {"image", "label", "domain"}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One line of a manifest; paths are relative to the data root, with forward slashes."""
+
+    image: str
+    label: str | None = None
+    domain: str | None = None
+
+    def to_line(self) -> str:
+        """Return the JSON line, without keys that say nothing."""
+        pairs = {"image": self.image, "label": self.label, "domain": self.domain}
+        return json.dumps({k: v for k, v in pairs.items() if v is not None}, ensure_ascii=False)
+
+
+@dataclass(frozen=True)
+class Shard:
+    """The images of one site (or of one evaluation split), and the root that their paths start from."""
+
+    name: str
+    path: Path
+    root: Path
+    entries: tuple[Entry, ...]
+    classes: ClassTable | None = None
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    @property
+    def labelled(self) -> bool:
+        """Whether every image has a label path (and there is at least one image)."""
+        return bool(self.entries) and all(entry.label is not None for entry in self.entries)
+
+    def image_path(self, index: int) -> Path:
+        """Return the file of image ``index``."""
+        return self.root / self.entries[index].image
+
+    def label_path(self, index: int) -> Path | None:
+        """Return the label file of image ``index``, or None where the manifest names none."""
+        label = self.entries[index].label
+        return None if label is None else self.root / label
+
+
+@dataclass(frozen=True)
+class Partition:
+    """What ``partition.json`` says about a folder of shards.
+
+    ``sites`` counts the images of every site, ``domains`` splits that count by domain, ``histogram``
+    holds labelled pixels per class and site (None without labels), ``evaluation`` the labelled
+    manifests that are no site.
+    """
+
+    dataset: str
+    rule: str
+    seed: int
+    root: Path
+    sites: dict[str, int]
+    classes: ClassTable | None = None
+    histogram: dict[str, list[int]] | None = None
+    domains: dict[str, dict[str, int]] = field(default_factory=dict)
+    evaluation: dict[str, int] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    def to_json(self, folder: Path) -> dict[str, Any]:
+        """Return plain JSON values for a ``partition.json`` in ``folder``.
+
+        A root inside the folder is written relative to it, so that the folder can be moved or
+        mounted elsewhere as a whole; any other root is absolute.
+        """
+        inside = self.root.is_relative_to(folder)
+        return {
+            "dataset": self.dataset,
+            "rule": self.rule,
+            "seed": self.seed,
+            "root": self.root.relative_to(folder).as_posix() if inside else str(self.root),
+            "settings": self.settings,
+            "sites": self.sites,
+            "evaluation": self.evaluation,
+            "domains": self.domains,
+            "histogram": self.histogram,
+            "classes": None if self.classes is None else self.classes.to_json(),
+        }
+
+
+def natural_key(text: str) -> tuple[tuple[int, int | str], ...]:
+    """Sort key by which site-10 follows site-9."""
+    return tuple((0, int(part)) if part.isdigit() else (1, part) for part in re.split(r"(\d+)", text) if part)
+
+
+def _check_relative(value: object, key: str, where: str) -> str:
+    if not isinstance(value, str) or not value or "\0" in value:
+        raise UserError(f"{where}: {key!r} is {value!r}; expected a path relative to the data root.")
+    path = PurePosixPath(value)
+    if path.is_absolute() or ".." in path.parts or "\\" in value:
+        raise UserError(
+            f"{where}: the {key} {value!r} leaves the data root; expected a relative path with forward "
+            "slashes and without '..'."
+        )
+    return value
+
+
+class _Fence:
+    """Refuses files that reach out of the root through a symbolic link; resolves a folder only once."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root.resolve()
+        self._inside: dict[str, bool] = {}
+
+    def check(self, relative: str, key: str, where: str) -> None:
+        folder, _, _ = relative.rpartition("/")
+        if folder not in self._inside:
+            self._inside[folder] = (self.root / folder).resolve().is_relative_to(self.root)
+        path = self.root / relative
+        inside = self._inside[folder]
+        if inside and path.is_symlink():
+            inside = path.resolve().is_relative_to(self.root)
+        if not inside:
+            raise UserError(
+                f"{where}: the {key} {relative!r} leaves the data root {self.root} through a symbolic link; "
+                "put the file below the root or choose a root above both."
+            )
+
+
+def _parse_line(text: str, where: str) -> Entry:
+    try:
+        data = json.loads(text)
+    except ValueError as error:
+        raise UserError(f'{where} is no JSON ({error}); expected {{"image": "path", ...}}.') from None
+    if not isinstance(data, dict) or "image" not in data:
+        raise UserError(
+            f"{where} has no 'image'; expected an object with image and, if any, label and domain."
+        )
+    unknown = set(data) - _KEYS
+    if unknown:
+        raise UserError(f"{where} has the unknown key {min(unknown)!r}; expected image, label, domain.")
+    domain = data.get("domain")
+    if domain is not None and not isinstance(domain, str):
+        raise UserError(f"{where}: 'domain' is {domain!r}; expected text.")
+    label = data.get("label")
+    return Entry(
+        image=_check_relative(data["image"], "image", where),
+        label=None if label is None else _check_relative(label, "label", where),
+        domain=domain,
+    )
+
+
+def read_manifest(path: str | Path, root: Path) -> tuple[Entry, ...]:
+    """Read and check the lines of a manifest; images and labels are neither opened nor looked up.
+
+    Raises `UserError` naming file and line where a line is broken, an image comes twice, or a path
+    leaves ``root``.
+    """
+    source = Path(path)
+    try:
+        lines = source.read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        raise UserError(
+            f"The manifest {source} does not exist; write one with `python -m partitions`."
+        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"The manifest {source} cannot be read ({error}); expected JSON lines.") from None
+    fence = _Fence(root)
+    entries: list[Entry] = []
+    first_line: dict[str, int] = {}
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        where = f"{source} line {number}"
+        entry = _parse_line(line, where)
+        if entry.image in first_line:
+            raise UserError(
+                f"{where} names the image {entry.image!r} of line {first_line[entry.image]} again; "
+                "keep one of the two lines."
+            )
+        first_line[entry.image] = number
+        fence.check(entry.image, "image", where)
+        if entry.label is not None:
+            fence.check(entry.label, "label", where)
+        entries.append(entry)
+    if not entries:
+        raise UserError(f"The manifest {source} names no image; expected one JSON line per image.")
+    return tuple(entries)
+
+
+def read_shard(
+    path: str | Path, data_root: str | Path | None = None, classes: ClassTable | None = None
+) -> Shard:
+    """Read the manifest of one site.
+
+    The data root is ``data_root``, else the root of the ``partition.json`` beside the manifest, else
+    the manifest's own folder; the class table likewise is ``classes``, else the one of
+    ``partition.json``, else None. Raises `UserError` as `read_manifest` does, and where the root is
+    no folder.
+    """
+    source = Path(path)
+    if source.is_dir():
+        raise UserError(
+            f"{source} is a folder; give one manifest in it, for example {source / 'site-0.jsonl'}."
+        )
+    partition = read_partition(source.parent) if (source.parent / PARTITION_FILE).is_file() else None
+    if data_root is not None:
+        root = Path(data_root)
+    elif partition is not None:
+        root = partition.root
+    else:
+        root = source.parent
+    if not root.is_dir():
+        raise UserError(
+            f"The data root {root} of {source} is no folder; say where the data lie now (--data-root)."
+        )
+    if classes is None and partition is not None:
+        classes = partition.classes
+    return Shard(source.stem, source, root.resolve(), read_manifest(source, root), classes)
+
+
+def write_manifest(path: str | Path, entries: Iterable[Entry]) -> None:
+    """Write one JSON line per entry, atomically."""
+    atomic_write_text(path, "".join(entry.to_line() + "\n" for entry in entries))
+
+
+def write_partition(folder: str | Path, partition: Partition, final: Path | None = None) -> None:
+    """Write ``partition.json`` into ``folder``; ``final`` is where the folder will lie, if elsewhere."""
+    target = Path(folder)
+    data = partition.to_json((final or target).resolve())
+    atomic_write_text(target / PARTITION_FILE, json.dumps(data, indent=1, ensure_ascii=False) + "\n")
+
+
+def read_partition(folder: str | Path) -> Partition:
+    """Read the ``partition.json`` of a folder of shards; `UserError` where it is absent or broken."""
+    path = Path(folder) / PARTITION_FILE
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(
+            f"{folder} holds no {PARTITION_FILE}; make shards with `python -m partitions`."
+        ) from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read ({error}); make the shards again.") from None
+    try:
+        classes = data["classes"]
+        return Partition(
+            dataset=str(data["dataset"]),
+            rule=str(data["rule"]),
+            seed=int(data["seed"]),
+            root=Path(os.path.normpath(path.parent.resolve() / data["root"])),
+            sites={str(name): int(count) for name, count in data["sites"].items()},
+            classes=None if classes is None else ClassTable.from_json(classes, where=str(path)),
+            histogram=data.get("histogram"),
+            domains=data.get("domains") or {},
+            evaluation=data.get("evaluation") or {},
+            settings=data.get("settings") or {},
+        )
+    except UserError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(f"{path} is not complete ({error!r}); make the shards again.") from None
+
+
+def read_sites(folder: str | Path, data_root: str | Path | None = None) -> list[Shard]:
+    """Read all sites of a folder of shards, site-0, site-1, ..., as `read_shard` does.
+
+    Without a ``partition.json`` every ``site-*.jsonl`` counts, so hand-written folders work too.
+    """
+    base = Path(folder)
+    if not base.is_dir():
+        raise UserError(f"The shards folder {base} does not exist; make it with `python -m partitions`.")
+    if (base / PARTITION_FILE).is_file():
+        names = list(read_partition(base).sites)
+    else:
+        names = [path.stem for path in base.glob("site-*.jsonl")]
+    if not names:
+        raise UserError(f"{base} holds no site-*.jsonl; make shards with `python -m partitions`.")
+    return [read_shard(base / f"{name}.jsonl", data_root) for name in sorted(names, key=natural_key)]
+
+
+def pool_shards(shards: Sequence[Shard], name: str) -> Shard:
+    """Join shards of one data root into one, in the given order; an image that two hold comes once."""
+    if not shards:
+        raise UserError("There is no shard to join; give at least one.")
+    roots = {shard.root for shard in shards}
+    if len(roots) > 1:
+        raise UserError(
+            f"The shards to join have the data roots {', '.join(sorted(map(str, roots)))}; "
+            "expected a single one."
+        )
+    entries: dict[str, Entry] = {}
+    for shard in shards:
+        for entry in shard.entries:
+            entries.setdefault(entry.image, entry)
+    classes = next((shard.classes for shard in shards if shard.classes is not None), None)
+    return Shard(name, shards[0].path, shards[0].root, tuple(entries.values()), classes)
