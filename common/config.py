@@ -168,6 +168,7 @@ class Eval(Section):
 
     where: Literal["server", "sites", "none"] = Field("server", description="who holds the labelled shard")
     shard: str = Field("", description="labelled manifest, relative to the shards folder; empty: no scores")
+    classes: str = Field("", description="class table by name or JSON file; empty: that of the shards folder")
     every: int = Field(1, ge=0, description="score every so many rounds, and the last; 0: only the last")
     matching: Literal["hungarian", "many-to-one"] = Field("hungarian", description="clusters to classes")
     flip: bool = Field(False, description="average the code with that of the mirrored image")

@@ -186,3 +186,13 @@ def group_bytes(content: RecordDict) -> dict[str, int]:
 def payload_bytes(content: RecordDict) -> int:
     """Return the payload of a message in bytes: arrays, settings and metrics."""
     return sum(group_bytes(content).values())
+
+
+def make_message(content: RecordDict, node_id: int, action: str, round_number: int, ttl: float) -> Message:
+    """Address a task; a site that is still busy when ``ttl`` seconds are over never sees it (no stale work)."""
+    return Message(content, dst_node_id=node_id, message_type=action, group_id=str(round_number), ttl=ttl)
+
+
+def array_record(arrays: Mapping[str, np.ndarray]) -> ArrayRecord:
+    """Return arrays as Flower's record, for callers that expect Flower's own types."""
+    return _encode_group("head", arrays, "float32")

@@ -1,0 +1,98 @@
+"""The Flower ClientApp: which message does a site answer, and with what?
+
+In deployment every message starts a new process, so heavy imports stay inside the handlers that need
+them, and whatever goes wrong becomes an answer that names the reason instead of a silent site.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Callable
+
+from flwr.app import Context, Message
+from flwr.clientapp import ClientApp
+
+from client.egress import record_egress
+from client.site import SiteConfig, site_config
+from common import wire
+from common.config import RunConfig
+from common.errors import UserError
+
+log = logging.getLogger(__name__)
+app = ClientApp()
+
+Handler = Callable[[wire.Task, RunConfig, SiteConfig], wire.Update]
+
+
+@app.query("hello")
+def hello(message: Message, context: Context) -> Message:
+    """Say who this site is, after making sure that its features are cached."""
+    from client.handlers import answer_hello
+
+    return answer(message, context, wire.HELLO, answer_hello)
+
+
+@app.train()
+def train(message: Message, context: Context) -> Message:
+    """One round of local training."""
+    from client.handlers import answer_train
+
+    return answer(message, context, wire.TRAIN, answer_train)
+
+
+@app.query("sums")
+def sums(message: Message, context: Context) -> Message:
+    """Sufficient statistics of this site's codes under the model in the message."""
+    from client.handlers import answer_sums
+
+    return answer(message, context, wire.SUMS, answer_sums)
+
+
+@app.evaluate()
+def evaluate(message: Message, context: Context) -> Message:
+    """Score the model in the message on this site's labelled evaluation shard."""
+    from client.handlers import answer_evaluate
+
+    return answer(message, context, wire.EVALUATE, answer_evaluate)
+
+
+def answer(message: Message, context: Context, action: str, handler: Handler) -> Message:
+    """Decode, handle, write the ledger, encode; an error becomes a reply that names its reason."""
+    name = str(context.node_config.get("site", "") or f"site-{context.node_config.get('partition-id', '?')}")
+    state_dir = None
+    dtype = "float32"
+    round_number, run_key = 0, ""
+    try:
+        task = wire.decode_task(message)
+        settings = RunConfig.from_json(task.settings)
+        site = site_config(context.node_config, settings)
+        name, state_dir, dtype = site.name, site.state_dir / site.name, settings.wire.dtype
+        round_number, run_key = task.round, task.run_key
+        limit_threads(site)
+        update = handler(task, settings, site)
+    except Exception as error:
+        log.exception("site %s could not answer %s", name, action)
+        update = wire.Update(site=name, weights_hash="", facts={"error": public_reason(error)})
+    content = wire.encode_update(update, dtype)
+    if state_dir is not None:
+        record_egress(
+            state_dir, run=run_key, round_number=round_number, action=action, sizes=wire.group_bytes(content)
+        )
+    return Message(content, reply_to=message)
+
+
+def limit_threads(site: SiteConfig) -> None:
+    """Keep sites that share a machine out of each other's way."""
+    import torch
+
+    if site.threads and torch.get_num_threads() != site.threads:
+        torch.set_num_threads(site.threads)
+
+
+def public_reason(error: BaseException) -> str:
+    """Return why a site failed, without the names of its files: those stay on the site."""
+    text = re.sub(r"\S*[/\\]\S*", "(path)", str(error)) if str(error) else ""
+    text = re.sub(r"\b[\w.-]+\.(jpe?g|png|tiff?|bmp|webp|jsonl?|safetensors)\b", "(file)", text, flags=re.I)
+    kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
+    return f"{kind}{text}"[:400]

@@ -1,0 +1,126 @@
+"""What does a site compute for each kind of task?"""
+
+from __future__ import annotations
+
+import logging
+import time
+
+import numpy as np
+
+from client.site import SiteConfig
+from client.state import load_state, save_state
+from common import wire
+from common.config import RunConfig
+from common.data.manifest import Shard
+from common.features import Features, open_features
+
+log = logging.getLogger(__name__)
+
+
+def site_features(settings: RunConfig, site: SiteConfig, shard: Shard) -> Features:
+    """Open the cached features of a shard; the backbone runs only where there is no cache yet."""
+    started = time.monotonic()
+
+    def progress(done: int, total: int) -> None:
+        left = (time.monotonic() - started) / max(done, 1) * (total - done)
+        log.info("caching features of %s: %d of %d images, %.0f s left", shard.name, done, total, left)
+
+    return open_features(
+        shard,
+        site.apply_weights(settings.model),
+        settings.cache,
+        site.cache_dir,
+        device=site.torch_device(),
+        seed=settings.seed,
+        progress=progress,
+    )
+
+
+def answer_hello(task: wire.Task, settings: RunConfig, site: SiteConfig) -> wire.Update:
+    """Tell the server this site's name, size and backbone; build the feature cache on the way."""
+    features = site_features(settings, site, site.load_shard())
+    return wire.Update(
+        site=site.name,
+        weights_hash=features.weights_hash,
+        facts={
+            "images": len(features),
+            "channels": features.channels,
+            "grid-height": features.grid[0],
+            "grid-width": features.grid[1],
+        },
+    )
+
+
+def answer_train(task: wire.Task, settings: RunConfig, site: SiteConfig) -> wire.Update:
+    """Train the received head on the local shard for one round."""
+    from client.statistics import cluster_sums
+    from client.trainer import train_local
+
+    features = site_features(settings, site, site.load_shard())
+    state_dir = site.state_dir / site.name
+    head, centroids = task.groups["head"], task.groups["centroids"]["centroids"]
+    groups: wire.Groups = {}
+    if settings.centroids.merge == "lloyd":
+        # the exact statistics of the model that every site received, not of this site's own next one
+        found = cluster_sums(features, head, centroids, settings)
+        groups["sums"] = {"sums": found.sums, "counts": found.counts, "cosines": found.cosines}
+    state = load_state(state_dir, task.run_key, task.round)
+    result = train_local(
+        features,
+        head,
+        centroids,
+        settings,
+        round_number=task.round,
+        site=site.name,
+        state=state,
+        shared=task.groups.get("shared", {}),
+    )
+    save_state(state_dir, task.run_key, task.round, result.state, settings.checkpoint.keep)
+    groups |= {
+        "head": result.head,
+        "centroids": {"centroids": result.centroids, "counts": result.counts.astype(np.int64)},
+    }
+    if result.shared:
+        groups["shared"] = result.shared
+    return wire.Update(
+        site=site.name,
+        weights_hash=features.weights_hash,
+        groups=groups,
+        metrics=result.metrics,
+        facts={"images": result.num_images, "batches": result.num_batches},
+    )
+
+
+def answer_sums(task: wire.Task, settings: RunConfig, site: SiteConfig) -> wire.Update:
+    """Return the sums that one exact Lloyd pass, or an initialisation, needs."""
+    from client.statistics import site_sums
+
+    features = site_features(settings, site, site.load_shard())
+    return wire.Update(
+        site=site.name,
+        weights_hash=features.weights_hash,
+        groups={"sums": site_sums(str(task.options["what"]), features, task.groups, settings, site.name)},
+        facts={"images": len(features)},
+    )
+
+
+def answer_evaluate(task: wire.Task, settings: RunConfig, site: SiteConfig) -> wire.Update:
+    """Score the received model on this site's own labelled shard: one confusion matrix leaves."""
+    from common.errors import UserError
+    from common.evaluate import evaluate
+    from common.segmenter import Segmenter
+
+    shard = site.load_eval_shard()
+    if shard is None:
+        raise UserError("This site has no evaluation shard; set eval-shard in its node config, or eval.where.")
+    features = site_features(settings, site, shard)
+    segmenter = Segmenter(task.groups["head"], task.groups["centroids"]["centroids"], settings, features.channels)
+    found = evaluate(segmenter, features, shard)
+    if found.confusion is None:
+        raise UserError(f"The evaluation shard of {site.name} has no labels; give one whose lines name label files.")
+    return wire.Update(
+        site=site.name,
+        weights_hash=features.weights_hash,
+        groups={"confusion": {"confusion": found.confusion}},
+        metrics=found.label_free(),
+    )

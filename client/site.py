@@ -1,0 +1,111 @@
+"""Who is this site, where are its pictures, and what may it use?
+
+A site's engineer decides this on the site: ``--node-config`` first, then environment variables
+(``SITESEG_SHARD`` and so on). Only a simulated site, which has neither, takes it from the run's settings.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from common.config import Model, RunConfig
+from common.data.manifest import Shard, pool_shards, read_shard
+from common.errors import UserError
+
+ENVIRONMENT_PREFIX = "SITESEG_"
+
+
+class SiteConfig(BaseModel):
+    """A site's own settings. Paths are the site's; none of them ever leaves it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
+    shards: tuple[Path, ...]
+    data_root: Path | None = None
+    eval_shard: Path | None = None
+    cache_dir: Path
+    state_dir: Path
+    weights: Path | None = None
+    device: str = "auto"
+    threads: int = Field(0, ge=0)
+
+    def load_shard(self) -> Shard:
+        """Read the manifest (several are joined: centralised training)."""
+        shards = [read_shard(path, self.data_root) for path in self.shards]
+        return shards[0] if len(shards) == 1 else pool_shards(shards, self.name)
+
+    def load_eval_shard(self) -> Shard | None:
+        """Read the labelled evaluation manifest, where the site has one."""
+        return None if self.eval_shard is None else read_shard(self.eval_shard, self.data_root)
+
+    def apply_weights(self, model: Model) -> Model:
+        """Put the site's own copy of the weights file in the place of the server's path."""
+        return model if self.weights is None else model.model_copy(update={"weights": str(self.weights)})
+
+    def torch_device(self) -> str:
+        """Return the device to train on: as set, or CUDA where there is one."""
+        if self.device != "auto":
+            return self.device
+        import torch
+
+        return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def site_config(node_config: Mapping[str, object], settings: RunConfig) -> SiteConfig:
+    """Assemble a site's settings; raises `UserError` that says which one is missing or wrong."""
+
+    def own(key: str) -> str | None:
+        value = node_config.get(key, os.environ.get(ENVIRONMENT_PREFIX + key.upper().replace("-", "_")))
+        return None if value in (None, "") else str(value)
+
+    shard = own("shard")
+    partition = node_config.get("partition-id")
+    values: dict[str, object]
+    if shard is not None:
+        base = Path(own("cache") or Path(shard).parent / "cache")
+        values = {
+            "name": own("site") or Path(shard).stem,
+            "shards": (Path(shard),),
+            "eval_shard": own("eval-shard"),
+            "data_root": own("data-root"),
+        }
+    elif partition is not None and settings.simulation.shards:
+        folder = Path(settings.simulation.shards)
+        name = "pooled" if settings.sites.pool else f"site-{partition}"
+        paths = tuple(shard_paths(folder)) if settings.sites.pool else (folder / f"{name}.jsonl",)
+        base = Path(settings.simulation.cache or folder / "cache")
+        pattern = settings.eval.shard
+        values = {
+            "name": name,
+            "shards": paths,
+            "eval_shard": folder / pattern.format(site=name) if pattern and settings.eval.where == "sites" else None,
+            "data_root": settings.simulation.data_root or None,
+            "threads": settings.simulation.threads,
+        }
+    else:
+        raise UserError(
+            "This site does not know its shard: give --node-config 'shard=\"/path/site.jsonl\"' "
+            f"or set {ENVIRONMENT_PREFIX}SHARD."
+        )
+    values |= {"cache_dir": base, "state_dir": Path(own("state") or base / "state")}
+    values |= {key: own(key) for key in ("weights", "device", "threads") if own(key) is not None}
+    try:
+        return SiteConfig.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise UserError(f"Site setting '{first['loc'][0]}' is {first['input']!r}: {first['msg']}.") from None
+
+
+def shard_paths(folder: Path) -> list[Path]:
+    """Return the sites' manifests of a shards folder in the order of their numbers."""
+    found = [p for p in folder.glob("site-*.jsonl") if p.stem.removeprefix("site-").isdigit()]
+    if not found:
+        raise UserError(
+            f"{folder} holds no site-0.jsonl; make it with `python -m partitions DATASET --root R --out {folder}`."
+        )
+    return sorted(found, key=lambda p: int(p.stem.removeprefix("site-")))

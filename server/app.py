@@ -1,0 +1,30 @@
+"""The Flower ServerApp: settings in, a run directory out."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from flwr.serverapp import ServerApp
+
+if TYPE_CHECKING:
+    from flwr.app import Context
+    from flwr.serverapp import Grid
+
+    from common.config import RunConfig
+
+
+def make_app(config: RunConfig | None = None) -> ServerApp:
+    """Build the ServerApp; without ``config`` it takes the settings of Flower's run configuration."""
+    server_app = ServerApp()
+
+    @server_app.main()
+    def main(grid: Grid, context: Context) -> None:
+        from common.config import load_config
+        from server.rounds import run
+
+        run(grid, config if config is not None else load_config(dict(context.run_config)))
+
+    return server_app
+
+
+app = make_app()

@@ -1,0 +1,66 @@
+"""Which replies may enter the aggregate, and why not the others?"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from common import wire
+
+SLACK_BYTES = 4096
+
+
+@dataclass(frozen=True)
+class Expectation:
+    """Groups, array names and shapes that a reply has to have: ``shapes["head"]["linear.weight"]``."""
+
+    shapes: Mapping[str, Mapping[str, tuple[int, ...]]]
+    weights_hash: str | None = None
+
+    @classmethod
+    def like(cls, groups: Mapping[str, Mapping[str, np.ndarray]], weights_hash: str | None = None) -> Expectation:
+        """Expect arrays of the same names and shapes as ``groups``."""
+        shapes = {name: {key: value.shape for key, value in arrays.items()} for name, arrays in groups.items()}
+        return cls(shapes, weights_hash)
+
+    @property
+    def limit_bytes(self) -> int:
+        """The largest array that may come, in bytes as serialised; checked before it is decoded."""
+        sizes = [8 * int(np.prod(shape)) for arrays in self.shapes.values() for shape in arrays.values()]
+        return max(sizes, default=0) + SLACK_BYTES
+
+    def fault(self, update: wire.Update) -> str | None:
+        """Return what is wrong with an update in one phrase, or None."""
+        if "error" in update.facts:
+            return f"it reported: {update.facts['error']}"
+        if self.weights_hash and update.weights_hash != self.weights_hash:
+            return f"other backbone weights ({update.weights_hash[:12]} instead of {self.weights_hash[:12]})"
+        for name, arrays in self.shapes.items():
+            group = update.groups.get(name)
+            if group is None:
+                return f"'{name}' is missing"
+            if set(group) != set(arrays):
+                wrong = sorted(set(group) ^ set(arrays))
+                return f"'{name}' has other arrays than expected ({', '.join(wrong)[:80]})"
+            for key, shape in arrays.items():
+                value = group[key]
+                if value.shape != shape:
+                    return f"'{name}/{key}' has shape {value.shape}, expected {shape}"
+                if not np.isfinite(value).all():
+                    return f"'{name}/{key}' holds NaN or infinity"
+        extra = sorted(set(update.groups) - set(self.shapes))
+        return f"unexpected group '{extra[0]}'" if extra else None
+
+
+def read_update(content: object, expectation: Expectation) -> tuple[wire.Update | None, str | None]:
+    """Decode and check a reply; returns the update, or None and the reason why it is left out."""
+    try:
+        update = wire.decode_update(content, expectation.limit_bytes)  # type: ignore[arg-type]
+    except wire.WireError as error:
+        return None, str(error)
+    except Exception as error:  # a reply is hostile input: whatever it breaks, it must not break the round
+        return None, f"unreadable ({type(error).__name__})"
+    fault = expectation.fault(update)
+    return (None, fault) if fault else (update, None)

@@ -1,0 +1,268 @@
+"""How does a run go, from the first greeting to the report?"""
+
+from __future__ import annotations
+
+import logging
+import time
+import uuid
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from common import wire
+from common.checkpoint import (
+    Checkpoint,
+    checkpoint_path,
+    load_checkpoint,
+    prune_checkpoints,
+    save_checkpoint,
+)
+from common.config import RunConfig
+from common.errors import UserError
+from server.initial import initial_state
+from server.link import Link
+from server.merge import lloyd_pass
+from server.model_state import ModelState
+from server.quarantine import Expectation
+from server.registry import Registry
+from server.run_dir import append_metrics, cut_metrics, prepare_run_dir, start_logging, stop_logging
+from server.scoring import Score, Scorer
+from server.strategy import Gathered, SegmentationStrategy
+
+if TYPE_CHECKING:
+    from flwr.serverapp import Grid
+
+log = logging.getLogger(__name__)
+
+MAX_LOST_ROUNDS = 3
+
+
+@dataclass
+class Run:
+    """Everything that one run needs at hand."""
+
+    config: RunConfig
+    run_dir: Path
+    link: Link
+    registry: Registry
+    strategy: SegmentationStrategy
+    scorer: Scorer
+    first_round: int
+    started: float = field(default_factory=time.monotonic)
+
+    @property
+    def state(self) -> ModelState:
+        """The model as it is now."""
+        return self.strategy.state
+
+
+def run(grid: Grid, config: RunConfig) -> Path:
+    """Run a whole federation over ``grid`` and return the run directory.
+
+    Raises `UserError` where a setting, a checkpoint or the sites make a run impossible. A site that dies,
+    hangs, raises or sends nonsense costs the round that site and nothing else.
+    """
+    checkpoint = load_checkpoint(config.resume) if config.resume else None
+    resumed_from = checkpoint_file(config.resume, checkpoint) if checkpoint else None
+    run_dir = prepare_run_dir(config, resumed_from)
+    handlers = start_logging(run_dir)
+    try:
+        log.info("results go to %s", run_dir)
+        current = prepare(grid, config, run_dir, checkpoint)
+        train_rounds(current)
+        from server.report import write_report
+
+        report = write_report(run_dir)
+        log.info("report: %s", report)
+    except UserError as error:
+        log.error("the run ends: %s", error)
+        raise
+    finally:
+        stop_logging(handlers)
+    return run_dir
+
+
+def checkpoint_file(given: str, checkpoint: Checkpoint) -> Path:
+    """Return the file that ``given`` (a file or a run directory) stood for."""
+    path = Path(given)
+    return checkpoint_path(path, checkpoint.round) if path.is_dir() else path.with_suffix(".safetensors")
+
+
+def prepare(grid: Grid, config: RunConfig, run_dir: Path, checkpoint: Checkpoint | None) -> Run:
+    """Open the evaluation shard, greet the sites, and make or load the model."""
+    (run_dir / "config.json").write_text(config.to_json(), encoding="utf-8")
+    scorer = Scorer.open(config)
+    run_key = checkpoint.run_key if checkpoint else f"{config.name}-seed{config.seed}-{uuid.uuid4().hex[:8]}"
+    link = Link(grid)
+    registry = Registry(config, run_key, scorer.weights_hash)
+    wanted = config.sites.expected or config.sites.minimum
+    link.wait_for_nodes(
+        wanted, config.sites.wait_seconds, lambda n: log.info("%d of %d sites are connected", n, wanted)
+    )
+    registry.refresh(link, 0, log.info)
+    if len(registry.sites) < config.sites.minimum:
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in sorted(registry.refused.items()))
+        raise UserError(
+            f"{len(registry.sites)} usable site(s) after {config.sites.wait_seconds:.0f} s, "
+            f"{config.sites.minimum} needed ({reasons or 'none connected'}); start the sites or lower sites.minimum."
+        )
+    info = next(iter(registry.sites.values()))
+    if checkpoint is not None:
+        check_resumable(checkpoint, config, info.channels, info.weights_hash)
+        cut_metrics(run_dir, checkpoint.round)
+        state = ModelState.from_arrays(checkpoint.head, checkpoint.centroids, checkpoint.extra)
+        log.info("going on after round %d of %s", checkpoint.round, run_key)
+    else:
+        state = initial_state(config, info.channels)
+    strategy = SegmentationStrategy(config, registry, state, run_key)
+    strategy.summary()
+    images = sum(site.images for site in registry.sites.values())
+    log.info("%d sites with %d images: %s", len(registry.sites), images, ", ".join(sorted(registry.sites)))
+    return Run(config, run_dir, link, registry, strategy, scorer, 1 + (checkpoint.round if checkpoint else 0))
+
+
+def check_resumable(checkpoint: Checkpoint, config: RunConfig, channels: int, weights_hash: str) -> None:
+    """Refuse a checkpoint of another model with a sentence that says what differs."""
+    kept = checkpoint.config.model
+    differing = [key for key, value in config.model.model_dump().items() if value != getattr(kept, key)]
+    differing = [key for key in differing if key != "weights"]  # a path; the hash below is what counts
+    if differing:
+        key = differing[0]
+        raise UserError(
+            f"The checkpoint was made with model.{key.replace('_', '-')} = {getattr(kept, key)!r}, this run has "
+            f"{getattr(config.model, key)!r}; use the recipe that the checkpoint was made with."
+        )
+    if checkpoint.channels != channels or checkpoint.weights_hash != weights_hash:
+        raise UserError(
+            f"The checkpoint belongs to backbone weights {checkpoint.weights_hash[:12]} ({checkpoint.channels} "
+            f"channels), the sites have {weights_hash[:12]} ({channels}); use the same weights file."
+        )
+
+
+def train_rounds(current: Run) -> None:
+    """Train until the last round; every round ends with a checkpoint and a line of metrics."""
+    config, strategy = current.config, current.strategy
+    lost = 0
+    for number in range(current.first_round, config.rounds + 1):
+        began = time.monotonic()
+        current.registry.refresh(current.link, number, log.info)
+        messages = list(strategy.configure_train(number, None, None, current.link.grid))  # type: ignore[arg-type]
+        replies = current.link.exchange(messages, config.sites.deadline_seconds)
+        merged, _ = strategy.aggregate_train(number, replies)
+        gathered = strategy.gathered
+        lost = lost + 1 if merged is None else 0
+        if lost == MAX_LOST_ROUNDS:
+            raise UserError(
+                f"{lost} rounds in a row had fewer than {config.sites.minimum} usable replies; see log.txt for the "
+                f"reasons, then go on with resume={current.run_dir}."
+            )
+        last = number == config.rounds
+        if last and merged is not None:
+            polish(current, number, gathered)
+        due = last or (config.eval.every > 0 and number % config.eval.every == 0)
+        score = score_round(current, number, gathered) if due else Score()
+        if due:
+            current.scorer.write_pictures(current.run_dir, number, current.state)
+        finish_round(current, number, gathered, score, merged is not None, time.monotonic() - began)
+
+
+def polish(current: Run, number: int, gathered: Gathered) -> None:
+    """Run exact spherical k-means over all sites for the final head: sums up, centroids down."""
+    config, strategy = current.config, current.strategy
+    if config.centroids.merge != "lloyd" or config.centroids.share != "both":
+        return
+    clusters, dim = current.state.centroids.shape
+    expectation = Expectation(
+        {"sums": {"sums": (clusters, dim), "counts": (clusters,), "cosines": (clusters,)}}, strategy.weights_hash
+    )
+    for index in range(config.centroids.polish_passes):
+        messages = strategy.address(sorted(current.registry.sites), wire.SUMS, number, {"what": "clusters"})
+        replies = current.link.exchange(messages, config.sites.deadline_seconds)
+        found = strategy.gather(replies, expectation)
+        for name, size in found.bytes_up.items():
+            gathered.bytes_up[name] = gathered.bytes_up.get(name, 0) + size
+        for name, size in found.bytes_down.items():
+            gathered.bytes_down[name] = gathered.bytes_down.get(name, 0) + size
+        gathered.quarantined |= found.quarantined
+        if not found.updates:
+            log.warning("no site answered polish pass %d: the centroids stay as they are", index + 1)
+            return
+        strategy.state = lloyd_pass(strategy.state, found.updates, config, use_momentum=False)
+
+
+def score_round(current: Run, number: int, gathered: Gathered) -> Score:
+    """Score the model where the labelled shard is: at the server, or on the sites."""
+    if current.config.eval.where != "sites":
+        return current.scorer.score(current.state)
+    messages = list(
+        current.strategy.configure_evaluate(number, None, None, current.link.grid)  # type: ignore[arg-type]
+    )
+    replies = current.link.exchange(messages, current.config.sites.deadline_seconds)
+    current.strategy.aggregate_evaluate(number, replies)
+    found = current.strategy.gathered
+    for name, reason in found.quarantined.items():
+        gathered.quarantined[name] = f"while scoring, {reason}"
+    return current.scorer.score_confusions(
+        {name: update.groups["confusion"]["confusion"] for name, update in found.updates.items()}
+    )
+
+
+def finish_round(
+    current: Run, number: int, gathered: Gathered, score: Score, counted: bool, seconds: float
+) -> None:
+    """Write checkpoint and metrics, then say in one line how the round went and how long the rest takes."""
+    updates = gathered.updates.values()
+    images = sum(int(update.facts.get("images", 0)) for update in updates)
+
+    def mean(key: str) -> float | None:
+        values = [
+            (update.metrics[key], int(update.facts.get("images", 0))) for update in updates if key in update.metrics
+        ]
+        return sum(v * n for v, n in values) / images if values and images else None
+
+    line: dict[str, Any] = {
+        "round": number,
+        "split": current.scorer.split,
+        **score.fields(),
+        "loss": mean("loss"),
+        "mean_cosine": score.mean_cosine if score.mean_cosine is not None else mean("mean_cosine"),
+        "displacement": mean("displacement"),
+        "sites": sorted(gathered.updates),
+        "quarantined": gathered.quarantined | current.registry.refused,
+        "counted": counted,
+        "bytes_up": gathered.bytes_up,
+        "bytes_down": gathered.bytes_down,
+        "seconds": round(seconds, 3),
+    }
+    state = current.state
+    info = next(iter(current.registry.sites.values()), None)
+    digest = save_checkpoint(
+        checkpoint_path(current.run_dir, number),
+        Checkpoint(
+            round=number,
+            head=state.head,
+            centroids=state.centroids,
+            config=current.config,
+            classes=current.scorer.classes,
+            weights_hash=current.strategy.weights_hash or current.scorer.weights_hash,
+            channels=current.scorer.channels or (info.channels if info else 0),
+            grid=current.scorer.grid or (info.grid if info else (0, 0)),
+            run_key=current.strategy.run_key,
+            mapping=score.mapping,
+            extra=state.to_extra(),
+            metrics={key: line[key] for key in ("accuracy", "miou", "miou_all", "loss")},
+        ),
+    )
+    line["checkpoint_sha256"] = digest
+    append_metrics(current.run_dir, line)
+    prune_checkpoints(current.run_dir, current.config.checkpoint.keep)
+    done = number - current.first_round + 1
+    left = (time.monotonic() - current.started) / done * (current.config.rounds - number)
+    asked = len(gathered.bytes_down)
+    words = [f"round {number}/{current.config.rounds}", f"sites {len(gathered.updates)}/{asked}"]
+    if line["loss"] is not None:
+        words.append(f"loss {line['loss']:.4f}")
+    words += score.words()
+    up = sum(gathered.bytes_up.values()) / max(len(gathered.bytes_up), 1) / 1e6
+    words += [f"up {up:.2f} MB a site", f"{seconds:.1f} s", f"left {left:.0f} s"]
+    log.info("  ".join(words))
