@@ -1,0 +1,320 @@
+"""How does a site train for one round, from frozen features, without a label?"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional
+
+from client.statistics import ClusterSums, cluster_sums
+from common.config import Local, RunConfig
+from common.feature_source import FeatureSource, tokens_of
+from common.losses.centroids import cosine_cluster_loss
+from common.losses.correspondence import unit
+from common.losses.objective import Batch, build_objective
+from common.models.head import SegmentationHead, load_numpy, state_to_numpy
+from common.seeds import torch_generator
+
+METRICS = (
+    "loss",  # mean over the steps, of everything that trains the head
+    "objective",  # thereof the self-supervised objective
+    "prox",  # thereof FedProx
+    "moon",  # thereof the model-contrastive term
+    "mean_cosine",  # of all patches to their centroid, after training
+    "displacement",  # of the centroids: Frobenius norms of the steps, summed
+    "steps",
+)
+"""The metrics of every round, whatever the settings: sites' figures can be averaged name by name."""
+
+Arrays = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class LocalResult:
+    """What a round leaves behind at a site. Head, centroids, counts, sums and extras may travel; the state
+    stays.
+
+    head: the trained head; centroids: float32 [K, D], the ones received where the server finds them by
+    Lloyd; counts: int64 [K], patches per cluster over the whole shard under the trained head; sums: the
+    whole E-step that counts them; num_batches: batches of one pass over the shard; extras: the objective's
+    shared arrays; state: see `train_local`.
+    """
+
+    head: Arrays
+    centroids: np.ndarray
+    counts: np.ndarray
+    sums: ClusterSums
+    num_images: int
+    num_batches: int
+    metrics: dict[str, float]
+    extras: Arrays = field(default_factory=dict)
+    state: Arrays = field(default_factory=dict)
+
+
+def epochs_of(images: int, batch: int, generator: torch.Generator) -> Iterator[list[int]]:
+    """Yield batches without end: every image once per pass, in a fresh order; the last of a pass may be
+    smaller.
+    """
+    while True:
+        order = torch.randperm(images, generator=generator).tolist()
+        for start in range(0, images, batch):
+            yield order[start : start + batch]
+
+
+def count_steps(local: Local, images: int) -> int:
+    """Return the optimiser steps of a round."""
+    return local.steps or local.epochs * math.ceil(images / local.batch)
+
+
+def train_local(
+    features: FeatureSource,
+    head: Mapping[str, np.ndarray],
+    centroids: np.ndarray,
+    config: RunConfig,
+    round_number: int,
+    site: str,
+    state: Mapping[str, np.ndarray] | None = None,
+    *,
+    extras: Mapping[str, np.ndarray] | None = None,
+    device: torch.device | str = "cpu",
+    progress: Callable[[int, int], None] | None = None,
+) -> LocalResult:
+    """Train head and centroids on a site's features for one round.
+
+    ``head`` and ``centroids`` [K, D] are those the server sent, ``extras`` the shared arrays of the
+    objective (empty: it starts fresh). ``state`` is what this site's last round returned, empty in its
+    first: Adam's moments (``local.keep-optimizer``) and the previous local head (``local.moon-weight``); it
+    never leaves the site.
+
+    All draws follow from (seed, site, round), so that neither other sites nor the device change them. With
+    ``centroids.merge = "lloyd"`` the centroids stay as received: the server finds them from the sums.
+    Raises ValueError for an empty shard, for arrays that do not fit, and where the loss stops being finite.
+    """
+    if len(features) == 0:
+        raise ValueError(f"Site {site} has no image to train on.")
+    local = config.local
+    generator = torch_generator(config.seed, "train", site, round_number)
+    model = SegmentationHead(
+        features.channels, config.model.dim, config.model.dropout, config.model.nonlinear
+    )
+    load_numpy(model, head)
+    model.to(device).train()
+    objective = build_objective(config, features.channels)
+    if extras:
+        load_numpy(objective, extras)
+    objective.to(device).train()
+    means = nn.Parameter(torch.from_numpy(np.array(centroids, dtype=np.float32)).to(device))
+    optimise_means = config.centroids.merge != "lloyd"
+    _check_received(model, means, site, round_number)
+
+    groups: list[dict[str, object]] = [{"params": list(model.parameters()), "lr": local.lr}]
+    optimizer = torch.optim.Adam(groups + objective.groups(local), lr=local.lr)
+    centroid_optimizer = torch.optim.Adam([means], lr=local.centroid_lr)
+    if state and local.keep_optimizer:
+        load_moments(optimizer, state, "adam")
+        load_moments(centroid_optimizer, state, "adam-centroids")
+    received = _frozen_copy(model)
+    previous = _previous_head(model, state) if local.moon_weight else None
+
+    neighbours = _neighbour_table(features, local.neighbours) if objective.wants_positives else None
+    batches = epochs_of(len(features), local.batch, generator)
+    steps = count_steps(local, len(features))
+    sums = dict.fromkeys(METRICS, 0.0)
+    for step in range(steps):
+        indices = next(batches)
+        tokens = tokens_of(features, indices, device)
+        positives = None
+        if neighbours is not None:
+            drawn = torch.randint(neighbours.shape[1], (len(indices),), generator=generator).numpy()
+            positives = tokens_of(features, neighbours[indices, drawn].tolist(), device)
+        outcome = objective(Batch(tokens, positives, features.grid), model, generator)
+        prox = (
+            proximal_term(model, received, local.prox_parameters) * (local.prox_mu / 2)
+            if local.prox_mu
+            else None
+        )
+        moon = None
+        if previous is not None:
+            with torch.no_grad():
+                anchors = received.project(tokens), previous.project(tokens)
+            moon = model_contrastive_term(outcome.codes, *anchors, local.moon_temperature) * local.moon_weight
+        loss = sum((term for term in (prox, moon) if term is not None), start=outcome.loss)
+        value = loss.item()
+        if not math.isfinite(value):
+            raise ValueError(
+                _why_not_finite(value, tokens, positives, local, site, round_number, step, steps)
+            )
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        objective.after_step()
+        if optimise_means:
+            sums["displacement"] += _centroid_step(outcome.codes.detach(), means, centroid_optimizer)
+        sums["loss"] += value
+        sums["objective"] += outcome.loss.item()
+        sums["prox"] += 0.0 if prox is None else prox.item()
+        sums["moon"] += 0.0 if moon is None else moon.item()
+        if progress is not None:
+            progress(step + 1, steps)
+
+    trained_means = means.detach().cpu().numpy()
+    totals = cluster_sums(features, model, trained_means, device=device)
+    metrics = {name: sums[name] / steps for name in ("loss", "objective", "prox", "moon")}
+    metrics |= {
+        "mean_cosine": totals.mean_cosine,
+        "displacement": sums["displacement"],
+        "steps": float(steps),
+    }
+    trained = state_to_numpy(model)
+    kept: Arrays = {}
+    if local.keep_optimizer:
+        kept |= moments_to_numpy(optimizer, "adam") | moments_to_numpy(centroid_optimizer, "adam-centroids")
+    if local.moon_weight:
+        kept |= {f"previous/{name}": array for name, array in trained.items()}
+    return LocalResult(
+        head=trained,
+        centroids=trained_means,
+        counts=totals.counts,
+        sums=totals,
+        num_images=len(features),
+        num_batches=math.ceil(len(features) / local.batch),
+        metrics=metrics,
+        extras=state_to_numpy(objective),
+        state=kept,
+    )
+
+
+def proximal_term(model: SegmentationHead, received: SegmentationHead, parameters: str) -> torch.Tensor:
+    """Return ``sum ||w - w_received||^2`` over all parameters, or over those of the non-linear branch (as
+    FUSS does).
+    """
+    terms = [
+        (now - then).square().sum()
+        for (name, now), then in zip(model.named_parameters(), received.parameters(), strict=True)
+        if parameters == "all" or name.startswith("nonlinear.")
+    ]
+    return torch.stack(terms).sum() if terms else torch.zeros((), device=model.linear.weight.device)
+
+
+def model_contrastive_term(
+    codes: torch.Tensor, received: torch.Tensor, previous: torch.Tensor, temperature: float
+) -> torch.Tensor:
+    """Return MOON's loss patch by patch, all three [..., D]: near the received head's code, far from the
+    previous one's.
+
+    ``-mean log( e^a / (e^a + e^b) )`` with a, b the cosines to the two references over the temperature. In
+    the published FUSS code both references are the same network, so that its gradient vanishes; here they
+    are the full received head and this site's own head of its previous round.
+    """
+    codes = unit(codes)
+    near = (codes * unit(received)).sum(-1) / temperature
+    far = (codes * unit(previous)).sum(-1) / temperature
+    return functional.softplus(far - near).mean()
+
+
+def moments_to_numpy(optimizer: torch.optim.Optimizer, prefix: str) -> Arrays:
+    """Return Adam's state as named arrays: ``prefix/parameter number/moment``."""
+    entries = optimizer.state_dict()["state"]
+    return {
+        f"{prefix}/{number}/{name}": value.cpu().numpy().copy()
+        for number, moments in entries.items()
+        for name, value in moments.items()
+    }
+
+
+def load_moments(optimizer: torch.optim.Optimizer, arrays: Mapping[str, np.ndarray], prefix: str) -> None:
+    """Load what `moments_to_numpy` returned; names of other prefixes are ignored, none at all is a fresh
+    start.
+
+    Raises ValueError where a moment has not the shape of its parameter.
+    """
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    entries: dict[int, dict[str, torch.Tensor]] = {}
+    for key, array in arrays.items():
+        head, _, rest = key.partition("/")
+        if head != prefix:
+            continue
+        number, _, name = rest.partition("/")
+        index = int(number)
+        if index >= len(parameters) or (name != "step" and array.shape != tuple(parameters[index].shape)):
+            raise ValueError(
+                f"The kept optimiser state {key} {array.shape} does not fit; delete this site's state."
+            )
+        entries.setdefault(index, {})[name] = torch.from_numpy(np.array(array))
+    if entries:
+        optimizer.load_state_dict({**optimizer.state_dict(), "state": entries})
+
+
+def _centroid_step(codes: torch.Tensor, means: nn.Parameter, optimizer: torch.optim.Optimizer) -> float:
+    """Take one Adam step on the centroids; return how far they moved (Frobenius norm)."""
+    optimizer.zero_grad(set_to_none=True)
+    cosine_cluster_loss(codes.flatten(0, 1), means).backward()  # type: ignore[no-untyped-call]
+    before = means.detach().clone()
+    optimizer.step()
+    return float(torch.linalg.vector_norm(means.detach() - before))
+
+
+def _neighbour_table(features: FeatureSource, wanted: int) -> np.ndarray | None:
+    """Return [N, k] possible positives; fewer than wanted in a small shard, none for a single image."""
+    available = min(wanted, len(features) - 1)
+    return features.neighbours(available) if available else None
+
+
+def _frozen_copy(model: SegmentationHead) -> SegmentationHead:
+    """Copy a head, without gradients or dropout, as a reference."""
+    copy = SegmentationHead(model.channels, model.dim, model.dropout, model.nonlinear is not None)
+    copy.load_state_dict(model.state_dict())
+    return copy.to(model.linear.weight.device).eval().requires_grad_(False)
+
+
+def _previous_head(
+    model: SegmentationHead, state: Mapping[str, np.ndarray] | None
+) -> SegmentationHead | None:
+    """Return this site's head of its last round; ``None`` in its first, which has nothing to move away from."""
+    arrays = {
+        key.removeprefix("previous/"): array
+        for key, array in (state or {}).items()
+        if key.startswith("previous/")
+    }
+    if not arrays:
+        return None
+    copy = _frozen_copy(model)
+    load_numpy(copy, arrays)
+    return copy
+
+
+def _check_received(model: SegmentationHead, means: torch.Tensor, site: str, round_number: int) -> None:
+    if means.dim() != 2 or means.shape[1] != model.dim:
+        raise ValueError(
+            f"Centroids of shape {list(means.shape)} were received; [K, {model.dim}] were expected."
+        )
+    for name, value in [*model.named_parameters(), ("centroids", means)]:
+        if not torch.isfinite(value).all():
+            raise ValueError(
+                f"Site {site}, round {round_number}: the received array '{name}' holds NaN or infinity."
+            )
+
+
+def _why_not_finite(
+    value: float,
+    tokens: torch.Tensor,
+    positives: torch.Tensor | None,
+    local: Local,
+    site: str,
+    round_number: int,
+    step: int,
+    steps: int,
+) -> str:
+    """Name the likely cause: broken features, or else steps that are too large."""
+    sound = all(bool(torch.isfinite(part).all()) for part in (tokens, positives) if part is not None)
+    cause = (
+        f"the learning rate local.lr = {local.lr:g} is probably too large"
+        if sound
+        else "the cached features hold NaN or infinity: delete this site's feature cache"
+    )
+    return f"Site {site}: the loss is {value} in round {round_number}, step {step + 1} of {steps}; {cause}."

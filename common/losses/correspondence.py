@@ -1,0 +1,197 @@
+"""How does the head learn from correspondences between features? (STEGO, eq. 2 to 5; FUSS's local objective)
+
+Where two patches' frozen features agree more than a shift, their codes are pulled together, elsewhere they
+are pushed apart. Per pair of maps, with fd and cd the cosines of features and of codes at sampled
+positions,
+
+    loss = - mean( clamp(cd, 0 .. 0.8) * (centred(fd) - shift) ).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch.nn import functional
+
+from common import config
+from common.losses.sampling import bilinear, derangements, gather, salient_coords, uniform_coords
+
+EPSILON = 1e-10
+"""Norms below this count as this, as in the published code."""
+
+AUTO_NEGATIVE_FACTOR = 3.5
+"""EAGLE's factor on the automatic shift of the negative term."""
+
+
+def unit(vectors: torch.Tensor) -> torch.Tensor:
+    """Scale the last axis to length 1."""
+    return functional.normalize(vectors, dim=-1, eps=EPSILON)
+
+
+@dataclass(frozen=True)
+class Draw:
+    """The random choices of one step: positions [B, P, 2] in anchors and partners, negative partners [n, B]."""
+
+    anchor: torch.Tensor
+    partner: torch.Tensor
+    negatives: torch.Tensor
+
+    def to(self, device: torch.device) -> Draw:
+        """Move to a device."""
+        return Draw(self.anchor.to(device), self.partner.to(device), self.negatives.to(device))
+
+
+def draw(
+    batch: int,
+    settings: config.Loss,
+    generator: torch.Generator,
+    salience: tuple[torch.Tensor, torch.Tensor] | None = None,
+) -> Draw:
+    """Draw positions and negative partners; ``salience`` (bool [B, h, w] of anchors and of positives)
+    steers positions.
+    """
+    points = settings.samples**2
+    if salience is None:
+        anchor, partner = (uniform_coords(batch, points, generator) for _ in range(2))
+    else:
+        anchor, partner = (salient_coords(mask, points, generator) for mask in salience)
+    return Draw(anchor, partner, derangements(batch, settings.negatives, generator))
+
+
+@dataclass(frozen=True)
+class Maps:
+    """One side of a pairing: features [B, h*w, C], codes [B, h*w, D], and the channels the features keep
+    [B, 1, C].
+
+    The published code shows the loss channel-dropped features: the third mask of a head call, independent of
+    the two inside the head. It is applied after sampling, which is the same and costs a fraction.
+    """
+
+    features: torch.Tensor
+    codes: torch.Tensor
+    mask: torch.Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Terms:
+    """The weighted loss, and its three terms before weighting (0 where a term is absent)."""
+
+    total: torch.Tensor
+    intra: torch.Tensor
+    inter: torch.Tensor
+    negative: torch.Tensor
+
+
+def centre_rows(correlations: torch.Tensor) -> torch.Tensor:
+    """Centre [..., T, B, P, Q] over Q, then restore each T's mean over (B, P, Q).
+
+    Takes away how similar an anchor is to everything ("pointwise"). The mean is that of the batch, so
+    the loss of a batch is not the mean of its images' losses.
+    """
+    mean = correlations.mean(dim=(-3, -2, -1), keepdim=True)
+    return correlations - correlations.mean(dim=-1, keepdim=True) + mean
+
+
+def pair_losses(
+    features: torch.Tensor,
+    codes: torch.Tensor,
+    shifts: torch.Tensor | None,
+    settings: config.Loss,
+    positives: int,
+) -> torch.Tensor:
+    """Return one loss for each of T pairings from cosines [T, B, P, Q] of features and of codes: [T].
+
+    ``shifts`` [T] are the fixed shifts. ``None`` asks for EAGLE's automatic ones: |mean fd - mean cd| for
+    the first ``positives`` pairings, 3.5 (mean fd + mean cd) for the others; as published, the gradient
+    goes through them.
+    """
+    with torch.no_grad():
+        if settings.pointwise:
+            features = centre_rows(features)
+    if shifts is None:
+        feature_mean, code_mean = features.mean(dim=(1, 2, 3)), codes.mean(dim=(1, 2, 3))
+        attract = (feature_mean - code_mean).abs()
+        repel = AUTO_NEGATIVE_FACTOR * (feature_mean + code_mean)
+        shifts = torch.cat([attract[:positives], repel[positives:]])
+    lowest = 0.0 if settings.zero_clamp else None
+    highest = 0.8 if settings.stabilize else None
+    if lowest is not None or highest is not None:
+        codes = codes.clamp(min=lowest, max=highest)
+    return -(codes * (features - shifts.view(-1, 1, 1, 1))).mean(dim=(1, 2, 3))
+
+
+def correspondence_loss(
+    anchor: Maps, positive: Maps | None, grid: tuple[int, int], draw: Draw, settings: config.Loss
+) -> Terms:
+    """Return the correspondence loss of a batch.
+
+    ``positive`` holds a neighbour of each image, or is ``None`` (no inter term). The intra term compares an
+    image with itself at the same positions, the inter term with its neighbour, the negative term with
+    ``draw.negatives`` at the partner's positions; a batch of one has no negative term. Terms of weight 0
+    are left out.
+    """
+    batch = len(anchor.features)
+    weights_and_shifts: list[tuple[float, float]] = []
+    here, here_share = bilinear(draw.anchor, grid)
+    there, there_share = bilinear(draw.partner, grid)
+
+    feature = _sampled(anchor, here, here_share)
+    code = unit(gather(anchor.codes, here, here_share))
+    features, codes = [], []
+    if settings.intra_weight:
+        features.append(feature)
+        codes.append(code)
+        weights_and_shifts.append((settings.intra_weight, settings.intra_shift))
+    if settings.inter_weight and positive is not None:
+        features.append(_sampled(positive, there, there_share))
+        codes.append(unit(gather(positive.codes, there, there_share)))
+        weights_and_shifts.append((settings.inter_weight, settings.inter_shift))
+    positives = len(features)
+    negatives = len(draw.negatives) if settings.negative_weight else 0
+    if negatives:
+        images = draw.negatives.T.flatten()  # anchor by anchor, so that its negatives lie side by side
+        repeated, shares = (x.repeat_interleave(negatives, dim=0) for x in (there, there_share))
+        features.append(_sampled(anchor, repeated, shares, images).reshape(batch, -1, feature.shape[-1]))
+        codes.append(unit(gather(anchor.codes, repeated, shares, images)).reshape(batch, -1, code.shape[-1]))
+        weights_and_shifts += [(settings.negative_weight / negatives, settings.negative_shift)] * negatives
+
+    zero = code.sum() * 0
+    if not features:
+        return Terms(zero, zero.detach(), zero.detach(), zero.detach())
+    weights, shifts = torch.tensor(weights_and_shifts, device=code.device).unbind(1)
+    with torch.no_grad():
+        feature_cosines = _correlate(feature, features)
+    values = pair_losses(
+        feature_cosines,
+        _correlate(code, codes),
+        shifts if settings.shift == "fixed" else None,
+        settings,
+        positives,
+    )
+    parts = values.detach()
+    has_intra = bool(settings.intra_weight)
+    return Terms(
+        total=settings.correspondence_weight * (weights * values).sum(),
+        intra=parts[0] if has_intra else zero.detach(),
+        inter=parts[positives - 1] if positives > has_intra else zero.detach(),
+        negative=parts[positives:].mean() if negatives else zero.detach(),
+    )
+
+
+@torch.no_grad()
+def _sampled(
+    maps: Maps, indices: torch.Tensor, weights: torch.Tensor, images: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Return unit features at positions (see `gather`), channels dropped after sampling."""
+    sampled = gather(maps.features, indices, weights, images)
+    if maps.mask is not None:
+        sampled = sampled * (maps.mask if images is None else maps.mask[images])
+    return unit(sampled)
+
+
+def _correlate(anchor: torch.Tensor, others: list[torch.Tensor]) -> torch.Tensor:
+    """Return all dot products of [B, P, D] with T maps, given as parts [B, T_i * P, D]: [T, B, P, P]."""
+    products = torch.cat([torch.bmm(anchor, part.transpose(1, 2)) for part in others], dim=2)
+    batch, points, _ = anchor.shape
+    return products.view(batch, points, -1, points).permute(2, 0, 1, 3)
