@@ -1,0 +1,246 @@
+"""Where does training get the features of a site's images, without running the backbone again?
+
+`open_features` answers from the site's disk; only where the disk has no fitting answer is the backbone
+loaded, once. Both classes here satisfy `common.feature_source.FeatureSource`. On a hit neither timm nor
+torchvision is imported.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from common import feature_store as store
+from common.config import Cache, Model
+from common.data.images import read_image
+from common.data.manifest import Shard
+from common.device import choose_device
+from common.errors import UserError
+from common.models import backbone as backbones
+from common.models.inputs import backbone_settings, prepare_image, weights_key
+from common.neighbours import nearest_neighbours
+
+Indices = Sequence[int] | NDArray[np.integer] | torch.Tensor
+Progress = Callable[[int, int], None]
+
+BATCH = 8
+"""Images per forward pass of the backbone while features are made; bounds the memory."""
+
+
+class Features:
+    """Frozen patch features of N images, read from a cache.
+
+    Attributes:
+        tokens: float16 or float32 [N, h*w, C], on disk (or in memory, see `from_arrays`).
+        pooled: float32 [N, C], mean of an image's tokens.
+        grid: (h, w).
+        channels: C.
+        weights_hash: of the backbone that made them.
+        device: where `batch` puts its answer.
+        name: of the shard, for messages.
+    """
+
+    def __init__(
+        self,
+        tokens: NDArray[Any],
+        pooled: NDArray[np.float32],
+        grid: tuple[int, int],
+        weights_hash: str,
+        device: str | torch.device = "cpu",
+        name: str = "the shard",
+    ) -> None:
+        """Wrap arrays that belong together; shapes as in the class's attributes."""
+        if tokens.ndim != 3 or tokens.shape[1] != grid[0] * grid[1]:
+            raise ValueError(f"expected tokens [N, {grid[0] * grid[1]}, C], got {list(tokens.shape)}")
+        self.tokens = tokens
+        self.pooled = pooled
+        self.grid = grid
+        self.channels = int(tokens.shape[2])
+        self.weights_hash = weights_hash
+        self.device = torch.device(device)
+        self.name = name
+        self._rows = np.asarray(tokens)  # the same memory; indexing a memmap object is slower
+
+    @classmethod
+    def from_arrays(cls, tokens: NDArray[np.float32], grid: tuple[int, int], weights_hash: str = "") -> Self:
+        """Wrap tokens [N, h*w, C] that lie in memory."""
+        return cls(tokens, tokens.mean(axis=1, dtype=np.float32), grid, weights_hash)
+
+    def __len__(self) -> int:
+        """Return N."""
+        return len(self._rows)
+
+    def batch(self, indices: Indices) -> torch.Tensor:
+        """Return the features of some images, float32 [B, C, h, w], in channels-last memory.
+
+        The last point saves a transposition: 1x1 convolutions read that layout as fast as any.
+        """
+        rows = torch.from_numpy(self._rows[np.asarray(indices)]).to(self.device).float()
+        return rows.transpose(1, 2).unflatten(2, self.grid)  # type: ignore[no-untyped-call,no-any-return]
+
+    def neighbours(self, k: int) -> NDArray[np.int64]:
+        """Return each image's k most similar other images, int64 [N, k] (see `nearest_neighbours`)."""
+        return nearest_neighbours(self.pooled, k, self.name)
+
+
+class UncachedFeatures:
+    """The same features, computed by the backbone every time: the reference that the cache must match."""
+
+    def __init__(self, shard: Shard, model: Model, device: str | torch.device | None, seed: int) -> None:
+        """Load the backbone; images are read when asked for."""
+        self.device = choose_device(device)
+        self._shard = shard
+        self._model = model
+        self._backbone = backbones.load_backbone(model, seed, self.device)
+        self._pooled: NDArray[np.float32] | None = None
+        self.grid = self._backbone.grid
+        self.channels = self._backbone.channels
+        self.weights_hash = self._backbone.weights_hash
+
+    def __len__(self) -> int:
+        """Return N."""
+        return len(self._shard)
+
+    @property
+    def pooled(self) -> NDArray[np.float32]:
+        """Mean of an image's tokens, float32 [N, C]; one pass over the shard when first asked for."""
+        if self._pooled is None:
+            self._pooled = np.concatenate(
+                [tokens.mean(dim=1).cpu().numpy() for _, tokens in self._encode(range(len(self)))]
+            )
+        return self._pooled
+
+    def batch(self, indices: Indices) -> torch.Tensor:
+        """Return the features of some images, float32 [B, C, h, w]."""
+        tokens = torch.cat([part for _, part in self._encode([int(i) for i in indices])])
+        return tokens.transpose(1, 2).unflatten(2, self.grid)  # type: ignore[no-untyped-call,no-any-return]
+
+    def neighbours(self, k: int) -> NDArray[np.int64]:
+        """Return each image's k most similar other images, int64 [N, k]."""
+        return nearest_neighbours(self.pooled, k, self._shard.name)
+
+    def _encode(self, indices: Sequence[int]) -> Iterator[tuple[Sequence[int], torch.Tensor]]:
+        return encode(self._backbone, self._shard, self._model, indices, self.device)
+
+
+def open_features(
+    shard: Shard,
+    model: Model,
+    cache: Cache,
+    cache_dir: str | Path,
+    device: str | torch.device | None = None,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Features:
+    """Return the features of a shard from the cache, made now where there is none that fits.
+
+    Args:
+        shard: which images; no label is opened.
+        model: backbone, weights, input size, crop: all that features depend on is part of the key.
+        cache: precision on disk.
+        cache_dir: folder on the site's own disk; several shards and models may share it.
+        device: runs the backbone, and receives batches; None: CUDA where there is any.
+        seed: of random backbone weights.
+        progress: called with (images done, images in all) while features are made, never on a hit.
+
+    Raises:
+        UserError: missing or broken images, backbones that do not load (see `load_backbone`), a disk
+            that is full or read-only, features that are not finite.
+    """
+    if not len(shard):
+        raise UserError(f"Shard {shard.name} holds no images; list at least one in {shard.path}.")
+    folder = Path(cache_dir)
+    place = choose_device(device)
+    weights = weights_key(model, seed)
+    key = store.cache_key(shard, model, weights, cache.dtype)
+    stored = store.read(folder, key)
+    if stored is None:
+        with store.shard_lock(folder, key):
+            stored = store.read(folder, key)  # another process may have made it while we waited
+            if stored is None:
+                store.prune(folder, key)
+                _build(shard, model, cache, folder, key, weights, place, seed, progress)
+                stored = store.read(folder, key)
+    if stored is None:
+        raise UserError(
+            f"The feature cache {folder / key.folder} went away while it was opened; start again."
+        )
+    header = stored.header
+    return Features(stored.tokens, stored.pooled, header.grid, header.weights_hash, place, shard.name)
+
+
+def _build(
+    shard: Shard,
+    model: Model,
+    cache: Cache,
+    folder: Path,
+    key: store.Key,
+    weights: str,
+    device: torch.device,
+    seed: int,
+    progress: Progress | None,
+) -> None:
+    """Run the backbone once over the shard and write what it says."""
+    backbone = backbones.load_backbone(model, seed, device)
+    header = store.Header.describe(
+        images=len(shard),
+        grid=backbone.grid,
+        channels=backbone.channels,
+        dtype=cache.dtype,
+        weights_hash=backbone.weights_hash,
+        weights_key=weights,
+        settings=backbone_settings(model),
+    )
+    with store.writing(folder, key, header) as writer:
+        done = 0
+        for indices, tokens in encode(backbone, shard, model, range(len(shard)), device):
+            values = tokens.cpu().numpy()
+            _check_finite(values, cache.dtype, shard, indices)
+            writer.append(values, tokens.mean(dim=1).cpu().numpy())
+            done += len(indices)
+            if progress is not None:
+                progress(done, len(shard))
+
+
+def encode(
+    backbone: backbones.Backbone,
+    shard: Shard,
+    model: Model,
+    indices: Sequence[int],
+    device: torch.device,
+) -> Iterator[tuple[Sequence[int], torch.Tensor]]:
+    """Yield (indices, tokens float32 [b, h*w, C]) for at most `BATCH` images at a time."""
+
+    def load(index: int) -> torch.Tensor:
+        return prepare_image(read_image(shard.image_path(index)), model)
+
+    # decoding releases the interpreter lock, so that threads help wherever there are cores
+    with ThreadPoolExecutor(max_workers=min(BATCH, os.cpu_count() or 1)) as pool:
+        for start in range(0, len(indices), BATCH):
+            part = indices[start : start + BATCH]
+            pictures = torch.stack(list(pool.map(load, part)))
+            yield part, backbone(pictures.to(device)).contiguous()
+
+
+def _check_finite(values: NDArray[np.float32], dtype: str, shard: Shard, indices: Sequence[int]) -> None:
+    """Refuse features that are not finite, as computed or as stored; name the first image with any."""
+    finite = np.isfinite(values).all(axis=(1, 2))
+    if not finite.all():
+        culprit = shard.image_path(indices[int(np.argmin(finite))])
+        raise UserError(
+            f"The backbone gives features that are not finite for {culprit}; check model.weights (a damaged "
+            "file, or another architecture's)."
+        )
+    limit = float(np.finfo(np.dtype(dtype)).max)
+    if float(np.abs(values).max()) > limit:
+        raise UserError(
+            f"Features of shard {shard.name} exceed {limit:.0f}, the largest {dtype}; "
+            "set cache.dtype to 'float32'."
+        )
