@@ -6,15 +6,16 @@ can be told from them beyond what a sum tells. Accumulated in float64, image chu
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
+from common.config import RunConfig
 from common.feature_source import FeatureSource, tokens_of
 from common.losses.correspondence import unit
-from common.models.head import SegmentationHead
+from common.models.head import SegmentationHead, load_numpy
 
 Progress = Callable[[int, int], None]
 
@@ -79,7 +80,7 @@ def spherical_sums(directions: torch.Tensor, centroids: torch.Tensor) -> Cluster
 
 
 @torch.no_grad()
-def cluster_sums(
+def sums_under(
     features: FeatureSource,
     head: SegmentationHead,
     centroids: np.ndarray,
@@ -113,6 +114,20 @@ def cluster_sums(
     return total
 
 
+def cluster_sums(
+    features: FeatureSource,
+    head: Mapping[str, np.ndarray],
+    centroids: np.ndarray,
+    config: RunConfig,
+    device: torch.device | str = "cpu",
+) -> ClusterSums:
+    """Run one exact E-step under a head that came as arrays (see `sums_under`)."""
+    model = config.model
+    module = SegmentationHead(features.channels, model.dim, model.dropout, model.nonlinear)
+    load_numpy(module, head)
+    return sums_under(features, module.to(device), centroids, device=device)
+
+
 @torch.no_grad()
 def moments(
     features: FeatureSource,
@@ -137,3 +152,25 @@ def moments(
     if total is None:
         raise ValueError("The shard has no image; moments of nothing are not defined.")
     return total
+
+
+def site_sums(
+    what: str,
+    features: FeatureSource,
+    groups: Mapping[str, Mapping[str, np.ndarray]],
+    config: RunConfig,
+    site: str,
+    device: torch.device | str = "cpu",
+) -> dict[str, np.ndarray]:
+    """Answer the server's request for sums: named arrays that it adds up over the sites.
+
+    ``what`` is "clusters" (one exact Lloyd E-step under the received head and centroids: sums, counts,
+    cosines) or "moments" (of the raw features: total, outer, count). Raises ValueError for anything else.
+    """
+    if what == "clusters":
+        found = cluster_sums(features, groups["head"], groups["centroids"]["centroids"], config, device)
+        return {"sums": found.sums, "counts": found.counts, "cosines": found.cosines}
+    if what == "moments":
+        total = moments(features, device=device)
+        return {"total": total.total, "outer": total.outer, "count": np.array([total.count], dtype=np.int64)}
+    raise ValueError(f"Site {site} was asked for sums of {what!r}; it knows 'clusters' and 'moments'.")

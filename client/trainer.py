@@ -9,13 +9,13 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 from torch import nn
-from torch.nn import functional
 
-from client.statistics import ClusterSums, cluster_sums
+from client.adam_state import load_moments, moments_to_numpy
+from client.statistics import sums_under
 from common.config import Local, RunConfig
 from common.feature_source import FeatureSource, tokens_of
+from common.losses.anchoring import model_contrastive_term, proximal_term
 from common.losses.centroids import cosine_cluster_loss
-from common.losses.correspondence import unit
 from common.losses.objective import Batch, build_objective
 from common.models.head import SegmentationHead, load_numpy, state_to_numpy
 from common.seeds import torch_generator
@@ -36,23 +36,20 @@ Arrays = dict[str, np.ndarray]
 
 @dataclass(frozen=True)
 class LocalResult:
-    """What a round leaves behind at a site. Head, centroids, counts, sums and extras may travel; the state
-    stays.
+    """What a round leaves behind at a site. The state stays there, the rest may travel.
 
-    head: the trained head; centroids: float32 [K, D], the ones received where the server finds them by
-    Lloyd; counts: int64 [K], patches per cluster over the whole shard under the trained head; sums: the
-    whole E-step that counts them; num_batches: batches of one pass over the shard; extras: the objective's
-    shared arrays; state: see `train_local`.
+    head: the trained head; centroids: float32 [K, D], as received where the server finds them by Lloyd;
+    counts: int64 [K], patches per cluster over the whole shard after training; num_batches: batches of one
+    pass over the shard; shared: the objective's shared arrays; state: see `train_local`.
     """
 
     head: Arrays
     centroids: np.ndarray
     counts: np.ndarray
-    sums: ClusterSums
     num_images: int
     num_batches: int
     metrics: dict[str, float]
-    extras: Arrays = field(default_factory=dict)
+    shared: Arrays = field(default_factory=dict)
     state: Arrays = field(default_factory=dict)
 
 
@@ -80,13 +77,13 @@ def train_local(
     site: str,
     state: Mapping[str, np.ndarray] | None = None,
     *,
-    extras: Mapping[str, np.ndarray] | None = None,
+    shared: Mapping[str, np.ndarray] | None = None,
     device: torch.device | str = "cpu",
     progress: Callable[[int, int], None] | None = None,
 ) -> LocalResult:
     """Train head and centroids on a site's features for one round.
 
-    ``head`` and ``centroids`` [K, D] are those the server sent, ``extras`` the shared arrays of the
+    ``head`` and ``centroids`` [K, D] are those the server sent, ``shared`` the shared arrays of the
     objective (empty: it starts fresh). ``state`` is what this site's last round returned, empty in its
     first: Adam's moments (``local.keep-optimizer``) and the previous local head (``local.moon-weight``); it
     never leaves the site.
@@ -105,8 +102,8 @@ def train_local(
     load_numpy(model, head)
     model.to(device).train()
     objective = build_objective(config, features.channels)
-    if extras:
-        load_numpy(objective, extras)
+    if shared:
+        load_numpy(objective, shared)
     objective.to(device).train()
     means = nn.Parameter(torch.from_numpy(np.array(centroids, dtype=np.float32)).to(device))
     optimise_means = config.centroids.merge != "lloyd"
@@ -163,7 +160,7 @@ def train_local(
             progress(step + 1, steps)
 
     trained_means = means.detach().cpu().numpy()
-    totals = cluster_sums(features, model, trained_means, device=device)
+    totals = sums_under(features, model, trained_means, device=device)
     metrics = {name: sums[name] / steps for name in ("loss", "objective", "prox", "moon")}
     metrics |= {
         "mean_cosine": totals.mean_cosine,
@@ -180,74 +177,12 @@ def train_local(
         head=trained,
         centroids=trained_means,
         counts=totals.counts,
-        sums=totals,
         num_images=len(features),
         num_batches=math.ceil(len(features) / local.batch),
         metrics=metrics,
-        extras=state_to_numpy(objective),
+        shared=state_to_numpy(objective),
         state=kept,
     )
-
-
-def proximal_term(model: SegmentationHead, received: SegmentationHead, parameters: str) -> torch.Tensor:
-    """Return ``sum ||w - w_received||^2`` over all parameters, or over those of the non-linear branch (as
-    FUSS does).
-    """
-    terms = [
-        (now - then).square().sum()
-        for (name, now), then in zip(model.named_parameters(), received.parameters(), strict=True)
-        if parameters == "all" or name.startswith("nonlinear.")
-    ]
-    return torch.stack(terms).sum() if terms else torch.zeros((), device=model.linear.weight.device)
-
-
-def model_contrastive_term(
-    codes: torch.Tensor, received: torch.Tensor, previous: torch.Tensor, temperature: float
-) -> torch.Tensor:
-    """Return MOON's loss patch by patch, all three [..., D]: near the received head's code, far from the
-    previous one's.
-
-    ``-mean log( e^a / (e^a + e^b) )`` with a, b the cosines to the two references over the temperature. In
-    the published FUSS code both references are the same network, so that its gradient vanishes; here they
-    are the full received head and this site's own head of its previous round.
-    """
-    codes = unit(codes)
-    near = (codes * unit(received)).sum(-1) / temperature
-    far = (codes * unit(previous)).sum(-1) / temperature
-    return functional.softplus(far - near).mean()
-
-
-def moments_to_numpy(optimizer: torch.optim.Optimizer, prefix: str) -> Arrays:
-    """Return Adam's state as named arrays: ``prefix/parameter number/moment``."""
-    entries = optimizer.state_dict()["state"]
-    return {
-        f"{prefix}/{number}/{name}": value.cpu().numpy().copy()
-        for number, moments in entries.items()
-        for name, value in moments.items()
-    }
-
-
-def load_moments(optimizer: torch.optim.Optimizer, arrays: Mapping[str, np.ndarray], prefix: str) -> None:
-    """Load what `moments_to_numpy` returned; names of other prefixes are ignored, none at all is a fresh
-    start.
-
-    Raises ValueError where a moment has not the shape of its parameter.
-    """
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    entries: dict[int, dict[str, torch.Tensor]] = {}
-    for key, array in arrays.items():
-        head, _, rest = key.partition("/")
-        if head != prefix:
-            continue
-        number, _, name = rest.partition("/")
-        index = int(number)
-        if index >= len(parameters) or (name != "step" and array.shape != tuple(parameters[index].shape)):
-            raise ValueError(
-                f"The kept optimiser state {key} {array.shape} does not fit; delete this site's state."
-            )
-        entries.setdefault(index, {})[name] = torch.from_numpy(np.array(array))
-    if entries:
-        optimizer.load_state_dict({**optimizer.state_dict(), "state": entries})
 
 
 def _centroid_step(codes: torch.Tensor, means: nn.Parameter, optimizer: torch.optim.Optimizer) -> float:
@@ -275,7 +210,9 @@ def _frozen_copy(model: SegmentationHead) -> SegmentationHead:
 def _previous_head(
     model: SegmentationHead, state: Mapping[str, np.ndarray] | None
 ) -> SegmentationHead | None:
-    """Return this site's head of its last round; ``None`` in its first, which has nothing to move away from."""
+    """Return this site's head of its last round; ``None`` in its first, which has nothing to move away
+    from.
+    """
     arrays = {
         key.removeprefix("previous/"): array
         for key, array in (state or {}).items()

@@ -34,5 +34,5 @@ class FeatureSource(Protocol):
 
 
 def tokens_of(source: FeatureSource, indices: list[int], device: torch.device | str = "cpu") -> torch.Tensor:
-    """Return the features of these images token-major, the layout in which a patch is one row: [B, h*w, C]."""
+    """Return the features of these images token-major, one patch a row: [B, h*w, C]."""
     return source.batch(indices).to(device).flatten(2).transpose(1, 2)

@@ -1,4 +1,5 @@
-"""How does the head learn from correspondences between features? (STEGO, eq. 2 to 5; FUSS's local objective)
+"""How does the head learn from correspondences between features? (STEGO, eq. 2 to 5; FUSS's local
+objective)
 
 Where two patches' frozen features agree more than a shift, their codes are pulled together, elsewhere they
 are pushed apart. Per pair of maps, with fd and cd the cosines of features and of codes at sampled
@@ -31,7 +32,9 @@ def unit(vectors: torch.Tensor) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class Draw:
-    """The random choices of one step: positions [B, P, 2] in anchors and partners, negative partners [n, B]."""
+    """The random choices of one step: positions [B, P, 2] in anchors and partners, negative partners [n,
+    B].
+    """
 
     anchor: torch.Tensor
     partner: torch.Tensor
@@ -64,8 +67,8 @@ class Maps:
     """One side of a pairing: features [B, h*w, C], codes [B, h*w, D], and the channels the features keep
     [B, 1, C].
 
-    The published code shows the loss channel-dropped features: the third mask of a head call, independent of
-    the two inside the head. It is applied after sampling, which is the same and costs a fraction.
+    The published code shows the loss channel-dropped features: the third mask of a head call, independent
+    of the two inside the head. It is applied after sampling, which is the same and costs a fraction.
     """
 
     features: torch.Tensor

@@ -34,7 +34,9 @@ class Batch:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What an objective makes of a batch: the loss, the codes [B, h*w, D] of its images, and figures to log."""
+    """What an objective makes of a batch: the loss, the codes [B, h*w, D] of its images, and figures to
+    log.
+    """
 
     loss: torch.Tensor
     codes: torch.Tensor

@@ -74,7 +74,9 @@ class SegmentationHead(nn.Module):
         return code
 
     def forward(self, features: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
-        """Return the codes [B, dim, h, w] of features [B, C, h, w]; training with dropout needs a generator."""
+        """Return the codes [B, dim, h, w] of features [B, C, h, w]; training with dropout needs a
+        generator.
+        """
         if features.dim() != 4 or features.shape[1] != self.channels:
             raise ValueError(
                 f"The head expects features [B, {self.channels}, h, w] but was given "
@@ -124,7 +126,7 @@ def load_numpy(module: nn.Module, arrays: Mapping[str, np.ndarray]) -> None:
         )
         first = wrong[0]
         raise ValueError(
-            f"Array '{first}' is {given.get(first, 'missing')} but {expected.get(first, 'no such array')} was "
+            f"Array '{first}' is {given.get(first, 'missing')}, {expected.get(first, 'no such array')} was "
             f"expected ({len(wrong)} arrays differ); use the backbone and model settings it was trained with."
         )
     module.load_state_dict({name: torch.from_numpy(np.array(array)) for name, array in arrays.items()})
