@@ -1,0 +1,118 @@
+"""How does FedCC cluster the centroids of all sites into new ones?
+
+FedCC (from FUSS, federated unsupervised semantic segmentation) pools the K rows of all N sites and clusters
+the N*K points, by k-means or by greedy maximin. As published, both are Euclidean on raw rows, ignore how
+many patches stand behind a row, and scramble the numbering. Each of that is a switch here: ``spherical``
+(directions instead of raw rows), ``weighted`` (patch counts), ``keep_index`` (number the new centroids
+after the current ones). With either of the first two, dead rows are left out.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
+
+from common.kmeans import farthest_first, spherical_kmeans
+from server.centroid_matching import assign
+from server.centroid_stack import Merged, Stack, displacement, unit
+
+PUBLISHED_SEED = 42
+PUBLISHED_STARTS = 10
+
+
+def merge_fedcc(
+    current: np.ndarray,
+    stack: Stack,
+    how: Literal["kmeans", "maximin"],
+    *,
+    spherical: bool,
+    weighted: bool,
+    keep_index: bool,
+) -> Merged:
+    """Return K centroids that cluster the rows of all sites; memory and time are linear in their number.
+
+    ``spherical=False, weighted=False, keep_index=False`` is the published rule to the letter: sklearn's
+    KMeans(K, random_state=42, n_init=10) on the raw rows, or maximin from row 0 of the first site, whose
+    result are the selected rows themselves.
+
+    Where fewer than K different live rows exist, those are the new centroids of the clusters that they
+    match best, and the other clusters are reported as dead and keep the current centroid.
+    """
+    clusters = len(current)
+    points = stack.rows.reshape(-1, current.shape[1])
+    if not (spherical or weighted):
+        centres = _kmeans(points, clusters) if how == "kmeans" else points[farthest_first(points, clusters)]
+    else:
+        live = stack.live.ravel()
+        points, counts = points[live], stack.counts.ravel()[live].astype(np.float64)
+        if spherical:
+            points = unit(points)
+        cluster = _cluster_by_kmeans if how == "kmeans" else _cluster_by_maximin
+        centres = cluster(points, counts if weighted else None, min(clusters, len(points)), spherical)
+    new, dead = _place(centres, current, keep_index)
+    return Merged(new, displacement(current, new), dead)
+
+
+def _kmeans(points: np.ndarray, clusters: int, weights: NDArray[np.float64] | None = None) -> np.ndarray:
+    """Return sklearn's k-means centres, as published; one thread, so that sums have one order."""
+    from sklearn.cluster import KMeans
+
+    with threadpool_limits(limits=1, user_api="openmp"):
+        fitted = KMeans(clusters, random_state=PUBLISHED_SEED, n_init=PUBLISHED_STARTS).fit(
+            points, sample_weight=weights
+        )
+    return np.asarray(fitted.cluster_centers_)
+
+
+def _cluster_by_kmeans(
+    points: np.ndarray, weights: NDArray[np.float64] | None, clusters: int, spherical: bool
+) -> np.ndarray:
+    if not clusters:
+        return points
+    if not spherical:
+        return _kmeans(points, clusters, weights)
+    found = spherical_kmeans(points, clusters, PUBLISHED_SEED, weights=weights)
+    return found.centres[np.bincount(found.labels, minlength=clusters) > 0]
+
+
+def _cluster_by_maximin(
+    points: np.ndarray, weights: NDArray[np.float64] | None, clusters: int, spherical: bool
+) -> np.ndarray:
+    """Return maximin's rows; with weights: start at the heaviest row, then average the rows nearest to each.
+
+    The average is what keeps a single odd row from becoming a centroid all by its own choice.
+    """
+    if not clusters:
+        return points
+    start = 0 if weights is None else int(np.argmax(weights))
+    chosen = farthest_first(points, clusters, first=start, spherical=spherical)
+    _, first = np.unique(chosen, return_index=True)  # where all rows are covered, maximin repeats itself
+    centres = points[chosen[np.sort(first)]]
+    if weights is None:
+        return centres
+    nearest = _nearest(points, centres)
+    sums = np.zeros(centres.shape)
+    for cluster in range(len(centres)):
+        member = nearest == cluster
+        sums[cluster] = weights[member] @ points[member] / weights[member].sum()
+    return sums
+
+
+def _nearest(points: np.ndarray, centres: np.ndarray) -> NDArray[np.int64]:
+    """Return the index of the nearest centre [M] in Euclidean distance (on unit rows: by cosine)."""
+    target = centres.astype(np.float64)
+    offset = 0.5 * np.einsum("kd,kd->k", target, target)
+    return np.asarray(np.argmax(points.astype(np.float64) @ target.T - offset, axis=1))
+
+
+def _place(centres: np.ndarray, current: np.ndarray, keep_index: bool) -> tuple[np.ndarray, tuple[int, ...]]:
+    """Give the centres [M, D] numbers among K >= M clusters; return the new rows and the unfilled numbers."""
+    if len(centres) == len(current) and not keep_index:
+        return centres.astype(current.dtype), ()
+    clusters = assign(unit(centres) @ unit(current).T)
+    new = current.copy()
+    new[clusters] = centres
+    return new, tuple(sorted(set(range(len(current))) - set(clusters.tolist())))
