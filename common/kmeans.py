@@ -1,0 +1,261 @@
+"""How are vectors grouped by direction: spherical k-means, its seedings, and maximin selection?
+
+All functions take one point a row and are pure: what is random follows from a seed. Spherical k-means
+raises the weighted sum of cosines between points and the unit mean of their cluster (Dhillon and Modha,
+2001). Sums of disjoint sets of points add up, so that one iteration over many sites is exactly one over the
+pooled points.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from common.errors import UserError
+
+Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
+Seeding = Literal["k-means++", "maximin", "random"]
+
+EPSILON = 1e-10
+CHUNK = 1 << 16
+"""Points compared with all centres at a time, which bounds the memory."""
+
+
+def unit_rows(points: npt.ArrayLike) -> Floats:
+    """Return the rows scaled to length 1, in float64; a row of zeros stays zero."""
+    rows = np.asarray(points, dtype=np.float64)
+    lengths: Floats = np.linalg.norm(rows, axis=-1, keepdims=True)
+    scaled: Floats = rows / np.maximum(lengths, EPSILON)
+    return scaled
+
+
+def farthest_first(points: npt.ArrayLike, count: int, first: int = 0, spherical: bool = False) -> Ints:
+    """Select ``count`` rows, each as far as possible from those selected before (maximin, Gonzalez 1985).
+
+    Starts at row ``first``; distance is Euclidean, of the rows as they are or (``spherical``) of their
+    directions. Ties go to the lowest index. Keeps each row's distance to the selection, hence O(count x
+    rows x dim) instead of count times that. Returns int64 [count] in order of selection. Raises UserError
+    for fewer rows than ``count``.
+    """
+    rows = unit_rows(points) if spherical else np.asarray(points, dtype=np.float64)
+    _check_enough(len(rows), count)
+    selected = np.empty(count, dtype=np.int64)
+    selected[0] = first
+    nearest = _squared_distances(rows, rows[first])
+    for position in range(1, count):
+        selected[position] = int(np.argmax(nearest))
+        np.minimum(nearest, _squared_distances(rows, rows[selected[position]]), out=nearest)
+    return selected
+
+
+def plus_plus(
+    points: npt.ArrayLike, count: int, generator: np.random.Generator, weights: npt.ArrayLike | None = None
+) -> Ints:
+    """Select ``count`` rows by greedy k-means++ on directions: int64 [count].
+
+    A row is drawn with probability proportional to its weight times 1 - cosine to the nearest selected row
+    (half the squared distance of directions); of 2 + log(count) draws the one that lowers the total most is
+    taken (Arthur and Vassilvitskii, 2007). Where all weight coincides with the selection, rows not yet
+    selected are drawn uniformly.
+    """
+    rows = unit_rows(points)
+    _check_enough(len(rows), count)
+    mass = _weights_of(len(rows), weights)
+    trials = 2 + int(np.log(count))
+    selected = [int(generator.choice(len(rows), p=mass / mass.sum()))]
+    gap = np.maximum(1 - rows @ rows[selected[0]], 0)
+    while len(selected) < count:
+        potential = gap * mass
+        total = potential.sum()
+        if total <= EPSILON * mass.sum():
+            free = np.setdiff1d(np.arange(len(rows)), selected)
+            candidates = generator.choice(free, size=1)
+        else:
+            candidates = generator.choice(len(rows), size=trials, p=potential / total)
+        gaps = np.minimum(gap, np.maximum(1 - rows[candidates] @ rows.T, 0))
+        best = int(np.argmin(gaps @ mass))
+        selected.append(int(candidates[best]))
+        gap = gaps[best]
+    return np.array(selected, dtype=np.int64)
+
+
+@dataclass(frozen=True)
+class Sums:
+    """What one E-step leaves of a set of points: sums of directions [K, D], their weights [K], their
+    cosines [K].
+    """
+
+    sums: Floats
+    weights: Floats
+    cosines: Floats
+
+    def __add__(self, other: Sums) -> Sums:
+        """Join disjoint sets of points."""
+        return Sums(self.sums + other.sums, self.weights + other.weights, self.cosines + other.cosines)
+
+
+def assign(points: npt.ArrayLike, centres: npt.ArrayLike) -> tuple[Ints, Floats]:
+    """Return each row's centre of highest cosine (ties to the lowest index) and that cosine: [M], [M]."""
+    return _assign(unit_rows(points), unit_rows(centres))
+
+
+def expectation(points: npt.ArrayLike, centres: npt.ArrayLike, weights: npt.ArrayLike | None = None) -> Sums:
+    """Assign every row to its centre and add up what the next centres need."""
+    rows, means = unit_rows(points), unit_rows(centres)
+    mass = _weights_of(len(rows), weights)
+    labels, cosines = _assign(rows, means)
+    return Sums(
+        _sum_rows(rows, labels, mass, len(means)),
+        _sum_by(labels, mass, len(means)),
+        _sum_by(labels, cosines * mass, len(means)),
+    )
+
+
+def maximisation(sums: npt.ArrayLike, previous: npt.ArrayLike) -> Floats:
+    """Return the unit centres of summed directions [K, D]; a cluster without any keeps its previous one."""
+    totals, before = np.asarray(sums, dtype=np.float64), unit_rows(previous)
+    lengths = np.linalg.norm(totals, axis=1, keepdims=True)
+    return np.where(lengths > EPSILON, totals / np.maximum(lengths, EPSILON), before)
+
+
+@dataclass(frozen=True)
+class Clustering:
+    """Unit centres [K, D], each point's cluster [M], and the weighted mean cosine that was reached."""
+
+    centres: Floats
+    labels: Ints
+    mean_cosine: float
+    iterations: int
+
+
+def spherical_kmeans(
+    points: npt.ArrayLike,
+    clusters: int,
+    seed: int,
+    *,
+    weights: npt.ArrayLike | None = None,
+    seeding: Seeding = "k-means++",
+    start: npt.ArrayLike | None = None,
+    restarts: int = 4,
+    iterations: int = 100,
+    tolerance: float = 1e-9,
+) -> Clustering:
+    """Cluster rows [M, D] by direction; the best of ``restarts`` by mean cosine, deterministic by ``seed``.
+
+    ``weights`` [M] count a point several times, or not at all. ``start`` [K, D] replaces the seeding (then
+    there is one run). A cluster that runs empty is moved to the point, of positive weight, that is worst
+    represented (its weight times 1 - cosine is largest). Stops when the mean cosine grows by less than
+    ``tolerance``. Raises UserError for fewer points of positive weight than clusters, for non-finite points
+    and for negative weights.
+    """
+    rows = unit_rows(points)
+    mass = _weights_of(len(rows), weights)
+    if not np.isfinite(rows).all():
+        raise UserError("Points to cluster hold NaN or infinity; look for the step that made them.")
+    _check_enough(int((mass > 0).sum()), clusters)
+    best: Clustering | None = None
+    for attempt in range(1 if start is not None or seeding == "maximin" else restarts):
+        generator = np.random.default_rng([seed, attempt])
+        centres = (
+            unit_rows(start) if start is not None else _seed_centres(rows, clusters, generator, mass, seeding)
+        )
+        found = _lloyd(rows, centres, mass, iterations, tolerance)
+        if best is None or found.mean_cosine > best.mean_cosine:
+            best = found
+    assert best is not None
+    return best
+
+
+def _lloyd(rows: Floats, centres: Floats, mass: Floats, iterations: int, tolerance: float) -> Clustering:
+    """Alternate assignment and update; every round raises the mean cosine or is the last."""
+    total, reached = mass.sum(), -np.inf
+    for done in range(iterations + 1):
+        labels, cosines = _assign(rows, centres)
+        empty = np.flatnonzero(_sum_by(labels, mass, len(centres)) == 0)
+        if len(empty):
+            centres = _refill(rows, centres, mass * (1 - cosines), mass, empty)
+            labels, cosines = _assign(rows, centres)
+        value = float((cosines * mass).sum() / total)
+        if value - reached < tolerance or done == iterations:
+            break
+        reached = value
+        centres = maximisation(_sum_rows(rows, labels, mass, len(centres)), centres)
+    return Clustering(centres, labels, value, done)
+
+
+def _refill(rows: Floats, centres: Floats, loss: Floats, mass: Floats, empty: Ints) -> Floats:
+    """Move the centres of empty clusters to the worst represented points, worst first."""
+    moved = centres.copy()
+    for cluster in empty:
+        worst = int(np.argmax(loss))
+        moved[cluster] = rows[worst]
+        loss = np.minimum(loss, mass * (1 - rows @ rows[worst]))
+    return moved
+
+
+def _assign(rows: Floats, means: Floats) -> tuple[Ints, Floats]:
+    labels = np.empty(len(rows), dtype=np.int64)
+    cosines = np.empty(len(rows))
+    for start in range(0, len(rows), CHUNK):
+        part = slice(start, start + CHUNK)
+        similarity = rows[part] @ means.T
+        labels[part] = similarity.argmax(axis=1)
+        cosines[part] = similarity[np.arange(len(similarity)), labels[part]]
+    return labels, cosines
+
+
+def _sum_rows(rows: Floats, labels: Ints, mass: Floats, clusters: int) -> Floats:
+    """Add up weighted rows by label, as products with the membership matrix: [clusters, D]."""
+    sums = np.zeros((clusters, rows.shape[1]))
+    for start in range(0, len(rows), CHUNK):
+        part = slice(start, start + CHUNK)
+        membership = np.zeros((clusters, len(labels[part])))
+        membership[labels[part], np.arange(membership.shape[1])] = mass[part]
+        sums += membership @ rows[part]
+    return sums
+
+
+def _sum_by(labels: Ints, values: Floats, clusters: int) -> Floats:
+    return np.bincount(labels, weights=values, minlength=clusters).astype(np.float64)
+
+
+def _seed_centres(
+    rows: Floats, clusters: int, generator: np.random.Generator, mass: Floats, seeding: Seeding
+) -> Floats:
+    usable = np.flatnonzero(mass > 0)
+    if seeding == "maximin":
+        # the heaviest direction first: unlike row 0 it does not depend on the order of the sites
+        chosen = farthest_first(rows[usable], clusters, first=int(np.argmax(mass[usable])))
+    elif seeding == "k-means++":
+        chosen = plus_plus(rows[usable], clusters, generator, mass[usable])
+    elif seeding == "random":
+        chosen = generator.choice(len(usable), size=clusters, replace=False)
+    else:
+        raise UserError(f"Seeding {seeding!r} is unknown; expected 'k-means++', 'maximin' or 'random'.")
+    return rows[usable[chosen]]
+
+
+def _weights_of(count: int, weights: npt.ArrayLike | None) -> Floats:
+    if weights is None:
+        return np.ones(count)
+    mass = np.asarray(weights, dtype=np.float64)
+    if mass.shape != (count,) or not np.isfinite(mass).all() or (mass < 0).any():
+        raise UserError(
+            f"Weights {mass.shape} were given for {count} points; expected a number of at least 0 for each."
+        )
+    return mass
+
+
+def _squared_distances(rows: Floats, row: Floats) -> Floats:
+    difference = rows - row
+    squares: Floats = np.einsum("md,md->m", difference, difference)
+    return squares
+
+
+def _check_enough(points: int, wanted: int) -> None:
+    if wanted < 1 or points < wanted:
+        raise UserError(f"{wanted} clusters were asked for but there are {points} points of positive weight.")
