@@ -11,9 +11,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
 from common.data.classes import ClassTable
+
+Bytes = npt.NDArray[np.uint8]
 
 VOID = 255
 VOID_COLOUR = (232, 234, 238)
@@ -47,13 +50,14 @@ class Legend:
 
     names: tuple[str, ...]
     colours: tuple[tuple[int, int, int], ...]
-    of_cluster: np.ndarray
+    of_cluster: Bytes
 
-    def apply(self, clusters: np.ndarray) -> np.ndarray:
+    def apply(self, clusters: npt.NDArray[np.integer]) -> Bytes:
         """Turn a map of clusters (any integer type, 0..K-1, or 255 = nothing) into a map of ids."""
         table = np.full(256, VOID, dtype=np.uint8)
         table[: len(self.of_cluster)] = self.of_cluster
-        return table[clusters]
+        ids: Bytes = table[clusters]
+        return ids
 
     def as_json(self) -> list[dict[str, object]]:
         """Return ``[{"id", "name", "colour": "#rrggbb"}, ...]``."""
@@ -104,14 +108,15 @@ def hex_colour(colour: Sequence[int]) -> str:
     return "#{:02x}{:02x}{:02x}".format(*colour)
 
 
-def colourise(ids: np.ndarray, legend: Legend) -> np.ndarray:
+def colourise(ids: Bytes, legend: Legend) -> Bytes:
     """Paint a map of ids; whatever the legend does not name becomes light grey."""
     table = np.full((256, 3), VOID_COLOUR, dtype=np.uint8)
     table[: len(legend.colours)] = legend.colours
-    return table[ids]
+    painted: Bytes = table[ids]
+    return painted
 
 
-def overlay(image: np.ndarray, ids: np.ndarray, legend: Legend, alpha: float = 0.55) -> np.ndarray:
+def overlay(image: Bytes, ids: Bytes, legend: Legend, alpha: float = 0.55) -> Bytes:
     """Lay a map over its image: colour at strength ``alpha``, solid lines where segments meet.
 
     The image is greyed a little first, so that its own colours are not taken for the legend's.
@@ -127,10 +132,11 @@ def overlay(image: np.ndarray, ids: np.ndarray, legend: Legend, alpha: float = 0
     edge[:, 1:] |= ids[:, 1:] != ids[:, :-1]
     edge[1:, :] |= ids[1:, :] != ids[:-1, :]
     mixed[edge] = 0.25 * mixed[edge] + 0.75 * colours[edge]
-    return mixed.round().astype(np.uint8)
+    painted: Bytes = mixed.round().astype(np.uint8)
+    return painted
 
 
-def label_image(ids: np.ndarray, legend: Legend) -> Image.Image:
+def label_image(ids: Bytes, legend: Legend) -> Image.Image:
     """Return a palette image whose pixel values are the ids and whose palette is the legend."""
     table = np.full((256, 3), VOID_COLOUR, dtype=np.uint8)
     table[: len(legend.colours)] = legend.colours
@@ -139,7 +145,7 @@ def label_image(ids: np.ndarray, legend: Legend) -> Image.Image:
     return picture
 
 
-def present_ids(maps: Sequence[np.ndarray], legend: Legend) -> list[int]:
+def present_ids(maps: Sequence[Bytes], legend: Legend) -> list[int]:
     """Return the ids of a legend that occur in any of the maps, the most frequent first."""
     counts = np.zeros(256, dtype=np.int64)
     for ids in maps:
@@ -176,7 +182,7 @@ def legend_strip(legend: Legend, ids: Sequence[int], width: int, size: int = 13)
     return strip
 
 
-def with_legend(picture: np.ndarray, legend: Legend, ids: Sequence[int]) -> Image.Image:
+def with_legend(picture: Bytes, legend: Legend, ids: Sequence[int]) -> Image.Image:
     """Put the legend of the named ids under a picture."""
     height, width = picture.shape[:2]
     strip = legend_strip(legend, ids, width, size=max(11, min(22, width // 38)))

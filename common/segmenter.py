@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 
 from common import config
 from common.checkpoint import Checkpoint, load_checkpoint
+from common.models.inputs import CNN_STRIDE, is_cnn
 
 Upsample = Literal["cosines", "code"]
 
@@ -27,21 +29,37 @@ STRIP_VALUES = 1 << 22
 """How many fp32 values of a full-size map are held at once while labels are found (16 MiB)."""
 
 
-def grid_is_aligned(model: config.Model) -> bool:
-    """Say whether the outer grid cells are centred on the outer pixels (``align_corners=True``).
+@dataclass(frozen=True)
+class Geometry:
+    """Where the cells of the feature grid lie on the backbone's input, in input pixels.
 
-    A ViT patch covers its pixels, so that cell centres lie half a patch inside the border. A strided CNN
-    samples pixels 0, 16, 32, ...: with an input side of 16 n + 1 the last sample is the last pixel.
+    ``stride`` is None for patches, which tile the input, so that outer centres lie half a patch inside. A
+    CNN padded at the left and top centres cell i on pixel ``stride`` i; for sides of ``stride`` n + 1 the
+    last centre is the last pixel, which is what ``align_corners=True`` means.
     """
-    return model.backbone == "mobilenet_v2" and model.height % 16 == 1 and model.width % 16 == 1
+
+    height: int
+    width: int
+    stride: int | None = None
+
+    @classmethod
+    def of(cls, model: config.Model) -> Geometry:
+        """Return the geometry of a backbone as configured."""
+        return cls(model.height, model.width, CNN_STRIDE if is_cnn(model) else None)
 
 
 @functools.lru_cache(maxsize=64)
-def interpolation(cells: int, pixels: int, aligned: bool) -> Tensor:
-    """Return the matrix [pixels, cells] of bilinear interpolation along one side (torch's convention)."""
-    line = torch.eye(cells).view(1, cells, cells, 1)
-    weights = F.interpolate(line, size=(pixels, 1), mode="bilinear", align_corners=aligned)
-    return weights[0, :, :, 0].T.contiguous()
+def interpolation(cells: int, pixels: int, side: int, stride: int | None) -> Tensor:
+    """Return the matrix [pixels, cells] of linear interpolation along one side of a picture.
+
+    The picture's ``pixels`` were squeezed into ``side`` input pixels (see `Geometry` for ``stride``).
+    """
+    if stride is None:
+        position = (torch.arange(pixels) + 0.5) * cells / pixels - 0.5
+    else:
+        position = ((torch.arange(pixels) + 0.5) * side / pixels - 0.5) / stride
+    distance = position.clamp(0, cells - 1).unsqueeze(1) - torch.arange(cells)
+    return (1 - distance.abs()).clamp(min=0)
 
 
 class Segmenter(nn.Module):
@@ -55,14 +73,14 @@ class Segmenter(nn.Module):
     centroids: Tensor
 
     def __init__(
-        self, head: nn.Module, centroids: Tensor, *, aligned: bool = False, upsample: Upsample = "cosines"
+        self, head: nn.Module, centroids: Tensor, geometry: Geometry, *, upsample: Upsample = "cosines"
     ) -> None:
         super().__init__()
         if centroids.ndim != 2:
             raise ValueError(f"Centroids have shape {tuple(centroids.shape)}; expected [K, D].")
         self.head = head
         self.register_buffer("centroids", centroids.detach().clone())
-        self.aligned = aligned
+        self.geometry = geometry
         self.upsample: Upsample = upsample
         self.requires_grad_(False)
         self.eval()
@@ -87,23 +105,27 @@ class Segmenter(nn.Module):
         return cls(
             module,
             torch.from_numpy(np.asarray(centroids, dtype=np.float32)),
-            aligned=grid_is_aligned(model),
+            Geometry.of(model),
             upsample=upsample,
         )
 
     @classmethod
     def from_checkpoint(
-        cls, checkpoint: Checkpoint | str | Path, *, upsample: Upsample = "cosines"
+        cls,
+        checkpoint: Checkpoint | str | Path,
+        *,
+        model: config.Model | None = None,
+        upsample: Upsample = "cosines",
     ) -> Segmenter:
-        """Build the shared model of a checkpoint (an object, a file or a run directory)."""
+        """Build the shared model of a checkpoint (an object, a file or a run directory).
+
+        ``model`` replaces the run's backbone settings where images enter at another size.
+        """
         if not isinstance(checkpoint, Checkpoint):
             checkpoint = load_checkpoint(checkpoint)
+        model = model or checkpoint.config.model
         return cls.from_arrays(
-            checkpoint.head,
-            checkpoint.centroids,
-            checkpoint.channels,
-            checkpoint.config.model,
-            upsample=upsample,
+            checkpoint.head, checkpoint.centroids, checkpoint.channels, model, upsample=upsample
         )
 
     @property
@@ -136,8 +158,9 @@ class Segmenter(nn.Module):
 
         Only the named ``rows`` of the result are computed, so that a large picture needs little memory.
         """
-        down = interpolation(maps.shape[-2], size[0], self.aligned).to(maps)[rows]
-        across = interpolation(maps.shape[-1], size[1], self.aligned).to(maps)
+        g = self.geometry
+        down = interpolation(maps.shape[-2], size[0], g.height, g.stride).to(maps)[rows]
+        across = interpolation(maps.shape[-1], size[1], g.width, g.stride).to(maps)
         return down @ maps @ across.T
 
     @torch.no_grad()

@@ -1,0 +1,246 @@
+"""What does one run look like on a page?"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from common.atomic import atomic_write_text
+from common.config import flatten
+from common.overlay import cluster_colours, hex_colour
+from server.report_compare import compare, comparison_text
+from server.report_data import Row, Run, read_run
+from server.report_html import (
+    bar,
+    byte_text,
+    page,
+    picture,
+    section,
+    settings_list,
+    swatch,
+    table,
+    tiles,
+)
+from server.report_pictures import contact_sheet, write_pictures
+from server.report_sites import rounds_section, sites_section
+from server.report_svg import (
+    SERIES_COLOURS,
+    bar_chart,
+    confusion_chart,
+    line_chart,
+    percent,
+    short,
+)
+
+__all__ = ["compare", "comparison_text", "contact_sheet", "write_pictures", "write_report"]
+
+
+def write_report(run_dir: str | Path) -> Path:
+    """Write ``report.html`` into a run directory and return its path.
+
+    The page refers to ``pictures/`` beside it and to nothing else. Raises `UserError` where the folder is
+    no run directory or holds no round yet.
+    """
+    run = read_run(run_dir)
+    body = [_header(run), _headline(run)]
+    body += [
+        block
+        for block in (_pictures(run), _curves(run), _classes(run), _confusion(run), _clusters(run))
+        if block
+    ]
+    body += [sites_section(run), rounds_section(run), _settings(run), _footer()]
+    path = run.folder / "report.html"
+    atomic_write_text(path, page(f"{run.name}, seed {run.seed}", body))
+    return path
+
+
+def _setting(run: Run, dotted: str) -> Any:
+    return flatten(run.config).get(dotted)
+
+
+def _header(run: Run) -> str:
+    words = [f"preset {_setting(run, 'preset')}", str(_setting(run, "model.backbone")).replace("_", " ")]
+    words.append(f"{_setting(run, 'model.clusters')} clusters")
+    words.append(f"centroids merged by {_setting(run, 'centroids.merge')}")
+    share = _setting(run, "centroids.share")
+    if share not in (None, "both"):
+        words.append(
+            {"none": "nothing shared: each site trains alone"}.get(str(share), f"shared: {share} only")
+        )
+    if _setting(run, "sites.pool"):
+        words.append("all shards joined into one site (centralised)")
+    words.append(f"seed {run.seed}")
+    return f'<h1>{escape(run.name)}</h1><p class="lead">{escape("  ·  ".join(words))}</p>'
+
+
+def _headline(run: Run) -> str:
+    values: list[tuple[str, str]] = []
+    final, last = run.final, run.rows[-1]
+    own = run.scored("site_miou_mean")
+    if final is not None:
+        values.append((percent(final["miou"]), f"mIoU, round {final['round']}" + _split(final)))
+        if final.get("accuracy") is not None:
+            values.append((percent(final["accuracy"]), "pixel accuracy"))
+    elif own:
+        row = own[-1]
+        values.append(
+            (
+                percent(row["site_miou_mean"]),
+                f"mean mIoU of {len(row.get('site_miou') or {})} sites' own models",
+            )
+        )
+        values.append((percent(row.get("site_miou_std") or 0.0), "spread of those models"))
+    else:
+        values.append(("no labels", "label-free figures below"))
+    if last.get("mean_cosine") is not None:
+        values.append((f"{last['mean_cosine']:.3f}", "mean cosine to the centroid"))
+    if last.get("loss") is not None and final is None:
+        values.append((short(last["loss"]), "loss"))
+    values.append((str(last["round"]), f"of {_setting(run, 'rounds') or '?'} rounds"))
+    values.append((str(len(run.site_names())), "sites"))
+    values.append((f"{byte_text(run.site_bytes('bytes_up'))}", "up, per site and round"))
+    values.append((f"{byte_text(run.site_bytes('bytes_down'))}", "down, per site and round"))
+    values.append((f"{run.minutes:.1f} min", "all rounds"))
+    return tiles(values)
+
+
+def _split(row: Row) -> str:
+    return f", {row['split']}" if row.get("split") else ""
+
+
+def _pictures(run: Run) -> str:
+    if not run.pictures:
+        return ""
+    newest, first = run.pictures[-1], run.pictures[0]
+    blocks = [picture(f"pictures/{newest.name}", f"after round {_number(newest)}")]
+    if first != newest:
+        earlier = picture(f"pictures/{first.name}", f"after round {_number(first)}")
+        blocks.append(
+            f"<details><summary>the same images after round {_number(first)}</summary>{earlier}</details>"
+        )
+    note = (
+        "Grey in the truth: not labelled."
+        if run.classes is not None
+        else "Clusters have no names: nobody gave any."
+    )
+    return section("What it sees", *blocks, note=note)
+
+
+def _number(path: Path) -> int:
+    return int(path.stem.removeprefix("round-"))
+
+
+_CURVES = (
+    ("mIoU", ("miou",), percent, True),
+    ("Mean mIoU of the sites' own models", ("site_miou_mean",), percent, True),
+    ("Pixel accuracy", ("accuracy",), percent, True),
+    ("Training loss", ("loss",), short, False),
+    ("Mean cosine to the centroid", ("mean_cosine",), lambda v: f"{v:.3f}", False),
+    ("Centroid displacement per round", ("displacement",), short, True),
+    ("Evenness of the clusters (entropy / log K)", ("entropy",), lambda v: f"{v:.3f}", False),
+)
+
+
+def _curves(run: Run) -> str:
+    cards = []
+    for index, (title, (key,), label, from_zero) in enumerate(_CURVES):
+        curve = run.curve(key)
+        if len(curve) < 2:
+            continue
+        colour = SERIES_COLOURS[index % len(SERIES_COLOURS)]
+        chart = line_chart([(title, colour, curve)], label=label, from_zero=from_zero)
+        cards.append(f"<div><h3>{escape(title)}</h3>{chart}</div>")
+    if not cards:
+        return ""
+    return section("Over the rounds", f'<div class="grid">{"".join(cards)}</div>')
+
+
+def _classes(run: Run) -> str:
+    final = run.final
+    if final is None or not final.get("per_class_iou"):
+        return ""
+    rows = []
+    for position, (name, value) in enumerate(final["per_class_iou"].items()):
+        colour = run.colour_of(name, position)
+        if value is None:
+            rows.append([swatch(colour, name), '<span class="soft">not in the labels</span>', "–"])
+        else:
+            rows.append([swatch(colour, name), bar(value, colour), percent(value)])
+    rows.append(["mean over classes in the labels", "", percent(final["miou"])])
+    if final.get("miou_all") is not None and abs(final["miou_all"] - final["miou"]) > 1e-9:
+        rows.append(["mean over all classes", "", percent(final["miou_all"])])
+    return section(
+        f"Classes, round {final['round']}",
+        table(["class", "", "IoU"], rows, numbers_from=2, wide=False),
+        note="Clusters were matched to classes once, on the summed confusion of all scored images"
+        + (f" of '{final['split']}'." if final.get("split") else "."),
+    )
+
+
+def _confusion(run: Run) -> str:
+    rows = [row for row in run.rows if row.get("confusion")]
+    if not rows:
+        return ""
+    counts = rows[-1]["confusion"]
+    mapping = rows[-1].get("mapping") or run.mapping
+    names = list((rows[-1].get("per_class_iou") or {}).keys()) or (
+        list(run.classes.names) if run.classes else []
+    )
+    if mapping is None or len(mapping) != len(counts) or len(names) != len(counts[0]):
+        return ""
+    spare = any(matched < 0 for matched in mapping)
+    shares = confusion_shares(counts, mapping, len(names))
+    present = [index for index, row in enumerate(shares) if row[0] is not None]
+    columns = [*names, "no class"] if spare else names
+    chart = confusion_chart([names[i] for i in present], columns, [shares[i] for i in present])
+    return section(
+        "Confusion",
+        chart,
+        note="Where the pixels of each true class (down) went (across), in per cent of the class; "
+        "framed cells are right.",
+    )
+
+
+def confusion_shares(
+    counts: Sequence[Sequence[int]], mapping: Sequence[int], num_classes: int
+) -> list[list[float | None]]:
+    """Turn counts [K, C] of clusters by classes into shares [C true, C predicted (+ 1: no class)].
+
+    Rows of classes without pixels are None.
+    """
+    spare = any(matched < 0 for matched in mapping)
+    merged = [[0] * (num_classes + spare) for _ in range(num_classes)]
+    for cluster, matched in enumerate(mapping):
+        for true in range(num_classes):
+            merged[true][matched if matched >= 0 else num_classes] += int(counts[cluster][true])
+    return [[value / sum(row) for value in row] if sum(row) else [None] * len(row) for row in merged]
+
+
+def _clusters(run: Run) -> str:
+    rows = [row for row in run.rows if row.get("cluster_share")]
+    if not rows:
+        return ""
+    share: Sequence[float] = rows[-1]["cluster_share"]
+    colours = cluster_colours(len(share))
+    bars = [(f"cluster {k}", hex_colour(colours[k]), value) for k, value in enumerate(share)]
+    return section(
+        f"How much each cluster covers, round {rows[-1]['round']}",
+        bar_chart(sorted(bars, key=lambda one: -one[2])),
+        note="Share of all patches; needs no labels.",
+    )
+
+
+def _settings(run: Run) -> str:
+    pairs = [(key, "–" if value == "" else value) for key, value in flatten(run.config).items()]
+    return section(
+        "Settings", f"<details><summary>all {len(pairs)} settings</summary>{settings_list(pairs)}</details>"
+    )
+
+
+def _footer() -> str:
+    return (
+        "<footer>Made from config.json, metrics.jsonl and checkpoints/ of this folder. The figures are "
+        "those of the last scored round; no round was chosen by its score.</footer>"
+    )

@@ -1,0 +1,110 @@
+"""Who took part in a run, what did it cost them, and how did each round go?"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from html import escape
+from typing import Any
+
+from server.report_data import Run
+from server.report_html import byte_text, section, table
+from server.report_svg import percent, presence_strip
+
+
+def sites_section(run: Run) -> str:
+    """Return one line a site: when it answered, why it was left out, how many bytes went each way."""
+    names = run.site_names()
+    own: Mapping[str, float] = next((r["site_miou"] for r in reversed(run.rows) if r.get("site_miou")), {})
+    head = ["site", "rounds", "answered", "up / round", "down / round"] + (["own model, mIoU"] if own else [])
+    rows, reasons = [], []
+    for name in names:
+        states = []
+        for row in run.rows:
+            reason = (row.get("quarantined") or {}).get(name)
+            if reason is not None:
+                states.append(("bad", f"round {row['round']}: {reason}"))
+                reasons.append((name, row["round"], str(reason)))
+            elif name in (row.get("sites") or []):
+                states.append(("yes", f"round {row['round']}: answered"))
+            else:
+                states.append(("no", f"round {row['round']}: not asked or no answer"))
+        answered = sum(state == "yes" for state, _ in states)
+        cells = [
+            escape(name),
+            presence_strip(states),
+            f"{answered} of {len(run.rows)}",
+            byte_text(run.site_bytes("bytes_up", name)),
+            byte_text(run.site_bytes("bytes_down", name)),
+        ]
+        rows.append(cells + ([percent(own[name]) if name in own else "–"] if own else []))
+    rows.append(
+        [
+            "all sites, mean",
+            "",
+            "",
+            byte_text(run.site_bytes("bytes_up")),
+            byte_text(run.site_bytes("bytes_down")),
+        ]
+        + ([percent(sum(own.values()) / len(own))] if own else [])
+    )
+    blocks = [table(head, rows, numbers_from=2, total=True)]
+    if reasons:
+        items = [
+            [escape(name), str(number), f'<span class="bad">{escape(why)}</span>']
+            for name, number, why in reasons
+        ]
+        blocks.append(
+            "<h3 style='margin-top:18px'>Left out</h3>"
+            + table(["site", "round", "why"], items, numbers_from=9)
+        )
+    return section(
+        "Sites",
+        *blocks,
+        note="Green: the site's update was used. Red: it was left out of that round. Grey: no answer.",
+    )
+
+
+def rounds_section(run: Run) -> str:
+    """Return one line a round with all its figures."""
+    head = [
+        "round",
+        "sites",
+        "loss",
+        "mean cosine",
+        "accuracy",
+        "mIoU",
+        "up, all sites",
+        "down, all sites",
+        "seconds",
+    ]
+    rows = []
+    for row in run.rows:
+        left_out = len(row.get("quarantined") or {})
+        sites = str(len(row.get("sites") or [])) + (
+            f' <span class="bad">({left_out} left out)</span>' if left_out else ""
+        )
+        rows.append(
+            [
+                str(row["round"])
+                + ("" if row.get("counted", True) else ' <span class="bad">not counted</span>'),
+                sites,
+                _number_or_dash(row.get("loss"), "{:.4f}"),
+                _number_or_dash(row.get("mean_cosine"), "{:.3f}"),
+                percent(row["accuracy"]) if row.get("accuracy") is not None else "–",
+                percent(row["miou"]) if row.get("miou") is not None else "–",
+                byte_text(_total(row.get("bytes_up"))),
+                byte_text(_total(row.get("bytes_down"))),
+                _number_or_dash(row.get("seconds"), "{:.1f}"),
+            ]
+        )
+    return section("Rounds", table(head, rows))
+
+
+def _total(sent: Any) -> float | None:
+    if isinstance(sent, Mapping):
+        return float(sum(sent.values()))
+    return float(sent) if isinstance(sent, int | float) else None
+
+
+def _number_or_dash(value: Any, form: str) -> str:
+    return form.format(value) if isinstance(value, int | float) else "–"
