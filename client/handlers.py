@@ -62,7 +62,7 @@ def answer_train(task: wire.Task, settings: RunConfig, site: SiteConfig) -> wire
     groups: wire.Groups = {}
     if settings.centroids.merge == "lloyd":
         # the exact statistics of the model that every site received, not of this site's own next one
-        found = cluster_sums(features, head, centroids, settings)
+        found = cluster_sums(features, head, centroids, settings, device=site.torch_device())
         groups["sums"] = {"sums": found.sums, "counts": found.counts, "cosines": found.cosines}
     state = load_state(state_dir, task.run_key, task.round)
     result = train_local(
@@ -73,6 +73,7 @@ def answer_train(task: wire.Task, settings: RunConfig, site: SiteConfig) -> wire
         round_number=task.round,
         site=site.name,
         state=state,
+        device=site.torch_device(),
         shared=task.groups.get("shared", {}),
     )
     save_state(state_dir, task.run_key, task.round, result.state, settings.checkpoint.keep)
@@ -112,15 +113,22 @@ def answer_evaluate(task: wire.Task, settings: RunConfig, site: SiteConfig) -> w
 
     shard = site.load_eval_shard()
     if shard is None:
-        raise UserError("This site has no evaluation shard; set eval-shard in its node config, or eval.where.")
+        raise UserError(
+            "This site has no evaluation shard; set eval-shard in its node config, or eval.where."
+        )
     features = site_features(settings, site, shard)
-    segmenter = Segmenter(task.groups["head"], task.groups["centroids"]["centroids"], settings, features.channels)
-    found = evaluate(segmenter, features, shard)
+    segmenter = Segmenter.from_arrays(
+        task.groups["head"], task.groups["centroids"]["centroids"], features.channels, settings.model
+    )
+    found = evaluate(segmenter, features, shard, settings.model)
     if found.confusion is None:
-        raise UserError(f"The evaluation shard of {site.name} has no labels; give one whose lines name label files.")
+        raise UserError(
+            f"The evaluation shard of {site.name} has no labels; give one whose lines name label files."
+        )
     return wire.Update(
         site=site.name,
         weights_hash=features.weights_hash,
-        groups={"confusion": {"confusion": found.confusion}},
-        metrics=found.label_free(),
+        groups={"confusion": {"confusion": found.confusion.matrix}},
+        metrics={"mean_cosine": found.mean_cosine},
+        facts={"images": found.num_images},
     )

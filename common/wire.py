@@ -113,7 +113,7 @@ def decode_task(message: Message) -> Task:
     facts = message.content.config_records.get(_FACTS)
     if facts is None or facts.get("wire-version") != WIRE_VERSION:
         version = None if facts is None else facts.get("wire-version")
-        raise WireError(f"the server speaks wire version {version}, this site speaks {WIRE_VERSION}")
+        raise WireError(f"the server speaks wire version {version!r}, this site speaks {WIRE_VERSION}")
     return Task(
         round=int(facts["round"]),  # type: ignore[arg-type]
         settings=str(facts["settings"]),
@@ -152,8 +152,8 @@ def decode_update(content: RecordDict, limit: int) -> Update:
         raise WireError("the reply does not say which site it comes from")
     version = facts.get("wire-version")
     if version != WIRE_VERSION:
-        raise WireError(f"wire version {version}, expected {WIRE_VERSION}")
-    metrics = content.metric_records.get(_METRICS, {})
+        raise WireError(f"wire version {version!r}, expected {WIRE_VERSION}")
+    metrics: Mapping[str, object] = content.metric_records.get(_METRICS) or {}
     return Update(
         site=str(facts["site"]),
         weights_hash=str(facts.get("weights-hash", "")),
@@ -164,7 +164,7 @@ def decode_update(content: RecordDict, limit: int) -> Update:
             for key, value in facts.items()
             if key.startswith("fact.") and isinstance(value, str | int | float | bool)
         },
-        wire_version=version,
+        wire_version=WIRE_VERSION,
     )
 
 
@@ -177,9 +177,11 @@ def site_of(content: RecordDict) -> str | None:
 
 def group_bytes(content: RecordDict) -> dict[str, int]:
     """Return the payload of each record in bytes, as it is serialised."""
-    sizes = {name: sum(len(array.data) for array in rec.values()) for name, rec in content.array_records.items()}
-    for name, record in (*content.config_records.items(), *content.metric_records.items()):
-        sizes[name] = record.count_bytes()
+    sizes = {
+        name: sum(len(array.data) for array in rec.values()) for name, rec in content.array_records.items()
+    }
+    sizes |= {name: record.count_bytes() for name, record in content.config_records.items()}
+    sizes |= {name: record.count_bytes() for name, record in content.metric_records.items()}
     return sizes
 
 

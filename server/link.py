@@ -41,7 +41,9 @@ class Outcome:
     bytes_down: int
 
 
-def outcomes(sent: Iterable[Message], replies: Iterable[Message], deadline_seconds: float) -> dict[int, Outcome]:
+def outcomes(
+    sent: Iterable[Message], replies: Iterable[Message], deadline_seconds: float
+) -> dict[int, Outcome]:
     """Pair every sent message with its reply, by node; a silent node gets a reason as well.
 
     For some errors Flower names itself as the sender, so replies are paired by message id.

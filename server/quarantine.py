@@ -20,9 +20,13 @@ class Expectation:
     weights_hash: str | None = None
 
     @classmethod
-    def like(cls, groups: Mapping[str, Mapping[str, np.ndarray]], weights_hash: str | None = None) -> Expectation:
+    def like(
+        cls, groups: Mapping[str, Mapping[str, np.ndarray]], weights_hash: str | None = None
+    ) -> Expectation:
         """Expect arrays of the same names and shapes as ``groups``."""
-        shapes = {name: {key: value.shape for key, value in arrays.items()} for name, arrays in groups.items()}
+        shapes = {
+            name: {key: value.shape for key, value in arrays.items()} for name, arrays in groups.items()
+        }
         return cls(shapes, weights_hash)
 
     @property
@@ -51,7 +55,22 @@ class Expectation:
                 if not np.isfinite(value).all():
                     return f"'{name}/{key}' holds NaN or infinity"
         extra = sorted(set(update.groups) - set(self.shapes))
-        return f"unexpected group '{extra[0]}'" if extra else None
+        return f"unexpected group '{extra[0]}'" if extra else _impossible(update)
+
+
+def _impossible(update: wire.Update) -> str | None:
+    """Name figures that no honest site can have: negative counts, sums of unit codes longer than their number."""
+    for group in ("centroids", "sums", "confusion"):
+        for key in ("counts", "confusion"):
+            counts = update.groups.get(group, {}).get(key)
+            if counts is not None and (counts.dtype.kind not in "iu" or (counts < 0).any()):
+                return f"'{group}/{key}' holds something else than counts"
+    sums = update.groups.get("sums")
+    if sums is not None:
+        lengths = np.linalg.norm(sums["sums"].astype(np.float64), axis=1)
+        if (lengths > sums["counts"] * (1 + 1e-3) + 1e-6).any():
+            return "'sums/sums' is longer than as many unit codes can be"
+    return None
 
 
 def read_update(content: object, expectation: Expectation) -> tuple[wire.Update | None, str | None]:

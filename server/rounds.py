@@ -161,8 +161,8 @@ def train_rounds(current: Run) -> None:
             polish(current, number, gathered)
         due = last or (config.eval.every > 0 and number % config.eval.every == 0)
         score = score_round(current, number, gathered) if due else Score()
-        if due:
-            current.scorer.write_pictures(current.run_dir, number, current.state)
+        if last or number == 1:  # before and after
+            current.scorer.draw(current.run_dir, number, current.state)
         finish_round(current, number, gathered, score, merged is not None, time.monotonic() - began)
 
 
@@ -173,7 +173,8 @@ def polish(current: Run, number: int, gathered: Gathered) -> None:
         return
     clusters, dim = current.state.centroids.shape
     expectation = Expectation(
-        {"sums": {"sums": (clusters, dim), "counts": (clusters,), "cosines": (clusters,)}}, strategy.weights_hash
+        {"sums": {"sums": (clusters, dim), "counts": (clusters,), "cosines": (clusters,)}},
+        strategy.weights_hash,
     )
     for index in range(config.centroids.polish_passes):
         messages = strategy.address(sorted(current.registry.sites), wire.SUMS, number, {"what": "clusters"})
@@ -216,7 +217,9 @@ def finish_round(
 
     def mean(key: str) -> float | None:
         values = [
-            (update.metrics[key], int(update.facts.get("images", 0))) for update in updates if key in update.metrics
+            (update.metrics[key], int(update.facts.get("images", 0)))
+            for update in updates
+            if key in update.metrics
         ]
         return sum(v * n for v, n in values) / images if values and images else None
 

@@ -58,7 +58,9 @@ class SegmentationStrategy(Strategy):  # type: ignore[misc]
         names = sorted(self.registry.sites)
         wanted = self.config.sites.per_round
         if wanted and wanted < len(names):
-            picked = numpy_generator(self.config.seed, "sites", server_round).choice(len(names), wanted, False)
+            picked = numpy_generator(self.config.seed, "sites", server_round).choice(
+                len(names), wanted, False
+            )
             names = sorted(names[i] for i in picked)
         return names
 

@@ -1,0 +1,166 @@
+"""The server's commands: run a simulation, score, segment, report, export."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from common.config import RunConfig, load_config, parse_assignments, read_recipe
+from common.errors import report_user_errors
+
+
+def settings_of(arguments: argparse.Namespace) -> RunConfig:
+    """Merge recipe, ``--set`` and the options that name folders."""
+    given = {
+        "simulation.shards": arguments.shards,
+        "simulation.data-root": arguments.data_root,
+        "run-dir": arguments.run_dir,
+        "resume": arguments.resume,
+    }
+    layers = [read_recipe(arguments.recipe)] if arguments.recipe else []
+    layers.append(parse_assignments(arguments.set))
+    layers.append({key: str(value) for key, value in given.items() if value is not None})
+    return load_config(*layers)
+
+
+def run_simulate(arguments: argparse.Namespace) -> None:
+    """`simulate`."""
+    from server.simulate import simulate
+
+    simulate(settings_of(arguments), arguments.gpus_per_site)
+
+
+def run_evaluate(arguments: argparse.Namespace) -> None:
+    """`evaluate`."""
+    from server.evaluate_command import evaluate_checkpoint, print_evaluation
+
+    result = evaluate_checkpoint(
+        arguments.checkpoint,
+        arguments.shard,
+        data_root=arguments.data_root,
+        classes=arguments.classes,
+        crf=arguments.crf,
+        flip=arguments.flip,
+        json_path=arguments.json,
+    )
+    print_evaluation(result)
+
+
+def run_segment(arguments: argparse.Namespace) -> None:
+    """`segment`."""
+    from server.segment import segment
+
+    print(segment(arguments.checkpoint, arguments.out, arguments.inputs, crf=arguments.crf))
+
+
+def run_export(arguments: argparse.Namespace) -> None:
+    """`export`."""
+    from server.export import export_onnx
+
+    print(export_onnx(arguments.checkpoint, arguments.out))
+
+
+def run_report(arguments: argparse.Namespace) -> None:
+    """`report`."""
+    from server.report import compare, write_report
+
+    if len(arguments.runs) == 1:
+        print(write_report(arguments.runs[0]))
+    else:
+        print(compare(arguments.runs, arguments.out))
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Describe all commands."""
+    parser = argparse.ArgumentParser(prog="python -m server", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def add(name: str, run: object, text: str, example: str) -> argparse.ArgumentParser:
+        command = commands.add_parser(
+            name,
+            help=text,
+            description=text,
+            epilog=f"example: python -m server {name} {example}",
+        )
+        command.set_defaults(run=run)
+        return command
+
+    simulate = add(
+        "simulate",
+        run_simulate,
+        "Run a recipe with all sites simulated on this machine, and wait for the result.",
+        "--recipe recipes/camvid-default.toml --set seed=1",
+    )
+    simulate.add_argument("--recipe", type=Path, metavar="F", help="settings as TOML (see recipes/)")
+    simulate.add_argument("--shards", type=Path, metavar="DIR", help="folder made by `python -m partitions`")
+    simulate.add_argument("--data-root", type=Path, metavar="R", help="folder the manifests' paths refer to")
+    simulate.add_argument("--run-dir", type=Path, metavar="D", help="results (default: runs/NAME-seedSEED)")
+    simulate.add_argument(
+        "--resume", type=Path, metavar="C", help="go on from this checkpoint or run directory"
+    )
+    simulate.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="override a setting"
+    )
+    simulate.add_argument(
+        "--gpus-per-site", type=float, default=0.0, metavar="G", help="share of a GPU per site"
+    )
+
+    evaluate = add(
+        "evaluate",
+        run_evaluate,
+        "Score a checkpoint on a labelled shard.",
+        "--checkpoint runs/camvid-default-seed0 --shard shards/camvid/dev.jsonl --json out.json",
+    )
+    evaluate.add_argument("--checkpoint", type=Path, required=True, metavar="C", help="file or run directory")
+    evaluate.add_argument(
+        "--shard", type=Path, required=True, metavar="M", help="labelled manifest (JSON lines)"
+    )
+    evaluate.add_argument("--data-root", type=Path, metavar="R", help="folder the manifest's paths refer to")
+    evaluate.add_argument("--classes", metavar="T", help="class table: a name or a JSON file")
+    evaluate.add_argument("--crf", action="store_true", help="refine with a dense CRF")
+    evaluate.add_argument("--flip", action="store_true", help="average with the mirrored image")
+    evaluate.add_argument("--json", type=Path, metavar="OUT", help="write all figures to this file")
+
+    segment = add(
+        "segment",
+        run_segment,
+        "Segment pictures: label PNGs, overlays with a legend, and an index page.",
+        "--checkpoint runs/camvid-default-seed0 --out masks my-pictures/",
+    )
+    segment.add_argument("--checkpoint", type=Path, required=True, metavar="C", help="file or run directory")
+    segment.add_argument("--out", type=Path, required=True, metavar="DIR", help="where the results go")
+    segment.add_argument("--crf", action="store_true", help="refine with a dense CRF")
+    segment.add_argument("inputs", type=Path, nargs="+", metavar="IMAGE_OR_FOLDER")
+
+    export = add(
+        "export",
+        run_export,
+        "Export a checkpoint to ONNX, checked against torch.",
+        "--checkpoint runs/camvid-default-seed0 --out model.onnx",
+    )
+    export.add_argument("--checkpoint", type=Path, required=True, metavar="C", help="file or run directory")
+    export.add_argument("--out", type=Path, required=True, metavar="FILE", help="the ONNX file")
+
+    report = add(
+        "report",
+        run_report,
+        "One run: write its report.html. Several: a comparison table and plots.",
+        "runs/camvid-*",
+    )
+    report.add_argument("runs", type=Path, nargs="+", metavar="RUN_DIR")
+    report.add_argument(
+        "--out", type=Path, default=Path("runs/comparison"), metavar="DIR", help="for several runs"
+    )
+    return parser
+
+
+@report_user_errors
+def main(words: list[str] | None = None) -> None:
+    """Parse and run one command."""
+    arguments = build_parser().parse_args(words)
+    arguments.run(arguments)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,232 @@
+"""How good is the model of a round, on a labelled shard that nobody trains on?"""
+
+from __future__ import annotations
+
+import logging
+import statistics
+import time
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from common.config import RunConfig
+from common.data.classes import ClassTable, load_table
+from common.data.images import read_image, read_label
+from common.data.manifest import Shard, read_partition, read_shard
+from common.device import choose_device
+from common.errors import UserError
+from common.evaluate import Evaluation, evaluate
+from common.features import Features, open_features
+from common.metrics import Confusion, Matching, match, scores
+from common.segmenter import Segmenter
+from common.wire import Groups
+from server.model_state import ModelState
+
+log = logging.getLogger(__name__)
+
+PICTURES = 4
+
+
+@dataclass
+class Score:
+    """What scoring found; empty where nothing was scored. All qualities are fractions.
+
+    Where sites keep models of their own there is no common model to score: ``sites`` holds one mIoU for
+    each of theirs, which is never presented as the mIoU of a model.
+    """
+
+    accuracy: float | None = None
+    miou: float | None = None
+    miou_all: float | None = None
+    per_class_iou: dict[str, float | None] | None = None
+    mapping: list[int] | None = None
+    confusion: list[list[int]] | None = None
+    mean_cosine: float | None = None
+    cluster_share: list[float] | None = None
+    entropy: float | None = None
+    sites: dict[str, float] = field(default_factory=dict)
+    site_accuracy: dict[str, float] = field(default_factory=dict)
+
+    def fields(self) -> dict[str, Any]:
+        """Return the quality fields of a metrics line."""
+        found: dict[str, Any] = {
+            "accuracy": self.accuracy,
+            "miou": self.miou,
+            "miou_all": self.miou_all,
+            "per_class_iou": self.per_class_iou,
+        }
+        rest = {"confusion": self.confusion, "mapping": self.mapping, "entropy": self.entropy}
+        found |= {key: value for key, value in rest.items() if value is not None}
+        if self.cluster_share is not None:
+            found["cluster_share"] = self.cluster_share
+        if self.sites:
+            found |= {
+                "site_miou": self.sites,
+                "site_miou_mean": statistics.mean(self.sites.values()),
+                "site_miou_std": statistics.pstdev(self.sites.values()),
+                "site_accuracy": self.site_accuracy,
+                "site_accuracy_mean": statistics.mean(self.site_accuracy.values()),
+            }
+        return found
+
+    def words(self) -> list[str]:
+        """Return what a progress line says."""
+        if self.miou is not None:
+            return [f"mIoU {self.miou:.3f}", f"accuracy {self.accuracy:.3f}"]
+        if self.sites:
+            mean, spread = statistics.mean(self.sites.values()), statistics.pstdev(self.sites.values())
+            return [f"mIoU of the sites' own models {mean:.3f} +- {spread:.3f}"]
+        return [] if self.mean_cosine is None else [f"mean cosine {self.mean_cosine:.3f}"]
+
+
+def scored(confusion: Confusion, classes: ClassTable, how: Matching) -> Score:
+    """Match clusters to classes once, on the summed counts, and score."""
+    mapping = match(confusion, how)
+    found = scores(confusion, mapping)
+    return Score(
+        accuracy=found.accuracy,
+        miou=found.miou,
+        miou_all=found.miou_all,
+        per_class_iou=dict(zip(classes.names, found.per_class_iou, strict=True)),
+        mapping=[int(c) for c in mapping],
+        confusion=confusion.to_list(),
+    )
+
+
+@dataclass
+class Scorer:
+    """The server's evaluation shard with its cached features, where it has one."""
+
+    config: RunConfig
+    classes: ClassTable | None = None
+    shard: Shard | None = None
+    features: Features | None = None
+
+    @classmethod
+    def open(cls, config: RunConfig) -> Scorer:
+        """Open the shard that the settings name and cache its features; no shard: label-free figures only."""
+        folder = Path(config.simulation.shards) if config.simulation.shards else None
+        classes = None
+        if config.eval.classes:
+            classes = load_table(config.eval.classes)
+        elif folder is not None and (folder / "partition.json").is_file():
+            classes = read_partition(folder).classes
+        if config.eval.where != "server" or not config.eval.shard:
+            if config.eval.where == "sites" and classes is None:
+                raise UserError(
+                    "eval.where is 'sites' but no class table is known; name one by eval.classes."
+                )
+            return cls(config, classes)
+        path = Path(config.eval.shard)
+        if folder is not None and not path.is_absolute() and not path.is_file():
+            path = folder / path
+        table = load_table(config.eval.classes) if config.eval.classes else None
+        shard = read_shard(path, config.simulation.data_root or None, table)
+        cache = Path(config.simulation.cache) if config.simulation.cache else path.parent / "cache"
+        started = time.monotonic()
+
+        def progress(done: int, total: int) -> None:
+            left = (time.monotonic() - started) / max(done, 1) * (total - done)
+            log.info("caching features of %s: %d of %d images, %.0f s left", shard.name, done, total, left)
+
+        features = open_features(
+            shard,
+            config.model,
+            config.cache,
+            cache,
+            device=choose_device("auto"),
+            seed=config.seed,
+            progress=progress,
+        )
+        return cls(config, shard.classes, shard, features)
+
+    @property
+    def split(self) -> str | None:
+        """Name of the scored shard."""
+        if self.shard is None:
+            return "sites" if self.config.eval.where == "sites" else None
+        return self.shard.name
+
+    @property
+    def weights_hash(self) -> str:
+        """Hash of the server's own backbone; empty where it has none."""
+        return "" if self.features is None else self.features.weights_hash
+
+    @property
+    def channels(self) -> int:
+        """Channels of the server's own features; 0 where it has none."""
+        return 0 if self.features is None else self.features.channels
+
+    @property
+    def grid(self) -> tuple[int, int] | None:
+        """Grid of the server's own features."""
+        return None if self.features is None else self.features.grid
+
+    def score(self, state: ModelState) -> Score:
+        """Score the shared model, or each site's own where they are not shared."""
+        if self.features is None or self.shard is None:
+            return Score()
+        if not state.own:
+            return self._score_one(self._evaluate(state.groups_for("")))
+        result = Score()
+        for name in sorted(state.own):
+            one = self._score_one(self._evaluate(state.groups_for(name)))
+            if one.miou is not None and one.accuracy is not None:
+                result.sites[name] = one.miou
+                result.site_accuracy[name] = one.accuracy
+        return result
+
+    def _score_one(self, found: Evaluation) -> Score:
+        score = Score()
+        if found.confusion is not None and self.classes is not None:
+            score = scored(found.confusion, self.classes, self.config.eval.matching)
+        return replace(
+            score, mean_cosine=found.mean_cosine, cluster_share=found.cluster_share, entropy=found.entropy
+        )
+
+    def score_confusions(self, confusions: Mapping[str, np.ndarray]) -> Score:
+        """Sum the sites' matrices in the order of their names and match once."""
+        if not confusions or self.classes is None:
+            return Score()
+        total = sum((confusions[name].astype(np.int64) for name in sorted(confusions)), start=np.int64(0))
+        return scored(
+            Confusion.from_list(np.asarray(total).tolist()), self.classes, self.config.eval.matching
+        )
+
+    def _evaluate(self, groups: Groups, keep: Collection[int] = ()) -> Evaluation:
+        assert self.features is not None and self.shard is not None
+        segmenter = Segmenter.from_arrays(
+            groups["head"], groups["centroids"]["centroids"], self.features.channels, self.config.model
+        )
+        return evaluate(segmenter, self.features, self.shard, self.config.model, keep=keep)
+
+    def draw(self, run_dir: Path, round_number: int, state: ModelState) -> Path | None:
+        """Draw a few evaluation images, their prediction and truth; sites' own models are shown by the first."""
+        if self.features is None or self.shard is None:
+            return None
+        from server.report_pictures import write_pictures
+
+        shard = self.shard
+        count = min(PICTURES, len(shard))
+        chosen = [round(i * (len(shard) - 1) / max(count - 1, 1)) for i in range(count)]
+        groups = state.groups_for(min(state.own, default=""))
+        found = self._evaluate(groups, keep=chosen)
+        truths: list[np.ndarray | None] = []
+        for index in chosen:
+            label = shard.label_path(index)
+            truths.append(
+                read_label(label, self.classes) if label is not None and self.classes is not None else None
+            )
+        return write_pictures(
+            run_dir,
+            round_number,
+            [read_image(shard.image_path(index)) for index in chosen],
+            [found.predictions[index] for index in chosen],
+            truths if any(truth is not None for truth in truths) else None,
+            self.classes,
+            self._score_one(found).mapping,
+            num_clusters=len(groups["centroids"]["centroids"]),
+        )

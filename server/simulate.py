@@ -1,0 +1,112 @@
+"""How is a whole federation run on one machine, by Flower's simulation engine?
+
+The same ServerApp and ClientApp as in a deployment; Flower starts one worker process per core and hands
+them the sites' messages. The call waits for the end and fails where the run failed.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+import tomllib
+from pathlib import Path
+from typing import Any
+
+from common.config import RunConfig
+from common.data.manifest import read_sites
+from common.errors import UserError
+
+PROJECT = Path(__file__).resolve().parents[1]
+
+# Flower and Ray must neither call home nor build a private environment for every run
+QUIET = {
+    "FLWR_TELEMETRY_ENABLED": "0",
+    "FLWR_DISABLE_UPDATE_CHECK": "1",
+    "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_DISABLE_IMPORT_WARNING": "1",
+}
+
+
+def absolute(config: RunConfig) -> RunConfig:
+    """Make every path of the settings absolute: workers have another current folder."""
+
+    def path(text: str) -> str:
+        return str(Path(text).resolve()) if text else ""
+
+    model = config.model
+    if model.weights not in ("pretrained", "random"):
+        model = model.model_copy(update={"weights": path(model.weights)})
+    simulation = config.simulation.model_copy(
+        update={key: path(getattr(config.simulation, key)) for key in ("shards", "data_root", "cache")}
+    )
+    return config.model_copy(
+        update={
+            "model": model,
+            "simulation": simulation,
+            "run_dir": path(config.run_dir),
+            "resume": path(config.resume),
+        }
+    )
+
+
+def with_all_sites(config: RunConfig) -> RunConfig:
+    """Expect every site of the shards folder, after reading all manifests: errors show before anything starts."""
+    if not config.simulation.shards:
+        raise UserError("No shards were given; use --shards DIR (made by `python -m partitions`).")
+    shards = read_sites(config.simulation.shards, config.simulation.data_root or None)
+    count = 1 if config.sites.pool else len(shards)
+    if config.sites.minimum > count:
+        raise UserError(
+            f"sites.minimum is {config.sites.minimum} but {config.simulation.shards} holds {count} site(s); lower it."
+        )
+    if config.sites.per_round > count:
+        raise UserError(
+            f"sites.per-round is {config.sites.per_round} but {config.simulation.shards} holds {count} site(s); "
+            "lower it, or set 0 for all."
+        )
+    return config.model_copy(update={"sites": config.sites.model_copy(update={"expected": count})})
+
+
+def load_client_app() -> Any:
+    """Return the ClientApp that ``pyproject.toml`` names, as Flower itself would load it."""
+    settings = tomllib.loads((PROJECT / "pyproject.toml").read_text(encoding="utf-8"))
+    module, _, attribute = settings["tool"]["flwr"]["app"]["components"]["clientapp"].partition(":")
+    return getattr(importlib.import_module(module), attribute)
+
+
+def simulate(config: RunConfig, gpus_per_site: float = 0.0) -> Path:
+    """Run ``config`` in Flower's simulation, wait, and return the run directory.
+
+    Raises `UserError` for settings, data or checkpoints that cannot be used, and whatever else stopped
+    the server application.
+    """
+    os.environ.update({key: os.environ.get(key, value) for key, value in QUIET.items()})
+    config = with_all_sites(absolute(config))
+    from flwr.serverapp import ServerApp
+    from flwr.simulation import run_simulation
+
+    from server.rounds import run
+
+    logging.getLogger("flwr").setLevel(logging.ERROR)  # its warnings here are about its own future interface
+    server_app = ServerApp()
+    finished: list[Path] = []
+
+    @server_app.main()
+    def main(grid: Any, context: Any) -> None:
+        finished.append(run(grid, config))
+
+    run_simulation(
+        server_app=server_app,
+        client_app=load_client_app(),
+        num_supernodes=config.sites.expected,
+        backend_config={
+            "client_resources": {"num_cpus": 1, "num_gpus": gpus_per_site},
+            "init_args": {"log_to_driver": False, "logging_level": logging.ERROR},
+        },
+    )
+    if not finished:
+        raise UserError("The simulation ended before the run did; see the messages above.")
+    return finished[0]

@@ -1,0 +1,96 @@
+"""Are settings merged, checked and named as users expect?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from common.config import (
+    RunConfig,
+    default_flat,
+    flatten,
+    load_config,
+    parse_assignments,
+    read_recipe,
+    unflatten,
+)
+from common.errors import UserError
+from common.presets import PRESETS
+from tests.conftest import ROOT
+
+
+def test_flat_and_nested_layers_mean_the_same() -> None:
+    assert load_config({"local.steps": 5}) == load_config({"local": {"steps": 5}})
+
+
+def test_flatten_is_undone_by_unflatten() -> None:
+    flat = RunConfig().to_flat()
+    assert flatten(unflatten(flat)) == flat
+
+
+def test_later_layers_win_over_earlier_ones_and_over_the_preset() -> None:
+    config = load_config({"preset": "fuss-ref", "local.neighbours": 5}, {"local.neighbours": 6})
+    assert config.local.neighbours == 6
+    assert config.centroids.merge == "fedcc-maximin"
+
+
+def test_what_pyproject_lists_leaves_the_choice_to_the_preset() -> None:
+    listed = default_flat()
+    for name, preset in PRESETS.items():
+        config = load_config(listed, {"preset": name}).to_flat()
+        assert {key: config[key] for key in preset} == preset
+
+
+def test_presets_name_existing_keys_only() -> None:
+    known = RunConfig().to_flat()
+    assert all(key in known for preset in PRESETS.values() for key in preset)
+
+
+def test_json_round_trip() -> None:
+    config = load_config({"preset": "fuss-clean", "seed": 7})
+    assert RunConfig.from_json(config.to_json()) == config
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"local.step": 1}, ["'local.step'", "did you mean 'local.steps'"]),
+        ({"local.steps": "many"}, ["'local.steps'", "'many'"]),
+        ({"model.clusters": 1}, ["'model.clusters'", "1", "greater than or equal to 2"]),
+        ({"preset": "best"}, ["'best'", "fuss-ref"]),
+        ({"model.stages": "13;17"}, ["'model.stages'", "13,17"]),
+        ({"local.lr": float("nan")}, ["'local.lr'", "finite"]),
+        ({"sites.per-round": 2, "sites.minimum": 3}, ["sites.minimum is 3", "sites.per-round is 2"]),
+        ({"name": "../up"}, ["'name'", "pattern"]),
+    ],
+)
+def test_bad_settings_are_refused_with_key_and_value(settings: dict[str, object], words: list[str]) -> None:
+    with pytest.raises(UserError) as caught:
+        load_config(settings)
+    assert all(word in str(caught.value) for word in words), str(caught.value)
+
+
+def test_assignments_are_toml_scalars_or_words() -> None:
+    found = parse_assignments(["a=1", "b=true", "c=x y", 'd="0"', "e=1e-3"])
+    assert found == {"a": 1, "b": True, "c": "x y", "d": "0", "e": 1e-3}
+    with pytest.raises(UserError, match="key=value"):
+        parse_assignments(["steps"])
+
+
+def test_a_missing_recipe_names_those_that_exist() -> None:
+    with pytest.raises(UserError, match="camvid-default"):
+        read_recipe(ROOT / "recipes" / "camvid.toml")
+
+
+def test_a_broken_recipe_is_refused(tmp_path: Path) -> None:
+    recipe = tmp_path / "r.toml"
+    recipe.write_text("rounds = = 3")
+    with pytest.raises(UserError, match="not valid TOML"):
+        read_recipe(recipe)
+
+
+@pytest.mark.parametrize("recipe", sorted((ROOT / "recipes").glob("*.toml")), ids=lambda path: path.stem)
+def test_every_recipe_is_valid(recipe: Path) -> None:
+    settings = read_recipe(recipe)
+    assert load_config(settings).name == recipe.stem

@@ -1,0 +1,204 @@
+"""A real Flower deployment on loopback: one SuperLink, several SuperNodes, each with a home of its own.
+
+Every process is ours, starts in its own session, writes to a file, and is ended by its id; ports come from
+the system. Nothing waits without a bound.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tests.conftest import ROOT
+
+BIN = Path(sys.executable).parent
+CONNECTION = "test"
+
+
+def free_port() -> int:
+    """Return a port of loopback that was free a moment ago."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+def _die_with_parent() -> None:
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: no daemon outlives a killed test run
+
+
+class Deployment:
+    """Start, talk to and end the processes of one deployment; use as a context manager."""
+
+    def __init__(self, folder: Path, project: Path = ROOT) -> None:
+        self.folder = folder
+        self.project = project
+        self.http, self.fleet = free_port(), free_port()
+        self.processes: dict[str, subprocess.Popen[bytes]] = {}
+
+    def __enter__(self) -> Deployment:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        home = self.home("cli")
+        (home / "config.toml").write_text(
+            f'[superlink]\ndefault = "{CONNECTION}"\n\n[superlink.{CONNECTION}]\n'
+            f'address = "127.0.0.1:{self.http}"\ninsecure = true\n'
+        )
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for name in sorted(self.processes, key=lambda name: name == "superlink"):  # nodes first
+            self.stop(name)
+
+    def home(self, name: str) -> Path:
+        """Return a FLWR_HOME for one process: sharing one is a race while the application is unpacked."""
+        home = self.folder / "home" / name
+        home.mkdir(parents=True, exist_ok=True)
+        return home
+
+    def environment(self, name: str, extra: Mapping[str, str] | None = None) -> dict[str, str]:
+        """Return the environment of one process."""
+        return {
+            **os.environ,
+            "FLWR_HOME": str(self.home(name)),
+            "FLWR_TELEMETRY_ENABLED": "0",
+            "FLWR_DISABLE_UPDATE_CHECK": "1",
+            "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+            "OMP_NUM_THREADS": "1",
+            "NO_COLOR": "1",
+            "PYTHONUNBUFFERED": "1",
+            **(extra or {}),
+        }
+
+    def start(self, name: str, command: list[str], extra: Mapping[str, str] | None = None) -> None:
+        """Start a process whose output goes to ``NAME.log``."""
+        with (self.folder / f"{name}.log").open("ab") as log:
+            self.processes[name] = subprocess.Popen(
+                command,
+                cwd=self.folder,
+                env=self.environment(name, extra),
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,
+                preexec_fn=_die_with_parent,
+            )
+
+    def stop(self, name: str, how: signal.Signals = signal.SIGTERM, seconds: float = 20) -> None:
+        """End one process and everything it started."""
+        process = self.processes.pop(name, None)
+        if process is None:
+            return
+        for step in (how, signal.SIGKILL):
+            try:
+                os.killpg(process.pid, step)
+            except ProcessLookupError:
+                pass
+            try:
+                process.wait(seconds)
+                break
+            except subprocess.TimeoutExpired:
+                continue
+        try:
+            os.killpg(process.pid, signal.SIGKILL)  # children that outlived their parent
+        except ProcessLookupError:
+            pass
+
+    def superlink(self, *options: str) -> None:
+        """Start the server side and wait until it answers."""
+        self.start(
+            "superlink",
+            [
+                str(BIN / "flower-superlink"),
+                "--insecure",
+                "--host",
+                "127.0.0.1",
+                "--port",
+                str(self.http),
+                "--fleet-api-address",
+                f"127.0.0.1:{self.fleet}",
+                *options,
+            ],
+        )
+        end = time.monotonic() + 60
+        while time.monotonic() < end:
+            try:
+                with urllib.request.urlopen(f"http://127.0.0.1:{self.http}/health", timeout=2):
+                    return
+            except (urllib.error.URLError, OSError):
+                time.sleep(0.2)
+        raise TimeoutError(self.log("superlink"))
+
+    def supernode(self, name: str, node_config: str, extra: Mapping[str, str] | None = None) -> None:
+        """Start one site."""
+        self.start(
+            name,
+            [
+                str(BIN / "flower-supernode"),
+                "--insecure",
+                "--superlink",
+                f"127.0.0.1:{self.fleet}",
+                "--host",
+                "127.0.0.1",
+                "--port",
+                str(free_port()),
+                "--node-config",
+                node_config,
+            ],
+            extra,
+        )
+
+    def flwr(self, *words: str, seconds: float = 60) -> str:
+        """Run the flwr command and return what it printed."""
+        done = subprocess.run(
+            [str(BIN / "flwr"), *words],
+            cwd=self.folder,
+            env=self.environment("cli"),
+            capture_output=True,
+            text=True,
+            timeout=seconds,
+            check=False,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    def submit(self, settings: str) -> int:
+        """Submit the project with ``--run-config`` settings; return the run id."""
+        out = self.flwr("run", str(self.project), CONNECTION, "--run-config", settings, "--format", "json")
+        return int(json.loads(out[out.index("{") :])["run-id"])
+
+    def status(self, run_id: int) -> dict[str, Any]:
+        """Return what Flower says about a run."""
+        out = self.flwr("list", CONNECTION, "--run-id", str(run_id), "--format", "json")
+        found: dict[str, Any] = json.loads(out[out.index("{") :])["runs"][0]
+        return found
+
+    def wait(self, run_id: int, seconds: float) -> dict[str, Any]:
+        """Wait until a run is finished, whatever its verdict."""
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            found = self.status(run_id)
+            if str(found["status"]).startswith("finished"):
+                return found
+            time.sleep(2)
+        raise TimeoutError(self.everything())
+
+    def log(self, name: str) -> str:
+        """Return the end of a process's output."""
+        path = self.folder / f"{name}.log"
+        return path.read_text(errors="replace")[-6000:] if path.is_file() else ""
+
+    def everything(self) -> str:
+        """Return the ends of all logs, for a failed test."""
+        return "\n".join(
+            f"=== {path.name}\n{self.log(path.stem)}" for path in sorted(self.folder.glob("*.log"))
+        )

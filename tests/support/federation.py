@@ -1,0 +1,41 @@
+"""A tiny federation on synthetic scenes that runs inside the test's process."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+from client.app import app as client_app
+from common.config import RunConfig, load_config
+from tests.support.local_grid import LocalGrid
+
+TINY: dict[str, Any] = {
+    "model.weights": "random",
+    "model.height": 65,
+    "model.width": 97,
+    "model.clusters": 8,
+    "model.dim": 16,
+    "rounds": 2,
+    "local.steps": 2,
+    "local.batch": 4,
+    "local.neighbours": 2,
+    "eval.shard": "eval.jsonl",
+    "sites.wait-seconds": 1,
+    "sites.deadline-seconds": 5,
+}
+
+
+def tiny_config(shards: Path, run_dir: Path, sites: int, **settings: Any) -> RunConfig:
+    """Return the smallest useful settings; dots in keys are written as double underscores."""
+    given = {key.replace("__", "."): value for key, value in settings.items()}
+    base = {"simulation.shards": str(shards), "run-dir": str(run_dir), "sites.expected": sites}
+    return load_config(TINY | base | given)
+
+
+def local_grid(sites: int, shuffle: int = 0) -> LocalGrid:
+    """Return a grid of ``sites`` simulated sites with node ids that follow from ``shuffle``."""
+    ids = random.Random(shuffle).sample(range(2, 10_000), sites)
+    return LocalGrid(
+        client_app, {node: {"partition-id": i, "num-partitions": sites} for i, node in enumerate(ids)}
+    )
