@@ -88,17 +88,14 @@ def _cluster_by_maximin(
     if not clusters:
         return points
     start = 0 if weights is None else int(np.argmax(weights))
-    chosen = farthest_first(points, clusters, first=start, spherical=spherical)
-    _, first = np.unique(chosen, return_index=True)  # where all rows are covered, maximin repeats itself
-    centres = points[chosen[np.sort(first)]]
-    if weights is None:
-        return centres
+    centres = points[farthest_first(points, clusters, first=start, spherical=spherical)]
     nearest = _nearest(points, centres)
-    sums = np.zeros(centres.shape)
-    for cluster in range(len(centres)):
-        member = nearest == cluster
-        sums[cluster] = weights[member] @ points[member] / weights[member].sum()
-    return sums
+    used = np.flatnonzero(np.bincount(nearest, minlength=clusters))  # fewer where rows repeat each other
+    if weights is None:
+        return centres[used]
+    sums = [weights[nearest == cluster] @ points[nearest == cluster] for cluster in used]
+    totals = [weights[nearest == cluster].sum() for cluster in used]
+    return np.stack(sums) / np.array(totals)[:, None]
 
 
 def _nearest(points: np.ndarray, centres: np.ndarray) -> NDArray[np.int64]:
