@@ -14,7 +14,7 @@ from client.adam_state import load_moments, moments_to_numpy
 from client.statistics import sums_under
 from common.config import Local, RunConfig
 from common.feature_source import FeatureSource, tokens_of
-from common.losses.anchoring import model_contrastive_term, proximal_term
+from common.losses.anchoring import Anchors
 from common.losses.centroids import cosine_cluster_loss
 from common.losses.objective import Batch, build_objective
 from common.models.head import SegmentationHead, load_numpy, state_to_numpy
@@ -115,8 +115,7 @@ def train_local(
     if state and local.keep_optimizer:
         load_moments(optimizer, state, "adam")
         load_moments(centroid_optimizer, state, "adam-centroids")
-    received = _frozen_copy(model)
-    previous = _previous_head(model, state) if local.moon_weight else None
+    anchors = Anchors(model, _without_prefix(state or {}, "previous/"), local)
 
     neighbours = _neighbour_table(features, local.neighbours) if objective.wants_positives else None
     batches = epochs_of(len(features), local.batch, generator)
@@ -130,43 +129,27 @@ def train_local(
             drawn = torch.randint(neighbours.shape[1], (len(indices),), generator=generator).numpy()
             positives = tokens_of(features, neighbours[indices, drawn].tolist(), device)
         outcome = objective(Batch(tokens, positives, features.grid), model, generator)
-        prox = (
-            proximal_term(model, received, local.prox_parameters) * (local.prox_mu / 2)
-            if local.prox_mu
-            else None
-        )
-        moon = None
-        if previous is not None:
-            with torch.no_grad():
-                anchors = received.project(tokens), previous.project(tokens)
-            moon = model_contrastive_term(outcome.codes, *anchors, local.moon_temperature) * local.moon_weight
-        loss = sum((term for term in (prox, moon) if term is not None), start=outcome.loss)
+        terms = {"objective": outcome.loss} | anchors.terms(model, tokens, outcome.codes)
+        loss = torch.stack(list(terms.values())).sum()
         value = loss.item()
         if not math.isfinite(value):
-            raise ValueError(
-                _why_not_finite(value, tokens, positives, local, site, round_number, step, steps)
-            )
+            where = f"Site {site}, round {round_number}, step {step + 1} of {steps}"
+            raise ValueError(f"{where}: the loss is {value}; {_likely_cause(tokens, positives, local)}")
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         objective.after_step()
         if optimise_means:
             sums["displacement"] += _centroid_step(outcome.codes.detach(), means, centroid_optimizer)
-        sums["loss"] += value
-        sums["objective"] += outcome.loss.item()
-        sums["prox"] += 0.0 if prox is None else prox.item()
-        sums["moon"] += 0.0 if moon is None else moon.item()
+        sums["loss"] += value / steps
+        for name, term in terms.items():
+            sums[name] += term.item() / steps
         if progress is not None:
             progress(step + 1, steps)
 
     trained_means = means.detach().cpu().numpy()
     totals = sums_under(features, model, trained_means, device=device)
-    metrics = {name: sums[name] / steps for name in ("loss", "objective", "prox", "moon")}
-    metrics |= {
-        "mean_cosine": totals.mean_cosine,
-        "displacement": sums["displacement"],
-        "steps": float(steps),
-    }
+    metrics = sums | {"mean_cosine": totals.mean_cosine, "steps": float(steps)}
     trained = state_to_numpy(model)
     kept: Arrays = {}
     if local.keep_optimizer:
@@ -200,29 +183,8 @@ def _neighbour_table(features: FeatureSource, wanted: int) -> np.ndarray | None:
     return features.neighbours(available) if available else None
 
 
-def _frozen_copy(model: SegmentationHead) -> SegmentationHead:
-    """Copy a head, without gradients or dropout, as a reference."""
-    copy = SegmentationHead(model.channels, model.dim, model.dropout, model.nonlinear is not None)
-    copy.load_state_dict(model.state_dict())
-    return copy.to(model.linear.weight.device).eval().requires_grad_(False)
-
-
-def _previous_head(
-    model: SegmentationHead, state: Mapping[str, np.ndarray] | None
-) -> SegmentationHead | None:
-    """Return this site's head of its last round; ``None`` in its first, which has nothing to move away
-    from.
-    """
-    arrays = {
-        key.removeprefix("previous/"): array
-        for key, array in (state or {}).items()
-        if key.startswith("previous/")
-    }
-    if not arrays:
-        return None
-    copy = _frozen_copy(model)
-    load_numpy(copy, arrays)
-    return copy
+def _without_prefix(arrays: Mapping[str, np.ndarray], prefix: str) -> Arrays:
+    return {key.removeprefix(prefix): array for key, array in arrays.items() if key.startswith(prefix)}
 
 
 def _check_received(model: SegmentationHead, means: torch.Tensor, site: str, round_number: int) -> None:
@@ -237,21 +199,8 @@ def _check_received(model: SegmentationHead, means: torch.Tensor, site: str, rou
             )
 
 
-def _why_not_finite(
-    value: float,
-    tokens: torch.Tensor,
-    positives: torch.Tensor | None,
-    local: Local,
-    site: str,
-    round_number: int,
-    step: int,
-    steps: int,
-) -> str:
-    """Name the likely cause: broken features, or else steps that are too large."""
-    sound = all(bool(torch.isfinite(part).all()) for part in (tokens, positives) if part is not None)
-    cause = (
-        f"the learning rate local.lr = {local.lr:g} is probably too large"
-        if sound
-        else "the cached features hold NaN or infinity: delete this site's feature cache"
-    )
-    return f"Site {site}: the loss is {value} in round {round_number}, step {step + 1} of {steps}; {cause}."
+def _likely_cause(tokens: torch.Tensor, positives: torch.Tensor | None, local: Local) -> str:
+    """Say why a loss is not finite: broken features, or else steps that are too large."""
+    if all(bool(torch.isfinite(part).all()) for part in (tokens, positives) if part is not None):
+        return f"the learning rate local.lr = {local.lr:g} is probably too large."
+    return "the cached features hold NaN or infinity: delete this site's feature cache."
