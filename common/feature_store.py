@@ -143,7 +143,7 @@ def read(cache_dir: Path, key: Key) -> Stored | None:
         pooled = np.fromfile(folder / "pooled.bin", dtype=np.float32).reshape(header.images, header.channels)
         with suppress(OSError):  # a cache that is mounted read-only serves as well
             os.utime(folder)  # last use
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         if folder.is_dir():
             log.warning("feature cache %s is incomplete; it is made anew", folder)
         return None

@@ -51,6 +51,7 @@ class Backbone(nn.Module):
         weights_hash: sha256 (hex) of everything the model holds, normalisation included.
     """
 
+    extractor: Any
     mean: torch.Tensor
     std: torch.Tensor
 
@@ -150,6 +151,8 @@ def _load_vit(model: Model, seed: int) -> Backbone:
             )
     except TypeError:
         raise _no_transformer(name) from None
+    except RuntimeError as error:
+        raise UserError(f"timm cannot build backbone '{name}' ({error}); check its name and tag.") from None
     if not all(
         hasattr(vit, part) for part in ("blocks", "patch_embed", "forward_intermediates", "num_prefix_tokens")
     ):

@@ -111,7 +111,10 @@ def timm_pretrained(name: str, create: Callable[..., nn.Module]) -> nn.Module:
     from huggingface_hub import constants, try_to_load_from_cache
     from timm.models import get_pretrained_cfg
 
-    config: Any = get_pretrained_cfg(name)
+    try:
+        config: Any = get_pretrained_cfg(name)
+    except RuntimeError:  # the architecture exists, its tag does not
+        config = None
     if config is None or not config.has_weights:
         raise UserError(
             f"timm has no pretrained weights for '{name}'; "
