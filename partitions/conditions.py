@@ -62,7 +62,7 @@ class Palette:
 PLACES = (
     Place("city", 4.2, 2.6, 0.95, 0.25, 0.8, 2.0, (3, 7), 2),
     Place("countryside", 3.0, 0.0, 0.06, 1.7, 0.15, 0.05, (1, 2), 2),
-    Place("carpark", 8.5, 2.6, 0.35, 0.3, 2.6, 0.6, (1, 3), 0, parked=True),
+    Place("carpark", 6.8, 2.6, 0.35, 0.3, 2.6, 0.6, (1, 3), 0, parked=True),
     Place("motorway", 7.6, 0.0, 0.0, 0.8, 1.2, 0.0, (1, 1), 4),
 )
 

@@ -168,9 +168,9 @@ def _draw_walls(canvas: Canvas, condition: Condition, rng: np.random.Generator) 
     rows = ((np.arange(h, dtype=np.float32) + 0.5) / h - canvas.horizon)[:, None]
     for sign in (-1.0, 1.0):
         lateral = np.float32(reach + sign * canvas.offset)
-        z = lateral * _FOCAL / np.maximum(sign * columns, 1e-4)
+        z: Array = (lateral * _FOCAL / np.maximum(sign * columns, 1e-4)).astype(np.float32)
         ahead = (sign * columns > 0) & (z < FAR)
-        up = CAMERA - rows * z / _FOCAL
+        up: Array = (CAMERA - rows * z / _FOCAL).astype(np.float32)
         edges = np.cumsum(rng.uniform(7, 16, size=16))
         house = np.searchsorted(edges, np.minimum(z[0], edges[-1] - 1e-3))
         heights = rng.uniform(*place.storeys, size=16) * 3.0
@@ -180,7 +180,8 @@ def _draw_walls(canvas: Canvas, condition: Condition, rng: np.random.Generator) 
         along = np.broadcast_to(z, (h, w)).astype(np.float32)
         fade = np.clip(26.0 / along, 0, 1).astype(np.float32)
         shade = np.float32(1.0 if sign > 0 else 0.82)
-        colour = _facade(canvas, condition, rng, along, up, walls[house][None] * shade, int(sign), fade)
+        wall = (walls[house][None] * shade).astype(np.float32)
+        colour = _facade(canvas, condition, rng, along, up, wall, int(sign), fade)
         canvas.fill(slice(0, h), slice(0, w), mask, colour, BUILDING, along)
 
 

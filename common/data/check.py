@@ -1,0 +1,83 @@
+"""What is wrong with the files of a shard?"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import numpy.typing as npt
+
+from common.data.classes import ClassTable
+from common.data.images import read_image, read_label
+from common.data.manifest import Shard
+from common.errors import UserError
+
+Progress = Callable[[int, int], None]
+
+
+def inspect_entry(
+    shard: Shard, index: int, labels: bool, table: ClassTable | None
+) -> npt.NDArray[np.int64] | None:
+    """Decode one image, and its label map if ``labels``; return labelled pixels per class, int64 [C].
+
+    Raises `UserError` where a file is unreadable, a label value is unknown to ``table``, a label is
+    missing, or label and image differ in size. Returns None without ``labels``.
+    """
+    image = shard.image_path(index)
+    height, width = read_image(image).shape[:2]
+    if not labels:
+        return None
+    path = shard.label_path(index)
+    if path is None:
+        raise UserError(
+            f"The image {image} has no label in {shard.path}; expected one for every image, add it or leave "
+            "the image out."
+        )
+    if table is None:
+        raise UserError(
+            f"The labels of {shard.path} have no class table; name one (--classes NAME or a JSON file)."
+        )
+    label = read_label(path, table)
+    if label.shape != (height, width):
+        raise UserError(
+            f"The image {image} is {width} x {height} but its label map {path} is {label.shape[1]} x "
+            f"{label.shape[0]} pixels; make both the same size."
+        )
+    return np.bincount(label.ravel(), minlength=256)[: table.num_classes].astype(np.int64)
+
+
+def inspect_shard(
+    shard: Shard, labels: bool, indices: Sequence[int] | None = None, progress: Progress | None = None
+) -> list[npt.NDArray[np.int64] | UserError | None]:
+    """Return what `inspect_entry` returned or raised, for each image in order.
+
+    A few threads decode; the result does not depend on their number.
+    """
+    chosen = range(len(shard)) if indices is None else indices
+
+    def one(index: int) -> npt.NDArray[np.int64] | UserError | None:
+        try:
+            return inspect_entry(shard, index, labels, shard.classes)
+        except UserError as error:
+            return error
+
+    results = []
+    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
+        for result in pool.map(one, chosen):
+            results.append(result)
+            if progress is not None:
+                progress(len(results), len(chosen))
+    return results
+
+
+def check_shard(shard: Shard, labels: bool, progress: Progress | None = None) -> list[str]:
+    """Return one sentence for every image of ``shard`` that cannot be used; empty if all can.
+
+    Every image is decoded completely. Label files are opened only with ``labels``, which also asks
+    for a label per image, of the image's size and with values that the class table knows.
+    """
+    return [
+        str(found) for found in inspect_shard(shard, labels, None, progress) if isinstance(found, UserError)
+    ]

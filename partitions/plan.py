@@ -1,0 +1,235 @@
+"""How does a data set on disk become a checked split: sites, histograms, pictures?"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from common.data.check import inspect_shard
+from common.data.manifest import Entry, Partition, Shard, write_manifest, write_partition
+from common.errors import UserError
+from partitions.picture import Row, draw_split
+from partitions.rules import by_domain, characteristic_class, check_sites, dirichlet, iid
+from partitions.sources.base import Dataset, Progress
+
+Histograms = npt.NDArray[np.int64]
+NO_DOMAIN = "(none)"
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the user asked for, apart from the data set."""
+
+    rule: str
+    sites: int | None
+    seed: int
+    alpha: float
+    over: str = "auto"
+    keep_labels: bool = True
+    decode: bool = True
+    skip_unreadable: bool = False
+
+
+@dataclass(frozen=True)
+class Split:
+    """The outcome: entries of every site, and class histograms per image where labels were read."""
+
+    dataset: Dataset
+    request: Request
+    sites: list[list[int]]
+    histograms: Histograms | None
+    evaluation_histograms: dict[str, Histograms]
+    skipped: list[str]
+
+    def names(self) -> list[str]:
+        """Return site-0, site-1, ..."""
+        return [f"site-{i}" for i in range(len(self.sites))]
+
+    def entries(self, site: int) -> list[Entry]:
+        """Return the manifest lines of a site, with or without labels as requested."""
+        chosen = [self.dataset.images[i] for i in self.sites[site]]
+        return chosen if self.request.keep_labels else [replace(entry, label=None) for entry in chosen]
+
+    def domains(self, site: int) -> dict[str, int]:
+        """Return the number of images per domain of a site, largest first."""
+        found = Counter(self.dataset.images[i].domain for i in self.sites[site])
+        return {name: count for name, count in found.most_common() if name is not None}
+
+    def partition(self) -> Partition:
+        """Return what goes into ``partition.json``."""
+        data, request = self.dataset, self.request
+        settings: dict[str, object] = {**data.settings, "labels_in_site_manifests": request.keep_labels}
+        if request.rule == "dirichlet":
+            settings |= {"alpha": request.alpha, "over": request.over}
+        return Partition(
+            dataset=data.name,
+            rule=request.rule,
+            seed=request.seed,
+            root=data.final_root or data.root,
+            sites={name: len(site) for name, site in zip(self.names(), self.sites, strict=True)},
+            classes=data.classes,
+            histogram=None
+            if self.histograms is None
+            else {
+                name: self.histograms[site].sum(axis=0).tolist()
+                for name, site in zip(self.names(), self.sites, strict=True)
+            },
+            domains={name: self.domains(i) for i, name in enumerate(self.names())},
+            evaluation={name: len(entries) for name, entries in data.evaluation.items()},
+            settings=settings,
+        )
+
+
+def _labelled(entries: Sequence[Entry]) -> bool:
+    return bool(entries) and all(entry.label is not None for entry in entries)
+
+
+def _inspect(
+    data: Dataset, entries: list[Entry], skip: bool, progress: Progress | None
+) -> tuple[list[Entry], Histograms | None, list[str]]:
+    """Decode images and labels: usable entries, their histograms [N, C], sentences about the others."""
+    labels = _labelled(entries) and data.classes is not None
+    shard = Shard("", Path(), data.root, tuple(entries), data.classes)
+    found = inspect_shard(shard, labels, progress=progress)
+    faults = [result for result in found if isinstance(result, UserError)]
+    if faults and not skip:
+        more = f" ({len(faults) - 1} more files have faults too)" if len(faults) > 1 else ""
+        raise UserError(f"{faults[0]}{more}")
+    good = [i for i, result in enumerate(found) if not isinstance(result, UserError)]
+    if not good:
+        raise UserError(f"No image of {data.root} is usable; the first: {faults[0]}")
+    rows = [result for result in found if isinstance(result, np.ndarray)]
+    return [entries[i] for i in good], np.stack(rows) if labels else None, [str(fault) for fault in faults]
+
+
+def _assign(
+    images: list[Entry], fixed: list[list[int]] | None, histograms: Histograms | None, request: Request
+) -> list[list[int]]:
+    domains = [entry.domain or NO_DOMAIN for entry in images]
+    named = {entry.domain for entry in images} != {None}
+    if request.rule == "domain":
+        if not named:
+            raise UserError(
+                "The images have no domains; say where they come from with --domain-level, --domain-regex or "
+                "--domain-csv, or use --by iid."
+            )
+        return fixed if fixed is not None else by_domain(domains, request.sites)
+    if request.sites is None:
+        raise UserError(f"--by {request.rule} needs the number of sites; give --sites N.")
+    if request.rule == "iid":
+        return iid(len(images), request.sites, request.seed)
+    if request.over == "classes":
+        if histograms is None:
+            raise UserError(
+                "--by dirichlet over classes needs a label map per image; use --over domains, or "
+                "leave --quick out."
+            )
+        groups: list[int | str] = [int(c) for c in characteristic_class(histograms)]
+    elif named:
+        groups = list(domains)
+    else:
+        raise UserError(
+            "--by dirichlet needs labels or domains to skew; give --labels and --classes, or a "
+            "--domain-* option."
+        )
+    return dirichlet(groups, request.sites, request.alpha, request.seed)
+
+
+def plan(data: Dataset, request: Request, progress: Progress | None = None) -> Split:
+    """Check the files of ``data`` and divide them; nothing is written.
+
+    Raises `UserError` for files that cannot be used and for a request that cannot be met.
+    """
+    if request.sites is not None:
+        check_sites(request.sites, len(data.images))
+    images = data.images
+    histograms: Histograms | None = None
+    skipped: list[str] = []
+    evaluation = dict(data.evaluation)
+    evaluated: dict[str, Histograms] = {}
+    if request.decode:
+        total = len(images) + sum(map(len, evaluation.values()))
+        done = 0
+
+        def step(now: int, _: int) -> None:
+            if progress is not None:
+                progress(done + now, total)
+
+        images, histograms, skipped = _inspect(data, images, request.skip_unreadable, step)
+        done += len(data.images)
+        for name, entries in evaluation.items():
+            kept, counts, faults = _inspect(data, entries, request.skip_unreadable, step)
+            evaluation[name], skipped = kept, skipped + faults
+            done += len(entries)
+            if counts is not None:
+                evaluated[name] = counts
+    if request.over == "auto":
+        request = replace(request, over="domains" if histograms is None else "classes")
+    fixed = data.fixed if len(images) == len(data.images) else None
+    sites = _assign(images, fixed, histograms, request)
+    return Split(
+        replace(data, images=images, evaluation=evaluation), request, sites, histograms, evaluated, skipped
+    )
+
+
+def draw(split: Split) -> object:
+    """Return the picture of the split (PIL image)."""
+    data = split.dataset
+    classes = data.classes if split.histograms is not None else None
+    domains = list(dict.fromkeys(e.domain for e in data.images if e.domain is not None))
+
+    def share(counts: Histograms | None, entries: Sequence[Entry]) -> npt.NDArray[np.float64] | None:
+        if classes is not None:
+            summed = None if counts is None else counts.sum(axis=0).astype(np.float64)
+        else:
+            found = Counter(entry.domain for entry in entries)
+            summed = np.asarray([found[name] for name in domains], dtype=np.float64) if domains else None
+        return None if summed is None or summed.sum() == 0 else summed / summed.sum()
+
+    def row(name: str, entries: Sequence[Entry], counts: Histograms | None) -> Row:
+        found = Counter(entry.domain for entry in entries if entry.domain is not None).most_common()
+        note = ", ".join(f"{domain}\u00a0{count}" if len(found) > 1 else domain for domain, count in found)
+        return Row(name, len(entries), note, [data.root / e.image for e in entries], share(counts, entries))
+
+    sites = [
+        row(name, split.entries(i), None if split.histograms is None else split.histograms[split.sites[i]])
+        for i, name in enumerate(split.names())
+    ]
+    evaluation = [
+        row(f"{name} (evaluation)", entries, split.evaluation_histograms.get(name))
+        for name, entries in data.evaluation.items()
+    ]
+    skew = (
+        f", alpha {split.request.alpha:g} over {split.request.over}"
+        if split.request.rule == "dirichlet"
+        else ""
+    )
+    labels = (
+        "labels stand in the site manifests" if split.request.keep_labels else "site manifests without labels"
+    )
+    if not _labelled(data.images):
+        labels = "no labels"
+    return draw_split(
+        title=f"{data.name}: {len(sites)} sites by {split.request.rule}{skew}",
+        subtitle=f"{len(data.images)} images, seed {split.request.seed}; {labels}",
+        sites=sites,
+        evaluation=evaluation,
+        names=classes.names if classes is not None else domains,
+        colours=classes.colours if classes is not None else None,
+        mix="classes, % of labelled pixels" if classes is not None else "domains, % of images",
+    )
+
+
+def write(split: Split, folder: Path, final: Path) -> None:
+    """Write manifests, ``partition.json`` and ``split.png`` into ``folder``, which will become ``final``."""
+    for i, name in enumerate(split.names()):
+        write_manifest(folder / f"{name}.jsonl", split.entries(i))
+    for name, entries in split.dataset.evaluation.items():
+        write_manifest(folder / f"{name}.jsonl", entries)
+    write_partition(folder, split.partition(), final)
+    draw(split).save(folder / "split.png", optimize=True)  # type: ignore[attr-defined]

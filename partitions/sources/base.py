@@ -1,0 +1,98 @@
+"""What does a data set on disk look like to the partition rules?"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from common.data.classes import ClassTable
+from common.data.images import SUFFIXES
+from common.data.manifest import Entry, natural_key
+from common.errors import UserError
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Images to be divided, and labelled manifests that go along undivided.
+
+    ``root`` is where the files lie now; ``final_root`` where they will lie once the output folder
+    stands, if that is elsewhere. ``fixed`` gives the sites outright where the data set comes with
+    lists of its own (indices into ``images``).
+    """
+
+    name: str
+    root: Path
+    images: list[Entry]
+    classes: ClassTable | None = None
+    evaluation: dict[str, list[Entry]] = field(default_factory=dict)
+    final_root: Path | None = None
+    fixed: list[list[int]] | None = None
+    settings: dict[str, str | int | float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Source:
+    """One DATASET of the command: its help, its own options, and how it is read.
+
+    ``load(args, stage, progress)`` may write below ``stage``, which becomes the output folder.
+    """
+
+    name: str
+    help: str
+    layout: str
+    add_options: Callable[[argparse.ArgumentParser], None]
+    load: Callable[[argparse.Namespace, Path, Progress | None], Dataset]
+    needs_root: bool = True
+    classes: str | None = None
+
+
+def need_folder(path: Path, what: str, hint: str) -> Path:
+    """Return ``path`` if it is a folder; else raise `UserError`."""
+    if not path.is_dir():
+        raise UserError(f"{what} {path} is no folder; {hint}")
+    return path
+
+
+def pictures_below(folder: Path, skip: Iterable[Path] = ()) -> list[Path]:
+    """Return all picture files below ``folder`` in natural order.
+
+    Hidden files and folders, folders in ``skip`` and earlier output folders (those with a
+    ``partition.json``) are passed over.
+    """
+    passed = {path.resolve() for path in skip}
+    found: list[Path] = []
+    for name_of_base, folders, files in os.walk(folder):
+        base = Path(name_of_base)
+        folders[:] = [
+            name
+            for name in folders
+            if not name.startswith(".")
+            and (base / name).resolve() not in passed
+            and not (base / name / "partition.json").is_file()
+        ]
+        found += [base / f for f in files if not f.startswith(".") and Path(f).suffix.lower() in SUFFIXES]
+    return sorted(found, key=lambda path: natural_key(path.relative_to(folder).as_posix()))
+
+
+def need_files(root: Path, entries: Iterable[Entry], split: str) -> None:
+    """Raise `UserError` for the first entry whose image or label file is missing."""
+    for entry in entries:
+        if not (root / entry.image).is_file():
+            raise UserError(
+                f"The image {root / entry.image} of split {split!r} is missing; complete the data set or "
+                "point --root elsewhere."
+            )
+        if entry.label is not None and not (root / entry.label).is_file():
+            raise UserError(
+                f"The image {root / entry.image} has no label map {root / entry.label}; add the file or "
+                "leave the image out."
+            )
+
+
+def no_options(parser: argparse.ArgumentParser) -> None:
+    """Add nothing: the data set has no options of its own."""

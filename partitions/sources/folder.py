@@ -1,0 +1,85 @@
+"""How is any folder of pictures read, with or without labels?"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from common.data.classes import load_table
+from common.data.manifest import Entry
+from common.errors import UserError
+from partitions.sources.base import Dataset, Progress, Source, need_folder, pictures_below
+
+_LABEL_SUFFIXES = (".png", ".bmp", ".tif", ".tiff")
+
+
+def _below(root: Path, given: str | None, option: str) -> Path:
+    path = root if given is None else (root / given).resolve()
+    if not path.is_relative_to(root):
+        raise UserError(
+            f"{option} {given} lies outside --root {root}; choose a root above both, as manifests hold paths "
+            "relative to it."
+        )
+    return need_folder(path, option if given is not None else "--root", "give an existing folder.")
+
+
+def _add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--images", metavar="SUB", help="pictures lie in ROOT/SUB (default: ROOT itself)")
+    parser.add_argument(
+        "--labels",
+        metavar="SUB",
+        help="label maps lie in ROOT/SUB under the pictures' relative names, as PNG, BMP or TIFF with class "
+        "numbers as values; needs --classes",
+    )
+    parser.add_argument(
+        "--label-suffix",
+        metavar="TEXT",
+        default="",
+        help="what label names have after the picture's name: '_mask' for a.jpg and a_mask.png",
+    )
+
+
+def _load(args: argparse.Namespace, stage: Path, progress: Progress | None) -> Dataset:
+    root = need_folder(Path(args.root), "--root", "expected a folder of pictures.").resolve()
+    images = _below(root, args.images, "--images")
+    labels = None if args.labels is None else _below(root, args.labels, "--labels")
+    if labels is not None and args.classes is None:
+        raise UserError(
+            "--labels is given without --classes; name a class table or a JSON file, as label values mean "
+            "nothing without it."
+        )
+    if labels == images and not args.label_suffix:
+        raise UserError(f"--labels and the pictures are the same folder {images}; give --label-suffix.")
+    entries = []
+    for path in pictures_below(images, skip=() if labels in (None, images) else (labels,)):
+        inside = path.relative_to(images)
+        if labels == images and path.stem.endswith(args.label_suffix):
+            continue
+        label = None
+        if labels is not None:
+            stem = labels / inside.parent / (path.stem + args.label_suffix)
+            found = [stem.with_name(stem.name + s) for s in _LABEL_SUFFIXES]
+            existing = [candidate for candidate in found if candidate.is_file()]
+            if not existing:
+                raise UserError(
+                    f"The image {path} has no label map {found[0]} (or bmp, tif); add the file, leave the "
+                    "image out, or drop --labels."
+                )
+            label = existing[0].relative_to(root).as_posix()
+        domain = inside.parts[0] if len(inside.parts) > 1 else None
+        entries.append(Entry(path.relative_to(root).as_posix(), label, domain))
+    if not entries:
+        raise UserError(
+            f"{images} holds no picture; expected jpg, jpeg, png, bmp, tif, tiff or webp in it or below it."
+        )
+    return Dataset("folder", root, entries, load_table(args.classes) if args.classes else None)
+
+
+FOLDER = Source(
+    "folder",
+    "any folder of pictures, searched recursively; labels are optional",
+    "ROOT holds jpg, jpeg, png, bmp, tif, tiff or webp files, directly or in folders. Without other "
+    "--domain-* options the top folder of a picture is its domain.",
+    _add_options,
+    _load,
+)

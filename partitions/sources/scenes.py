@@ -1,0 +1,128 @@
+"""How do drawn street scenes become a data set of the command?"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import shutil
+import tempfile
+from pathlib import Path
+
+from common.data.classes import load_table
+from common.data.manifest import Entry
+from common.errors import UserError
+from partitions.sources.base import Dataset, Progress, Source
+from partitions.synthetic import VERSION, make_scenes
+
+_RECORD = "scenes.json"
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """Turn ``160x224`` into (height, width); `UserError` where it is none or out of bounds."""
+    parts = text.lower().split("x")
+    if len(parts) != 2 or not all(part.isdigit() for part in parts):
+        raise UserError(f"--size is {text!r}; expected HEIGHTxWIDTH in pixels, for example 160x224.")
+    height, width = int(parts[0]), int(parts[1])
+    if not (32 <= height <= 2048 and 32 <= width <= 2048):
+        raise UserError(f"--size is {text!r}; expected 32 to 2048 pixels each way.")
+    return height, width
+
+
+def _add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--images-per-site", type=int, default=80, metavar="N", help="default: %(default)s")
+    parser.add_argument(
+        "--size", default="160x224", metavar="HxW", help="height x width, default: %(default)s"
+    )
+    parser.add_argument(
+        "--eval-images",
+        type=int,
+        default=60,
+        metavar="N",
+        help="scenes of the unseen drive, default: %(default)s",
+    )
+
+
+def _entry(data: list[str]) -> Entry:
+    return Entry(data[0], data[1], data[2])
+
+
+def _load(args: argparse.Namespace, stage: Path, progress: Progress | None) -> Dataset:
+    size = parse_size(args.size)
+    sites = 4 if args.sites is None else args.sites
+    if not 1 <= sites <= 1000:
+        raise UserError(f"--sites is {sites}; expected 1 to 1000 for synthetic scenes.")
+    for option, count, least in (
+        ("--images-per-site", args.images_per_site, 1),
+        ("--eval-images", args.eval_images, 0),
+    ):
+        if count < least:
+            raise UserError(f"{option} is {count}; expected at least {least}.")
+    natural = args.by == "domain" and not args.custom_domains
+    drives = sites if natural else 4
+    per_drive = args.images_per_site if natural else math.ceil(sites * args.images_per_site / drives)
+    wanted = {
+        "version": VERSION,
+        "seed": args.seed,
+        "drives": drives,
+        "images": per_drive,
+        "unseen": args.eval_images,
+        "size": list(size),
+    }
+
+    def draw(folder: Path) -> tuple[list[list[Entry]], list[Entry]]:
+        made = make_scenes(folder, drives, per_drive, args.eval_images, size, args.seed, progress)
+        listed = [[[e.image, e.label, e.domain] for e in part] for part in (*made[0], made[1])]
+        (folder / _RECORD).write_text(json.dumps({"made": wanted, "entries": listed}), encoding="utf-8")
+        return made
+
+    if args.root is None:
+        root, final = stage / "data", Path(args.out).resolve() / "data"
+        shards, unseen = draw(root)
+    else:
+        root = final = Path(args.root).resolve()
+        shards, unseen = _draw_once(root, wanted, draw)
+    return Dataset(
+        name="synthetic",
+        root=root,
+        final_root=final,
+        images=[entry for shard in shards for entry in shard],
+        classes=load_table(args.classes or "synthetic"),
+        evaluation={"eval": unseen} if unseen else {},
+        settings={"size": f"{size[0]}x{size[1]}", "drives": drives},
+    )
+
+
+def _draw_once(root: Path, wanted: dict[str, object], draw):  # type: ignore[no-untyped-def]
+    """Use the scenes in ``root`` if they are those ``wanted``; draw them if it is empty or absent."""
+    record = root / _RECORD
+    if record.is_file():
+        known = json.loads(record.read_text(encoding="utf-8"))
+        if known["made"] == wanted:
+            parts = [[_entry(e) for e in part] for part in known["entries"]]
+            return parts[:-1], parts[-1]
+    if root.exists() and (not root.is_dir() or any(root.iterdir())):
+        raise UserError(
+            f"--root {root} holds other files; give a new or empty folder for the synthetic scenes."
+        )
+    root.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{root.name}.", dir=root.parent))
+    try:
+        made = draw(temporary)
+        temporary.chmod(0o755)
+        temporary.replace(root)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return made
+
+
+SYNTHETIC = Source(
+    "synthetic",
+    "street scenes drawn on the spot, 8 classes; sites differ in place, light and colours",
+    "Nothing is needed. Pictures go to ROOT, by default OUT/data; eval.jsonl is a labelled drive in "
+    "conditions that no site holds.",
+    _add_options,
+    _load,
+    needs_root=False,
+    classes="synthetic",
+)
