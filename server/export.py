@@ -1,0 +1,135 @@
+"""How does a checkpoint become an ONNX file that gives the same answers?"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from common.atomic import atomic_path
+from common.checkpoint import Checkpoint, load_checkpoint
+from common.errors import UserError
+from common.evaluate import backbone_maps
+from common.overlay import make_legend
+from common.seeds import torch_generator
+from common.segmenter import Segmenter
+from server.evaluate_command import check_backbone
+
+if TYPE_CHECKING:
+    from common.models.backbone import Backbone
+
+TOLERANCE = 1e-3
+"""Largest difference of a cosine that is accepted between ONNX Runtime and torch."""
+
+AGREEMENT = 0.999
+"""Smallest share of pixels that must get the same cluster."""
+
+
+class WholeModel(nn.Module):
+    """Images fp32 [B, 3, H, W] in 0..1, RGB, of the configured size -> cosines [B, K, H, W].
+
+    Normalisation is inside. The cluster of a pixel is the argmax over K.
+    """
+
+    def __init__(self, backbone: Backbone, segmenter: Segmenter, size: tuple[int, int]) -> None:
+        super().__init__()
+        self.backbone, self.segmenter, self.size = backbone, segmenter, size
+
+    def forward(self, images: Tensor) -> Tensor:
+        """See the class."""
+        return self.segmenter.logits(backbone_maps(self.backbone, images), self.size)
+
+
+def export_onnx(checkpoint: str | Path, out: str | Path, *, opset: int = 18) -> Path:
+    """Write backbone, head and centroids of a checkpoint as one ONNX file and return its path.
+
+    The file is run by ONNX Runtime on random images, one and two at a time, and compared with torch before it
+    gets its name; a file that differs is never kept. Its metadata hold input size, names and colours of
+    what each cluster stands for.
+
+    Raises:
+        UserError: onnx or onnxruntime is not installed, other weights, or the two disagree.
+    """
+    try:
+        import onnx
+        import onnxruntime
+
+        importlib.import_module("onnxscript")  # torch's exporter needs it
+    except ImportError as error:
+        raise UserError(
+            f"Export needs the package {error.name}, which is not installed; "
+            "install the extra: pip install '.[export]'."
+        ) from None
+    saved = load_checkpoint(checkpoint)
+    model = _whole_model(saved, str(checkpoint))
+    target = Path(out)
+    example = torch.rand(2, 3, *model.size, generator=torch_generator(saved.config.seed, "export"))
+    with atomic_path(target) as temporary:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the exporter's notes on itself are nothing a user could act on
+            program = torch.onnx.export(
+                model,
+                (example,),
+                input_names=["images"],
+                output_names=["cosines"],
+                dynamic_shapes={"images": {0: torch.export.Dim("batch", min=1)}},
+                opset_version=opset,
+                dynamo=True,
+                verbose=False,
+            )
+        assert program is not None
+        described = program.model_proto
+        for key, value in _metadata(saved).items():
+            described.metadata_props.add(key=key, value=value)
+        onnx.checker.check_model(described)
+        temporary.write_bytes(described.SerializeToString())
+        session = onnxruntime.InferenceSession(str(temporary), providers=["CPUExecutionProvider"])
+        for images in (example, example[:1]):
+            _compare(model, session, images, target)
+    return target
+
+
+def _whole_model(saved: Checkpoint, where: str) -> WholeModel:
+    from common.models.backbone import load_backbone
+
+    settings = saved.config.model
+    backbone = load_backbone(settings, saved.config.seed, "cpu")
+    check_backbone(saved, backbone.weights_hash, backbone.channels, where)
+    model = WholeModel(backbone, Segmenter.from_checkpoint(saved), (settings.height, settings.width))
+    return model.eval()
+
+
+def _metadata(saved: Checkpoint) -> dict[str, str]:
+    legend = make_legend(len(saved.centroids), saved.classes, saved.mapping)
+    entries = legend.as_json()
+    settings = saved.config.model
+    return {
+        "run": saved.config.name,
+        "round": str(saved.round),
+        "backbone": settings.backbone,
+        "input": json.dumps(
+            {"height": settings.height, "width": settings.width, "range": [0, 1], "order": "RGB"}
+        ),
+        "clusters": json.dumps([entries[int(index)] for index in legend.of_cluster]),
+    }
+
+
+@torch.no_grad()
+def _compare(model: WholeModel, session: Any, images: Tensor, target: Path) -> None:
+    """Raise `UserError` where ONNX Runtime and torch do not say the same."""
+    expected = model(images).numpy()
+    (given,) = session.run(["cosines"], {"images": images.numpy()})
+    difference = float(np.abs(given - expected).max())
+    same = float((given.argmax(axis=1) == expected.argmax(axis=1)).mean())
+    if not (difference <= TOLERANCE and same >= AGREEMENT):
+        raise UserError(
+            f"The ONNX file does not agree with torch (cosines differ by up to {difference:.2g}, "
+            f"{100 * same:.2f} % of pixels get the same cluster), so {target} was not written; "
+            "try another version of onnxruntime."
+        )
