@@ -85,7 +85,6 @@ def sums_under(
     head: SegmentationHead,
     centroids: np.ndarray,
     batch: int = 32,
-    device: torch.device | str = "cpu",
     progress: Progress | None = None,
 ) -> ClusterSums:
     """Run one exact E-step of spherical k-means over all patches of a shard, with dropout off.
@@ -95,12 +94,12 @@ def sums_under(
     """
     training = head.training
     head.eval()
-    means = unit(torch.from_numpy(np.asarray(centroids, dtype=np.float64)).to(device))
+    means = unit(torch.from_numpy(np.asarray(centroids, dtype=np.float64)).to(features.device))
     clusters, dim = means.shape
     total = ClusterSums(np.zeros((clusters, dim)), np.zeros(clusters, dtype=np.int64), np.zeros(clusters))
     try:
         for indices in chunks(len(features), batch):
-            codes = head.project(tokens_of(features, indices, device)).flatten(0, 1).double()
+            codes = head.project(tokens_of(features, indices)).flatten(0, 1).double()
             if not torch.isfinite(codes).all():
                 raise ValueError(
                     f"The head gives codes that are not finite for images {indices[0]} to {indices[-1]}; "
@@ -119,13 +118,12 @@ def cluster_sums(
     head: Mapping[str, np.ndarray],
     centroids: np.ndarray,
     config: RunConfig,
-    device: torch.device | str = "cpu",
 ) -> ClusterSums:
     """Run one exact E-step under a head that came as arrays (see `sums_under`)."""
     model = config.model
     module = SegmentationHead(features.channels, model.dim, model.dropout, model.nonlinear)
     load_numpy(module, head)
-    return sums_under(features, module.to(device), centroids, device=device)
+    return sums_under(features, module.to(features.device), centroids)
 
 
 @torch.no_grad()
@@ -133,7 +131,6 @@ def moments(
     features: FeatureSource,
     transform: Callable[[torch.Tensor], torch.Tensor] | None = None,
     batch: int = 32,
-    device: torch.device | str = "cpu",
     progress: Progress | None = None,
 ) -> Moments:
     """Add up x and x x^T over all patches of a shard, in float64.
@@ -143,7 +140,7 @@ def moments(
     """
     total: Moments | None = None
     for indices in chunks(len(features), batch):
-        vectors = tokens_of(features, indices, device).flatten(0, 1)
+        vectors = tokens_of(features, indices).flatten(0, 1)
         vectors = (vectors if transform is None else transform(vectors)).double()
         part = Moments(vectors.sum(0).cpu().numpy(), (vectors.T @ vectors).cpu().numpy(), len(vectors))
         total = part if total is None else total + part
@@ -160,7 +157,6 @@ def site_sums(
     groups: Mapping[str, Mapping[str, np.ndarray]],
     config: RunConfig,
     site: str,
-    device: torch.device | str = "cpu",
 ) -> dict[str, np.ndarray]:
     """Answer the server's request for sums: named arrays that it adds up over the sites.
 
@@ -168,9 +164,9 @@ def site_sums(
     cosines) or "moments" (of the raw features: total, outer, count). Raises ValueError for anything else.
     """
     if what == "clusters":
-        found = cluster_sums(features, groups["head"], groups["centroids"]["centroids"], config, device)
+        found = cluster_sums(features, groups["head"], groups["centroids"]["centroids"], config)
         return {"sums": found.sums, "counts": found.counts, "cosines": found.cosines}
     if what == "moments":
-        total = moments(features, device=device)
+        total = moments(features)
         return {"total": total.total, "outer": total.outer, "count": np.array([total.count], dtype=np.int64)}
     raise ValueError(f"Site {site} was asked for sums of {what!r}; it knows 'clusters' and 'moments'.")

@@ -78,7 +78,6 @@ def train_local(
     state: Mapping[str, np.ndarray] | None = None,
     *,
     shared: Mapping[str, np.ndarray] | None = None,
-    device: torch.device | str = "cpu",
     progress: Callable[[int, int], None] | None = None,
 ) -> LocalResult:
     """Train head and centroids on a site's features for one round.
@@ -88,13 +87,13 @@ def train_local(
     first: Adam's moments (``local.keep-optimizer``) and the previous local head (``local.moon-weight``); it
     never leaves the site.
 
-    All draws follow from (seed, site, round), so that neither other sites nor the device change them. With
+    All draws follow from (seed, site, round), so that other sites do not change them. With
     ``centroids.merge = "lloyd"`` the centroids stay as received: the server finds them from the sums.
     Raises ValueError for an empty shard, for arrays that do not fit, and where the loss stops being finite.
     """
     if len(features) == 0:
         raise ValueError(f"Site {site} has no image to train on.")
-    local = config.local
+    local, device = config.local, features.device
     generator = torch_generator(config.seed, "train", site, round_number)
     model = SegmentationHead(
         features.channels, config.model.dim, config.model.dropout, config.model.nonlinear
@@ -123,11 +122,11 @@ def train_local(
     sums = dict.fromkeys(METRICS, 0.0)
     for step in range(steps):
         indices = next(batches)
-        tokens = tokens_of(features, indices, device)
+        tokens = tokens_of(features, indices)
         positives = None
         if neighbours is not None:
             drawn = torch.randint(neighbours.shape[1], (len(indices),), generator=generator).numpy()
-            positives = tokens_of(features, neighbours[indices, drawn].tolist(), device)
+            positives = tokens_of(features, neighbours[indices, drawn].tolist())
         outcome = objective(Batch(tokens, positives, features.grid), model, generator)
         terms = {"objective": outcome.loss} | anchors.terms(model, tokens, outcome.codes)
         loss = torch.stack(list(terms.values())).sum()
@@ -148,7 +147,7 @@ def train_local(
             progress(step + 1, steps)
 
     trained_means = means.detach().cpu().numpy()
-    totals = sums_under(features, model, trained_means, device=device)
+    totals = sums_under(features, model, trained_means)
     metrics = sums | {"mean_cosine": totals.mean_cosine, "steps": float(steps)}
     trained = state_to_numpy(model)
     kept: Arrays = {}

@@ -23,6 +23,10 @@ class FeatureSource(Protocol):
     def grid(self) -> tuple[int, int]:
         """(h, w), the patches of an image."""
 
+    @property
+    def device(self) -> torch.device:
+        """Where `batch` puts its answer, and hence where training runs."""
+
     def __len__(self) -> int:
         """N, the number of images."""
 
@@ -33,6 +37,6 @@ class FeatureSource(Protocol):
         """Return each image's k most similar other images, nearest first: int64 [N, k]."""
 
 
-def tokens_of(source: FeatureSource, indices: list[int], device: torch.device | str = "cpu") -> torch.Tensor:
+def tokens_of(source: FeatureSource, indices: list[int]) -> torch.Tensor:
     """Return the features of these images token-major, one patch a row: [B, h*w, C]."""
-    return source.batch(indices).to(device).flatten(2).transpose(1, 2)
+    return source.batch(indices).flatten(2).transpose(1, 2)
