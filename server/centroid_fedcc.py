@@ -92,10 +92,10 @@ def _cluster_by_maximin(
     nearest = _nearest(points, centres)
     used = np.flatnonzero(np.bincount(nearest, minlength=clusters))  # fewer where rows repeat each other
     if weights is None:
-        return centres[used]
+        return np.asarray(centres[used])
     sums = [weights[nearest == cluster] @ points[nearest == cluster] for cluster in used]
     totals = [weights[nearest == cluster].sum() for cluster in used]
-    return np.stack(sums) / np.array(totals)[:, None]
+    return np.asarray(np.stack(sums) / np.array(totals)[:, None])
 
 
 def _nearest(points: np.ndarray, centres: np.ndarray) -> NDArray[np.int64]:
