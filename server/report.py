@@ -31,6 +31,7 @@ from server.report_svg import (
     confusion_chart,
     line_chart,
     percent,
+    percent_tick,
     short,
 )
 
@@ -100,8 +101,8 @@ def _headline(run: Run) -> str:
         values.append((short(last["loss"]), "loss"))
     values.append((str(last["round"]), f"of {_setting(run, 'rounds') or '?'} rounds"))
     values.append((str(len(run.site_names())), "sites"))
-    values.append((f"{byte_text(run.site_bytes('bytes_up'))}", "up, per site and round"))
-    values.append((f"{byte_text(run.site_bytes('bytes_down'))}", "down, per site and round"))
+    sent = [byte_text(run.site_bytes(key)) for key in ("bytes_up", "bytes_down")]
+    values.append((sent[0] if sent[0] == sent[1] else " / ".join(sent), "up / down per site and round"))
     values.append((f"{run.minutes:.1f} min", "all rounds"))
     return tiles(values)
 
@@ -133,28 +134,33 @@ def _number(path: Path) -> int:
 
 
 _CURVES = (
-    ("mIoU", ("miou",), percent, True),
-    ("Mean mIoU of the sites' own models", ("site_miou_mean",), percent, True),
-    ("Pixel accuracy", ("accuracy",), percent, True),
-    ("Training loss", ("loss",), short, False),
-    ("Mean cosine to the centroid", ("mean_cosine",), lambda v: f"{v:.3f}", False),
-    ("Centroid displacement per round", ("displacement",), short, True),
-    ("Evenness of the clusters (entropy / log K)", ("entropy",), lambda v: f"{v:.3f}", False),
+    ("mIoU", "miou", percent, True),
+    ("Mean mIoU of the sites' own models", "site_miou_mean", percent, True),
+    ("Pixel accuracy", "accuracy", percent, True),
+    ("Training loss", "loss", short, False),
+    ("Mean cosine to the centroid", "mean_cosine", lambda v: f"{v:.3f}", False),
+    ("Centroid displacement per round", "displacement", short, True),
+    ("Evenness of the clusters (entropy / log K)", "entropy", lambda v: f"{v:.3f}", False),
 )
 
 
 def _curves(run: Run) -> str:
     cards = []
-    for index, (title, (key,), label, from_zero) in enumerate(_CURVES):
+    for index, (title, key, label, from_zero) in enumerate(_CURVES):
         curve = run.curve(key)
         if len(curve) < 2:
             continue
         colour = SERIES_COLOURS[index % len(SERIES_COLOURS)]
-        chart = line_chart([(title, colour, curve)], label=label, from_zero=from_zero)
+        tick = percent_tick if label is percent else label
+        chart = line_chart([(title, colour, curve)], label=label, tick=tick, from_zero=from_zero)
         cards.append(f"<div><h3>{escape(title)}</h3>{chart}</div>")
     if not cards:
         return ""
     return section("Over the rounds", f'<div class="grid">{"".join(cards)}</div>')
+
+
+def _quality(run: Run) -> str:
+    return f'<div class="row">{_classes(run)}{_confusion(run)}</div>'
 
 
 def _classes(run: Run) -> str:

@@ -13,7 +13,7 @@ from common.config import flatten
 from common.errors import UserError
 from server.report_data import Run, read_run
 from server.report_html import byte_text, embedded, page, picture, section, swatch, table
-from server.report_svg import SERIES_COLOURS, dot_plot, line_chart, percent
+from server.report_svg import SERIES_COLOURS, dot_plot, line_chart, percent, percent_tick
 
 _DIFFER_FREELY = ("seed", "run-dir", "resume", "simulation.cache")
 
@@ -220,11 +220,12 @@ def _body(methods: Sequence[Method], head: list[str], rows: list[list[str]], not
             for m in methods
         ]
         if any(len(curve) > 1 for _, _, curve in series):
-            charts.append(
-                f"<div><h3>{title}</h3>{line_chart(series, label=label, from_zero=key == 'miou')}</div>"
-            )
+            tick = percent_tick if key == "miou" else label
+            chart = line_chart(series, label=label, tick=tick, from_zero=key == "miou")
+            charts.append(f"<div><h3>{title}</h3>{chart}</div>")
     if charts:
-        grid = f'<div class="grid">{"".join(charts)}</div>'
+        names = "".join(f'<span class="chip">{swatch(colours[m.name], m.name)}</span>' for m in methods)
+        grid = f'<p>{names}</p><div class="grid">{"".join(charts)}</div>'
         body.append(
             section(
                 "Over the rounds", grid, note="Mean over seeds. Losses compare only within one objective."
@@ -245,7 +246,7 @@ def _class_section(methods: Sequence[Method]) -> str:
         means = [fmean(values) if (values := method.class_iou(row[0])) else -1.0 for method in scored]
         best = max(means)
         marked = [
-            f'<span class="best">{text}</span>' if mean == best and best >= 0 else text
+            f'<span class="best">{text}</span>' if mean == best > 0 and means.count(best) == 1 else text
             for text, mean in zip(row[1:], means, strict=True)
         ]
         cells.append([swatch(run.colour_of(row[0], position), row[0]), *marked])

@@ -40,7 +40,7 @@ tr:last-child td { border-bottom: 0; }
 tr.total td { font-weight: 650; border-top: 1px solid var(--line); }
 .swatch { display: inline-block; width: 14px; height: 14px; border-radius: 4px; margin-right: 9px;
   border: 1px solid rgba(0, 0, 0, .18); vertical-align: -2px; }
-.track { display: inline-block; width: 190px; height: 9px; line-height: 9px; border-radius: 3px;
+.track { display: inline-block; width: 150px; height: 9px; line-height: 9px; border-radius: 3px;
   background: #eef0f3; vertical-align: middle; }
 .bar { display: inline-block; height: 9px; border-radius: 3px; background: var(--accent);
   vertical-align: top; }
@@ -60,6 +60,9 @@ figcaption { color: var(--soft); font-size: 13px; margin-bottom: 6px; }
 .keys span { color: var(--soft); }
 .keys code { text-align: right; overflow-wrap: anywhere; }
 .chip { display: inline-block; margin: 0 16px 6px 0; white-space: nowrap; font-size: 14px; }
+.row { display: flex; flex-wrap: wrap; gap: 0 18px; }
+.row > section { flex: 1 1 600px; }
+.row > section:first-child { flex: 1 1 440px; }
 .pair { display: grid; grid-template-columns: 1fr 1fr; gap: 14px; }
 footer { color: var(--soft); font-size: 13px; margin-top: 26px; }
 @media print { body { background: #fff; } section, .tile { break-inside: avoid; } }

@@ -18,6 +18,11 @@ def percent(value: float) -> str:
     return f"{100 * value:.1f} %"
 
 
+def percent_tick(value: float) -> str:
+    """0.25 -> 25 %, for an axis."""
+    return f"{100 * value:g} %"
+
+
 def short(value: float) -> str:
     """Three significant digits, no exponent where it can be avoided."""
     return f"{value:.3g}"
@@ -30,7 +35,7 @@ def ticks(low: float, high: float, count: int = 4) -> list[float]:
         return [low]
     raw = span / count
     magnitude = 10.0 ** math.floor(math.log10(raw))
-    step = next(m * magnitude for m in (1, 2, 2.5, 5, 10) if m * magnitude >= raw * 0.999)
+    step = next(m * magnitude for m in (1, 2, 5, 10) if m * magnitude >= raw * 0.999)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     return [round(index * step, 12) for index in range(first, last + 1)]
 
@@ -39,17 +44,17 @@ def line_chart(
     series: Sequence[Series],
     *,
     label: Callable[[float], str] = short,
+    tick: Callable[[float], str] | None = None,
     width: int = 520,
     height: int = 230,
     from_zero: bool = False,
     x_name: str = "round",
 ) -> str:
-    """Draw curves over rounds; each ends in a dot with its last value (and name, if there are several)."""
+    """Draw curves over rounds; each ends in a dot with its last value (its name shows on hovering)."""
     points = [point for _, _, curve in series for point in curve]
     if not points:
         return '<p class="soft">No values yet.</p>'
-    named = len(series) > 1
-    left, right, top, bottom = 54, 158 if named else 58, 12, 34
+    left, right, top, bottom = 54, 62, 12, 34
     low_x, high_x = min(x for x, _ in points), max(x for x, _ in points)
     low_y, high_y = min(y for _, y in points), max(y for _, y in points)
     if from_zero:
@@ -68,7 +73,7 @@ def line_chart(
     for level in levels:
         _, y = place(low_x, level)
         parts.append(f'<line x1="{left}" x2="{width - right}" y1="{y:.1f}" y2="{y:.1f}" stroke="{GRID}"/>')
-        parts.append(_text(left - 8, y + 4, label(level), anchor="end"))
+        parts.append(_text(left - 8, y + 4, (tick or label)(level), anchor="end"))
     step = max(1, math.ceil((high_x - low_x) / 10))
     for number in range(math.ceil(low_x), math.floor(high_x) + 1, step):
         x, _ = place(number, low_y)
@@ -81,7 +86,7 @@ def line_chart(
         path = " ".join(f"{x:.1f},{y:.1f}" for x, y in (place(*point) for point in curve))
         parts.append(
             f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2.2" '
-            'stroke-linejoin="round" stroke-linecap="round"/>'
+            f'stroke-linejoin="round" stroke-linecap="round"><title>{escape(name)}</title></polyline>'
         )
         for x, y in (place(*point) for point in curve) if len(curve) <= 30 else ():
             parts.append(
@@ -90,8 +95,7 @@ def line_chart(
             )
         x, y = place(*curve[-1])
         parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3.6" fill="{colour}"/>')
-        value = label(curve[-1][1])
-        ends.append((x, y, f"{value}  {name}" if named else value, colour))
+        ends.append((x, y, label(curve[-1][1]), colour))
     for x, y, text, colour in _spread(ends, gap=15, low=top + 6, high=height - bottom):
         parts.append(_text(x + 9, y + 4, text, colour=colour, weight=600))
     return "".join([*parts, "</svg>"])
@@ -130,7 +134,7 @@ def dot_plot(
     for level in levels:
         x = left + level * scale
         parts.append(f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{top}" y2="{height - 24}" stroke="{GRID}"/>')
-        parts.append(_text(x, height - 8, label(level), anchor="middle"))
+        parts.append(_text(x, height - 8, percent_tick(level), anchor="middle"))
     for index, (name, colour, group) in enumerate(groups):
         y = top + row * index + row / 2
         parts.append(_text(left - 10, y + 4.5, name, anchor="end", colour=INK, size=13, weight=600))
@@ -152,7 +156,7 @@ def dot_plot(
                 f'<circle cx="{left + value * scale:.1f}" cy="{y:.1f}" r="4" fill="{colour}" '
                 'fill-opacity="0.85" stroke="#fff"/>'
             )
-        parts.append(_text(left + max(group) * scale + 10, y + 4, label(mean), colour=colour, weight=600))
+        parts.append(_text(left + max(group) * scale + 10, y + 4, percent(mean), colour=colour, weight=600))
     return "".join([*parts, "</svg>"])
 
 
@@ -160,7 +164,7 @@ def confusion_chart(
     rows: Sequence[str], columns: Sequence[str], shares: Sequence[Sequence[float | None]]
 ) -> str:
     """Draw shares 0..1 as shaded cells, true classes down, predictions across; None rows are empty."""
-    cell, left, top = 44, 118, 96
+    cell, left, top = 38, 104, 84
     width, height = left + cell * len(columns) + 44, top + cell * len(rows) + 6
     parts = [_open(width, height, fixed=True)]
     for j, name in enumerate(columns):
@@ -218,7 +222,8 @@ def presence_strip(states: Sequence[tuple[str, str]]) -> str:
 
 
 def _open(width: float, height: float, fixed: bool = False) -> str:
-    size = f'width="{width:.0f}" height="{height:.0f}"' if fixed else 'class="fluid"'
+    drawn = f'width="{width:.0f}" height="{height:.0f}"'
+    size = drawn if fixed else f'class="fluid" style="max-width:{1.15 * width:.0f}px"'
     return f'<svg viewBox="0 0 {width:.0f} {height:.0f}" {size} role="img">'
 
 
