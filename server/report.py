@@ -46,11 +46,7 @@ def write_report(run_dir: str | Path) -> Path:
     """
     run = read_run(run_dir)
     body = [_header(run), _headline(run)]
-    body += [
-        block
-        for block in (_pictures(run), _curves(run), _classes(run), _confusion(run), _clusters(run))
-        if block
-    ]
+    body += [block for block in (_pictures(run), _curves(run), _quality(run), _clusters(run)) if block]
     body += [sites_section(run), rounds_section(run), _settings(run), _footer()]
     path = run.folder / "report.html"
     atomic_write_text(path, page(f"{run.name}, seed {run.seed}", body))

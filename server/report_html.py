@@ -64,6 +64,7 @@ figcaption { color: var(--soft); font-size: 13px; margin-bottom: 6px; }
 .row > section { flex: 1 1 600px; }
 .row > section:first-child { flex: 1 1 440px; }
 .pair { display: grid; grid-template-columns: 1fr 1fr; gap: 14px; }
+.pair img { width: 100%; }
 footer { color: var(--soft); font-size: 13px; margin-top: 26px; }
 @media print { body { background: #fff; } section, .tile { break-inside: avoid; } }
 """
