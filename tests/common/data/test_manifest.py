@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -128,7 +129,7 @@ def test_absent_or_empty_things_are_refused(tmp_path: Path) -> None:
     (tmp_path / "empty.jsonl").write_text("\n")
     (tmp_path / "binary.jsonl").write_bytes(b"\xff\xfe\x00")
     write_manifest(tmp_path / "m.jsonl", [Entry("a.jpg")])
-    for call, sentence in [
+    calls: list[tuple[Callable[[], object], str]] = [
         (lambda: read_shard(tmp_path / "empty.jsonl"), "names no image"),
         (lambda: read_shard(tmp_path / "binary.jsonl"), "cannot be read"),
         (lambda: read_shard(tmp_path / "gone.jsonl"), "does not exist"),
@@ -137,7 +138,8 @@ def test_absent_or_empty_things_are_refused(tmp_path: Path) -> None:
         (lambda: read_sites(tmp_path / "gone"), "shards folder .* does not exist"),
         (lambda: read_sites(tmp_path), "holds no site-"),
         (lambda: read_partition(tmp_path), "holds no partition.json"),
-    ]:
+    ]
+    for call, sentence in calls:
         with pytest.raises(UserError, match=sentence):
             call()
     (tmp_path / "partition.json").write_text('{"dataset": "x"}')
