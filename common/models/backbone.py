@@ -20,7 +20,7 @@ from common.config import Model
 from common.device import choose_device
 from common.errors import UserError
 from common.models.extractors import MobileNetStages, VitPatches
-from common.models.inputs import CNN_STRIDE, align_corners, is_cnn, prepare_image, weights_key, weights_path
+from common.models.inputs import CNN_STRIDE, is_cnn, prepare_image, weights_key, weights_path
 from common.models.weights import (
     load_fitting,
     read_safetensors,
@@ -30,7 +30,7 @@ from common.models.weights import (
 )
 from common.seeds import derive
 
-__all__ = ["Backbone", "align_corners", "load_backbone", "prepare_image", "weights_key"]
+__all__ = ["Backbone", "load_backbone", "prepare_image", "weights_key"]
 
 log = logging.getLogger(__name__)
 

@@ -22,7 +22,7 @@ MOBILENET = "mobilenet_v2"
 """The one backbone that is torchvision's and not timm's."""
 
 CNN_STRIDE = 16
-"""Pixels between two neighbouring feature positions of the CNN."""
+"""Pixels between neighbouring features of the CNN; feature i is centred on pixel 16 i (ViT: patch centres)."""
 
 _FILTERS = {"bilinear": Image.Resampling.BILINEAR, "nearest": Image.Resampling.NEAREST}
 
@@ -30,16 +30,6 @@ _FILTERS = {"bilinear": Image.Resampling.BILINEAR, "nearest": Image.Resampling.N
 def is_cnn(model: Model) -> bool:
     """Tell the convolutional backbone from the transformers."""
     return model.backbone == MOBILENET
-
-
-def align_corners(model: Model) -> bool:
-    """Tell how features lie on the picture; pass it to `torch.nn.functional.interpolate`.
-
-    A ViT token stands for a patch: its position is the middle of the patch (``False``). With left/top
-    padding, position i of a CNN at stride 16 is centred on pixel 16 i; for sides of 16 n + 1 pixels the
-    first and last positions fall on the first and last pixels (``True``).
-    """
-    return is_cnn(model)
 
 
 def crop_box(height: int, width: int, model: Model) -> tuple[float, float, float, float]:

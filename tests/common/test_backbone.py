@@ -19,7 +19,7 @@ from common.config import Model
 from common.errors import UserError
 from common.models import weights
 from common.models.backbone import IMAGENET_MEAN, IMAGENET_STD, load_backbone
-from common.models.inputs import align_corners, backbone_settings, crop_box, prepare_image, weights_key
+from common.models.inputs import backbone_settings, crop_box, prepare_image, weights_key
 
 ROOT = Path(__file__).resolve().parents[2]
 MOBILENET_FILE = "mobilenet_v2_imagenet.safetensors"
@@ -392,4 +392,3 @@ def test_only_settings_that_matter_make_new_features() -> None:
         {"normalize": "model"},
     ):
         assert backbone_settings(vit()) != backbone_settings(vit(**change))
-    assert align_corners(cnn()) and not align_corners(vit())

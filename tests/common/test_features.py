@@ -242,7 +242,7 @@ def test_damaged_cache_is_made_anew(
 
 def test_full_disk_is_foreseen(shard: Shard, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(store.shutil, "disk_usage", lambda _path: usage._replace(free=1000))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _path: usage._replace(free=1000))
     needed = 11 * 6 * 64 * 4 + 11 * 64 * 4
     with pytest.raises(UserError, match=rf"need {needed} bytes .*{tmp_path / 'c'}.*1000 bytes are free"):
         cached(shard, tmp_path / "c")
@@ -266,7 +266,7 @@ def test_disk_that_fills_up_meanwhile_leaves_nothing(
 
             patch.setattr(store.Writer, "append", second_fails)
         else:
-            patch.setattr(store.os, "fsync", full)
+            patch.setattr(os, "fsync", full)
         with pytest.raises(UserError, match=r"need \d+ bytes .* bytes are free; make room"):
             cached(shard, tmp_path / "c")
     assert folders(tmp_path / "c") == []
@@ -404,10 +404,11 @@ def test_hit_is_fast(shard: Shard, tmp_path: Path) -> None:
 
 def slow_neighbours(pooled: np.ndarray, k: int) -> list[list[int]]:
     units = pooled / np.linalg.norm(pooled, axis=1, keepdims=True)
-    return [
-        sorted((j for j in range(len(units)) if j != i), key=lambda j, i=i: -float(units[i] @ units[j]))[:k]
-        for i in range(len(units))
-    ]
+    answer = []
+    for i, unit in enumerate(units):
+        ranked = sorted((-float(unit @ other), j) for j, other in enumerate(units) if j != i)
+        answer.append([j for _, j in ranked[:k]])
+    return answer
 
 
 def test_neighbours_agree_with_a_slow_loop(monkeypatch: pytest.MonkeyPatch) -> None:
