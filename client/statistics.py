@@ -14,7 +14,7 @@ import torch
 
 from common.config import RunConfig
 from common.feature_source import FeatureSource, tokens_of
-from common.losses.correspondence import unit
+from common.losses.base import unit
 from common.models.head import SegmentationHead, load_numpy
 
 Progress = Callable[[int, int], None]

@@ -15,8 +15,9 @@ from client.statistics import sums_under
 from common.config import Local, RunConfig
 from common.feature_source import FeatureSource, tokens_of
 from common.losses.anchoring import Anchors
+from common.losses.base import Batch, View
 from common.losses.centroids import cosine_cluster_loss
-from common.losses.objective import Batch, build_objective
+from common.losses.objective import build_objective
 from common.models.head import SegmentationHead, load_numpy, state_to_numpy
 from common.seeds import torch_generator
 
@@ -127,8 +128,11 @@ def train_local(
         if neighbours is not None:
             drawn = torch.randint(neighbours.shape[1], (len(indices),), generator=generator).numpy()
             positives = tokens_of(features, neighbours[indices, drawn].tolist())
-        outcome = objective(Batch(tokens, positives, features.grid), model, generator)
-        terms = {"objective": outcome.loss} | anchors.terms(model, tokens, outcome.codes)
+        anchor = View.of(tokens, model, generator)
+        positive = None if positives is None else View.of(positives, model, generator)
+        batch = Batch(anchor, positive, features.grid)
+        terms = {"objective": objective(batch, model, generator)}
+        terms |= anchors.terms(model, tokens, anchor.codes)
         loss = torch.stack(list(terms.values())).sum()
         value = loss.item()
         if not math.isfinite(value):
@@ -137,9 +141,9 @@ def train_local(
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
-        objective.after_step()
+        objective.after_step(model)
         if optimise_means:
-            sums["displacement"] += _centroid_step(outcome.codes.detach(), means, centroid_optimizer)
+            sums["displacement"] += _centroid_step(anchor.codes.detach(), means, centroid_optimizer)
         sums["loss"] += value / steps
         for name, term in terms.items():
             sums[name] += term.item() / steps

@@ -113,6 +113,7 @@ class Loss(Section):
     negative_shift: float = Field(0.46)
     samples: int = Field(11, ge=2, description="side of the grid of random positions per image")
     negatives: int = Field(5, ge=1, description="random partners per step in the negative term")
+    salience: bool = Field(False, description="draw 90 % of the positions from patches that stand out")
     pointwise: bool = Field(True, description="centre the feature correlations row by row")
     zero_clamp: bool = Field(True, description="no gradient where code correlations are below 0")
     stabilize: bool = Field(False, description="clamp code correlations at 0.8")

@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional
 
 from common.config import Local
-from common.losses.correspondence import unit
+from common.losses.base import unit
 from common.models.head import SegmentationHead, load_numpy
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from common.losses.correspondence import unit
+from common.losses.base import unit
 
 
 def cosine_cluster_loss(codes: torch.Tensor, centroids: torch.Tensor) -> torch.Tensor:

@@ -13,21 +13,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch.nn import functional
 
 from common import config
+from common.losses.base import Batch, Objective, View, unit
 from common.losses.sampling import bilinear, derangements, gather, salient_coords, uniform_coords
-
-EPSILON = 1e-10
-"""Norms below this count as this, as in the published code."""
+from common.models.head import SegmentationHead
 
 AUTO_NEGATIVE_FACTOR = 3.5
 """EAGLE's factor on the automatic shift of the negative term."""
-
-
-def unit(vectors: torch.Tensor) -> torch.Tensor:
-    """Scale the last axis to length 1."""
-    return functional.normalize(vectors, dim=-1, eps=EPSILON)
 
 
 @dataclass(frozen=True)
@@ -60,20 +53,6 @@ def draw(
     else:
         anchor, partner = (salient_coords(mask, points, generator) for mask in salience)
     return Draw(anchor, partner, derangements(batch, settings.negatives, generator))
-
-
-@dataclass(frozen=True)
-class Maps:
-    """One side of a pairing: features [B, h*w, C], codes [B, h*w, D], and the channels the features keep
-    [B, 1, C].
-
-    The published code shows the loss channel-dropped features: the third mask of a head call, independent
-    of the two inside the head. It is applied after sampling, which is the same and costs a fraction.
-    """
-
-    features: torch.Tensor
-    codes: torch.Tensor
-    mask: torch.Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -125,7 +104,7 @@ def pair_losses(
 
 
 def correspondence_loss(
-    anchor: Maps, positive: Maps | None, grid: tuple[int, int], draw: Draw, settings: config.Loss
+    anchor: View, positive: View | None, grid: tuple[int, int], draw: Draw, settings: config.Loss
 ) -> Terms:
     """Return the correspondence loss of a batch.
 
@@ -164,10 +143,10 @@ def correspondence_loss(
         return Terms(zero, zero.detach(), zero.detach(), zero.detach())
     weights, shifts = torch.tensor(weights_and_shifts, device=code.device).unbind(1)
     with torch.no_grad():
-        feature_cosines = _correlate(feature, features)
+        feature_cosines = correlate(feature, features)
     values = pair_losses(
         feature_cosines,
-        _correlate(code, codes),
+        correlate(code, codes),
         shifts if settings.shift == "fixed" else None,
         settings,
         positives,
@@ -184,17 +163,47 @@ def correspondence_loss(
 
 @torch.no_grad()
 def _sampled(
-    maps: Maps, indices: torch.Tensor, weights: torch.Tensor, images: torch.Tensor | None = None
+    view: View, indices: torch.Tensor, weights: torch.Tensor, images: torch.Tensor | None = None
 ) -> torch.Tensor:
     """Return unit features at positions (see `gather`), channels dropped after sampling."""
-    sampled = gather(maps.features, indices, weights, images)
-    if maps.mask is not None:
-        sampled = sampled * (maps.mask if images is None else maps.mask[images])
+    sampled = gather(view.features, indices, weights, images)
+    if view.mask is not None:
+        sampled = sampled * (view.mask if images is None else view.mask[images])
     return unit(sampled)
 
 
-def _correlate(anchor: torch.Tensor, others: list[torch.Tensor]) -> torch.Tensor:
+def correlate(anchor: torch.Tensor, others: list[torch.Tensor]) -> torch.Tensor:
     """Return all dot products of [B, P, D] with T maps, given as parts [B, T_i * P, D]: [T, B, P, P]."""
     products = torch.cat([torch.bmm(anchor, part.transpose(1, 2)) for part in others], dim=2)
     batch, points, _ = anchor.shape
     return products.view(batch, points, -1, points).permute(2, 0, 1, 3)
+
+
+def standing_out(features: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
+    """Return the patches that are less like their image's mean than its average patch: bool [B, h, w].
+
+    A salience that needs no label; the published code reads it from the label map.
+    """
+    directions = unit(features)
+    likeness = (directions * unit(directions.mean(dim=1, keepdim=True))).sum(-1)
+    return (likeness < likeness.mean(dim=1, keepdim=True)).view(-1, *grid)
+
+
+class Correspondence(Objective):
+    """The correspondence loss on images and their neighbours."""
+
+    def __init__(self, settings: config.Loss) -> None:
+        super().__init__()
+        self.settings = settings
+        self.wants_positives = settings.inter_weight > 0
+
+    def forward(self, batch: Batch, head: SegmentationHead, generator: torch.Generator) -> torch.Tensor:
+        """Draw positions and partners, compare."""
+        salience = None
+        if self.settings.salience:
+            partner = batch.anchor if batch.positive is None else batch.positive
+            sides = (standing_out(view.features, batch.grid).cpu() for view in (batch.anchor, partner))
+            salience = (next(sides), next(sides))
+        chosen = draw(len(batch.anchor.features), self.settings, generator, salience)
+        chosen = chosen.to(batch.anchor.features.device)
+        return correspondence_loss(batch.anchor, batch.positive, batch.grid, chosen, self.settings).total

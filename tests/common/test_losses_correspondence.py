@@ -11,8 +11,9 @@ import torch
 from torch.nn import functional
 
 from common.config import Loss
+from common.losses.base import View
 from common.losses.centroids import cosine_cluster_loss
-from common.losses.correspondence import Draw, Maps, correspondence_loss, draw
+from common.losses.correspondence import Draw, correspondence_loss, draw, standing_out
 from common.losses.sampling import bilinear, derangements, gather, salient_coords, uniform_coords
 
 GRID = (3, 5)
@@ -22,19 +23,19 @@ def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def maps(seed: int, batch: int = 3, channels: int = 6, dim: int = 4, dropout: bool = True) -> Maps:
+def maps(seed: int, batch: int = 3, channels: int = 6, dim: int = 4, dropout: bool = True) -> View:
     g = generator(seed)
     features = torch.randn(batch, GRID[0] * GRID[1], channels, generator=g) + 0.5
     codes = torch.randn(batch, GRID[0] * GRID[1], dim, generator=g).requires_grad_()
     mask = (torch.rand(batch, 1, channels, generator=g) > 0.3).float() / 0.7 if dropout else None
-    return Maps(features, codes, mask)
+    return View(features, codes, mask)
 
 
 def as_image(tokens: torch.Tensor) -> torch.Tensor:
     return tokens.transpose(1, 2).reshape(len(tokens), -1, *GRID)
 
 
-def dropped(side: Maps) -> torch.Tensor:
+def dropped(side: View) -> torch.Tensor:
     """The features as the published code has them: whole maps, channels dropped before any sampling."""
     return as_image(side.features if side.mask is None else side.features * side.mask)
 
@@ -73,7 +74,7 @@ def slow_pair(
     return total / fd.size
 
 
-def slow_loss(anchor: Maps, positive: Maps, chosen: Draw, s: Loss) -> dict[str, float]:
+def slow_loss(anchor: View, positive: View, chosen: Draw, s: Loss) -> dict[str, float]:
     """The published loss: drop channels, sample whole maps by grid_sample, permute, compare."""
 
     def sample(image: torch.Tensor, coords: torch.Tensor) -> np.ndarray:
@@ -131,7 +132,7 @@ def test_gradient_equals_autograd_through_the_published_operations() -> None:
     anchor, positive, chosen = maps(1), maps(2), draw(3, s, generator(3))
     correspondence_loss(anchor, positive, GRID, chosen, s).total.backward()
 
-    def dense(side: Maps, coords: torch.Tensor, codes: torch.Tensor, order: Any = slice(None)) -> Any:
+    def dense(side: View, coords: torch.Tensor, codes: torch.Tensor, order: Any = slice(None)) -> Any:
         where: dict[str, Any] = {"mode": "bilinear", "padding_mode": "border", "align_corners": True}
         pair = (dropped(side)[order], as_image(codes)[order])
         return [
@@ -191,7 +192,7 @@ def test_lengths_of_features_and_codes_do_not_matter_nor_does_the_order_of_image
     s = Loss(samples=3, negatives=2)
     anchor, positive, chosen = maps(1), maps(2), draw(3, s, generator(3))
     reference = float(correspondence_loss(anchor, positive, GRID, chosen, s).total)
-    longer = Maps(anchor.features * 7, anchor.codes * 0.2, anchor.mask)
+    longer = View(anchor.features * 7, anchor.codes * 0.2, anchor.mask)
     assert float(correspondence_loss(longer, positive, GRID, chosen, s).total) == pytest.approx(
         reference, abs=1e-6
     )
@@ -199,9 +200,9 @@ def test_lengths_of_features_and_codes_do_not_matter_nor_does_the_order_of_image
     order = torch.tensor([2, 0, 1])
     inverse = torch.argsort(order)
 
-    def reordered(side: Maps) -> Maps:
+    def reordered(side: View) -> View:
         assert side.mask is not None
-        return Maps(side.features[order], side.codes[order], side.mask[order])
+        return View(side.features[order], side.codes[order], side.mask[order])
 
     moved = Draw(chosen.anchor[order], chosen.partner[order], inverse[chosen.negatives[:, order]])
     found = correspondence_loss(reordered(anchor), reordered(positive), GRID, moved, s)
@@ -215,7 +216,7 @@ def test_agreeing_features_pull_codes_together_and_others_push_them_apart() -> N
     codes = torch.randn(1, 15, 4, generator=generator(4))
 
     def loss(codes: torch.Tensor, features: torch.Tensor) -> float:
-        return float(correspondence_loss(Maps(features, codes), None, GRID, chosen, s).total)
+        return float(correspondence_loss(View(features, codes), None, GRID, chosen, s).total)
 
     together = codes[:, :1].expand(1, 15, 4)
     assert loss(together, one) == pytest.approx(-(1 - s.intra_shift), abs=1e-6)
@@ -289,3 +290,9 @@ def test_a_centroid_that_wins_nothing_gets_no_gradient() -> None:
     cosine_cluster_loss(codes, centroids).backward()
     assert centroids.grad is not None
     assert centroids.grad[0].any() and not centroids.grad[1].any()
+
+
+def test_what_stands_out_is_unlike_its_image() -> None:
+    features = torch.ones(1, 15, 3)
+    features[0, 7] = torch.tensor([1.0, -1.0, 0.0])
+    assert standing_out(features, GRID).nonzero().tolist() == [[0, 1, 2]]
