@@ -15,12 +15,16 @@ import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
-from common.kmeans import farthest_first, spherical_kmeans
+from common.kmeans import assign as nearest_by_cosine
+from common.kmeans import expectation, farthest_first, maximisation, spherical_kmeans
 from server.centroid_matching import assign
 from server.centroid_stack import Merged, Stack, displacement, unit
 
 PUBLISHED_SEED = 42
 PUBLISHED_STARTS = 10
+
+_SAMPLE = 20_000  # rows on which spherical k-means is started where there are more
+_PASSES = 10  # over all rows, from the centres of the sample
 
 
 def merge_fedcc(
@@ -48,8 +52,6 @@ def merge_fedcc(
     else:
         live = stack.live.ravel()
         points, counts = points[live], stack.counts.ravel()[live].astype(np.float64)
-        if spherical:
-            points = unit(points)
         cluster = _cluster_by_kmeans if how == "kmeans" else _cluster_by_maximin
         centres = cluster(points, counts if weighted else None, min(clusters, len(points)), spherical)
     new, dead = _place(centres, current, keep_index)
@@ -74,8 +76,19 @@ def _cluster_by_kmeans(
         return points
     if not spherical:
         return _kmeans(points, clusters, weights)
-    found = spherical_kmeans(points, clusters, PUBLISHED_SEED, weights=weights)
-    return found.centres[np.bincount(found.labels, minlength=clusters) > 0]
+    if len(points) <= _SAMPLE:
+        found = spherical_kmeans(points, clusters, PUBLISHED_SEED, weights=weights)
+        return np.asarray(found.centres[np.bincount(found.labels, minlength=clusters) > 0])
+    # thousands of sites: restarts on a sample, then exact passes over all rows, a chunk at a time
+    sample = np.random.default_rng(PUBLISHED_SEED).choice(len(points), _SAMPLE, replace=False)
+    mass = None if weights is None else weights[sample]
+    centres = spherical_kmeans(points[sample], clusters, PUBLISHED_SEED, weights=mass).centres
+    for _ in range(_PASSES):
+        found_sums = expectation(points, centres, weights)
+        before, centres = centres, maximisation(found_sums.sums, centres)
+        if np.abs(centres - before).max() < 1e-6:
+            break
+    return np.asarray(centres[found_sums.weights > 0])
 
 
 def _cluster_by_maximin(
@@ -89,17 +102,20 @@ def _cluster_by_maximin(
         return points
     start = 0 if weights is None else int(np.argmax(weights))
     centres = points[farthest_first(points, clusters, first=start, spherical=spherical)]
-    nearest = _nearest(points, centres)
+    nearest = nearest_by_cosine(points, centres)[0] if spherical else _nearest(points, centres)
     used = np.flatnonzero(np.bincount(nearest, minlength=clusters))  # fewer where rows repeat each other
     if weights is None:
-        return np.asarray(centres[used])
-    sums = [weights[nearest == cluster] @ points[nearest == cluster] for cluster in used]
-    totals = [weights[nearest == cluster].sum() for cluster in used]
-    return np.asarray(np.stack(sums) / np.array(totals)[:, None])
+        return unit(centres[used]) if spherical else np.asarray(centres[used])
+    means = np.empty((len(used), points.shape[1]))
+    for row, cluster in enumerate(used):
+        members = nearest == cluster
+        rows = unit(points[members]) if spherical else points[members].astype(np.float64)
+        means[row] = weights[members] @ rows / weights[members].sum()
+    return unit(means) if spherical else means
 
 
 def _nearest(points: np.ndarray, centres: np.ndarray) -> NDArray[np.int64]:
-    """Return the index of the nearest centre [M] in Euclidean distance (on unit rows: by cosine)."""
+    """Return the index of the nearest centre [M] in Euclidean distance."""
     target = centres.astype(np.float64)
     offset = 0.5 * np.einsum("kd,kd->k", target, target)
     return np.asarray(np.argmax(points.astype(np.float64) @ target.T - offset, axis=1))

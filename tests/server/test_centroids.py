@@ -237,6 +237,15 @@ def test_counts_pull_the_centroids() -> None:
         assert not np.allclose(unit(equal.centroids[0]), expected, atol=1e-3), how
 
 
+def test_many_sites_are_clustered_from_a_sample_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
+    current = unit(gaussian(5, 8)).astype(np.float32)
+    sites = around(current, 60, noise=0.1)
+    whole = merge_centroids(current, sites, settings("fedcc-kmeans"))
+    monkeypatch.setattr("server.centroid_fedcc._SAMPLE", 50)
+    sampled = merge_centroids(current, sites, settings("fedcc-kmeans"))
+    assert np.allclose(sampled.centroids, whole.centroids, atol=1e-5)
+
+
 def test_index_is_kept_only_on_request() -> None:
     current = unit(gaussian(6, 16)).astype(np.float32)
     sites = shuffled(around(current, 10, noise=0.05), 1)
