@@ -6,7 +6,8 @@ Both ways train the same head on the same synthetic pictures with the same draws
 this machine, each in a process of its own, so that peak memory is that way's own. Backbones have random
 weights: speed does not depend on them. A round is ``--steps`` optimiser steps and the closing pass that
 counts patches per cluster; "s/step" is the whole round divided by its steps. Preparing the round (making
-the cache; pooling features for the nearest neighbours) is not part of it: the first is a column of its own.
+the cache; pooling features for the nearest neighbours) is not part of it: the first is a column of its
+own. Before the clock starts, one step on dummy features warms torch up.
 """
 
 from __future__ import annotations
@@ -64,7 +65,7 @@ def measure(how: str, backbone: str, folder: Path, options: argparse.Namespace) 
     from common.config import load_config
     from common.data.manifest import read_shard
     from common.feature_source import FeatureSource
-    from common.features import UncachedFeatures, open_features
+    from common.features import Features, UncachedFeatures, open_features
     from common.models.head import build_head, init_centroids, state_to_numpy
 
     if options.threads:
@@ -81,6 +82,7 @@ def measure(how: str, backbone: str, folder: Path, options: argparse.Namespace) 
             "local.neighbours": min(7, options.images - 1),
         }
     )
+    one_step = config.model_copy(update={"local": config.local.model_copy(update={"steps": 1})})
     shard = read_shard(folder / "site-0.jsonl")
     started = time.perf_counter()
     features: FeatureSource
@@ -95,6 +97,10 @@ def measure(how: str, backbone: str, folder: Path, options: argparse.Namespace) 
     if how != "caching":
         head = state_to_numpy(build_head(features.channels, config.model, config.seed))
         centroids = np.asarray(init_centroids(config.model.clusters, config.model.dim, config.seed))
+        # torch imports parts of itself at the first optimiser step; neither way shall pay for that alone
+        shape = (2, features.grid[0] * features.grid[1], features.channels)
+        warm_up = Features.from_arrays(np.ones(shape, dtype=np.float32), features.grid)
+        train_local(warm_up, head, centroids, one_step, 1, "warm-up")
         started = time.perf_counter()
         trained = train_local(features, head, centroids, config, 1, "site-0")
         result["step_s"] = (time.perf_counter() - started) / options.steps
