@@ -175,7 +175,7 @@ def _progress(what: str) -> Progress | None:
 def summary(split: Split) -> str:
     """Return the table of sites: images, domains, commonest classes."""
     classes = split.dataset.classes
-    lines = [f"{'site':<14}{'images':>7}  {'domains':<40}commonest classes"]
+    lines = [f"{'site':<14}{'images':>7}  {'domains':<48}commonest classes"]
 
     def line(name: str, count: int, found: dict[str, int], histogram: list[int] | None) -> str:
         text = ", ".join(f"{d} {c}" if len(found) > 1 else d for d, c in list(found.items())[:3])
@@ -185,7 +185,7 @@ def summary(split: Split) -> str:
             total = max(1, sum(histogram))
             pairs = sorted(zip(histogram, classes.names, strict=True), key=lambda pair: -pair[0])[:3]
             common = ", ".join(f"{label} {100 * pixels / total:.0f} %" for pixels, label in pairs)
-        return f"{name:<14}{count:>7}  {text:<40}{common}"
+        return f"{name:<14}{count:>7}  {text:<48}{common}"
 
     partition = split.partition()
     for name, count in partition.sites.items():

@@ -44,7 +44,7 @@ def _fit(draw: ImageDraw.ImageDraw, text: str, size: int, width: float) -> str:
 
 
 def _wrap(draw: ImageDraw.ImageDraw, text: str, size: int, width: float, lines: int) -> list[str]:
-    """Break ``text`` at blanks into at most ``lines`` lines."""
+    """Break ``text`` at blanks, but not at no-break ones, into at most ``lines`` lines."""
     result: list[str] = []
     rest = text.split(" ")
     while rest and len(result) < lines:
@@ -53,7 +53,8 @@ def _wrap(draw: ImageDraw.ImageDraw, text: str, size: int, width: float, lines: 
             taken += 1
         if len(result) == lines - 1:
             taken = len(rest)
-        result.append(_fit(draw, " ".join(rest[:taken]), size, width))
+        line = " ".join(rest[:taken]).replace("\u00a0", " ")  # the font has no glyph for it
+        result.append(_fit(draw, line, size, width))
         rest = rest[taken:]
     return result
 
@@ -93,7 +94,7 @@ def _draw_row(page: Image.Image, row: Row, y: int, colours: Sequence[Colour], mo
 
     left = WIDTH - _MARGIN - _BAR
     if row.share is None:
-        draw.text((left, y + 36), "no labels, no domains", _SOFT, _font(13))
+        draw.text((left, y + 36), "no labels to count, one domain", _SOFT, _font(13))
         return
     ends = np.concatenate([[0.0], np.cumsum(row.share)]) * _BAR
     for i, share in enumerate(row.share):

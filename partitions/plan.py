@@ -188,7 +188,7 @@ def draw(split: Split) -> object:
             summed = None if counts is None else counts.sum(axis=0).astype(np.float64)
         else:
             found = Counter(entry.domain for entry in entries)
-            summed = np.asarray([found[name] for name in domains], dtype=np.float64) if domains else None
+            summed = np.asarray([found[name] for name in domains], dtype=np.float64) if len(domains) > 1 else None
         return None if summed is None or summed.sum() == 0 else summed / summed.sum()
 
     def row(name: str, entries: Sequence[Entry], counts: Histograms | None) -> Row:
@@ -219,7 +219,7 @@ def draw(split: Split) -> object:
         subtitle=f"{len(data.images)} images, seed {split.request.seed}; {labels}",
         sites=sites,
         evaluation=evaluation,
-        names=classes.names if classes is not None else domains,
+        names=classes.names if classes is not None else domains if len(domains) > 1 else (),
         colours=classes.colours if classes is not None else None,
         mix="classes, % of labelled pixels" if classes is not None else "domains, % of images",
     )

@@ -70,15 +70,16 @@ def by_domain(domains: Sequence[str], sites: int | None = None) -> Sites:
 
 
 def characteristic_class(histograms: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """Return int64 [N]: the class that an image shows most above the data set's mean share.
+    """Return int64 [N]: the class that stands out most in an image against the data set's mean.
 
-    ``histograms`` [N, C] counts labelled pixels. The commonest class would not do: on street scenes
-    it is the road in nearly every image, and a skew over it would be none.
+    ``histograms`` [N, C] counts labelled pixels. Standing out is the Pearson residual, (share -
+    mean) / sqrt(mean), which weighs common and rare classes fairly. The commonest class would not
+    do: on street scenes it is the road in nearly every image, and a skew over it would be none.
     """
     shares = histograms / np.maximum(histograms.sum(axis=1, keepdims=True), 1)
     mean = shares.mean(axis=0)
-    ratio = np.divide(shares, mean, out=np.zeros_like(shares), where=mean > 0)
-    return np.asarray(ratio.argmax(axis=1), dtype=np.int64)
+    residual = (shares - mean) / np.sqrt(np.maximum(mean, 1e-12))
+    return np.asarray(residual.argmax(axis=1), dtype=np.int64)
 
 
 def dirichlet(groups: Sequence[int | str], sites: int, alpha: float, seed: int) -> Sites:

@@ -133,7 +133,7 @@ def distinct_colours(count: int) -> tuple[Colour, ...]:
 
     colours = []
     for i in range(count):
-        rgb = colorsys.hsv_to_rgb(i * 0.618034 % 1, (0.75, 0.5, 0.9)[i % 3], (0.9, 0.75, 0.55)[i // 3 % 3])
+        rgb = colorsys.hsv_to_rgb((0.58 + i * 0.618034) % 1, (0.75, 0.5, 0.9)[i % 3], (0.9, 0.75, 0.55)[i // 3 % 3])
         colours.append((round(rgb[0] * 255), round(rgb[1] * 255), round(rgb[2] * 255)))
     return tuple(colours)
 
