@@ -75,8 +75,7 @@ def _add_common_options(parser: argparse.ArgumentParser, source: Source) -> None
     how.add_argument(
         "--by",
         metavar="RULE",
-        default="domain",
-        help="; ".join(f"{name}: {text}" for name, text in RULES.items()) + " (default: %(default)s)",
+        help="; ".join(f"{name}: {text}" for name, text in RULES.items()) + f" (default: {source.rule})",
     )
     how.add_argument("--seed", type=_seed, default=0, metavar="S", help="seed of every draw (default: 0)")
     how.add_argument(
@@ -204,14 +203,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     _check_dataset(given)
     args = build_parser().parse_args(given)
-    if args.by not in RULES:
+    if args.by is not None and args.by not in RULES:
         near = difflib.get_close_matches(args.by, RULES, n=1)
         hint = f"did you mean {near[0]!r}? " if near else ""
         raise UserError(f"There is no rule {args.by!r}: {hint}expected one of {', '.join(RULES)}.")
     chosen = (args.domain_csv, args.domain_regex, args.domain_level)
     args.custom_domains = any(option is not None for option in chosen)
     request = Request(
-        rule=args.by,
+        rule=args.by or "domain",
         sites=args.sites,
         seed=args.seed,
         alpha=args.alpha,
@@ -224,6 +223,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     source: Source = args.source
     with staged_folder(out, args.overwrite) as stage:
         data = _with_domains(source.load(args, stage, _progress("drawing")), args)
+        if args.by is None:
+            request = replace(request, rule=data.rule)
+        if args.sites is None and request.rule == data.rule:
+            request = replace(request, sites=data.sites)
         split = plan(data, request, _progress("checking"))
         write(split, stage, out)
     print(summary(split))

@@ -22,7 +22,7 @@ def _ours(folder: Path) -> set[str]:
     except UserError:
         return set()
     names = {PARTITION_FILE, "split.png", *(f"{name}.jsonl" for name in (*known.sites, *known.evaluation))}
-    return names | ({"data"} if known.dataset == "synthetic" else set())
+    return names | ({"data"} if known.root == folder.resolve() / "data" else set())
 
 
 def check_output(folder: Path, overwrite: bool) -> None:
@@ -59,6 +59,7 @@ def staged_folder(folder: Path, overwrite: bool) -> Iterator[Path]:
         folder.parent.mkdir(parents=True, exist_ok=True)
         stage = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
         yield stage
+        check_output(folder, overwrite)  # something may have come meanwhile, a --root inside, say
         stage.chmod(0o755)
         if folder.exists() and any(folder.iterdir()):
             old = stage.with_name(stage.name + ".old")

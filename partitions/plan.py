@@ -107,9 +107,7 @@ def _inspect(
     return [entries[i] for i in good], np.stack(rows) if labels else None, [str(fault) for fault in faults]
 
 
-def _assign(
-    images: list[Entry], fixed: list[list[int]] | None, histograms: Histograms | None, request: Request
-) -> list[list[int]]:
+def _assign(images: list[Entry], histograms: Histograms | None, request: Request) -> list[list[int]]:
     domains = [entry.domain or NO_DOMAIN for entry in images]
     named = {entry.domain for entry in images} != {None}
     if request.rule == "domain":
@@ -118,7 +116,7 @@ def _assign(
                 "The images have no domains; say where they come from with --domain-level, --domain-regex or "
                 "--domain-csv, or use --by iid."
             )
-        return fixed if fixed is not None else by_domain(domains, request.sites)
+        return by_domain(domains, request.sites)
     if request.sites is None:
         raise UserError(f"--by {request.rule} needs the number of sites; give --sites N.")
     if request.rule == "iid":
@@ -170,8 +168,7 @@ def plan(data: Dataset, request: Request, progress: Progress | None = None) -> S
                 evaluated[name] = counts
     if request.over == "auto":
         request = replace(request, over="domains" if histograms is None else "classes")
-    fixed = data.fixed if len(images) == len(data.images) else None
-    sites = _assign(images, fixed, histograms, request)
+    sites = _assign(images, histograms, request)
     return Split(
         replace(data, images=images, evaluation=evaluation), request, sites, histograms, evaluated, skipped
     )
@@ -188,7 +185,9 @@ def draw(split: Split) -> object:
             summed = None if counts is None else counts.sum(axis=0).astype(np.float64)
         else:
             found = Counter(entry.domain for entry in entries)
-            summed = np.asarray([found[name] for name in domains], dtype=np.float64) if len(domains) > 1 else None
+            summed = (
+                np.asarray([found[name] for name in domains], dtype=np.float64) if len(domains) > 1 else None
+            )
         return None if summed is None or summed.sum() == 0 else summed / summed.sum()
 
     def row(name: str, entries: Sequence[Entry], counts: Histograms | None) -> Row:

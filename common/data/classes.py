@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from common.data import benchmarks
 from common.errors import UserError
 
 IGNORE = 255
@@ -133,7 +134,9 @@ def distinct_colours(count: int) -> tuple[Colour, ...]:
 
     colours = []
     for i in range(count):
-        rgb = colorsys.hsv_to_rgb((0.58 + i * 0.618034) % 1, (0.75, 0.5, 0.9)[i % 3], (0.9, 0.75, 0.55)[i // 3 % 3])
+        rgb = colorsys.hsv_to_rgb(
+            (0.58 + i * 0.618034) % 1, (0.75, 0.5, 0.9)[i % 3], (0.9, 0.75, 0.55)[i // 3 % 3]
+        )
         colours.append((round(rgb[0] * 255), round(rgb[1] * 255), round(rgb[2] * 255)))
     return tuple(colours)
 
@@ -197,8 +200,45 @@ SYNTHETIC = ClassTable(
 
 CRACKFOREST = ClassTable(name="crackforest", names=("road", "crack"), colours=((70, 75, 85), (250, 200, 40)))
 
+
+def _cityscapes() -> ClassTable:
+    raw = dict.fromkeys(range(7), IGNORE) | {value: value - 7 for value in range(7, 34)}
+    names, colours = zip(*benchmarks.CITYSCAPES_27, strict=True)
+    return ClassTable("cityscapes-27", names, colours, raw)
+
+
+def _cocostuff(name: str, coarse: tuple[int, ...]) -> ClassTable:
+    names = tuple(benchmarks.COCOSTUFF_27[i][0] for i in coarse)
+    every = distinct_colours(len(benchmarks.COCOSTUFF_27))
+    return ClassTable(
+        name, names, tuple(every[i] for i in coarse), benchmarks.cocostuff_remap(coarse, IGNORE)
+    )
+
+
+# Raw: 0 impervious surface, 1 building, 2 low vegetation, 3 tree, 4 car, 5 clutter.
+POTSDAM = ClassTable(
+    name="potsdam-3",
+    names=("road and car", "building and clutter", "vegetation"),
+    colours=((235, 235, 235), (50, 70, 210), (60, 170, 70)),
+    remap={0: 0, 4: 0, 1: 1, 5: 1, 2: 2, 3: 2},
+)
+
+VOC = ClassTable("voc", benchmarks.VOC_21, tuple(benchmarks.voc_colour(i) for i in range(21)))
+
 TABLES: dict[str, ClassTable] = {
-    table.name: table for table in (SYNTHETIC, _camvid(), _camvid_road(), CRACKFOREST)
+    table.name: table
+    for table in (
+        SYNTHETIC,
+        _camvid(),
+        _camvid_road(),
+        CRACKFOREST,
+        _cityscapes(),
+        _cocostuff("cocostuff-27", tuple(range(27))),
+        _cocostuff("cocostuff-15", tuple(range(12, 27))),
+        _cocostuff("cocostuff-3", (23, 22, 21)),
+        POTSDAM,
+        VOC,
+    )
 }
 
 

@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 from partitions.sources.base import Dataset, Source
+from partitions.sources.cityscapes import CITYSCAPES
+from partitions.sources.cocostuff import COCOSTUFF
 from partitions.sources.folder import FOLDER
+from partitions.sources.potsdam import POTSDAM
 from partitions.sources.scenes import SYNTHETIC
 from partitions.sources.splits import CAMVID, CRACKFOREST
+from partitions.sources.voc import VOC
 
-SOURCES: dict[str, Source] = {s.name: s for s in (SYNTHETIC, CAMVID, CRACKFOREST, FOLDER)}
+SOURCES: dict[str, Source] = {
+    source.name: source
+    for source in (SYNTHETIC, CAMVID, CRACKFOREST, CITYSCAPES, COCOSTUFF, POTSDAM, VOC, FOLDER)
+}
 
 __all__ = ["SOURCES", "Dataset", "Source"]

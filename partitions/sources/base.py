@@ -21,8 +21,7 @@ class Dataset:
     """Images to be divided, and labelled manifests that go along undivided.
 
     ``root`` is where the files lie now; ``final_root`` where they will lie once the output folder
-    stands, if that is elsewhere. ``fixed`` gives the sites outright where the data set comes with
-    lists of its own (indices into ``images``).
+    stands, if that is elsewhere. ``rule`` and ``sites`` hold where the user says nothing.
     """
 
     name: str
@@ -31,7 +30,8 @@ class Dataset:
     classes: ClassTable | None = None
     evaluation: dict[str, list[Entry]] = field(default_factory=dict)
     final_root: Path | None = None
-    fixed: list[list[int]] | None = None
+    rule: str = "domain"
+    sites: int | None = None
     settings: dict[str, str | int | float] = field(default_factory=dict)
 
 
@@ -48,6 +48,7 @@ class Source:
     add_options: Callable[[argparse.ArgumentParser], None]
     load: Callable[[argparse.Namespace, Path, Progress | None], Dataset]
     needs_root: bool = True
+    rule: str = "domain"
     classes: str | None = None
 
 

@@ -58,7 +58,7 @@ def _load(args: argparse.Namespace, stage: Path, progress: Progress | None) -> D
     ):
         if count < least:
             raise UserError(f"{option} is {count}; expected at least {least}.")
-    natural = args.by == "domain" and not args.custom_domains
+    natural = args.by in (None, "domain") and not args.custom_domains
     drives = sites if natural else 4
     per_drive = args.images_per_site if natural else math.ceil(sites * args.images_per_site / drives)
     wanted = {

@@ -331,3 +331,13 @@ def test_camvid_road_and_crackforest_are_binary(shared_data: Path, tmp_path: Pat
     }
     assert not read_shard(tmp_path / "crack/site-0.jsonl").labelled
     assert read_shard(tmp_path / "crack/val.jsonl").labelled
+
+
+def test_pictures_are_never_lost_below_the_output(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A --root inside --out appears after the first look at --out; it must survive."""
+    out = tmp_path / "o"
+    arguments = ["synthetic", "--root", str(out / "mine"), "--size", "32x32", "--images-per-site", "1"]
+    with pytest.raises(SystemExit):
+        main([*arguments, "--eval-images", "0", "--sites", "1", "--out", str(out)])
+    assert "holds other files (mine)" in capsys.readouterr().err
+    assert list((out / "mine").rglob("*.jpg"))

@@ -1,0 +1,54 @@
+"""How is Cityscapes read, its training cities as domains?"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from common.data.classes import load_table
+from common.data.manifest import Entry
+from common.errors import UserError
+from partitions.sources.base import Dataset, Progress, Source, need_files, need_folder, no_options
+
+_IMAGE = "_leftImg8bit.png"
+
+
+def _split(root: Path, split: str) -> list[Entry]:
+    folder = need_folder(
+        root / "leftImg8bit" / split,
+        "The Cityscapes folder",
+        "unpack leftImg8bit_trainvaltest.zip into --root.",
+    )
+    entries = []
+    for path in sorted(folder.glob(f"*/*{_IMAGE}")):
+        city, frame = path.parent.name, path.name.removesuffix(_IMAGE)
+        label = f"gtFine/{split}/{city}/{frame}_gtFine_labelIds.png"
+        entries.append(Entry(path.relative_to(root).as_posix(), label, city))
+    if not entries:
+        raise UserError(
+            f"{folder} holds no CITY/NAME{_IMAGE}; unpack leftImg8bit_trainvaltest.zip into --root."
+        )
+    need_files(root, entries, split)
+    return entries
+
+
+def _load(args: argparse.Namespace, stage: Path, progress: Progress | None) -> Dataset:
+    root = need_folder(Path(args.root), "--root", "expected Cityscapes.").resolve()
+    return Dataset(
+        name="cityscapes",
+        root=root,
+        images=_split(root, "train"),
+        classes=load_table(args.classes or "cityscapes-27"),
+        evaluation={"val": _split(root, "val")},
+    )
+
+
+CITYSCAPES = Source(
+    "cityscapes",
+    "Cityscapes, 27 classes; cities are domains: 18 sites, or alphabetical blocks with --sites 3 or 6",
+    "ROOT/leftImg8bit/{train,val}/CITY/NAME_leftImg8bit.png, ROOT/gtFine/{train,val}/CITY/"
+    "NAME_gtFine_labelIds.png. The train cities are divided; val.jsonl is written as a labelled manifest.",
+    no_options,
+    _load,
+    classes="cityscapes-27",
+)

@@ -1,0 +1,97 @@
+"""How is CocoStuff read, with its list files or with one list per site?"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from common.data.classes import load_table
+from common.data.manifest import Entry, natural_key
+from common.errors import UserError
+from partitions.sources.base import Dataset, Progress, Source, need_files, need_folder
+
+TRAIN_LIST = "curated/train2017/Coco164kFull_Stuff_Coarse.txt"
+VAL_LIST = "curated/val2017/Coco164kFull_Stuff_Coarse_7.txt"
+
+
+def read_list(path: Path) -> list[str]:
+    """Return the image names of a list file, one a line, without ending; blank lines are passed over."""
+    try:
+        names = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(
+            f"The list {path} cannot be read ({error}); expected one image name per line."
+        ) from None
+    if not names:
+        raise UserError(f"The list {path} names no image; expected one image name per line.")
+    for name in names:
+        if "/" in name or "\\" in name or name.startswith("."):
+            raise UserError(f"The list {path} holds {name!r}; expected bare names such as 000000066064.")
+    return names
+
+
+def _entries(names: list[str], split: str, domain: str | None) -> list[Entry]:
+    return [Entry(f"images/{split}/{n}.jpg", f"annotations/{split}/{n}.png", domain) for n in names]
+
+
+def _site_lists(folder: Path) -> list[Entry]:
+    """Return the entries of all ``*.txt`` in a folder, each list one domain, in natural order."""
+    files = sorted(need_folder(folder, "--site-lists", "expected one list file per site.").glob("*.txt"))
+    if not files:
+        raise UserError(f"--site-lists {folder} holds no .txt; expected one list file per site.")
+    entries: list[Entry] = []
+    owner: dict[str, str] = {}
+    for path in sorted(files, key=lambda file: natural_key(file.name)):
+        for name in read_list(path):
+            if name in owner:
+                raise UserError(
+                    f"The lists {owner[name]} and {path.name} both name {name}; an image belongs to one site."
+                )
+            owner[name] = path.name
+        entries += _entries([n for n, o in owner.items() if o == path.name], "train2017", path.stem)
+    return entries
+
+
+def _add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--train-list", metavar="FILE", help=f"training images (default: ROOT/{TRAIN_LIST})")
+    parser.add_argument("--val-list", metavar="FILE", help=f"evaluation images (default: ROOT/{VAL_LIST})")
+    parser.add_argument(
+        "--site-lists",
+        metavar="DIR",
+        help="folder with one list per site, in place of --by, --sites, --train-list",
+    )
+
+
+def _load(args: argparse.Namespace, stage: Path, progress: Progress | None) -> Dataset:
+    root = need_folder(Path(args.root), "--root", "expected CocoStuff.").resolve()
+    if args.site_lists is not None:
+        if args.by not in (None, "domain") or args.train_list is not None:
+            raise UserError("--site-lists says which image goes where; leave --by and --train-list out.")
+        images = _site_lists(Path(args.site_lists))
+    else:
+        images = _entries(read_list(Path(args.train_list or root / TRAIN_LIST)), "train2017", None)
+    evaluation = _entries(read_list(Path(args.val_list or root / VAL_LIST)), "val2017", None)
+    need_files(root, images, "train2017")
+    need_files(root, evaluation, "val2017")
+    listed = args.site_lists is not None
+    return Dataset(
+        name="cocostuff",
+        root=root,
+        images=images,
+        classes=load_table(args.classes or "cocostuff-27"),
+        evaluation={"val": evaluation},
+        rule="domain" if listed else "dirichlet",
+        sites=None if listed else 18,
+    )
+
+
+COCOSTUFF = Source(
+    "cocostuff",
+    "CocoStuff with coarse classes (--classes cocostuff-27, -15 or -3); 18 skewed sites, or lists of your own",
+    "ROOT/images/{train2017,val2017}/ID.jpg, ROOT/annotations/{train2017,val2017}/ID.png with fine ids 0 to 181, "
+    "ROOT/curated/... lists of ids. val.jsonl is written as a labelled manifest.",
+    _add_options,
+    _load,
+    rule="dirichlet over classes, 18 sites",
+    classes="cocostuff-27",
+)

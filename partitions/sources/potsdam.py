@@ -1,0 +1,130 @@
+"""How is ISPRS Potsdam read? Its 6000-pixel tiles are cut into small pictures first."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from common.data.classes import load_table
+from common.data.images import read_image
+from common.data.manifest import Entry, natural_key
+from common.errors import UserError
+from partitions.sources.base import Dataset, Progress, Source, need_folder
+
+# Colours of the published label maps, in the order of the raw ids 0..5.
+_COLOURS = ((255, 255, 255), (0, 0, 255), (0, 255, 255), (0, 255, 0), (255, 255, 0), (255, 0, 0))
+# The tiles that the benchmark kept for its test.
+_TEST = frozenset(
+    [
+        "2_13",
+        "2_14",
+        "3_13",
+        "3_14",
+        "4_13",
+        "4_14",
+        "4_15",
+        "5_13",
+        "5_14",
+        "5_15",
+        "6_13",
+        "6_14",
+        "6_15",
+        "7_13",
+    ]
+)
+_LABEL_FOLDERS = ("5_Labels_all", "5_Labels_for_participants")
+
+
+def colours_to_ids(picture: npt.NDArray[np.uint8], where: Path) -> npt.NDArray[np.uint8]:
+    """Turn a colour-coded label map [H, W, 3] into raw ids 0..5, uint8 [H, W]."""
+    ids = np.full(picture.shape[:2], 255, dtype=np.uint8)
+    for index, colour in enumerate(_COLOURS):
+        ids[(picture == np.asarray(colour, dtype=np.uint8)).all(axis=2)] = index
+    if (ids == 255).any():
+        row, column = np.argwhere(ids == 255)[0]
+        raise UserError(
+            f"The label map {where} has the colour {tuple(picture[row, column].tolist())} at row {row}, column "
+            f"{column}; expected the six colours of the benchmark, so use its own files."
+        )
+    return ids
+
+
+def _add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--tile",
+        type=int,
+        default=400,
+        metavar="PIXELS",
+        help="side of the pictures cut (default: %(default)s)",
+    )
+
+
+def _load(args: argparse.Namespace, stage: Path, progress: Progress | None) -> Dataset:
+    root = need_folder(Path(args.root), "--root", "expected ISPRS Potsdam.").resolve()
+    if args.tile < 32:
+        raise UserError(f"--tile is {args.tile}; expected at least 32 pixels.")
+    sources = sorted((root / "2_Ortho_RGB").glob("top_potsdam_*_RGB.tif"), key=lambda p: natural_key(p.name))
+    if not sources:
+        raise UserError(
+            f"{root / '2_Ortho_RGB'} holds no top_potsdam_R_C_RGB.tif; unpack the benchmark into --root."
+        )
+    images: list[Entry] = []
+    evaluation: list[Entry] = []
+    for done, source in enumerate(sources, start=1):
+        match = re.fullmatch(r"top_potsdam_((\d+)_\d+)_RGB", source.stem)
+        if match is None:
+            raise UserError(f"{source} is not named top_potsdam_ROW_COLUMN_RGB.tif; restore its name.")
+        name, row = match.groups()
+        found = [root / f / f"top_potsdam_{name}_label.tif" for f in _LABEL_FOLDERS]
+        labels = next((path for path in found if path.is_file()), None)
+        if name in _TEST and labels is None:
+            continue  # of no use: not for training, and nothing to score against
+        made = _cut(source, labels, stage / "data", name, f"row-{row}", args.tile)
+        (evaluation if name in _TEST else images).extend(made)
+        if progress is not None:
+            progress(done, len(sources))
+    return Dataset(
+        name="potsdam",
+        root=stage / "data",
+        final_root=Path(args.out).resolve() / "data",
+        images=images,
+        classes=load_table(args.classes or "potsdam-3"),
+        evaluation={"test": evaluation} if evaluation else {},
+        settings={"source": str(root), "tile": args.tile},
+    )
+
+
+def _cut(source: Path, labels: Path | None, data: Path, name: str, domain: str, side: int) -> list[Entry]:
+    picture = read_image(source)
+    ids = None if labels is None else colours_to_ids(read_image(labels), labels)
+    if ids is not None and ids.shape != picture.shape[:2]:
+        raise UserError(f"{source} and its label map {labels} differ in size; restore both files.")
+    entries = []
+    (data / "images").mkdir(parents=True, exist_ok=True)
+    (data / "labels").mkdir(parents=True, exist_ok=True)
+    for top in range(0, picture.shape[0] - side + 1, side):
+        for left in range(0, picture.shape[1] - side + 1, side):
+            view = slice(top, top + side), slice(left, left + side)
+            file = f"{name}_{top:04d}_{left:04d}.png"
+            Image.fromarray(picture[view]).save(data / "images" / file, compress_level=3)
+            if ids is not None:
+                Image.fromarray(ids[view]).save(data / "labels" / file, compress_level=3)
+            entries.append(Entry(f"images/{file}", None if ids is None else f"labels/{file}", domain))
+    return entries
+
+
+POTSDAM = Source(
+    "potsdam",
+    "ISPRS Potsdam, 3 classes; tiles are cut into pictures, rows of tiles are domains",
+    "ROOT/2_Ortho_RGB/top_potsdam_ROW_COLUMN_RGB.tif and ROOT/5_Labels_all (or _for_participants)/"
+    "top_potsdam_ROW_COLUMN_label.tif. Pictures of --tile pixels go to OUT/data; test.jsonl holds those of the "
+    "benchmark's 14 test tiles where their labels are at hand.",
+    _add_options,
+    _load,
+    classes="potsdam-3",
+)
