@@ -62,7 +62,7 @@ def answer_train(task: wire.Task, settings: RunConfig, site: SiteConfig) -> wire
     groups: wire.Groups = {}
     if settings.centroids.merge == "lloyd":
         # the exact statistics of the model that every site received, not of this site's own next one
-        found = cluster_sums(features, head, centroids, settings, device=site.torch_device())
+        found = cluster_sums(features, head, centroids, settings)
         groups["sums"] = {"sums": found.sums, "counts": found.counts, "cosines": found.cosines}
     state = load_state(state_dir, task.run_key, task.round)
     result = train_local(
@@ -73,7 +73,6 @@ def answer_train(task: wire.Task, settings: RunConfig, site: SiteConfig) -> wire
         round_number=task.round,
         site=site.name,
         state=state,
-        device=site.torch_device(),
         shared=task.groups.get("shared", {}),
     )
     save_state(state_dir, task.run_key, task.round, result.state, settings.checkpoint.keep)

@@ -180,8 +180,8 @@ def group_bytes(content: RecordDict) -> dict[str, int]:
     sizes = {
         name: sum(len(array.data) for array in rec.values()) for name, rec in content.array_records.items()
     }
-    sizes |= {name: record.count_bytes() for name, record in content.config_records.items()}
-    sizes |= {name: record.count_bytes() for name, record in content.metric_records.items()}
+    sizes |= {name: len(record.deflate()) for name, record in content.config_records.items()}
+    sizes |= {name: len(record.deflate()) for name, record in content.metric_records.items()}
     return sizes
 
 

@@ -44,6 +44,8 @@ def merge_round(state: ModelState, updates: Mapping[str, Update], config: RunCon
             name: {group: own_arrays(update, group) for group in own} for name, update in updates.items()
         }
         merged = replace(merged, own=merged.own | kept)
+    if "centroids" in own and config.centroids.merge == "lloyd":
+        merged = own_lloyd_pass(merged, state, updates, config)
     if state.shared:
         shared = {name: update.groups["shared"] for name, update in updates.items()}
         merged = replace(merged, shared=weighted_mean(shared, weights))
@@ -106,6 +108,22 @@ def lloyd_pass(
         empty=config.centroids.empty,
     )
     return _with_centroids(state, merged)
+
+
+def own_lloyd_pass(
+    state: ModelState, before: ModelState, updates: Mapping[str, Update], config: RunConfig
+) -> ModelState:
+    """Take every site's own k-means step from its own sums alone: centroids that are not shared.
+
+    ``before`` holds the centroids that the sums were taken under.
+    """
+    own = dict(state.own)
+    for name, update in updates.items():
+        current = before.groups_for(name)["centroids"]["centroids"]
+        sums = SiteSums(update.groups["sums"]["sums"], update.groups["sums"]["counts"])
+        merged = merge_lloyd(current, total_sums({name: sums}, current), empty=config.centroids.empty)
+        own[name] = own.get(name, {}) | {"centroids": {"centroids": merged.centroids}}
+    return replace(state, own=own)
 
 
 def _with_centroids(state: ModelState, merged: Merged) -> ModelState:

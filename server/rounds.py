@@ -21,8 +21,8 @@ from common.config import RunConfig
 from common.errors import UserError
 from server.initial import initial_state
 from server.link import Link
-from server.merge import lloyd_pass
-from server.model_state import ModelState
+from server.merge import lloyd_pass, own_lloyd_pass
+from server.model_state import ModelState, own_groups
 from server.quarantine import Expectation
 from server.registry import Registry
 from server.run_dir import append_metrics, cut_metrics, prepare_run_dir, start_logging, stop_logging
@@ -114,7 +114,8 @@ def prepare(grid: Grid, config: RunConfig, run_dir: Path, checkpoint: Checkpoint
         log.info("going on after round %d of %s", checkpoint.round, run_key)
     else:
         state = initial_state(config, info.channels)
-    strategy = SegmentationStrategy(config, registry, state, run_key)
+    classes = 0 if scorer.classes is None else scorer.classes.num_classes
+    strategy = SegmentationStrategy(config, registry, state, run_key, classes)
     strategy.summary()
     images = sum(site.images for site in registry.sites.values())
     log.info("%d sites with %d images: %s", len(registry.sites), images, ", ".join(sorted(registry.sites)))
@@ -169,8 +170,9 @@ def train_rounds(current: Run) -> None:
 def polish(current: Run, number: int, gathered: Gathered) -> None:
     """Run exact spherical k-means over all sites for the final head: sums up, centroids down."""
     config, strategy = current.config, current.strategy
-    if config.centroids.merge != "lloyd" or config.centroids.share != "both":
+    if config.centroids.merge != "lloyd":
         return
+    shared = "centroids" not in own_groups(config)
     clusters, dim = current.state.centroids.shape
     expectation = Expectation(
         {"sums": {"sums": (clusters, dim), "counts": (clusters,), "cosines": (clusters,)}},
@@ -188,7 +190,10 @@ def polish(current: Run, number: int, gathered: Gathered) -> None:
         if not found.updates:
             log.warning("no site answered polish pass %d: the centroids stay as they are", index + 1)
             return
-        strategy.state = lloyd_pass(strategy.state, found.updates, config, use_momentum=False)
+        if shared:
+            strategy.state = lloyd_pass(strategy.state, found.updates, config, use_momentum=False)
+        else:
+            strategy.state = own_lloyd_pass(strategy.state, strategy.state, found.updates, config)
 
 
 def score_round(current: Run, number: int, gathered: Gathered) -> Score:

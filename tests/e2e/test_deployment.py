@@ -11,7 +11,7 @@ import pytest
 
 from common.checkpoint import load_checkpoint
 from tests.support.deployment import Deployment
-from tests.support.federation import TINY
+from tests.support.federation import TINY, dotted
 
 pytestmark = pytest.mark.net
 
@@ -27,7 +27,7 @@ def run_config(shards: Path, run_dir: Path, **settings: object) -> str:
         "sites.minimum": 1,
         "sites.wait-seconds": 90,
         "sites.deadline-seconds": 90,
-        **{key.replace("__", "."): value for key, value in settings.items()},
+        **{dotted(key): value for key, value in settings.items()},
     }
 
     def literal(value: object) -> str:

@@ -26,9 +26,14 @@ TINY: dict[str, Any] = {
 }
 
 
+def dotted(name: str) -> str:
+    """Turn a Python keyword into a settings key."""
+    return name.replace("__", ".").replace("_", "-")
+
+
 def tiny_config(shards: Path, run_dir: Path, sites: int, **settings: Any) -> RunConfig:
-    """Return the smallest useful settings; dots in keys are written as double underscores."""
-    given = {key.replace("__", "."): value for key, value in settings.items()}
+    """Return the smallest useful settings; ``local__keep_optimizer`` stands for ``local.keep-optimizer``."""
+    given = {dotted(key): value for key, value in settings.items()}
     base = {"simulation.shards": str(shards), "run-dir": str(run_dir), "sites.expected": sites}
     return load_config(TINY | base | given)
 
