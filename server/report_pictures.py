@@ -74,7 +74,7 @@ def write_pictures(
     sheet = contact_sheet(images, predictions, truths, classes, mapping, num_clusters=num_clusters)
     path = run_dir / "pictures" / f"round-{round_number:04d}.png"
     with atomic_path(path) as temporary:
-        sheet.save(temporary, format="PNG", optimize=True)
+        sheet.save(temporary, format="PNG", compress_level=4)
     return path
 
 
