@@ -11,12 +11,12 @@ import torch
 from torch import nn
 
 from client.adam_state import load_moments, moments_to_numpy
+from client.centroid_fit import CentroidFit
 from client.statistics import sums_under
 from common.config import Local, RunConfig
-from common.feature_source import FeatureSource, tokens_of
+from common.feature_source import Augmented, Coloured, FeatureSource, tokens_of
 from common.losses.anchoring import Anchors
-from common.losses.base import Batch, View
-from common.losses.centroids import cosine_cluster_loss
+from common.losses.base import Batch, Objective, View
 from common.losses.objective import build_objective
 from common.models.head import SegmentationHead, load_numpy, state_to_numpy
 from common.seeds import torch_generator
@@ -106,15 +106,15 @@ def train_local(
         load_numpy(objective, shared)
     objective.to(device).train()
     means = nn.Parameter(torch.from_numpy(np.array(centroids, dtype=np.float32)).to(device))
-    optimise_means = config.centroids.merge != "lloyd"
     _check_received(model, means, site, round_number)
 
     groups: list[dict[str, object]] = [{"params": list(model.parameters()), "lr": local.lr}]
     optimizer = torch.optim.Adam(groups + objective.groups(local), lr=local.lr)
-    centroid_optimizer = torch.optim.Adam([means], lr=local.centroid_lr)
+    objective.start_round(round_number, model, means.detach())
+    centroids_fit = CentroidFit(means, objective, config)
     if state and local.keep_optimizer:
         load_moments(optimizer, state, "adam")
-        load_moments(centroid_optimizer, state, "adam-centroids")
+        load_moments(centroids_fit.optimizer, state, "adam-centroids")
     anchors = Anchors(model, _without_prefix(state or {}, "previous/"), local)
 
     neighbours = _neighbour_table(features, local.neighbours) if objective.wants_positives else None
@@ -130,7 +130,9 @@ def train_local(
             positives = tokens_of(features, neighbours[indices, drawn].tolist())
         anchor = View.of(tokens, model, generator)
         positive = None if positives is None else View.of(positives, model, generator)
-        batch = Batch(anchor, positive, features.grid)
+        batch = Batch(
+            anchor, positive, features.grid, *_on_demand(objective, features, indices, model, generator)
+        )
         terms = {"objective": objective(batch, model, generator)}
         terms |= anchors.terms(model, tokens, anchor.codes)
         loss = torch.stack(list(terms.values())).sum()
@@ -140,10 +142,12 @@ def train_local(
             raise ValueError(f"{where}: the loss is {value}; {_likely_cause(tokens, positives, local)}")
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
+        if local.clip_norm:
+            every = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+            nn.utils.clip_grad_norm_(every, local.clip_norm)
         optimizer.step()
         objective.after_step(model)
-        if optimise_means:
-            sums["displacement"] += _centroid_step(anchor.codes.detach(), means, centroid_optimizer)
+        sums["displacement"] += centroids_fit.step(anchor.codes.detach(), batch, generator)
         sums["loss"] += value / steps
         for name, term in terms.items():
             sums[name] += term.item() / steps
@@ -156,7 +160,9 @@ def train_local(
     trained = state_to_numpy(model)
     kept: Arrays = {}
     if local.keep_optimizer:
-        kept |= moments_to_numpy(optimizer, "adam") | moments_to_numpy(centroid_optimizer, "adam-centroids")
+        kept |= moments_to_numpy(optimizer, "adam") | moments_to_numpy(
+            centroids_fit.optimizer, "adam-centroids"
+        )
     if local.moon_weight:
         kept |= {f"previous/{name}": array for name, array in trained.items()}
     return LocalResult(
@@ -171,13 +177,27 @@ def train_local(
     )
 
 
-def _centroid_step(codes: torch.Tensor, means: nn.Parameter, optimizer: torch.optim.Optimizer) -> float:
-    """Take one Adam step on the centroids; return how far they moved (Frobenius norm)."""
-    optimizer.zero_grad(set_to_none=True)
-    cosine_cluster_loss(codes.flatten(0, 1), means).backward()  # type: ignore[no-untyped-call]
-    before = means.detach().clone()
-    optimizer.step()
-    return float(torch.linalg.vector_norm(means.detach() - before))
+def _on_demand(
+    objective: Objective,
+    features: FeatureSource,
+    indices: list[int],
+    model: SegmentationHead,
+    generator: torch.Generator,
+) -> tuple[torch.Tensor | None, tuple[View, torch.Tensor] | None]:
+    """Fetch what only some objectives want: patch colours, augmented views."""
+    colours, augmented = None, None
+    if objective.wants_colours:
+        if not isinstance(features, Coloured):
+            raise ValueError("This objective needs the colours of patches, which these features do not hold.")
+        colours = features.colours(indices)
+    if objective.wants_augmented:
+        if not isinstance(features, Augmented):
+            raise ValueError(
+                "loss.augmentation-weight needs augmented views, which these features do not hold."
+            )
+        tensors, places = features.augmented(indices, generator)
+        augmented = View.of(tensors.flatten(2).transpose(1, 2), model, generator), places
+    return colours, augmented
 
 
 def _neighbour_table(features: FeatureSource, wanted: int) -> np.ndarray | None:

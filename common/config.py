@@ -38,26 +38,40 @@ class Section(BaseModel):
 class Sites(Section):
     """Which sites take part in a round, and how long the server waits for them."""
 
-    expected: int = Field(0, ge=0, description="sites to wait for before round 1; 0: as many as are connected")
+    expected: int = Field(
+        0, ge=0, description="sites to wait for before round 1; 0: as many as are connected"
+    )
     per_round: int = Field(0, ge=0, description="sites drawn for a round (seeded); 0: all")
     minimum: int = Field(1, ge=1, description="usable replies without which a round does not count")
-    deadline_seconds: float = Field(900.0, gt=0, description="a site that has not answered by then is left out")
-    wait_seconds: float = Field(120.0, gt=0, description="how long to wait for the expected sites at the start")
-    pool: bool = Field(False, description="simulation only: join all shards into one site (centralised training)")
+    deadline_seconds: float = Field(
+        900.0, gt=0, description="a site that has not answered by then is left out"
+    )
+    wait_seconds: float = Field(
+        120.0, gt=0, description="how long to wait for the expected sites at the start"
+    )
+    pool: bool = Field(
+        False, description="simulation only: join all shards into one site (centralised training)"
+    )
 
 
 class Model(Section):
     """Frozen backbone and trainable head."""
 
     backbone: str = Field("mobilenet_v2", description="'mobilenet_v2' or any timm ViT by name")
-    weights: str = Field("pretrained", description="'pretrained', 'random', or the path of a safetensors file")
+    weights: str = Field(
+        "pretrained", description="'pretrained', 'random', or the path of a safetensors file"
+    )
     depth: int = Field(0, ge=0, description="ViT blocks; 0: as many as the timm model has")
     stages: str = Field("13,17", description="mobilenet_v2: indices of torchvision's features to concatenate")
-    feature: Literal["tokens", "keys"] = Field("tokens", description="ViT: normed patch tokens or last-block keys")
+    feature: Literal["tokens", "keys"] = Field(
+        "tokens", description="ViT: normed patch tokens or last-block keys"
+    )
     height: int = Field(225, ge=32, description="input height in pixels")
     width: int = Field(305, ge=32, description="input width in pixels")
     resize: Literal["bilinear", "nearest"] = Field("bilinear", description="how images reach the input size")
-    crop: Literal["none", "center"] = Field("none", description="none: squash; center: shorter side, then crop")
+    crop: Literal["none", "center"] = Field(
+        "none", description="none: squash; center: shorter side, then crop"
+    )
     normalize: Literal["auto", "imagenet", "model"] = Field(
         "auto", description="mean and std; auto: the timm model's own if 'pretrained', else ImageNet's"
     )
@@ -90,6 +104,7 @@ class Local(Section):
     lr: float = Field(5e-4, gt=0, description="Adam learning rate of the head")
     centroid_lr: float = Field(5e-3, gt=0, description="Adam learning rate of locally optimised centroids")
     neighbours: int = Field(7, ge=1, description="nearest images of the shard that may serve as positives")
+    clip_norm: float = Field(0.0, ge=0, description="largest norm of the gradient of a step; 0: no limit")
     keep_optimizer: bool = Field(False, description="keep Adam's moments on the site between rounds")
     prox_mu: float = Field(0.0, ge=0, description="FedProx strength; 0: off")
     prox_parameters: Literal["all", "nonlinear"] = Field("all", description="what FedProx pulls back")
@@ -117,6 +132,28 @@ class Loss(Section):
     pointwise: bool = Field(True, description="centre the feature correlations row by row")
     zero_clamp: bool = Field(True, description="no gradient where code correlations are below 0")
     stabilize: bool = Field(False, description="clamp code correlations at 0.8")
+    smooth_intra_shift: float = Field(-0.02, description="smoothness: shift within an image")
+    smooth_negative_shift: float = Field(0.5, description="smoothness: shift against another image")
+    temperature: float = Field(0.1, gt=0, description="smoothness: of the soft assignment to prototypes")
+    momentum: float = Field(
+        0.998, ge=0, le=1, description="smoothness: how slowly the teacher prototypes follow"
+    )
+    codebook: int = Field(256, ge=2, description="modularity: codes in the codebook")
+    codebook_rounds: int = Field(
+        1, ge=0, description="modularity: rounds that fit the codebook before the head"
+    )
+    projection: int = Field(128, ge=2, description="modularity: length of the vectors that are contrasted")
+    cell: int = Field(2, ge=1, description="modularity: one patch of every square of this side is looked at")
+    reconstruction_weight: float = Field(0.0, ge=0, description="decoding features from codes; 0: off")
+    augmentation_weight: float = Field(0.0, ge=0, description="codes of augmented views agree; 0: off")
+    crf_weight: float = Field(0.0, ge=0, description="near patches of like colour agree; 0: off")
+    crf_samples: int = Field(1000, ge=2, description="crf: patches compared per step")
+    crf_appearance: float = Field(10.0, ge=0, description="crf: weight of the kernel on place and colour")
+    crf_closeness: float = Field(3.0, ge=0, description="crf: weight of the kernel on place alone")
+    crf_alpha: float = Field(0.5, gt=0, description="crf: squared reach in place, with colour")
+    crf_beta: float = Field(0.15, gt=0, description="crf: squared reach in colour")
+    crf_gamma: float = Field(0.05, gt=0, description="crf: squared reach in place alone")
+    crf_shift: float = Field(0.0, description="crf: affinity at which attraction turns into repulsion")
 
 
 class Centroids(Section):
@@ -128,11 +165,15 @@ class Centroids(Section):
     share: Literal["both", "head", "centroids", "none"] = Field(
         "both", description="what the server merges; 'none' is local-only training"
     )
+    local: Literal["cosine", "modularity"] = Field(
+        "cosine", description="what a site fits its centroids by, where it does"
+    )
     spherical: bool = Field(True, description="fedcc: cluster directions (cosine) instead of raw vectors")
     weighted: bool = Field(True, description="fedcc: weight a site's centroid by its number of patches")
     keep_index: bool = Field(True, description="fedcc: number the new centroids after the current ones")
     empty: Literal["keep", "split"] = Field(
-        "split", description="lloyd: a cluster without patches keeps its centroid or splits the widest cluster"
+        "split",
+        description="lloyd: a cluster without patches keeps its centroid or splits the widest cluster",
     )
     momentum: float = Field(0.0, ge=0, lt=1, description="lloyd: running average of the sums over rounds")
     polish_passes: int = Field(0, ge=0, description="lloyd passes over all sites after the last round")
@@ -301,7 +342,9 @@ def read_recipe(path: str | Path) -> dict[str, Any]:
     file = Path(path)
     if not file.is_file():
         known = ", ".join(sorted(p.stem for p in file.parent.glob("*.toml"))) if file.parent.is_dir() else ""
-        raise UserError(f"Recipe {file} does not exist" + (f"; {file.parent} holds: {known}." if known else "."))
+        raise UserError(
+            f"Recipe {file} does not exist" + (f"; {file.parent} holds: {known}." if known else ".")
+        )
     try:
         return flatten(tomllib.loads(file.read_text(encoding="utf-8")))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
@@ -314,7 +357,9 @@ def parse_assignments(assignments: list[str]) -> dict[str, Any]:
     for assignment in assignments:
         key, equals, value = assignment.partition("=")
         if not equals or not key.strip():
-            raise UserError(f"Setting {assignment!r} is not of the form key=value, for example local.steps=12.")
+            raise UserError(
+                f"Setting {assignment!r} is not of the form key=value, for example local.steps=12."
+            )
         try:
             settings[key.strip()] = tomllib.loads(f"value = {value}")["value"]
         except tomllib.TOMLDecodeError:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -35,6 +35,26 @@ class FeatureSource(Protocol):
 
     def neighbours(self, k: int) -> np.ndarray:
         """Return each image's k most similar other images, nearest first: int64 [N, k]."""
+
+
+@runtime_checkable
+class Coloured(Protocol):
+    """A source that also kept how its patches look."""
+
+    def colours(self, indices: list[int]) -> torch.Tensor:
+        """Return the mean colour of each patch, in 0..1: float32 [B, h*w, 3]."""
+
+
+@runtime_checkable
+class Augmented(Protocol):
+    """A source that also kept features of augmented views of its images."""
+
+    def augmented(self, indices: list[int], generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+        """Draw a view of each image: features [B, C, h, w], and where in the image its patches lie [B,
+        h*w, 2].
+
+        Places are (x, y) in [-1, 1], the centres of the image's outer patches.
+        """
 
 
 def tokens_of(source: FeatureSource, indices: list[int]) -> torch.Tensor:

@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from common.config import Local
 from common.losses.base import unit
-from common.models.head import SegmentationHead, load_numpy
+from common.models.head import SegmentationHead, frozen_copy, load_numpy
 
 
 def squared_distance(head: SegmentationHead, received: SegmentationHead, parameters: str) -> torch.Tensor:
@@ -73,10 +73,3 @@ class Anchors:
             term = model_contrastive_term(codes, *references, self.local.moon_temperature)
             found["moon"] = self.local.moon_weight * term
         return found
-
-
-def frozen_copy(head: SegmentationHead) -> SegmentationHead:
-    """Copy a head as a reference: no gradient, no dropout."""
-    copy = SegmentationHead(head.channels, head.dim, head.dropout, head.nonlinear is not None)
-    copy.load_state_dict(head.state_dict())
-    return copy.to(head.linear.weight.device).eval().requires_grad_(False)

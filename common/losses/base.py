@@ -66,6 +66,7 @@ class Batch:
     positive: View | None
     grid: tuple[int, int]
     colours: torch.Tensor | None = None
+    augmented: tuple[View, torch.Tensor] | None = None
 
 
 class Objective(nn.Module):
@@ -77,6 +78,7 @@ class Objective(nn.Module):
 
     wants_positives: bool = False
     wants_colours: bool = False
+    wants_augmented: bool = False
 
     def start_round(self, round_number: int, head: SegmentationHead, centroids: torch.Tensor) -> None:
         """Prepare for a round that starts with this head and these centroids [K, D]."""

@@ -108,6 +108,13 @@ def build_head(channels: int, model: config.Model, seed: int) -> SegmentationHea
     return head
 
 
+def frozen_copy(head: SegmentationHead) -> SegmentationHead:
+    """Copy a head as a reference: no gradient, no dropout."""
+    copy = SegmentationHead(head.channels, head.dim, head.dropout, head.nonlinear is not None)
+    copy.load_state_dict(head.state_dict())
+    return copy.to(head.linear.weight.device).eval().requires_grad_(False)
+
+
 def state_to_numpy(module: nn.Module) -> dict[str, np.ndarray]:
     """Copy a module's state to arrays, as it travels."""
     return {name: value.detach().cpu().numpy().copy() for name, value in module.state_dict().items()}

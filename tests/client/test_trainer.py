@@ -15,6 +15,7 @@ from client.trainer import METRICS, LocalResult, count_steps, epochs_of, train_l
 from common.config import Local, RunConfig, load_config
 from common.features import Features
 from common.losses.anchoring import model_contrastive_term, squared_distance
+from common.losses.objective import build_objective
 from common.models.head import build_head, init_centroids, load_numpy, state_to_numpy
 
 GRID = (3, 4)
@@ -207,7 +208,7 @@ def test_moon_equals_the_slow_loop_and_its_gradient_is_not_zero() -> None:
         b = z @ p / np.linalg.norm(z) / np.linalg.norm(p) / 0.5
         expected -= math.log(math.exp(a) / (math.exp(a) + math.exp(b))) / 10
     loss = model_contrastive_term(codes, near, far, 0.5)
-    assert float(loss) == pytest.approx(expected, abs=1e-6)
+    assert loss.item() == pytest.approx(expected, abs=1e-6)
     loss.backward()
     assert codes.grad is not None and float(codes.grad.norm()) > 1e-2
     # the published form: both references are one network, nothing is learned
@@ -284,3 +285,58 @@ def test_the_trained_head_is_the_one_that_was_counted() -> None:
     means = torch.nn.functional.normalize(torch.from_numpy(found.centroids), dim=1)
     labels = (codes @ means.T).argmax(1)
     np.testing.assert_array_equal(found.counts, torch.bincount(labels, minlength=4).numpy())
+
+
+@pytest.mark.parametrize("merge", ["mean", "lloyd"])
+@pytest.mark.parametrize("objective", ["smoothness", "modularity"])
+def test_other_objectives_train_head_and_shared_state(objective: str, merge: str) -> None:
+    config = settings(
+        loss__objective=objective, loss__codebook=5, loss__projection=3, centroids__merge=merge,
+        loss__reconstruction_weight=0.1, local__lr=1e-2, local__clip_norm=1.0,
+    )  # fmt: skip
+    source = features()
+    start = state_to_numpy(build_head(8, config.model, 0))
+    shared = state_to_numpy(build_objective(config, 8))
+    centroids = init_centroids(4, 6, 0)
+    results = []
+    for round_number in (1, 2):
+        found = train_local(source, start, centroids, config, round_number, "north", shared=shared)
+        assert {n: a.shape for n, a in found.shared.items()} == {n: a.shape for n, a in shared.items()}
+        assert not same(found.shared, shared) and not same(found.head, start)
+        assert np.isfinite(found.metrics["loss"])
+        assert np.array_equal(found.centroids, centroids) == (merge == "lloyd")
+        start, shared = found.head, found.shared
+        results.append(found)
+    codebook = [found.shared.get("main.codebook") for found in results]
+    if objective == "modularity":  # fitted in the first round, kept after
+        np.testing.assert_array_equal(codebook[0], codebook[1])
+
+
+def test_the_smoothness_teacher_becomes_the_centroids() -> None:
+    config = settings(loss__objective="smoothness", loss__momentum=0.5)
+    found = train(config)
+    assert found.metrics["displacement"] > 0
+    np.testing.assert_allclose(np.linalg.norm(found.centroids, axis=1), 1, atol=0.1)
+    still = train(settings(loss__objective="smoothness", loss__momentum=1.0))
+    assert still.metrics["displacement"] == 0
+    start = init_centroids(4, 6, 0)
+    expected = start / np.linalg.norm(start, axis=1, keepdims=True)
+    np.testing.assert_allclose(still.centroids, expected, atol=1e-6)
+
+
+def test_centroids_may_follow_modularity() -> None:
+    found = train(settings(centroids__local="modularity"))
+    assert found.metrics["displacement"] > 0
+    assert not np.array_equal(found.centroids, train(settings()).centroids)
+
+
+def test_clipping_changes_the_steps_only_if_it_binds() -> None:
+    free, loose, tight = (train(settings(local__clip_norm=limit)).head for limit in (0.0, 1e6, 1e-6))
+    assert same(free, loose) and not same(free, tight)
+
+
+def test_what_features_do_not_hold_is_named() -> None:
+    with pytest.raises(ValueError, match="colours"):
+        train(settings(loss__crf_weight=1.0))
+    with pytest.raises(ValueError, match="augmented views"):
+        train(settings(loss__augmentation_weight=1.0))
