@@ -122,9 +122,11 @@ def mix(a: Palette, b: Palette, share: float) -> Palette:
 
 
 def site_condition(site: int, rng: np.random.Generator) -> Condition:
-    """Return the drive of a site: the first twenty sites differ in place or light, all in palette."""
-    light = LIGHTS[(site + site // len(PLACES)) % len(LIGHTS)]
-    return Condition(PLACES[site % len(PLACES)], light, draw_palette(rng))
+    """Return the drive of a site: the first twenty sites differ in place or light, all in palette.
+
+    Four places and five lights have no common factor, so their pairs repeat only after twenty.
+    """
+    return Condition(PLACES[site % len(PLACES)], LIGHTS[site % len(LIGHTS)], draw_palette(rng))
 
 
 def unseen_condition(sites: list[Condition], rng: np.random.Generator) -> Condition:

@@ -8,105 +8,40 @@ statistics tell the classes apart while colours change from site to site.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
-from partitions.conditions import Colour, Condition
-
-SKY, BUILDING, ROAD, PAVEMENT, GRASS, TREE, CAR, PERSON = range(8)
-
-Array = npt.NDArray[np.float32]
-CAMERA = 1.45  # metres above the road
-FAR = 95.0  # nothing is drawn beyond, in metres
-_FOCAL = 0.95  # in units of the image height
-
-
-def noise(rng: np.random.Generator, height: int, width: int, cell: float) -> Array:
-    """Return smooth noise [height, width] of unit variance whose features are ``cell`` pixels wide."""
-    rows, columns = max(2, round(height / cell)), max(2, round(width / cell))
-    coarse = rng.standard_normal((rows, columns), dtype=np.float32)
-    if (rows, columns) == (height, width):
-        return coarse
-    fine = np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC))
-    return np.asarray(fine / (fine.std() + 1e-6), dtype=np.float32)
-
-
-@dataclass
-class Canvas:
-    """What has been drawn so far: albedo [H, W, 3], label [H, W], distance [H, W] in metres, glow [H, W]."""
-
-    colour: Array
-    label: npt.NDArray[np.uint8]
-    distance: Array
-    glow: Array
-    horizon: float  # row of infinity, in units of the image height
-    vanish: float  # column of infinity, in units of the image height from the centre
-    offset: float  # metres from the camera to the middle of the road
-
-    @property
-    def height(self) -> int:
-        return int(self.label.shape[0])
-
-    @property
-    def width(self) -> int:
-        return int(self.label.shape[1])
-
-    def fill(
-        self,
-        rows: slice,
-        columns: slice,
-        mask: npt.NDArray[np.bool_],
-        colour: Array,
-        label: int,
-        z: Array | float,
-    ) -> None:
-        """Draw ``colour`` where ``mask`` holds inside the window."""
-        self.colour[rows, columns][mask] = colour if colour.ndim == 1 else colour[mask]
-        self.label[rows, columns][mask] = label
-        self.distance[rows, columns][mask] = z[mask] if isinstance(z, np.ndarray) else z
-
-    def window(self, x: float, half: float, top: float, z: float) -> tuple[slice, slice, Array, Array] | None:
-        """Return the pixels of an upright box and their place in it, or None where it is out of sight.
-
-        ``x`` metres right of the road's middle, ``half`` metres to either side, ``top`` metres high,
-        ``z`` metres away. Place: u in -1..1 across, v in 0..1 upwards.
-        """
-        scale = _FOCAL / z * self.height  # pixels per metre
-        centre = self.width / 2 + self.vanish * self.height + (x + self.offset) * scale
-        foot = self.horizon * self.height + CAMERA * scale
-        y0, y1 = int(foot - top * scale), int(np.ceil(foot))
-        x0, x1 = int(centre - half * scale), int(np.ceil(centre + half * scale))
-        rows = slice(max(y0, 0), min(y1, self.height))
-        columns = slice(max(x0, 0), min(x1, self.width))
-        if rows.stop - rows.start < 2 or columns.stop - columns.start < 1:
-            return None
-        v = (foot - np.arange(rows.start, rows.stop) - 0.5) / (top * scale)
-        u = (np.arange(columns.start, columns.stop) + 0.5 - centre) / (half * scale)
-        return rows, columns, u.astype(np.float32)[None, :], v.astype(np.float32)[:, None]
-
-
-def _rgb(colour: Colour) -> Array:
-    return np.asarray(colour, dtype=np.float32)
-
-
-def _vary(rng: np.random.Generator, colour: Colour, amount: float) -> Array:
-    """Return a colour nearby: brightness changes more than hue."""
-    change = 1 + amount * rng.standard_normal() + 0.35 * amount * rng.standard_normal(3)
-    return np.clip(_rgb(colour) * change, 0.02, 1.0).astype(np.float32)
+from partitions.canvas import (
+    BUILDING,
+    CAMERA,
+    CAR,
+    FAR,
+    FOCAL,
+    GRASS,
+    PAVEMENT,
+    PERSON,
+    ROAD,
+    SKY,
+    TREE,
+    Array,
+    Canvas,
+    noise,
+    rgb,
+    vary,
+)
+from partitions.conditions import Condition
+from partitions.objects import draw_car, draw_house, draw_person, draw_tree, facade_albedo
 
 
 def _draw_ground(canvas: Canvas, condition: Condition, rng: np.random.Generator) -> None:
     h, w = canvas.height, canvas.width
     place, palette = condition.place, condition.palette
     rows = (np.arange(h, dtype=np.float32) + 0.5) / h - canvas.horizon
-    first = int(np.searchsorted(rows, _FOCAL * CAMERA / 2000.0))
+    first = int(np.searchsorted(rows, FOCAL * CAMERA / 2000.0))
     rows = rows[first:, None]
     columns = ((np.arange(w, dtype=np.float32) + 0.5 - w / 2) / h - canvas.vanish)[None, :]
-    z = np.broadcast_to(_FOCAL * CAMERA / rows, (h - first, w)).astype(np.float32)
-    x = columns * z / _FOCAL - canvas.offset
+    z = np.broadcast_to(FOCAL * CAMERA / rows, (h - first, w)).astype(np.float32)
+    x = columns * z / FOCAL - canvas.offset
     side = np.abs(x)
     sharp = np.clip(18.0 / z, 0, 1)  # texture fades where a pixel covers metres
 
@@ -115,16 +50,16 @@ def _draw_ground(canvas: Canvas, condition: Condition, rng: np.random.Generator)
     blades = noise(rng, h - first, w, 2.2)
     view = slice(first, h), slice(0, w)
 
-    grass = _rgb(palette.grass) * (1 + (0.24 * blades + 0.14 * coarse) * (0.35 + 0.65 * sharp))[..., None]
+    grass = rgb(palette.grass) * (1 + (0.24 * blades + 0.14 * coarse) * (0.35 + 0.65 * sharp))[..., None]
     canvas.fill(*view, np.ones_like(z, dtype=np.bool_), grass, GRASS, z)
 
     built = place.road + place.pavement + (40.0 if place.facades > 0.5 else 0.0)
     if place.pavement:
         joint = (np.abs((x % 0.9) - 0.45) > 0.38) | (np.abs((z % 0.9) - 0.45) > 0.38)
-        tiles = _rgb(palette.pavement) * (1 + 0.05 * grain - 0.28 * joint * sharp)[..., None]
+        tiles = rgb(palette.pavement) * (1 + 0.05 * grain - 0.28 * joint * sharp)[..., None]
         canvas.fill(*view, side < built, tiles, PAVEMENT, z)
 
-    asphalt = _rgb(palette.road) * (1 + 0.13 * grain + 0.06 * coarse)[..., None]
+    asphalt = rgb(palette.road) * (1 + 0.13 * grain + 0.06 * coarse)[..., None]
     canvas.fill(*view, side < place.road, asphalt, ROAD, z)
     edges = np.abs(side - place.road + 0.35) < 0.11
     if place.parked:
@@ -136,29 +71,6 @@ def _draw_ground(canvas: Canvas, condition: Condition, rng: np.random.Generator)
     canvas.colour[view][lines & (z < 45)] = np.float32(0.82)
 
 
-def _facade(
-    canvas: Canvas,
-    condition: Condition,
-    rng: np.random.Generator,
-    along: Array,
-    up: Array,
-    wall: Array,
-    seed: int,
-    fade: Array | float,
-) -> Array:
-    """Return the albedo of a wall with storeys and windows; ``along`` and ``up`` in metres."""
-    pane = (np.abs(along % 2.6 - 1.3) < 0.72) & (np.abs(up % 3.0 - 1.7) < 0.8) & (up > 0.6)
-    bricks = 0.06 * np.sin(along * 9.0) * np.sin(up * 21.0) + 0.05 * noise(
-        rng, along.shape[0], along.shape[1], 1.5
-    )
-    colour = wall * (1 + bricks)[..., None]
-    cell = np.floor(along / 2.6) * 12.9898 + np.floor(up / 3.0) * 78.233 + seed
-    lit = (np.abs(np.sin(cell) * 43758.547) % 1.0) < 0.4 * condition.light.lamps
-    glass = np.where(lit[..., None], _rgb((1.0, 0.82, 0.45)), wall * 0.28 + _rgb((0.02, 0.05, 0.09)))
-    weight = (pane * fade)[..., None]
-    return np.asarray(colour * (1 - weight) + glass * weight, dtype=np.float32)
-
-
 def _draw_walls(canvas: Canvas, condition: Condition, rng: np.random.Generator) -> None:
     """Draw the two rows of houses of a built-up street, in perspective."""
     place = condition.place
@@ -168,103 +80,21 @@ def _draw_walls(canvas: Canvas, condition: Condition, rng: np.random.Generator) 
     rows = ((np.arange(h, dtype=np.float32) + 0.5) / h - canvas.horizon)[:, None]
     for sign in (-1.0, 1.0):
         lateral = np.float32(reach + sign * canvas.offset)
-        z: Array = (lateral * _FOCAL / np.maximum(sign * columns, 1e-4)).astype(np.float32)
+        z: Array = (lateral * FOCAL / np.maximum(sign * columns, 1e-4)).astype(np.float32)
         ahead = (sign * columns > 0) & (z < FAR)
-        up: Array = (CAMERA - rows * z / _FOCAL).astype(np.float32)
+        up: Array = (CAMERA - rows * z / FOCAL).astype(np.float32)
         edges = np.cumsum(rng.uniform(7, 16, size=16))
         house = np.searchsorted(edges, np.minimum(z[0], edges[-1] - 1e-3))
         heights = rng.uniform(*place.storeys, size=16) * 3.0
         heights[rng.random(16) > place.facades] = 0.0
-        walls = np.stack([_vary(rng, condition.palette.facade, 0.16) for _ in range(16)])
+        walls = np.stack([vary(rng, condition.palette.facade, 0.16) for _ in range(16)])
         mask = ahead & (up > 0) & (up < heights[house].astype(np.float32)[None, :])
         along = np.broadcast_to(z, (h, w)).astype(np.float32)
         fade = np.clip(26.0 / along, 0, 1).astype(np.float32)
         shade = np.float32(1.0 if sign > 0 else 0.82)
         wall = (walls[house][None] * shade).astype(np.float32)
-        colour = _facade(canvas, condition, rng, along, up, wall, int(sign), fade)
+        colour = facade_albedo(canvas, condition, rng, along, up, wall, int(sign), fade)
         canvas.fill(slice(0, h), slice(0, w), mask, colour, BUILDING, along)
-
-
-def _draw_house(canvas: Canvas, condition: Condition, rng: np.random.Generator, x: float, z: float) -> None:
-    half = float(rng.uniform(5, 11))
-    top = float(rng.integers(condition.place.storeys[0], condition.place.storeys[1] + 1)) * 3.2
-    box = canvas.window(x, half, top, z)
-    if box is None:
-        return
-    rows, columns, u, v = box
-    along = np.broadcast_to((u + 1) * half, (v.shape[0], u.shape[1])).astype(np.float32)
-    up = np.broadcast_to(v * top, along.shape).astype(np.float32)
-    wall = _vary(rng, condition.palette.facade, 0.16)
-    colour = _facade(canvas, condition, rng, along, up, wall, int(z), min(1.0, 26.0 / z))
-    canvas.fill(rows, columns, np.ones(along.shape, dtype=np.bool_), colour, BUILDING, z)
-
-
-def _draw_tree(canvas: Canvas, condition: Condition, rng: np.random.Generator, x: float, z: float) -> None:
-    top, half = float(rng.uniform(4.5, 8.5)), float(rng.uniform(1.6, 3.0))
-    box = canvas.window(x, half, top, z)
-    if box is None:
-        return
-    rows, columns, u, v = box
-    shape = (v.shape[0], u.shape[1])
-    scale = _FOCAL / z * canvas.height
-    ragged = noise(rng, *shape, max(1.5, 0.55 * scale))
-    leaves = noise(rng, *shape, max(1.0, 0.16 * scale))
-    crown = u**2 + ((v - 0.62) / 0.38) ** 2 + 0.16 * ragged < 0.92
-    trunk = (np.abs(u) < 0.09) & (v < 0.4)
-    bark = np.broadcast_to(_rgb((0.2, 0.15, 0.1)), (*shape, 3))
-    canvas.fill(rows, columns, trunk, np.ascontiguousarray(bark), TREE, z)
-    light = 1 + 0.42 * leaves + 0.15 * ragged + 0.5 * (v - 0.62)
-    green = _vary(rng, condition.palette.tree, 0.12) * np.maximum(light, 0.15)[..., None]
-    canvas.fill(rows, columns, crown, green.astype(np.float32), TREE, z)
-
-
-def _draw_car(canvas: Canvas, condition: Condition, rng: np.random.Generator, x: float, z: float) -> None:
-    sideways = condition.place.parked and rng.random() < 0.35
-    half, top = (2.1, 1.5) if sideways else (0.95, float(rng.uniform(1.45, 1.8)))
-    box = canvas.window(x, half, top, z)
-    if box is None:
-        return
-    rows, columns, u, v = box
-    hue = rng.random()
-    paint = (
-        _vary(rng, condition.palette.car, 0.25)
-        if hue < 0.6
-        else _vary(rng, (0.8, 0.8, 0.82) if hue < 0.8 else (0.12, 0.12, 0.14), 0.1)
-    )
-    slope = 1.1 if sideways else 0.55
-    cabin = (v > 0.5) & (np.abs(u) < 0.92 - slope * np.maximum(v - 0.55, 0))
-    body = (v > 0.16) & (v <= 0.58) & (np.abs(u) < 1 - 0.4 * np.maximum(0.24 - v, 0))
-    at = 0.58 if sideways else 0.74
-    wheel = (np.abs(np.abs(u) - at) < 0.17) & (v < 0.3)
-    shadow = (v < 0.16) & (np.abs(u) < 1)
-    canvas.colour[rows, columns][shadow] *= 0.35
-    shape = np.broadcast_shapes(u.shape, v.shape)
-    gloss = paint * np.broadcast_to(0.72 + 0.55 * v, shape)[..., None]
-    canvas.fill(rows, columns, body | cabin, gloss.astype(np.float32), CAR, z)
-    pillar = np.abs(u) < 0.06 if sideways else np.zeros_like(u, dtype=np.bool_)
-    glass = (v > 0.6) & (v < 0.93) & (np.abs(u) < 0.78 - slope * np.maximum(v - 0.55, 0)) & ~pillar
-    canvas.colour[rows, columns][glass] = (0.1, 0.14, 0.19)
-    canvas.fill(rows, columns, np.broadcast_to(wheel, shape), _rgb((0.04, 0.04, 0.045)), CAR, z)
-    lamp = (np.abs(np.abs(u) - 0.84) < 0.11) & (np.abs(v - 0.46) < 0.07)
-    canvas.colour[rows, columns][lamp] = (0.85, 0.08, 0.06)
-    canvas.glow[rows, columns][lamp] = 1.0
-
-
-def _draw_person(canvas: Canvas, condition: Condition, rng: np.random.Generator, x: float, z: float) -> None:
-    top = float(rng.uniform(1.6, 1.9))
-    box = canvas.window(x, 0.36, top, z)
-    if box is None:
-        return
-    rows, columns, u, v = box
-    stride = float(rng.uniform(0.15, 0.5))
-    head = (u / 0.32) ** 2 + ((v - 0.92) / 0.075) ** 2 < 1
-    torso = (v > 0.45) & (v < 0.85) & (np.abs(u) < 0.78 - 0.4 * (v - 0.45))
-    legs = (v <= 0.46) & (np.abs(np.abs(u) - stride * (0.5 - v)) < 0.26)
-    canvas.fill(rows, columns, legs, _vary(rng, (0.16, 0.17, 0.26), 0.3), PERSON, z)
-    stripes = 1 + 0.22 * np.sign(np.sin(v * 70))
-    coat = _vary(rng, condition.palette.cloth, 0.2) * np.broadcast_to(stripes, torso.shape)[..., None]
-    canvas.fill(rows, columns, torso, coat.astype(np.float32), PERSON, z)
-    canvas.fill(rows, columns, head, _vary(rng, (0.75, 0.55, 0.42), 0.2), PERSON, z)
 
 
 def _spots(rng: np.random.Generator, per_ten_metres: float, nearest: float) -> npt.NDArray[np.float64]:
@@ -303,7 +133,7 @@ def _draw_objects(canvas: Canvas, condition: Condition, rng: np.random.Generator
         if rng.random() < (0.5 if place.parked else 0.1):
             walk = float(rng.uniform(1.0, place.road))
         todo.append((float(z), side() * walk, PERSON))
-    painters = {BUILDING: _draw_house, TREE: _draw_tree, CAR: _draw_car, PERSON: _draw_person}
+    painters = {BUILDING: draw_house, TREE: draw_tree, CAR: draw_car, PERSON: draw_person}
     for z, x, kind in sorted(todo, reverse=True):
         painters[kind](canvas, condition, rng, x, z)
 
@@ -312,17 +142,17 @@ def _shine(canvas: Canvas, condition: Condition, rng: np.random.Generator) -> np
     """Apply lamp, air and camera to the albedo: uint8 [H, W, 3]."""
     light = condition.light
     h, w = canvas.height, canvas.width
-    air = _rgb(light.horizon)
+    air = rgb(light.horizon)
     rows = np.arange(h, dtype=np.float32)[:, None] / h
     height = np.clip(1 - rows / max(canvas.horizon, 0.05), 0, 1)[..., None]
-    sky = air * (1 - height) + _rgb(light.zenith) * height
+    sky = air * (1 - height) + rgb(light.zenith) * height
     clouds = np.clip(noise(rng, h, w, h / 5) + 0.4 * noise(rng, h, w, h / 14), 0, 2)
     sky = sky + (air + 0.08 - sky) * (0.3 * clouds * min(1.0, light.haze / 150))[..., None]
 
-    lit = canvas.colour * (_rgb(light.tint) * light.gain)
+    lit = canvas.colour * (rgb(light.tint) * light.gain)
     if light.lamps:
         beam = light.lamps * np.exp(-((canvas.distance - 9.0) ** 2) / 140.0) * (rows > canvas.horizon)
-        lit = lit + canvas.colour * (0.55 * beam)[..., None] * _rgb((1.0, 0.9, 0.7))
+        lit = lit + canvas.colour * (0.55 * beam)[..., None] * rgb((1.0, 0.9, 0.7))
         lit = lit + canvas.colour * (canvas.glow * light.lamps)[..., None]
     lit = np.mean(lit) + (lit - np.mean(lit)) * light.contrast
     through = np.exp(-canvas.distance / light.haze)[..., None]

@@ -20,7 +20,7 @@ from partitions.sources.base import Dataset, Progress, Source, need_folder
 _COLOURS = ((255, 255, 255), (0, 0, 255), (0, 255, 255), (0, 255, 0), (255, 255, 0), (255, 0, 0))
 # The tiles that the benchmark kept for its test.
 _TEST = frozenset(
-    [
+    (
         "2_13",
         "2_14",
         "3_13",
@@ -35,7 +35,7 @@ _TEST = frozenset(
         "6_14",
         "6_15",
         "7_13",
-    ]
+    )
 )
 _LABEL_FOLDERS = ("5_Labels_all", "5_Labels_for_participants")
 

@@ -7,6 +7,7 @@ import json
 import math
 import shutil
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 from common.data.classes import load_table
@@ -16,6 +17,7 @@ from partitions.sources.base import Dataset, Progress, Source
 from partitions.synthetic import VERSION, make_scenes
 
 _RECORD = "scenes.json"
+Drawn = tuple[list[list[Entry]], list[Entry]]  # of every drive, of the unseen one
 
 
 def parse_size(text: str) -> tuple[int, int]:
@@ -70,7 +72,7 @@ def _load(args: argparse.Namespace, stage: Path, progress: Progress | None) -> D
         "size": list(size),
     }
 
-    def draw(folder: Path) -> tuple[list[list[Entry]], list[Entry]]:
+    def draw(folder: Path) -> Drawn:
         made = make_scenes(folder, drives, per_drive, args.eval_images, size, args.seed, progress)
         listed = [[[e.image, e.label, e.domain] for e in part] for part in (*made[0], made[1])]
         (folder / _RECORD).write_text(json.dumps({"made": wanted, "entries": listed}), encoding="utf-8")
@@ -93,7 +95,7 @@ def _load(args: argparse.Namespace, stage: Path, progress: Progress | None) -> D
     )
 
 
-def _draw_once(root: Path, wanted: dict[str, object], draw):  # type: ignore[no-untyped-def]
+def _draw_once(root: Path, wanted: dict[str, object], draw: Callable[[Path], Drawn]) -> Drawn:
     """Use the scenes in ``root`` if they are those ``wanted``; draw them if it is empty or absent."""
     record = root / _RECORD
     if record.is_file():

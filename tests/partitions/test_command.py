@@ -333,6 +333,23 @@ def test_camvid_road_and_crackforest_are_binary(shared_data: Path, tmp_path: Pat
     assert read_shard(tmp_path / "crack/val.jsonl").labelled
 
 
+def test_many_synthetic_sites_are_a_site_each(tmp_path: Path) -> None:
+    arguments = [
+        "synthetic",
+        "--sites",
+        "22",
+        "--size",
+        "32x32",
+        "--images-per-site",
+        "1",
+        "--eval-images",
+        "1",
+    ]
+    assert main([*arguments, "--out", str(tmp_path / "o")]) == 0
+    domains = read_partition(tmp_path / "o").domains
+    assert len(domains) == 22 and all(sum(found.values()) == 1 for found in domains.values())
+
+
 def test_pictures_are_never_lost_below_the_output(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A --root inside --out appears after the first look at --out; it must survive."""
     out = tmp_path / "o"

@@ -15,6 +15,8 @@ from common.data.check import check_shard
 from common.data.classes import SYNTHETIC
 from common.data.images import read_image, read_label
 from common.data.manifest import Shard, read_partition, read_shard, read_sites
+from partitions import canvas
+from partitions.conditions import site_condition
 from partitions.synthetic import write_synthetic
 
 
@@ -109,3 +111,13 @@ def test_tiny_sets_take_less_than_a_few_seconds(tmp_path: Path) -> None:
     start = time.process_time()
     write_synthetic(tmp_path / "s", sites=3, images_per_site=6, eval_images=4)
     assert time.process_time() - start < 3
+
+
+def test_twenty_sites_are_twenty_different_drives() -> None:
+    rng = np.random.default_rng(0)
+    assert len({site_condition(site, rng).name for site in range(20)}) == 20
+
+
+def test_the_brush_and_the_class_table_mean_the_same() -> None:
+    for name in SYNTHETIC.names:
+        assert getattr(canvas, name.upper()) == SYNTHETIC.names.index(name)
