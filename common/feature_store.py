@@ -4,6 +4,7 @@ A cache is a folder ``SHARD-MODEL-IMAGES`` (three parts of its key) that appears
 
 * ``tokens.bin``: float16 or float32 [N, h*w, C], row after row;
 * ``pooled.bin``: float32 [N, C], the mean over an image's tokens;
+* ``colours.bin``: float16 [N, h*w, 3], the mean colour of the image in each cell of the grid, in 0..1;
 * ``header.json``: shapes, weights hash, settings (`Header`).
 
 While it is written its name starts with a dot. One lock per shard (``flock``, so it ends with the process
@@ -38,7 +39,7 @@ from common.models.inputs import backbone_settings
 
 log = logging.getLogger(__name__)
 
-FORMAT = 1
+FORMAT = 2
 KEEP = 4
 """Caches of one shard that may lie side by side (other backbones or sizes); the least recently used go."""
 
@@ -69,6 +70,7 @@ class Header(BaseModel):
     dtype: Literal["float16", "float32"]
     token_bytes: int
     pooled_bytes: int
+    colour_bytes: int
     weights_hash: str
     weights_key: str
     settings: dict[str, str | int]
@@ -92,19 +94,32 @@ class Header(BaseModel):
             dtype=dtype,
             token_bytes=images * grid[0] * grid[1] * channels * np.dtype(dtype).itemsize,
             pooled_bytes=images * channels * 4,
+            colour_bytes=images * grid[0] * grid[1] * 3 * 2,
             weights_hash=weights_hash,
             weights_key=weights_key,
             settings=settings,
         )
 
+    @property
+    def files(self) -> dict[str, int]:
+        """Return the bytes of each file of numbers."""
+        return {
+            "tokens.bin": self.token_bytes,
+            "pooled.bin": self.pooled_bytes,
+            "colours.bin": self.colour_bytes,
+        }
+
 
 @dataclass(frozen=True)
 class Stored:
-    """An opened cache: tokens [N, h*w, C] stay on disk, pooled [N, C] is in memory."""
+    """An opened cache: tokens [N, h*w, C] stay on disk; pooled [N, C] and colours [N, h*w, 3] are in
+    memory.
+    """
 
     header: Header
     tokens: NDArray[Any]
     pooled: NDArray[np.float32]
+    colours: NDArray[np.float16]
 
 
 def cache_key(shard: Shard, model: Model, weights: str, dtype: str) -> Key:
@@ -134,13 +149,14 @@ def read(cache_dir: Path, key: Key) -> Stored | None:
     folder = cache_dir / key.folder
     try:
         header = Header.model_validate_json((folder / "header.json").read_bytes())
-        for name, expected in (("tokens.bin", header.token_bytes), ("pooled.bin", header.pooled_bytes)):
+        for name, expected in header.files.items():
             size = (folder / name).stat().st_size
             if size != expected:
                 raise ValueError(f"{name} has {size} bytes instead of {expected}")
         shape = (header.images, header.grid[0] * header.grid[1], header.channels)
         tokens = np.memmap(folder / "tokens.bin", dtype=header.dtype, mode="r", shape=shape)
         pooled = np.fromfile(folder / "pooled.bin", dtype=np.float32).reshape(header.images, header.channels)
+        colours = np.fromfile(folder / "colours.bin", dtype=np.float16).reshape(*shape[:2], 3)
         with suppress(OSError):  # a cache that is mounted read-only serves as well
             os.utime(folder)  # last use
     except (FileNotFoundError, NotADirectoryError):
@@ -152,7 +168,7 @@ def read(cache_dir: Path, key: Key) -> Stored | None:
         return None
     except PermissionError:
         raise UserError(f"The feature cache {folder} may not be read; give this user access to it.") from None
-    return Stored(header, tokens, pooled)
+    return Stored(header, tokens, pooled, colours)
 
 
 @contextmanager
@@ -202,17 +218,23 @@ class Writer:
         self._dtype = np.dtype(dtype)
         self._tokens: BinaryIO = (folder / "tokens.bin").open("wb")
         self._pooled: BinaryIO = (folder / "pooled.bin").open("wb")
+        self._colours: BinaryIO = (folder / "colours.bin").open("wb")
 
-    def append(self, tokens: NDArray[np.float32], pooled: NDArray[np.float32]) -> None:
-        """Write tokens [B, h*w, C] and pooled [B, C]; plain writes, as a full disk kills a memory map."""
+    def append(
+        self, tokens: NDArray[np.float32], pooled: NDArray[np.float32], colours: NDArray[np.float32]
+    ) -> None:
+        """Write tokens [B, h*w, C], pooled [B, C], colours [B, h*w, 3]; plain writes, as a full disk
+        kills a memory map.
+        """
         self._tokens.write(np.ascontiguousarray(tokens, dtype=self._dtype).data)
         self._pooled.write(np.ascontiguousarray(pooled, dtype=np.float32).data)
+        self._colours.write(np.ascontiguousarray(colours, dtype=np.float16).data)
 
     def close(self, sync: bool) -> None:
         """Close the files, after flushing them to the disk if they are worth it."""
-        with self._tokens, self._pooled:  # both get closed, even where the disk is full
+        with self._tokens, self._pooled, self._colours:  # all get closed, even where the disk is full
             if sync:
-                for file in (self._tokens, self._pooled):
+                for file in (self._tokens, self._pooled, self._colours):
                     file.flush()
                     os.fsync(file.fileno())
 
@@ -223,7 +245,7 @@ def writing(cache_dir: Path, key: Key, header: Header) -> Iterator[Writer]:
 
     Raises `UserError`, naming the bytes needed, where the disk is full.
     """
-    if shutil.disk_usage(cache_dir).free < header.token_bytes + header.pooled_bytes:
+    if shutil.disk_usage(cache_dir).free < sum(header.files.values()):
         raise _disk_full(cache_dir, header)
     target = cache_dir / key.folder
     partial = Path(tempfile.mkdtemp(prefix=f".{key.shard}-", suffix=".partial", dir=cache_dir))
@@ -255,7 +277,7 @@ def writing(cache_dir: Path, key: Key, header: Header) -> Iterator[Writer]:
 
 
 def _disk_full(cache_dir: Path, header: Header) -> UserError:
-    needed = header.token_bytes + header.pooled_bytes
+    needed = sum(header.files.values())
     free = shutil.disk_usage(cache_dir).free
     halve = ", or set cache.dtype to 'float16'" if header.dtype == "float32" else ""
     return UserError(

@@ -55,6 +55,7 @@ class Features:
         weights_hash: str,
         device: str | torch.device = "cpu",
         name: str = "the shard",
+        colours: NDArray[np.float16] | None = None,
     ) -> None:
         """Wrap arrays that belong together; shapes as in the class's attributes."""
         if tokens.ndim != 3 or tokens.shape[1] != grid[0] * grid[1]:
@@ -66,12 +67,20 @@ class Features:
         self.weights_hash = weights_hash
         self.device = torch.device(device)
         self.name = name
+        self._colours = colours
         self._rows = np.asarray(tokens)  # the same memory; indexing a memmap object is slower
 
     @classmethod
-    def from_arrays(cls, tokens: NDArray[np.float32], grid: tuple[int, int], weights_hash: str = "") -> Self:
-        """Wrap tokens [N, h*w, C] that lie in memory."""
-        return cls(tokens, tokens.mean(axis=1, dtype=np.float32), grid, weights_hash)
+    def from_arrays(
+        cls,
+        tokens: NDArray[np.float32],
+        grid: tuple[int, int],
+        weights_hash: str = "",
+        colours: NDArray[np.floating[Any]] | None = None,
+    ) -> Self:
+        """Wrap tokens [N, h*w, C] that lie in memory, and colours [N, h*w, 3] where they are needed."""
+        stored = None if colours is None else colours.astype(np.float16)
+        return cls(tokens, tokens.mean(axis=1, dtype=np.float32), grid, weights_hash, colours=stored)
 
     def __len__(self) -> int:
         """Return N."""
@@ -84,6 +93,12 @@ class Features:
         """
         rows = torch.from_numpy(self._rows[np.asarray(indices)]).to(self.device).float()
         return rows.transpose(1, 2).unflatten(2, self.grid)  # type: ignore[no-untyped-call,no-any-return]
+
+    def colours(self, indices: Indices) -> torch.Tensor:
+        """Return the mean colour of each cell, in 0..1: float32 [B, h*w, 3]."""
+        if self._colours is None:
+            raise ValueError("These features were made without colours; make them from images.")
+        return torch.from_numpy(self._colours[np.asarray(indices)]).to(self.device).float()
 
     def neighbours(self, k: int) -> NDArray[np.int64]:
         """Return each image's k most similar other images, int64 [N, k] (see `nearest_neighbours`)."""
@@ -113,20 +128,27 @@ class UncachedFeatures:
         """Mean of an image's tokens, float32 [N, C]; one pass over the shard when first asked for."""
         if self._pooled is None:
             self._pooled = np.concatenate(
-                [tokens.mean(dim=1).cpu().numpy() for _, tokens in self._encode(range(len(self)))]
+                [tokens.mean(dim=1).cpu().numpy() for _, tokens, _ in self._encode(range(len(self)))]
             )
         return self._pooled
 
     def batch(self, indices: Indices) -> torch.Tensor:
         """Return the features of some images, float32 [B, C, h, w]."""
-        tokens = torch.cat([part for _, part in self._encode([int(i) for i in indices])])
+        tokens = torch.cat([part for _, part, _ in self._encode([int(i) for i in indices])])
         return tokens.transpose(1, 2).unflatten(2, self.grid)  # type: ignore[no-untyped-call,no-any-return]
+
+    def colours(self, indices: Indices) -> torch.Tensor:
+        """Return the mean colour of each cell, in 0..1: float32 [B, h*w, 3]."""
+        pictures = [
+            prepare_image(read_image(self._shard.image_path(int(index))), self._model) for index in indices
+        ]
+        return cell_colours(torch.stack(pictures), self.grid).to(self.device)
 
     def neighbours(self, k: int) -> NDArray[np.int64]:
         """Return each image's k most similar other images, int64 [N, k]."""
         return nearest_neighbours(self.pooled, k, self._shard.name)
 
-    def _encode(self, indices: Sequence[int]) -> Iterator[tuple[Sequence[int], torch.Tensor]]:
+    def _encode(self, indices: Sequence[int]) -> Iterator[tuple[Sequence[int], torch.Tensor, torch.Tensor]]:
         return encode(self._backbone, self._shard, self._model, indices, self.device)
 
 
@@ -173,7 +195,9 @@ def open_features(
             f"The feature cache {folder / key.folder} went away while it was opened; start again."
         )
     header = stored.header
-    return Features(stored.tokens, stored.pooled, header.grid, header.weights_hash, place, shard.name)
+    return Features(
+        stored.tokens, stored.pooled, header.grid, header.weights_hash, place, shard.name, stored.colours
+    )
 
 
 def _build(
@@ -200,10 +224,10 @@ def _build(
     )
     with store.writing(folder, key, header) as writer:
         done = 0
-        for indices, tokens in encode(backbone, shard, model, range(len(shard)), device):
+        for indices, tokens, colours in encode(backbone, shard, model, range(len(shard)), device):
             values = tokens.cpu().numpy()
             _check_finite(values, cache.dtype, shard, indices)
-            writer.append(values, tokens.mean(dim=1).cpu().numpy())
+            writer.append(values, tokens.mean(dim=1).cpu().numpy(), colours.numpy())
             done += len(indices)
             if progress is not None:
                 progress(done, len(shard))
@@ -215,8 +239,10 @@ def encode(
     model: Model,
     indices: Sequence[int],
     device: torch.device,
-) -> Iterator[tuple[Sequence[int], torch.Tensor]]:
-    """Yield (indices, tokens float32 [b, h*w, C]) for at most `BATCH` images at a time."""
+) -> Iterator[tuple[Sequence[int], torch.Tensor, torch.Tensor]]:
+    """Yield (indices, tokens float32 [b, h*w, C], colours [b, h*w, 3]) for at most `BATCH` images at a
+    time.
+    """
 
     def load(index: int) -> torch.Tensor:
         return prepare_image(read_image(shard.image_path(index)), model)
@@ -226,7 +252,13 @@ def encode(
         for start in range(0, len(indices), BATCH):
             part = indices[start : start + BATCH]
             pictures = torch.stack(list(pool.map(load, part)))
-            yield part, backbone(pictures.to(device)).contiguous()
+            colours = cell_colours(pictures, backbone.grid)
+            yield part, backbone(pictures.to(device)).contiguous(), colours
+
+
+def cell_colours(pictures: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
+    """Return the mean colour in each cell of the grid: pictures [B, 3, H, W] -> [B, h*w, 3]."""
+    return torch.nn.functional.adaptive_avg_pool2d(pictures, grid).flatten(2).transpose(1, 2)
 
 
 def _check_finite(values: NDArray[np.float32], dtype: str, shard: Shard, indices: Sequence[int]) -> None:

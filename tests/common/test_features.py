@@ -21,11 +21,12 @@ from PIL import Image
 
 from common import feature_store as store
 from common.config import Cache, Model, load_config
+from common.data.images import read_image
 from common.data.manifest import Entry, Shard, read_shard, write_manifest
 from common.errors import UserError
 from common.features import Features, UncachedFeatures, open_features
 from common.models import backbone as backbones
-from common.models.inputs import weights_key
+from common.models.inputs import prepare_image, weights_key
 from common.neighbours import nearest_neighbours
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -240,10 +241,29 @@ def test_damaged_cache_is_made_anew(
     np.testing.assert_allclose(again.tokens, good, atol=1e-6)
 
 
+def test_colours_are_cell_means_of_the_prepared_image(shard: Shard, tmp_path: Path) -> None:
+    features = cached(shard, tmp_path / "c")
+    direct = UncachedFeatures(shard, MODEL, "cpu", seed=0)
+    height, width = features.grid
+    for index in (0, 4):
+        picture = prepare_image(read_image(shard.image_path(index)), MODEL)
+        tall, wide = picture.shape[1] // height, picture.shape[2] // width
+        expected = [
+            picture[:, r * tall : (r + 1) * tall, c * wide : (c + 1) * wide].mean(dim=(1, 2))
+            for r in range(height)
+            for c in range(width)
+        ]
+        for source, tolerance in ((features, 1e-3), (direct, 1e-6)):
+            found = source.colours([index])
+            torch.testing.assert_close(found[0], torch.stack(expected), atol=tolerance, rtol=0)
+    with pytest.raises(ValueError, match="without colours"):
+        Features.from_arrays(np.zeros((1, 6, 2), np.float32), (2, 3)).colours([0])
+
+
 def test_full_disk_is_foreseen(shard: Shard, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda _path: usage._replace(free=1000))
-    needed = 11 * 6 * 64 * 4 + 11 * 64 * 4
+    needed = 11 * 6 * 64 * 4 + 11 * 64 * 4 + 11 * 6 * 3 * 2
     with pytest.raises(UserError, match=rf"need {needed} bytes .*{tmp_path / 'c'}.*1000 bytes are free"):
         cached(shard, tmp_path / "c")
     assert folders(tmp_path / "c") == []
