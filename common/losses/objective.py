@@ -11,14 +11,20 @@ from common.losses.smoothness import Smoothness
 
 
 def build_objective(settings: config.RunConfig, channels: int) -> Objective:
-    """Build the objective that the settings name; its starting state follows from the seed alone."""
+    """Build the objective that the settings name; its starting state follows from the seed alone.
+
+    Raises ValueError for an objective that is fitted from sums in closed form and has nothing to train
+    by steps.
+    """
     loss = settings.loss
     main: Objective
     if loss.objective == "correspondence":
         main = Correspondence(loss)
     elif loss.objective == "smoothness":
         main = Smoothness(settings)
-    else:
+    elif loss.objective == "modularity":
         main = Modularity(settings, channels)
+    else:
+        raise ValueError(f"Objective '{loss.objective}' is fitted from sums; it does not train by steps.")
     extras = loss.reconstruction_weight or loss.augmentation_weight or loss.crf_weight
     return WithExtras(main, settings, channels) if extras else main

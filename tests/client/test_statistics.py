@@ -8,12 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from client.statistics import ClusterSums, cluster_sums, moments, site_sums
-from common.config import Model, RunConfig
+from common.config import Loss, Model, RunConfig
 from common.features import Features
 from common.kmeans import unit_rows
 from common.models.head import build_head, init_centroids, state_to_numpy
 
-CONFIG = RunConfig(model=Model(dim=5, clusters=4))
+CONFIG = RunConfig(model=Model(dim=5, clusters=4, nonlinear=True), loss=Loss(objective="correspondence"))
 GRID = (2, 3)
 
 

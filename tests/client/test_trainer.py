@@ -20,6 +20,8 @@ from common.models.head import build_head, init_centroids, load_numpy, state_to_
 
 GRID = (3, 4)
 BASE = {
+    "loss.objective": "correspondence",
+    "model.nonlinear": True,
     "model.dim": 6,
     "model.clusters": 4,
     "loss.samples": 3,

@@ -18,15 +18,15 @@ from common.models.head import (
 
 
 def test_has_the_published_number_of_parameters() -> None:
-    head = build_head(384, Model(), seed=0)
+    head = build_head(384, Model(dim=70, nonlinear=True), seed=0)
     assert sum(parameter.numel() for parameter in head.parameters()) == 201_740
-    linear = build_head(384, Model(nonlinear=False), seed=0)
+    linear = build_head(384, Model(dim=70, nonlinear=False), seed=0)
     assert sum(parameter.numel() for parameter in linear.parameters()) == 26_950
     assert {name.split(".")[0] for name in head.state_dict()} == {"linear", "nonlinear"}
 
 
 def test_is_the_formula_patch_by_patch() -> None:
-    head = build_head(5, Model(dim=3), seed=1).eval()
+    head = build_head(5, Model(dim=3, nonlinear=True), seed=1).eval()
     features = torch.randn(2, 5, 2, 4, generator=torch.Generator().manual_seed(0))
     code = head(features)
     arrays = {name: torch.from_numpy(value) for name, value in state_to_numpy(head).items()}
@@ -39,7 +39,9 @@ def test_is_the_formula_patch_by_patch() -> None:
 
 
 def test_starts_within_the_bounds_of_a_convolution_and_follows_the_seed() -> None:
-    one, again, other = (state_to_numpy(build_head(100, Model(), seed=s)) for s in (0, 0, 1))
+    one, again, other = (
+        state_to_numpy(build_head(100, Model(dim=70, nonlinear=True), seed=s)) for s in (0, 0, 1)
+    )
     for name, value in one.items():
         np.testing.assert_array_equal(value, again[name])
         assert not np.array_equal(value, other[name])
@@ -65,7 +67,7 @@ def test_the_two_branches_drop_independently_and_eval_drops_nothing() -> None:
 
 
 def test_training_draws_come_from_the_callers_generator() -> None:
-    head = build_head(16, Model(), seed=0).train()
+    head = build_head(16, Model(dim=70, nonlinear=True), seed=0).train()
     features = torch.randn(2, 16, 3, 3)
     torch.manual_seed(0)
     before = torch.get_rng_state()
@@ -77,7 +79,7 @@ def test_training_draws_come_from_the_callers_generator() -> None:
 
 
 def test_state_goes_to_arrays_and_back_in_either_precision() -> None:
-    source, target = (build_head(6, Model(dim=4), seed=s) for s in (0, 1))
+    source, target = (build_head(6, Model(dim=4, nonlinear=True), seed=s) for s in (0, 1))
     arrays = state_to_numpy(source)
     load_numpy(target, {name: value.astype(np.float64) for name, value in arrays.items()})
     for name, value in state_to_numpy(target).items():
@@ -88,7 +90,7 @@ def test_state_goes_to_arrays_and_back_in_either_precision() -> None:
 
 @pytest.mark.parametrize("change", ["missing", "shape", "surplus"])
 def test_a_head_of_another_model_is_refused(change: str) -> None:
-    head = build_head(6, Model(dim=4), seed=0)
+    head = build_head(6, Model(dim=4, nonlinear=True), seed=0)
     arrays = state_to_numpy(head)
     if change == "missing":
         del arrays["linear.bias"]

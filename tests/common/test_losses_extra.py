@@ -108,7 +108,9 @@ def test_extra_terms_join_any_objective(objective: str) -> None:
 
 def test_the_crf_term_measures_distance_in_published_pixels() -> None:
     """Neighbouring patches of a coarse grid are far apart on a map of 56 pixels."""
-    config = load_config({"loss.crf-weight": 1.0, "model.dim": 4, "model.dropout": 0.0})
+    config = load_config(
+        {"loss.objective": "correspondence", "loss.crf-weight": 1.0, "model.dim": 4, "model.dropout": 0.0}
+    )
     objective = build_objective(config, 5)
     assert isinstance(objective, WithExtras)
     view = View(draw(1, 1, 6, 5), torch.ones(1, 6, 4))

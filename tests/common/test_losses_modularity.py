@@ -123,7 +123,13 @@ def test_one_patch_of_every_cell(grid: tuple[int, int], side: int, count: int) -
 
 def objective_and_batch() -> tuple[Modularity, torch.nn.Module, Batch]:
     config = load_config(
-        {"loss.objective": "modularity", "model.dim": 4, "loss.codebook": 6, "loss.projection": 3}
+        {
+            "loss.objective": "modularity",
+            "model.nonlinear": True,
+            "model.dim": 4,
+            "loss.codebook": 6,
+            "loss.projection": 3,
+        }
     )
     head = build_head(5, config.model, 0).train()
     view = View.of(draw(1, 3, 12, 5), head, generator())

@@ -76,7 +76,13 @@ def test_assignment_and_data_term_equal_slow_loops() -> None:
 
 def batch_for(seed: int = 0) -> tuple[Any, Any, Batch]:
     config = load_config(
-        {"loss.objective": "smoothness", "model.dim": 4, "model.clusters": 3, "model.dropout": 0.0}
+        {
+            "loss.objective": "smoothness",
+            "model.dim": 4,
+            "model.nonlinear": True,
+            "model.clusters": 3,
+            "model.dropout": 0.0,
+        }
     )
     head = build_head(5, config.model, 0)
     return config, head, Batch(View.of(draw(seed, 4, 6, 5), head, None), None, (2, 3))
