@@ -12,6 +12,7 @@ from client.state import load_state, save_state
 from common import wire
 from common.config import RunConfig
 from common.data.manifest import Shard
+from common.errors import UserError
 from common.features import Features, open_features
 
 log = logging.getLogger(__name__)
@@ -52,7 +53,42 @@ def answer_hello(task: wire.Task, settings: RunConfig, site: SiteConfig) -> wire
 
 
 def answer_train(task: wire.Task, settings: RunConfig, site: SiteConfig) -> wire.Update:
-    """Train the received head on the local shard for one round."""
+    """Do the work of the round that the task names (see `common.phases`)."""
+    phase = task.options.get("phase", "train")
+    if phase == "train":
+        return answer_steps(task, settings, site)
+    features = site_features(settings, site, site.load_shard())
+    groups: wire.Groups
+    metrics: dict[str, float] = {}
+    if phase == "scatter":
+        from common.spectral import patch_scatter
+
+        groups = {"scatter": patch_scatter(features, settings.loss.spectral_tolerance).to_arrays()}
+    elif phase == "proposals":
+        from client.proposals import propose
+
+        groups = {"proposals": propose(features, task.groups["head"], settings, site.name)}
+    elif phase == "clusters":
+        from client.statistics import cluster_sums
+
+        found = cluster_sums(features, task.groups["head"], task.groups["centroids"]["centroids"], settings)
+        groups = {"sums": {"sums": found.sums, "counts": found.counts, "cosines": found.cosines}}
+        metrics = {"loss": 1 - found.mean_cosine, "mean_cosine": found.mean_cosine}
+    else:
+        raise UserError(
+            f"The server asks for work called {phase!r}, which this site does not know; update the site."
+        )
+    return wire.Update(
+        site=site.name,
+        weights_hash=features.weights_hash,
+        groups=groups,
+        metrics=metrics,
+        facts={"images": len(features), "batches": -(-len(features) // settings.local.batch)},
+    )
+
+
+def answer_steps(task: wire.Task, settings: RunConfig, site: SiteConfig) -> wire.Update:
+    """Train the received head on the local shard for one round by gradient steps."""
     from client.statistics import cluster_sums
     from client.trainer import train_local
 
@@ -106,7 +142,6 @@ def answer_sums(task: wire.Task, settings: RunConfig, site: SiteConfig) -> wire.
 
 def answer_evaluate(task: wire.Task, settings: RunConfig, site: SiteConfig) -> wire.Update:
     """Score the received model on this site's own labelled shard: one confusion matrix leaves."""
-    from common.errors import UserError
     from common.evaluate import evaluate
     from common.segmenter import Segmenter
 

@@ -76,9 +76,9 @@ class Model(Section):
         "auto", description="mean and std; auto: the timm model's own if 'pretrained', else ImageNet's"
     )
     clusters: int = Field(27, ge=2, description="K, the number of semantic centroids")
-    dim: int = Field(70, ge=2, description="length of a code")
+    dim: int = Field(24, ge=2, description="length of a code")
     dropout: float = Field(0.1, ge=0, lt=1, description="channel dropout of the features while training")
-    nonlinear: bool = Field(True, description="add the two-layer branch to the linear one")
+    nonlinear: bool = Field(False, description="add a two-layer branch to the linear one")
 
     @field_validator("stages")
     @classmethod
@@ -115,8 +115,15 @@ class Local(Section):
 class Loss(Section):
     """The self-supervised objective of the head."""
 
-    objective: Literal["correspondence", "smoothness", "modularity"] = Field(
-        "correspondence", description="what trains the head"
+    objective: Literal["spectral", "correspondence", "smoothness", "modularity"] = Field(
+        "spectral", description="what the head is fitted to; spectral: in closed form, from sums"
+    )
+    spectral_tolerance: float = Field(
+        0.1, gt=0, description="spectral: colour difference of like neighbours, in medians of the image"
+    )
+    spectral_ridge: float = Field(0.02, gt=0, description="spectral: share of the identity in the noise")
+    spectral_whiten: float = Field(
+        0.0, ge=0, le=1, description="spectral: 0 weighs directions by signal to noise, 1 all alike"
     )
     correspondence_weight: float = Field(1.0, ge=0)
     intra_weight: float = Field(0.67, ge=0, description="weight of an image against itself")
@@ -261,6 +268,22 @@ class RunConfig(Section):
                 f"sites.minimum is {self.sites.minimum} but sites.per-round is {self.sites.per_round}; "
                 "a round could never count, so lower sites.minimum or raise sites.per-round"
             )
+        if self.loss.objective == "spectral":
+            if self.model.nonlinear:
+                raise ValueError(
+                    "loss.objective 'spectral' finds a linear head but model.nonlinear is true; "
+                    "set it to false, or choose another objective"
+                )
+            if self.centroids.merge != "lloyd":
+                raise ValueError(
+                    f"loss.objective 'spectral' needs centroids.merge 'lloyd', not '{self.centroids.merge}'; "
+                    "its sites send sums, not centroids of their own"
+                )
+            if self.rounds < 3:
+                raise ValueError(
+                    f"loss.objective 'spectral' needs 3 rounds (projection, first centroids, k-means), "
+                    f"rounds is {self.rounds}; raise it"
+                )
         return self
 
     def to_flat(self) -> dict[str, Scalar]:

@@ -20,6 +20,9 @@ _FUSS_OBJECTIVE: dict[str, str | int | float | bool] = {
     "loss.inter-shift": 0.175435,
     "loss.negative-shift": 0.313612,
     "local.neighbours": 2,
+    # the head of STEGO, which FUSS federates
+    "model.dim": 70,
+    "model.nonlinear": True,
 }
 
 PRESETS: dict[str, dict[str, str | int | float | bool]] = {

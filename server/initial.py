@@ -13,8 +13,9 @@ def initial_state(config: RunConfig, channels: int) -> ModelState:
 
     ``channels`` is the length of the backbone's features, as the sites report it.
     """
+    spectral = config.loss.objective == "spectral"  # has no steps, hence nothing to share beside the head
     return ModelState(
         head=state_to_numpy(build_head(channels, config.model, config.seed)),
         centroids=init_centroids(config.model.clusters, config.model.dim, config.seed),
-        shared=state_to_numpy(build_objective(config, channels)),
+        shared={} if spectral else state_to_numpy(build_objective(config, channels)),
     )

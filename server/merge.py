@@ -10,12 +10,14 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from common.config import RunConfig
+from common.phases import Phase
 from common.wire import Arrays, Groups, Update
 from server.aggregate import aggregate, site_weight, weighted_mean
 from server.centroid_lloyd import SiteSums
 from server.centroids import Merged, SiteCentroids, merge_centroids, merge_lloyd, total_sums
 from server.model_state import ModelState, own_groups
 from server.optimizers import server_step
+from server.spectral import seed_centroids, solve_heads
 
 OPTIMIZER = "optimizer/"
 CENTROIDS = "centroids/"
@@ -30,9 +32,19 @@ def weights_of(updates: Mapping[str, Update], config: RunConfig) -> dict[str, fl
     }
 
 
-def merge_round(state: ModelState, updates: Mapping[str, Update], config: RunConfig) -> ModelState:
-    """Merge one round of checked training updates, at least one, into the next state."""
+def merge_round(
+    state: ModelState, updates: Mapping[str, Update], config: RunConfig, phase: Phase = "train"
+) -> ModelState:
+    """Merge one round of checked updates, at least one, into the next state."""
     own = own_groups(config)
+    if phase == "scatter":
+        return solve_heads(state, updates, config)
+    if phase == "proposals":
+        return seed_centroids(state, updates, config)
+    if phase == "clusters":
+        if "centroids" in own:
+            return own_lloyd_pass(state, state, updates, config)
+        return lloyd_pass(state, updates, config)
     merged = state
     weights = weights_of(updates, config)
     if "head" not in own:

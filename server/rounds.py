@@ -23,7 +23,6 @@ from server.initial import initial_state
 from server.link import Link
 from server.merge import lloyd_pass, own_lloyd_pass
 from server.model_state import ModelState, own_groups
-from server.quarantine import Expectation
 from server.registry import Registry
 from server.run_dir import append_metrics, cut_metrics, prepare_run_dir, start_logging, stop_logging
 from server.scoring import Score, Scorer
@@ -173,15 +172,10 @@ def polish(current: Run, number: int, gathered: Gathered) -> None:
     if config.centroids.merge != "lloyd":
         return
     shared = "centroids" not in own_groups(config)
-    clusters, dim = current.state.centroids.shape
-    expectation = Expectation(
-        {"sums": {"sums": (clusters, dim), "counts": (clusters,), "cosines": (clusters,)}},
-        strategy.weights_hash,
-    )
     for index in range(config.centroids.polish_passes):
         messages = strategy.address(sorted(current.registry.sites), wire.SUMS, number, {"what": "clusters"})
         replies = current.link.exchange(messages, config.sites.deadline_seconds)
-        found = strategy.gather(replies, expectation)
+        found = strategy.gather(replies, strategy.expect_sums())
         for name, size in found.bytes_up.items():
             gathered.bytes_up[name] = gathered.bytes_up.get(name, 0) + size
         for name, size in found.bytes_down.items():

@@ -7,7 +7,7 @@ Hooks are thin. Checking is in `quarantine`, arithmetic in `merge`, talking in `
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,9 @@ from flwr.serverapp.strategy import Strategy
 
 from common import wire
 from common.config import RunConfig
+from common.phases import Phase, num_proposals, phase_of
 from common.seeds import numpy_generator
+from common.spectral import PatchScatter
 from server.link import outcomes
 from server.merge import merge_round
 from server.model_state import ModelState
@@ -113,13 +115,15 @@ class SegmentationStrategy(Strategy):  # type: ignore[misc]
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """Address the sites of this round; arrays and configuration are those of `state` and `config`."""
-        return self.address(self.choose(server_round), wire.TRAIN, server_round)
+        phase = phase_of(self.config, server_round)
+        return self.address(self.choose(server_round), wire.TRAIN, server_round, {"phase": phase})
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Merge what may be merged into `state`; too few usable replies leave it as it was."""
-        found = self.gather(replies, self.expect_train())
+        phase = phase_of(self.config, server_round)
+        found = self.gather(replies, self.expect_train(phase))
         if len(found.updates) < self.config.sites.minimum:
             log.warning(
                 "round %d does not count: %d usable replies, %d needed",
@@ -128,7 +132,7 @@ class SegmentationStrategy(Strategy):  # type: ignore[misc]
                 self.config.sites.minimum,
             )
             return None, None
-        self.state = merge_round(self.state, found.updates, self.config)
+        self.state = merge_round(self.state, found.updates, self.config, phase)
         return wire.array_record(self.state.head), None
 
     def configure_evaluate(
@@ -170,18 +174,36 @@ class SegmentationStrategy(Strategy):  # type: ignore[misc]
 
     # ---- what replies have to look like --------------------------------------------------------
 
-    def expect_train(self) -> Expectation:
+    def expect_train(self, phase: Phase) -> Expectation:
         """Return the groups, names and shapes of a training reply."""
         clusters, dim = self.state.centroids.shape
-        shapes: dict[str, dict[str, tuple[int, ...]]] = {
+        if phase == "scatter":
+            channels = self.state.head["linear.weight"].shape[1]
+            return Expectation({"scatter": PatchScatter.shapes(channels)}, self.weights_hash)
+        if phase == "proposals":
+            proposals = {"directions": (num_proposals(clusters), dim), "counts": (num_proposals(clusters),)}
+            return Expectation({"proposals": proposals}, self.weights_hash)
+        if phase == "clusters":
+            return self.expect_sums()
+        shapes: dict[str, Mapping[str, tuple[int, ...]]] = {
             "head": {key: value.shape for key, value in self.state.head.items()},
             "centroids": {"centroids": (clusters, dim), "counts": (clusters,)},
         }
         if self.config.centroids.merge == "lloyd":
-            shapes["sums"] = {"sums": (clusters, dim), "counts": (clusters,), "cosines": (clusters,)}
+            shapes |= self.expect_sums().shapes
         if self.state.shared:
             shapes["shared"] = {key: value.shape for key, value in self.state.shared.items()}
         return Expectation(shapes, self.weights_hash)
+
+    def expect_sums(self) -> Expectation:
+        """Return the shapes of a reply to one exact pass of k-means."""
+        clusters, dim = self.state.centroids.shape
+        sums: dict[str, tuple[int, ...]] = {
+            "sums": (clusters, dim),
+            "counts": (clusters,),
+            "cosines": (clusters,),
+        }
+        return Expectation({"sums": sums}, self.weights_hash)
 
     def expect_confusion(self) -> Expectation:
         """Return the shape of an evaluation reply."""

@@ -16,7 +16,7 @@ TINY: dict[str, Any] = {
     "model.width": 97,
     "model.clusters": 8,
     "model.dim": 16,
-    "rounds": 2,
+    "rounds": 3,
     "local.steps": 2,
     "local.batch": 4,
     "local.neighbours": 2,
