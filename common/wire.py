@@ -8,6 +8,7 @@ on. Nothing is ever unpickled: arrays travel in numpy's own format with pickling
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -75,13 +76,22 @@ def _decode_array(array: Array, where: str, limit: int) -> np.ndarray:
     data = array.data
     if len(data) > limit:
         raise WireError(f"{where} is oversized: {len(data)} bytes, at most {limit} are expected")
+    stream = io.BytesIO(data)
     try:
+        if np.lib.format.read_magic(stream) != (1, 0):
+            raise ValueError("an unknown version of numpy's format")
+        shape, _, dtype = np.lib.format.read_array_header_1_0(stream)
+        if dtype.hasobject or dtype.kind not in _ALLOWED_KINDS:
+            raise WireError(f"{where} has a type that is not allowed on the wire")
+        size = math.prod(shape) * dtype.itemsize
+        if min(shape, default=0) < 0 or size != len(data) - stream.tell():
+            raise ValueError(f"{len(data) - stream.tell()} bytes follow where {size} are announced")
         value = np.load(io.BytesIO(data), allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
+    except WireError:
+        raise
+    except Exception as error:  # bytes from elsewhere may break numpy's parser in any way
         raise WireError(f"{where} cannot be read as an array ({error})") from None
-    if not isinstance(value, np.ndarray) or value.dtype.kind not in _ALLOWED_KINDS:
-        raise WireError(f"{where} has a type that is not allowed on the wire")
-    return value.astype(np.float32) if value.dtype == np.float16 else value
+    return value.astype(np.float32) if dtype == np.float16 else np.asarray(value)
 
 
 def _decode_groups(content: RecordDict, limit: int) -> Groups:

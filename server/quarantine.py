@@ -10,6 +10,8 @@ import numpy as np
 from common import wire
 
 SLACK_BYTES = 4096
+MOST_IMAGES = 1 << 40
+_TRAINED = frozenset({"head", "centroids", "shared"})  # averaged by rules that expect one type
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,8 @@ class Expectation:
                 return f"'{name}' has other arrays than expected ({', '.join(wrong)[:80]})"
             for key, shape in arrays.items():
                 value = group[key]
+                if name in _TRAINED and key != "counts" and value.dtype != np.float32:
+                    return f"'{name}/{key}' has type {value.dtype}, expected float32"
                 if value.shape != shape:
                     return f"'{name}/{key}' has shape {value.shape}, expected {shape}"
                 if not np.isfinite(value).all():
@@ -60,6 +64,13 @@ class Expectation:
 
 def _impossible(update: wire.Update) -> str | None:
     """Name figures that no honest site can have: negative counts, sums of unit codes longer than their number."""
+    for key in ("images", "batches"):
+        number = update.facts.get(key, None if "head" in update.groups else 0)
+        if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number <= MOST_IMAGES:
+            return f"its number of {key} is {str(number)[:40]!r}, expected a count"
+    for key, figure in update.metrics.items():
+        if not np.isfinite(figure):
+            return f"its metric {key[:40]!r} is {figure}"
     for group in ("centroids", "sums", "confusion"):
         for key in ("counts", "confusion"):
             counts = update.groups.get(group, {}).get(key)

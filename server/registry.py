@@ -5,6 +5,7 @@ Node ids are random and change when a site restarts; everything that has to be r
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -14,6 +15,8 @@ from common.config import RunConfig
 from server.link import Link, Outcome, outcomes
 
 HELLO_LIMIT_BYTES = 1 << 16
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+"""What a site may call itself: its name becomes a part of keys in checkpoints and of lines in the log."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,9 @@ class Registry:
             self.refused[wire.site_of(outcome.content) or label] = str(error)
             return None
         name = registered or update.site
+        if not NAME.fullmatch(name):
+            self.refused[label] = f"it calls itself {name[:64]!r}; expected letters, digits, '.', '_' and '-'"
+            return None
         if "error" in update.facts:
             self.refused[name] = str(update.facts["error"])
             return None
@@ -81,19 +87,13 @@ class Registry:
                 f"another node already calls itself {name}; give every site a name of its own"
             )
             return None
-        facts = update.facts
-        try:
-            return SiteInfo(
-                name=name,
-                node_id=node_id,
-                images=int(facts["images"]),
-                channels=int(facts["channels"]),
-                grid=(int(facts["grid-height"]), int(facts["grid-width"])),
-                weights_hash=update.weights_hash,
-            )
-        except (KeyError, ValueError) as error:
-            self.refused[name] = f"its greeting is incomplete ({error})"
-            return None
+        numbers = {key: update.facts.get(key) for key in ("images", "channels", "grid-height", "grid-width")}
+        for key, number in numbers.items():
+            if isinstance(number, bool) or not isinstance(number, int) or number < 1:
+                self.refused[name] = f"its greeting is incomplete ({key} is {str(number)[:40]})"
+                return None
+        images, channels, height, width = (int(str(number)) for number in numbers.values())
+        return SiteInfo(name, node_id, images, channels, (height, width), update.weights_hash)
 
     def _refuse_strangers(self) -> None:
         """Keep only sites whose frozen backbone is the common one: other features, other meaning."""
