@@ -12,21 +12,28 @@ from pathlib import Path
 
 import numpy as np
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file, save
 
-from common.atomic import atomic_path
+from common.atomic import atomic_write_bytes
 
 log = logging.getLogger(__name__)
 
 
 def _folder(state_dir: Path, run_key: str) -> Path:
-    return state_dir / "runs" / re.sub(r"[^A-Za-z0-9._-]", "_", run_key)
+    # the key comes from the server: whatever it says, the folder stays below the state folder
+    return state_dir / "runs" / (re.sub(r"[^A-Za-z0-9_-]", "_", run_key)[:120] or "_")
+
+
+def _rounds(folder: Path) -> list[tuple[int, Path]]:
+    """Return (round, file) of a run, newest first."""
+    found = [(path.stem.removeprefix("round-"), path) for path in folder.glob("round-*.safetensors")]
+    return sorted(((int(number), path) for number, path in found if number.isdigit()), reverse=True)
 
 
 def load_state(state_dir: Path, run_key: str, before_round: int) -> dict[str, np.ndarray]:
     """Return the newest state of a run from before a round; empty where there is none."""
-    for path in sorted(_folder(state_dir, run_key).glob("round-*.safetensors"), reverse=True):
-        if int(path.stem.removeprefix("round-")) < before_round:
+    for number, path in _rounds(_folder(state_dir, run_key)):
+        if number < before_round:
             try:
                 return load_file(path)
             except (SafetensorError, OSError) as error:
@@ -42,8 +49,8 @@ def save_state(
     if not state:
         return
     folder = _folder(state_dir, run_key)
-    with atomic_path(folder / f"round-{round_number:04d}.safetensors") as temporary:
-        save_file({name: np.ascontiguousarray(array) for name, array in state.items()}, temporary)
+    data = save({name: np.ascontiguousarray(array) for name, array in state.items()})
+    atomic_write_bytes(folder / f"round-{round_number:04d}.safetensors", data)
     if keep > 0:
-        for old in sorted(folder.glob("round-*.safetensors"))[:-keep]:
+        for _, old in _rounds(folder)[keep:]:
             old.unlink(missing_ok=True)

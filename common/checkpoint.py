@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydantic import ValidationError
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file, save
 
-from common.atomic import atomic_path, atomic_write_text
+from common.atomic import atomic_write_bytes, atomic_write_text
 from common.config import RunConfig
 from common.data.classes import ClassTable
 from common.errors import UserError
@@ -72,8 +73,9 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> str:
     """Write a checkpoint atomically and return the hash of its arrays."""
     arrays = {name: np.ascontiguousarray(array) for name, array in checkpoint.arrays().items()}
     digest = arrays_hash(arrays)
-    with atomic_path(path) as temporary:
-        save_file(arrays, temporary)
+    atomic_write_bytes(
+        path, save(arrays)
+    )  # safetensors' own writer hides what the system says of a full disk
     described = {
         "format": FORMAT,
         "round": checkpoint.round,
@@ -91,29 +93,59 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> str:
     return digest
 
 
+def _sidecars(folder: Path) -> list[Path]:
+    """Return the JSON files of a folder's checkpoints in the order of their rounds."""
+    found = [(path.stem.removeprefix("round-"), path) for path in folder.glob("round-*.json")]
+    return [path for _, path in sorted((int(number), path) for number, path in found if number.isdigit())]
+
+
 def load_checkpoint(path: str | Path) -> Checkpoint:
     """Read a checkpoint; raises `UserError` where it is missing, half-written or of another kind."""
     file = Path(path)
     if file.is_dir():
-        found = sorted((file / "checkpoints").glob("round-*.json")) or sorted(file.glob("round-*.json"))
+        found = _sidecars(file / "checkpoints") or _sidecars(file)
         if not found:
-            raise UserError(f"{file} holds no checkpoint; give a run directory or a round-NNNN.safetensors file.")
+            raise UserError(
+                f"{file} holds no checkpoint; give a run directory or a round-NNNN.safetensors file."
+            )
         file = found[-1].with_suffix(".safetensors")
     if file.suffix == ".json":
         file = file.with_suffix(".safetensors")
     sidecar = file.with_suffix(".json")
     if not file.is_file() or not sidecar.is_file():
         missing = file if not file.is_file() else sidecar
-        raise UserError(f"Checkpoint {missing} does not exist; give a run directory or a round-NNNN.safetensors file.")
+        raise UserError(
+            f"Checkpoint {missing} does not exist; give a run directory or a round-NNNN.safetensors file."
+        )
     try:
         described = json.loads(sidecar.read_text(encoding="utf-8"))
         arrays = load_file(file)
     except (json.JSONDecodeError, UnicodeDecodeError, SafetensorError, OSError) as error:
-        raise UserError(f"Checkpoint {file} cannot be read ({error}); use another round's checkpoint.") from None
-    if described.get("format") != FORMAT or "centroids" not in arrays:
-        raise UserError(f"{file} is not a checkpoint of this program; give a round-NNNN.safetensors file of a run.")
-    if arrays_hash(arrays) != described["arrays_sha256"]:
-        raise UserError(f"Checkpoint {file} does not match its JSON (damaged or mixed up); use another round's.")
+        raise UserError(
+            f"Checkpoint {file} cannot be read ({error}); use another round's checkpoint."
+        ) from None
+    if not isinstance(described, dict) or described.get("format") != FORMAT or "centroids" not in arrays:
+        raise UserError(
+            f"{file} is not a checkpoint of this program; give a round-NNNN.safetensors file of a run."
+        )
+    if arrays_hash(arrays) != described.get("arrays_sha256"):
+        raise UserError(
+            f"Checkpoint {file} does not match its JSON (damaged or mixed up); use another round's."
+        )
+    try:
+        return _assemble(described, arrays)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        raise UserError(
+            f"Checkpoint {file} has settings that this version does not accept ({key}: {first['msg']}); "
+            "use the version that wrote it."
+        ) from None
+    except (KeyError, TypeError, IndexError, AttributeError) as error:
+        raise UserError(f"{sidecar} is not complete ({error!r}); use another round's checkpoint.") from None
+
+
+def _assemble(described: dict[str, Any], arrays: dict[str, np.ndarray]) -> Checkpoint:
     return Checkpoint(
         round=described["round"],
         head={k.removeprefix("head/"): v for k, v in arrays.items() if k.startswith("head/")},
@@ -134,6 +166,6 @@ def prune_checkpoints(run_dir: Path, keep: int) -> None:
     """Remove all but the newest ``keep`` rounds; 0 keeps everything."""
     if keep <= 0:
         return
-    for sidecar in sorted((run_dir / "checkpoints").glob("round-*.json"))[:-keep]:
+    for sidecar in _sidecars(run_dir / "checkpoints")[:-keep]:
         sidecar.unlink(missing_ok=True)  # first the JSON: without it the checkpoint does not exist
         sidecar.with_suffix(".safetensors").unlink(missing_ok=True)

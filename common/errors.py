@@ -30,7 +30,7 @@ def report_user_errors(command: Callable[P, R]) -> Callable[P, R]:
         try:
             return command(*args, **kwargs)
         except UserError as error:
-            print(f"error: {error}", file=sys.stderr)
+            print("error:", " ".join(str(error).splitlines()), file=sys.stderr)
             raise SystemExit(EXIT_BAD_INPUT) from None
         except BrokenPipeError:  # the reader of our output has seen enough, as `| head` does
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
