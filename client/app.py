@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
@@ -61,6 +61,7 @@ def answer(message: Message, context: Context, action: str, handler: Handler) ->
     """Decode, handle, write the ledger, encode; an error becomes a reply that names its reason."""
     name = str(context.node_config.get("site", "") or f"site-{context.node_config.get('partition-id', '?')}")
     state_dir = None
+    private: tuple[object, ...] = (context.node_config.get("shard", ""),)
     dtype = "float32"
     round_number, run_key = 0, ""
     try:
@@ -68,12 +69,13 @@ def answer(message: Message, context: Context, action: str, handler: Handler) ->
         settings = RunConfig.from_json(task.settings)
         site = site_config(context.node_config, settings)
         name, state_dir, dtype = site.name, site.state_dir / site.name, settings.wire.dtype
+        private = site.private_paths()
         round_number, run_key = task.round, task.run_key
         limit_threads(site)
         update = handler(task, settings, site)
     except Exception as error:
         log.exception("site %s could not answer %s", name, action)
-        update = wire.Update(site=name, weights_hash="", facts={"error": public_reason(error)})
+        update = wire.Update(site=name, weights_hash="", facts={"error": public_reason(error, private)})
     content = wire.encode_update(update, dtype)
     if state_dir is not None:
         record_egress(
@@ -90,9 +92,25 @@ def limit_threads(site: SiteConfig) -> None:
         torch.set_num_threads(site.threads)
 
 
-def public_reason(error: BaseException) -> str:
-    """Return why a site failed, without the names of its files: those stay on the site."""
-    text = re.sub(r"\S*[/\\]\S*", "(path)", str(error)) if str(error) else ""
-    text = re.sub(r"\b[\w.-]+\.(jpe?g|png|tiff?|bmp|webp|jsonl?|safetensors)\b", "(file)", text, flags=re.I)
+_FILE_TYPES = "jpe?g|png|tiff?|bmp|webp|gif|dcm|nii|gz|jsonl?|csv|txt|toml|npy|bin|pem|pt|pth|safetensors"
+_PRIVATE = (
+    # from a slash to the next ending: names of folders and files may hold spaces
+    (re.compile(r"[^\s'\"(]*[/\\][^;:'\"()]*?\.\w{1,11}\b(?![/\\])"), "(path)"),
+    (re.compile(r"[^\s'\"(]*[/\\][^\s'\")]*"), "(path)"),
+    (re.compile(rf"(['\"])[^'\"]*\.({_FILE_TYPES})\1", re.I), "(file)"),
+    (re.compile(rf"[\w.-]+\.({_FILE_TYPES})\b", re.I), "(file)"),
+)
+
+
+def public_reason(error: BaseException, private: Iterable[object] = ()) -> str:
+    """Return why a site failed, without the names of its files: those stay on the site.
+
+    ``private`` are paths that the site knows of; they go first, whatever they look like.
+    """
+    text = str(error)
+    for known in sorted({str(path) for path in private} - {"", ".", "/"}, key=len, reverse=True):
+        text = text.replace(known, "/(path)")
+    for pattern, word in _PRIVATE:
+        text = pattern.sub(word, text)
     kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
     return f"{kind}{text}"[:400]

@@ -43,6 +43,12 @@ class SiteConfig(BaseModel):
         """Read the labelled evaluation manifest, where the site has one."""
         return None if self.eval_shard is None else read_shard(self.eval_shard, self.data_root)
 
+    def private_paths(self) -> tuple[Path, ...]:
+        """Return the paths that must not appear in anything that leaves the site."""
+        given = (self.data_root, self.eval_shard, self.cache_dir, self.state_dir, self.weights)
+        folders = (*self.shards, *(path.parent for path in self.shards), *(path for path in given if path))
+        return (*folders, *(path.resolve() for path in folders))
+
     def apply_weights(self, model: Model) -> Model:
         """Put the site's own copy of the weights file in the place of the server's path."""
         return model if self.weights is None else model.model_copy(update={"weights": str(self.weights)})
@@ -83,7 +89,9 @@ def site_config(node_config: Mapping[str, object], settings: RunConfig) -> SiteC
         values = {
             "name": name,
             "shards": paths,
-            "eval_shard": folder / pattern.format(site=name) if pattern and settings.eval.where == "sites" else None,
+            "eval_shard": folder / pattern.format(site=name)
+            if pattern and settings.eval.where == "sites"
+            else None,
             "data_root": settings.simulation.data_root or None,
             "threads": settings.simulation.threads,
         }
