@@ -128,5 +128,5 @@ def test_built_from_what_travels_and_never_in_training_mode() -> None:
 def test_another_backbones_head_is_refused() -> None:
     model = Model(backbone="vit_tiny_patch16_224", dim=6)
     arrays = state_to_numpy(build_head(12, model, seed=3))
-    with pytest.raises(ValueError, match="linear.weight"):
+    with pytest.raises(ValueError, match=r"linear\.weight"):
         Segmenter.from_arrays(arrays, np.zeros((4, 6), np.float32), 13, model)
