@@ -14,6 +14,7 @@ from common.config import RunConfig
 from common.data.manifest import Shard
 from common.errors import UserError
 from common.features import Features, open_features
+from common.preflight import check_shard_size
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +40,9 @@ def site_features(settings: RunConfig, site: SiteConfig, shard: Shard) -> Featur
 
 def answer_hello(task: wire.Task, settings: RunConfig, site: SiteConfig) -> wire.Update:
     """Tell the server this site's name, size and backbone; build the feature cache on the way."""
-    features = site_features(settings, site, site.load_shard())
+    shard = site.load_shard()
+    check_shard_size(len(shard), shard.name, settings)
+    features = site_features(settings, site, shard)
     return wire.Update(
         site=site.name,
         weights_hash=features.weights_hash,

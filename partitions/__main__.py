@@ -5,12 +5,11 @@ from __future__ import annotations
 import argparse
 import difflib
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import NoReturn
 
+from common.command import CommandParser, progress_line
 from common.data.classes import TABLES
 from common.errors import UserError, report_user_errors
 from partitions import domains
@@ -18,7 +17,6 @@ from partitions.output import staged_folder
 from partitions.plan import Request, Split, plan, write
 from partitions.rules import RULES
 from partitions.sources import SOURCES, Dataset, Source
-from partitions.sources.base import Progress
 
 _INTRODUCTION = """\
 Divide a data set on disk into shards, one per site. Pictures stay where they are: a shard is a list
@@ -34,14 +32,6 @@ examples:
 
 `python -m partitions DATASET --help` shows the options of a data set.
 """
-
-
-class _Parser(argparse.ArgumentParser):
-    """Reports what argparse finds as any other bad input: one sentence, exit code 2."""
-
-    def error(self, message: str) -> NoReturn:
-        sentence = message[:1].upper() + message[1:]
-        raise UserError(f"{sentence}; see `{self.prog} --help`.")
 
 
 def _seed(text: str) -> int:
@@ -124,10 +114,12 @@ def _add_common_options(parser: argparse.ArgumentParser, source: Source) -> None
 def build_parser() -> argparse.ArgumentParser:
     """Return the command's parser, one sub-command per data set."""
     shape = argparse.RawDescriptionHelpFormatter
-    parser = _Parser(
+    parser = CommandParser(
         "python -m partitions", description=_INTRODUCTION, epilog=_EXAMPLES, formatter_class=shape
     )
-    commands = parser.add_subparsers(dest="dataset", metavar="DATASET", required=True, parser_class=_Parser)
+    commands = parser.add_subparsers(
+        dest="dataset", metavar="DATASET", required=True, parser_class=CommandParser
+    )
     for source in SOURCES.values():
         sub = commands.add_parser(
             source.name, help=source.help, description=f"{source.help}. {source.layout}"
@@ -155,20 +147,6 @@ def _with_domains(data: Dataset, args: argparse.Namespace) -> Dataset:
     elif args.domain_level is not None:
         images = domains.from_level(images, args.domain_level)
     return replace(data, images=images)
-
-
-def _progress(what: str) -> Progress | None:
-    """Return a line that counts on a terminal, or None where nobody watches."""
-    if not sys.stderr.isatty():
-        return None
-    start = time.monotonic()
-
-    def show(done: int, total: int) -> None:
-        left = (time.monotonic() - start) / max(done, 1) * (total - done)
-        end = "\n" if done == total else ""
-        print(f"\r{what} {done}/{total}, {left:.0f} s left  ", end=end, file=sys.stderr, flush=True)
-
-    return show
 
 
 def summary(split: Split) -> str:
@@ -222,12 +200,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     out = Path(args.out)
     source: Source = args.source
     with staged_folder(out, args.overwrite) as stage:
-        data = _with_domains(source.load(args, stage, _progress("drawing")), args)
+        data = _with_domains(source.load(args, stage, progress_line("drawing")), args)
         if args.by is None:
             request = replace(request, rule=data.rule)
         if args.sites is None and request.rule == data.rule:
             request = replace(request, sites=data.sites)
-        split = plan(data, request, _progress("checking"))
+        split = plan(data, request, progress_line("checking"))
         write(split, stage, out)
     print(summary(split))
     for sentence in split.skipped:

@@ -6,6 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from common.command import CommandParser
 from common.config import RunConfig, load_config, parse_assignments, read_recipe
 from common.errors import report_user_errors
 
@@ -73,8 +74,10 @@ def run_report(arguments: argparse.Namespace) -> None:
 
 def build_parser() -> argparse.ArgumentParser:
     """Describe all commands."""
-    parser = argparse.ArgumentParser(prog="python -m server", description=__doc__)
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    parser = CommandParser(prog="python -m server", description=__doc__)
+    commands = parser.add_subparsers(
+        dest="command", required=True, metavar="COMMAND", parser_class=CommandParser
+    )
 
     def add(name: str, run: object, text: str, example: str) -> argparse.ArgumentParser:
         command = commands.add_parser(

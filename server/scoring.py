@@ -96,6 +96,33 @@ def scored(confusion: Confusion, classes: ClassTable, how: Matching) -> Score:
     )
 
 
+def known_classes(config: RunConfig) -> ClassTable | None:
+    """Return the class table that the settings, or the shards folder, name.
+
+    Raises `UserError` where there is none though the sites are to count confusions.
+    """
+    if config.eval.classes:
+        return load_table(config.eval.classes)
+    folder = Path(config.simulation.shards) if config.simulation.shards else None
+    classes = None
+    if folder is not None and (folder / "partition.json").is_file():
+        classes = read_partition(folder).classes
+    if config.eval.where == "sites" and classes is None:
+        raise UserError("eval.where is 'sites' but no class table is known; name one by eval.classes.")
+    return classes
+
+
+def evaluation_shard(config: RunConfig) -> Shard | None:
+    """Read the manifest that the server scores on; a relative path may start in the shards folder."""
+    if config.eval.where != "server" or not config.eval.shard:
+        return None
+    path = Path(config.eval.shard)
+    if config.simulation.shards and not path.is_absolute() and not path.is_file():
+        path = Path(config.simulation.shards) / path
+    table = load_table(config.eval.classes) if config.eval.classes else None
+    return read_shard(path, config.simulation.data_root or None, table)
+
+
 @dataclass
 class Scorer:
     """The server's evaluation shard with its cached features, where it has one."""
@@ -108,24 +135,11 @@ class Scorer:
     @classmethod
     def open(cls, config: RunConfig) -> Scorer:
         """Open the shard that the settings name and cache its features; no shard: label-free figures only."""
-        folder = Path(config.simulation.shards) if config.simulation.shards else None
-        classes = None
-        if config.eval.classes:
-            classes = load_table(config.eval.classes)
-        elif folder is not None and (folder / "partition.json").is_file():
-            classes = read_partition(folder).classes
-        if config.eval.where != "server" or not config.eval.shard:
-            if config.eval.where == "sites" and classes is None:
-                raise UserError(
-                    "eval.where is 'sites' but no class table is known; name one by eval.classes."
-                )
+        classes = known_classes(config)
+        shard = evaluation_shard(config)
+        if shard is None:
             return cls(config, classes)
-        path = Path(config.eval.shard)
-        if folder is not None and not path.is_absolute() and not path.is_file():
-            path = folder / path
-        table = load_table(config.eval.classes) if config.eval.classes else None
-        shard = read_shard(path, config.simulation.data_root or None, table)
-        cache = Path(config.simulation.cache) if config.simulation.cache else path.parent / "cache"
+        cache = Path(config.simulation.cache) if config.simulation.cache else shard.path.parent / "cache"
         started = time.monotonic()
 
         def progress(done: int, total: int) -> None:

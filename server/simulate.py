@@ -16,6 +16,7 @@ from typing import Any
 from common.config import RunConfig
 from common.data.manifest import read_sites
 from common.errors import UserError
+from server.preflight import check_run
 
 PROJECT = Path(__file__).resolve().parents[1]
 
@@ -85,6 +86,12 @@ def simulate(config: RunConfig, gpus_per_site: float = 0.0) -> Path:
     """
     os.environ.update({key: os.environ.get(key, value) for key, value in QUIET.items()})
     config = with_all_sites(absolute(config))
+    check_run(config, gpus_per_site)
+    return run_in_flower(config, gpus_per_site)
+
+
+def run_in_flower(config: RunConfig, gpus_per_site: float) -> Path:
+    """Hand a checked run to Flower's simulation engine and wait; returns the run directory."""
     from flwr.serverapp import ServerApp
     from flwr.simulation import run_simulation
 
