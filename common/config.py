@@ -93,6 +93,9 @@ class Cache(Section):
     """The feature cache on a site's disk."""
 
     dtype: Literal["float16", "float32"] = Field("float16", description="float16 halves the disk space")
+    views: int = Field(
+        0, ge=0, description="augmented views per image, each as large as the image's features"
+    )
 
 
 class Local(Section):
@@ -263,6 +266,11 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _combinations(self) -> RunConfig:
+        if self.loss.augmentation_weight and not self.cache.views:
+            raise ValueError(
+                f"loss.augmentation-weight is {self.loss.augmentation_weight:g} but cache.views is 0; "
+                "set cache.views to 1 or more, so that there are augmented views to agree with"
+            )
         if self.sites.per_round and self.sites.minimum > self.sites.per_round:
             raise ValueError(
                 f"sites.minimum is {self.sites.minimum} but sites.per-round is {self.sites.per_round}; "

@@ -7,6 +7,7 @@ A cache is a folder ``SHARD-MODEL-IMAGES`` (three parts of its key) that appears
 * ``colours.bin``: float16 [N, h*w, 3], the mean colour of the image in each cell of the grid, in 0..1;
 * ``header.json``: shapes, weights hash, settings (`Header`).
 
+Where augmented views are kept as well, N counts them: all images, then all first views, and so on.
 While it is written its name starts with a dot. One lock per shard (``flock``, so it ends with the process
 that holds it, however that ends) lets the second of two processes wait and then find the work done.
 """
@@ -122,8 +123,9 @@ class Stored:
     colours: NDArray[np.float16]
 
 
-def cache_key(shard: Shard, model: Model, weights: str, dtype: str) -> Key:
-    """Identify a cache by all that its content follows from.
+def cache_key(shard: Shard, model: Model, weights: str, dtype: str, views: str = "") -> Key:
+    """Identify a cache by all that its content follows from; ``views`` tells augmented views, if there
+    are any.
 
     Images count by path below the root, size and modification time, in the order of the shard, so that
     a data root may be mounted elsewhere. Raises `UserError` where an image is missing.
@@ -140,7 +142,7 @@ def cache_key(shard: Shard, model: Model, weights: str, dtype: str) -> Key:
                 f"({error.strerror or error}); correct the manifest or the data root."
             ) from None
         images.update(json.dumps([entry.image, state.st_size, state.st_mtime_ns]).encode())
-    features = json.dumps([FORMAT, weights, backbone_settings(model), dtype], sort_keys=True)
+    features = json.dumps([FORMAT, weights, backbone_settings(model), dtype, views], sort_keys=True)
     return Key(f"{slug}-{_short(f'{where}|{shard.name}', 8)}", _short(features, 16), images.hexdigest()[:16])
 
 

@@ -7,9 +7,11 @@ torchvision is imported.
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
@@ -18,13 +20,14 @@ import torch
 from numpy.typing import NDArray
 
 from common import feature_store as store
+from common.augment import Augmentation
 from common.config import Cache, Model
 from common.data.images import read_image
 from common.data.manifest import Shard
 from common.device import choose_device
 from common.errors import UserError
 from common.models import backbone as backbones
-from common.models.inputs import backbone_settings, prepare_image, weights_key
+from common.models.inputs import backbone_settings, is_cnn, prepare_image, weights_key
 from common.neighbours import nearest_neighbours
 
 Indices = Sequence[int] | NDArray[np.integer] | torch.Tensor
@@ -32,6 +35,17 @@ Progress = Callable[[int, int], None]
 
 BATCH = 8
 """Images per forward pass of the backbone while features are made; bounds the memory."""
+
+
+@dataclass(frozen=True)
+class Views:
+    """Features of V augmented views of N images: tokens [V, N, h*w, C], drawn by ``seed`` (see
+    `Augmentation`).
+    """
+
+    tokens: NDArray[Any]
+    seed: int
+    tiled: bool
 
 
 class Features:
@@ -56,6 +70,7 @@ class Features:
         device: str | torch.device = "cpu",
         name: str = "the shard",
         colours: NDArray[np.float16] | None = None,
+        views: Views | None = None,
     ) -> None:
         """Wrap arrays that belong together; shapes as in the class's attributes."""
         if tokens.ndim != 3 or tokens.shape[1] != grid[0] * grid[1]:
@@ -68,6 +83,7 @@ class Features:
         self.device = torch.device(device)
         self.name = name
         self._colours = colours
+        self._views = views
         self._rows = np.asarray(tokens)  # the same memory; indexing a memmap object is slower
 
     @classmethod
@@ -99,6 +115,22 @@ class Features:
         if self._colours is None:
             raise ValueError("These features were made without colours; make them from images.")
         return torch.from_numpy(self._colours[np.asarray(indices)]).to(self.device).float()
+
+    def augmented(self, indices: Indices, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+        """Draw one of each image's views: float32 [B, C, h, w], and where its patches lie, [B, h*w, 2]."""
+        if self._views is None:
+            raise ValueError(
+                "These features were made without augmented views; set cache.views to 1 or more."
+            )
+        images = np.asarray(indices)
+        drawn = torch.randint(len(self._views.tokens), (len(images),), generator=generator).numpy()
+        rows = torch.from_numpy(self._views.tokens[drawn, images]).to(self.device).float()
+        places = [
+            Augmentation.draw(self._views.seed, int(image), int(view)).places(self.grid, self._views.tiled)
+            for image, view in zip(images, drawn, strict=True)
+        ]
+        maps: torch.Tensor = rows.transpose(1, 2).unflatten(2, self.grid)  # type: ignore[no-untyped-call]
+        return maps, torch.stack(places).to(self.device)
 
     def neighbours(self, k: int) -> NDArray[np.int64]:
         """Return each image's k most similar other images, int64 [N, k] (see `nearest_neighbours`)."""
@@ -181,7 +213,8 @@ def open_features(
     folder = Path(cache_dir)
     place = choose_device(device)
     weights = weights_key(model, seed)
-    key = store.cache_key(shard, model, weights, cache.dtype)
+    # views follow from the seed as well
+    key = store.cache_key(shard, model, weights, cache.dtype, f"{cache.views}:{seed}" if cache.views else "")
     stored = store.read(folder, key)
     if stored is None:
         with store.shard_lock(folder, key):
@@ -194,9 +227,20 @@ def open_features(
         raise UserError(
             f"The feature cache {folder / key.folder} went away while it was opened; start again."
         )
-    header = stored.header
+    header, count = stored.header, len(shard)
+    views = None
+    if cache.views:
+        rows = np.asarray(stored.tokens[count:])
+        views = Views(rows.reshape(cache.views, count, *rows.shape[1:]), seed, tiled=not is_cnn(model))
     return Features(
-        stored.tokens, stored.pooled, header.grid, header.weights_hash, place, shard.name, stored.colours
+        stored.tokens[:count],
+        stored.pooled[:count],
+        header.grid,
+        header.weights_hash,
+        place,
+        shard.name,
+        stored.colours[:count],
+        views,
     )
 
 
@@ -211,10 +255,10 @@ def _build(
     seed: int,
     progress: Progress | None,
 ) -> None:
-    """Run the backbone once over the shard and write what it says."""
+    """Run the backbone once over the shard, then over each round of augmented views; write what it says."""
     backbone = backbones.load_backbone(model, seed, device)
     header = store.Header.describe(
-        images=len(shard),
+        images=len(shard) * (1 + cache.views),
         grid=backbone.grid,
         channels=backbone.channels,
         dtype=cache.dtype,
@@ -224,13 +268,19 @@ def _build(
     )
     with store.writing(folder, key, header) as writer:
         done = 0
-        for indices, tokens, colours in encode(backbone, shard, model, range(len(shard)), device):
-            values = tokens.cpu().numpy()
-            _check_finite(values, cache.dtype, shard, indices)
-            writer.append(values, tokens.mean(dim=1).cpu().numpy(), colours.numpy())
-            done += len(indices)
-            if progress is not None:
-                progress(done, len(shard))
+        for view in range(-1, cache.views):  # -1: the picture as it is
+            seen = None if view < 0 else functools.partial(_augment, seed=seed, view=view)
+            for indices, tokens, colours in encode(backbone, shard, model, range(len(shard)), device, seen):
+                values = tokens.cpu().numpy()
+                _check_finite(values, cache.dtype, shard, indices)
+                writer.append(values, tokens.mean(dim=1).cpu().numpy(), colours.numpy())
+                done += len(indices)
+                if progress is not None:
+                    progress(done, header.images)
+
+
+def _augment(picture: torch.Tensor, index: int, seed: int, view: int) -> torch.Tensor:
+    return Augmentation.draw(seed, index, view).apply(picture)
 
 
 def encode(
@@ -239,13 +289,17 @@ def encode(
     model: Model,
     indices: Sequence[int],
     device: torch.device,
+    change: Callable[[torch.Tensor, int], torch.Tensor] | None = None,
 ) -> Iterator[tuple[Sequence[int], torch.Tensor, torch.Tensor]]:
     """Yield (indices, tokens float32 [b, h*w, C], colours [b, h*w, 3]) for at most `BATCH` images at a
     time.
+
+    ``change`` makes another picture of picture [3, H, W] and index, before the backbone sees it.
     """
 
     def load(index: int) -> torch.Tensor:
-        return prepare_image(read_image(shard.image_path(index)), model)
+        picture = prepare_image(read_image(shard.image_path(index)), model)
+        return picture if change is None else change(picture, index)
 
     # decoding releases the interpreter lock, so that threads help wherever there are cores
     with ThreadPoolExecutor(max_workers=min(BATCH, os.cpu_count() or 1)) as pool:

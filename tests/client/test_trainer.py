@@ -13,7 +13,8 @@ import torch
 
 from client.trainer import METRICS, LocalResult, count_steps, epochs_of, train_local
 from common.config import Local, RunConfig, load_config
-from common.features import Features
+from common.errors import UserError
+from common.features import Features, Views
 from common.losses.anchoring import model_contrastive_term, squared_distance
 from common.losses.objective import build_objective
 from common.models.head import build_head, init_centroids, load_numpy, state_to_numpy
@@ -217,7 +218,7 @@ def test_moon_equals_the_slow_loop_and_its_gradient_is_not_zero() -> None:
     codes.grad = None
     no_op = model_contrastive_term(codes, near, near, 0.5)
     no_op.backward()
-    assert float(no_op) == pytest.approx(math.log(2))
+    assert no_op.item() == pytest.approx(math.log(2))
     assert float(codes.grad.norm()) < 1e-7
 
 
@@ -341,4 +342,17 @@ def test_what_features_do_not_hold_is_named() -> None:
     with pytest.raises(ValueError, match="colours"):
         train(settings(loss__crf_weight=1.0))
     with pytest.raises(ValueError, match="augmented views"):
-        train(settings(loss__augmentation_weight=1.0))
+        train(settings(loss__augmentation_weight=1.0, cache__views=1))
+
+
+def test_terms_on_colours_and_views_train() -> None:
+    generator = np.random.default_rng(3)
+    base = features()
+    source = Features.from_arrays(base.tokens, GRID, colours=generator.uniform(0, 1, (10, 12, 3)))
+    source._views = Views(base.tokens[None] + np.float32(0.1), seed=0, tiled=True)
+    plain = train(settings(), source)
+    crf = train(settings(loss__crf_weight=0.5), source)
+    views = train(settings(loss__augmentation_weight=0.5, cache__views=1), source)
+    assert not same(plain.head, crf.head) and not same(plain.head, views.head)
+    with pytest.raises(UserError, match=r"cache\.views is 0"):
+        settings(loss__augmentation_weight=1.0)

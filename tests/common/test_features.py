@@ -20,6 +20,7 @@ import torch
 from PIL import Image
 
 from common import feature_store as store
+from common.augment import Augmentation
 from common.config import Cache, Model, load_config
 from common.data.images import read_image
 from common.data.manifest import Entry, Shard, read_shard, write_manifest
@@ -258,6 +259,33 @@ def test_colours_are_cell_means_of_the_prepared_image(shard: Shard, tmp_path: Pa
             torch.testing.assert_close(found[0], torch.stack(expected), atol=tolerance, rtol=0)
     with pytest.raises(ValueError, match="without colours"):
         Features.from_arrays(np.zeros((1, 6, 2), np.float32), (2, 3)).colours([0])
+
+
+def test_views_are_features_of_augmented_pictures(shard: Shard, tmp_path: Path, builds: list[str]) -> None:
+    cache = Cache(dtype="float32", views=2)
+    features = cached(shard, tmp_path / "c", cache=cache, seed=5)
+    plain = UncachedFeatures(shard, MODEL.model_copy(), "cpu", seed=5)
+    assert len(features) == 11 and features.pooled.shape[0] == 11
+    torch.testing.assert_close(features.batch([3]), plain.batch([3]))
+    seen = set()
+    for draw in range(8):
+        maps, places = features.augmented([3, 7], torch.Generator().manual_seed(draw))
+        which = torch.randint(2, (2,), generator=torch.Generator().manual_seed(draw)).tolist()
+        seen.add(which[0])
+        for row, (image, view) in enumerate(zip((3, 7), which, strict=True)):
+            augmentation = Augmentation.draw(5, image, view)
+            picture = augmentation.apply(prepare_image(read_image(shard.image_path(image)), MODEL))
+            expected = backbones.load_backbone(MODEL, 5, torch.device("cpu"))(picture[None])[0]
+            torch.testing.assert_close(maps[row].flatten(1).T, expected, rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(places[row], augmentation.places(features.grid, tiled=True))
+    assert seen == {0, 1}
+    builds.clear()
+    cached(shard, tmp_path / "c", cache=cache, seed=5)
+    assert builds == []
+    cached(shard, tmp_path / "c", cache=Cache(dtype="float32", views=1), seed=5)
+    assert len(builds) == 1
+    with pytest.raises(ValueError, match=r"cache\.views"):
+        cached(shard, tmp_path / "c", seed=5).augmented([0], torch.Generator())
 
 
 def test_full_disk_is_foreseen(shard: Shard, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

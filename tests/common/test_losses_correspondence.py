@@ -10,11 +10,12 @@ import pytest
 import torch
 from torch.nn import functional
 
-from common.config import Loss
-from common.losses.base import View
+from common.config import Loss, Model
+from common.losses.base import Batch, View
 from common.losses.centroids import cosine_cluster_loss
-from common.losses.correspondence import Draw, correspondence_loss, draw, standing_out
+from common.losses.correspondence import Correspondence, Draw, correspondence_loss, draw, standing_out
 from common.losses.sampling import bilinear, derangements, gather, salient_coords, uniform_coords
+from common.models.head import build_head, channel_mask
 
 GRID = (3, 5)
 
@@ -124,7 +125,7 @@ def test_equals_the_slow_loop_with_every_switch(
     found = correspondence_loss(anchor, positive, GRID, chosen, s)
     expected = slow_loss(anchor, positive, chosen, s)
     for name, value in expected.items():
-        assert float(getattr(found, name)) == pytest.approx(value, abs=1e-6), name
+        assert getattr(found, name).item() == pytest.approx(value, abs=1e-6), name
 
 
 def test_gradient_equals_autograd_through_the_published_operations() -> None:
@@ -290,6 +291,23 @@ def test_a_centroid_that_wins_nothing_gets_no_gradient() -> None:
     cosine_cluster_loss(codes, centroids).backward()
     assert centroids.grad is not None
     assert centroids.grad[0].any() and not centroids.grad[1].any()
+
+
+def test_the_published_three_masks_are_independent_and_the_third_reaches_the_loss() -> None:
+    head = build_head(6, Model(dim=4, nonlinear=True, dropout=0.5), 0).train()
+    tokens = maps(1).features
+    view = View.of(tokens, head, generator(8))
+    again = generator(8)
+    first, second = head.draw_masks(3, again)
+    third = channel_mask(3, 6, 0.5, again)
+    assert first is not None and second is not None and third is not None and view.mask is not None
+    assert not torch.equal(first, second) and not torch.equal(first, third)
+    torch.testing.assert_close(view.codes, head.project(tokens, first, second))
+    torch.testing.assert_close(view.dropped, tokens * third)
+    # the objective is the slow loop on these views
+    s = Loss(samples=2, negatives=2)
+    found = Correspondence(s)(Batch(view, view, GRID), head, generator(9)).item()
+    assert found == pytest.approx(slow_loss(view, view, draw(3, s, generator(9)), s)["total"], abs=1e-6)
 
 
 def test_what_stands_out_is_unlike_its_image() -> None:

@@ -82,7 +82,12 @@ def test_a_mirrored_view_of_the_same_codes_aligns_perfectly() -> None:
 def test_extra_terms_join_any_objective(objective: str) -> None:
     base = {"loss.objective": objective, "model.dim": 4, "model.dropout": 0.0, "loss.samples": 2}
     base |= {"loss.codebook": 4, "loss.projection": 3}
-    extras = {"loss.reconstruction-weight": 0.5, "loss.crf-weight": 0.1, "loss.augmentation-weight": 2.0}
+    extras = {
+        "loss.reconstruction-weight": 0.5,
+        "loss.crf-weight": 0.1,
+        "loss.augmentation-weight": 2.0,
+        "cache.views": 1,
+    }
     config = load_config(base | extras)
     plain, full = build_objective(load_config(base), 5), build_objective(config, 5)
     assert isinstance(full, WithExtras) and not isinstance(plain, WithExtras)
