@@ -21,6 +21,7 @@ from common.device import choose_device
 from common.errors import UserError
 from common.models.extractors import MobileNetStages, VitPatches
 from common.models.inputs import CNN_STRIDE, is_cnn, prepare_image, weights_key, weights_path
+from common.models.operators import prepare_torchvision
 from common.models.weights import (
     load_fitting,
     read_safetensors,
@@ -107,6 +108,7 @@ def load_backbone(model: Model, seed: int, device: str | torch.device | None = N
 
 
 def _load_mobilenet(model: Model, seed: int) -> Backbone:
+    prepare_torchvision()
     from torchvision.models import mobilenet_v2
 
     if model.height % CNN_STRIDE != 1 or model.width % CNN_STRIDE != 1:
@@ -133,6 +135,7 @@ def _load_mobilenet(model: Model, seed: int) -> Backbone:
 
 
 def _load_vit(model: Model, seed: int) -> Backbone:
+    prepare_torchvision()
     import timm
 
     name = model.backbone

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from common.errors import UserError
+from common.models.operators import prepare_torchvision
 
 log = logging.getLogger(__name__)
 
@@ -109,6 +110,8 @@ def timm_pretrained(name: str, create: Callable[..., nn.Module]) -> nn.Module:
         create: builds the model from the keyword arguments of `timm.create_model`.
     """
     from huggingface_hub import constants, try_to_load_from_cache
+
+    prepare_torchvision()
     from timm.models import get_pretrained_cfg
 
     try:
@@ -137,6 +140,7 @@ def timm_pretrained(name: str, create: Callable[..., nn.Module]) -> nn.Module:
 
 def torchvision_pretrained() -> dict[str, torch.Tensor]:
     """Return torchvision's ImageNet weights of MobileNetV2, from the local cache where they lie there."""
+    prepare_torchvision()
     from torchvision.models import MobileNet_V2_Weights
 
     weights = MobileNet_V2_Weights.IMAGENET1K_V1
