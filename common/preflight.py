@@ -11,7 +11,7 @@ import tempfile
 from pathlib import Path
 
 from common import feature_store as store
-from common.config import Model, RunConfig
+from common.config import Cache, Model, RunConfig
 from common.data.manifest import Shard
 from common.errors import UserError
 from common.losses.objective import build_objective
@@ -40,14 +40,12 @@ def check_shard_size(images: int, name: str, config: RunConfig) -> None:
         )
 
 
-def find_cache(
-    shard: Shard, model: Model, cache_dtype: str, cache_dir: Path, seed: int
-) -> store.Header | None:
+def find_cache(shard: Shard, model: Model, cache: Cache, cache_dir: Path, seed: int) -> store.Header | None:
     """Return the header of a shard's feature cache where a fitting one exists.
 
     Raises `UserError` where an image or the weights file is missing.
     """
-    found = store.read(cache_dir, store.cache_key(shard, model, weights_key(model, seed), cache_dtype))
+    found = store.read(cache_dir, store.cache_key(shard, model, weights_key(model, seed), cache.dtype))
     return None if found is None else found.header
 
 

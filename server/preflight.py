@@ -101,7 +101,7 @@ def check_features(config: RunConfig, shards: Sequence[Shard]) -> tuple[int, str
     missing: list[tuple[Shard, Path]] = []
     for shard in shards:
         folder = Path(config.simulation.cache or shard.path.parent / "cache")
-        header = find_cache(shard, config.model, config.cache.dtype, folder, config.seed)
+        header = find_cache(shard, config.model, config.cache, folder, config.seed)
         if header is None:
             missing.append((shard, folder))
         else:
