@@ -30,9 +30,9 @@ def prepare_torchvision() -> torch.library.Library | None:
             raise
     else:
         return None
-    declared = torch.library.Library("torchvision", "FRAGMENT")
+    declared = torch.library.Library("torchvision", "FRAGMENT")  # type: ignore[no-untyped-call]
     for signature in _DESCRIBED_ON_IMPORT:
-        declared.define(signature)
+        declared.define(signature)  # type: ignore[no-untyped-call]
     import torchvision  # noqa: F401
 
     return declared

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import builtins
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import torch
 
 from common.models import operators
 
@@ -43,7 +43,7 @@ def test_operators_that_do_not_load_are_declared(monkeypatch: pytest.MonkeyPatch
         def define(self, signature: str) -> None:
             defined.append(signature.partition("(")[0])
 
-    monkeypatch.setattr(torch.library, "Library", Library)
+    monkeypatch.setattr(operators, "torch", SimpleNamespace(library=SimpleNamespace(Library=Library)))
     refused = refuse_torchvision(monkeypatch, "operator torchvision::nms does not exist", times=1)
     assert isinstance(operators.prepare_torchvision(), Library)
     assert defined == ["nms", "qnms"]
