@@ -163,9 +163,9 @@ def test_a_batch_of_one_has_no_negative_term_and_no_self_pair() -> None:
     chosen = draw(1, s, generator())
     assert chosen.negatives.shape == (0, 1)
     found = correspondence_loss(maps(1, batch=1), maps(2, batch=1), GRID, chosen, s)
-    assert float(found.negative) == 0
+    assert found.negative.item() == 0
     expected = s.intra_weight * found.intra + s.inter_weight * found.inter
-    assert float(found.total) == pytest.approx(float(expected))
+    assert found.total.item() == pytest.approx(expected.item())
 
 
 @pytest.mark.parametrize("only", ["intra", "inter", "negative"])
@@ -175,26 +175,26 @@ def test_a_term_of_weight_zero_is_left_out(only: str) -> None:
     anchor, positive, chosen = maps(1), maps(2), draw(3, s, generator(3))
     found = correspondence_loss(anchor, positive, GRID, chosen, s)
     everything = correspondence_loss(anchor, positive, GRID, chosen, Loss(samples=2, negatives=2))
-    assert float(found.total) == pytest.approx(float(getattr(everything, only)), rel=1e-6)
+    assert found.total.item() == pytest.approx(float(getattr(everything, only)), rel=1e-6)
     assert sum(float(getattr(found, name)) != 0 for name in ("intra", "inter", "negative")) == 1
 
 
 def test_without_positives_and_without_anything_the_loss_is_still_a_number_with_a_gradient() -> None:
     anchor = maps(1)
     chosen = draw(3, Loss(samples=2), generator())
-    assert float(correspondence_loss(anchor, None, GRID, chosen, Loss(samples=2)).inter) == 0
+    assert correspondence_loss(anchor, None, GRID, chosen, Loss(samples=2)).inter.item() == 0
     nothing = Loss(samples=2, intra_weight=0, inter_weight=0, negative_weight=0)
     total = correspondence_loss(anchor, None, GRID, chosen, nothing).total
     total.backward()
-    assert float(total) == 0 and anchor.codes.grad is not None and not anchor.codes.grad.any()
+    assert total.item() == 0 and anchor.codes.grad is not None and not anchor.codes.grad.any()
 
 
 def test_lengths_of_features_and_codes_do_not_matter_nor_does_the_order_of_images() -> None:
     s = Loss(samples=3, negatives=2)
     anchor, positive, chosen = maps(1), maps(2), draw(3, s, generator(3))
-    reference = float(correspondence_loss(anchor, positive, GRID, chosen, s).total)
+    reference = correspondence_loss(anchor, positive, GRID, chosen, s).total.item()
     longer = View(anchor.features * 7, anchor.codes * 0.2, anchor.mask)
-    assert float(correspondence_loss(longer, positive, GRID, chosen, s).total) == pytest.approx(
+    assert correspondence_loss(longer, positive, GRID, chosen, s).total.item() == pytest.approx(
         reference, abs=1e-6
     )
 
@@ -207,7 +207,7 @@ def test_lengths_of_features_and_codes_do_not_matter_nor_does_the_order_of_image
 
     moved = Draw(chosen.anchor[order], chosen.partner[order], inverse[chosen.negatives[:, order]])
     found = correspondence_loss(reordered(anchor), reordered(positive), GRID, moved, s)
-    assert float(found.total) == pytest.approx(reference, abs=1e-6)
+    assert found.total.item() == pytest.approx(reference, abs=1e-6)
 
 
 def test_agreeing_features_pull_codes_together_and_others_push_them_apart() -> None:
@@ -217,7 +217,7 @@ def test_agreeing_features_pull_codes_together_and_others_push_them_apart() -> N
     codes = torch.randn(1, 15, 4, generator=generator(4))
 
     def loss(codes: torch.Tensor, features: torch.Tensor) -> float:
-        return float(correspondence_loss(View(features, codes), None, GRID, chosen, s).total)
+        return correspondence_loss(View(features, codes), None, GRID, chosen, s).total.item()
 
     together = codes[:, :1].expand(1, 15, 4)
     assert loss(together, one) == pytest.approx(-(1 - s.intra_shift), abs=1e-6)
@@ -278,7 +278,7 @@ def test_cluster_loss_equals_the_slow_loop_and_only_moves_centroids() -> None:
         cosines = [torch.dot(code, mu) / (code.norm() * mu.norm()) for mu in centroids]
         expected = expected - torch.stack(cosines).max() / 20
     loss = cosine_cluster_loss(codes, centroids)
-    assert float(loss) == pytest.approx(float(expected), abs=1e-6)
+    assert loss.item() == pytest.approx(expected.item(), abs=1e-6)
     (slow,) = torch.autograd.grad(expected, centroids)
     loss.backward()
     assert codes.grad is None

@@ -98,11 +98,11 @@ def test_extra_terms_join_any_objective(objective: str) -> None:
     batch = Batch(view, view, GRID, colours, (View.of(draw(2, 3, 6, 5), head, None), places))
     for built in (plain, full):
         built.start_round(2, head, draw(3, 27, 4))
-    found, alone = (float(o(batch, head, torch.Generator().manual_seed(0))) for o in (full, plain))
+    found, alone = (o(batch, head, torch.Generator().manual_seed(0)).item() for o in (full, plain))
     assert full.decoder is not None
-    expected = alone + 0.5 * float(reconstruction_loss(view.codes, view.features, full.decoder))
+    expected = alone + 0.5 * reconstruction_loss(view.codes, view.features, full.decoder).item()
     aligned = alignment_loss(view.codes, batch.augmented[0].codes, places, GRID)  # type: ignore[index]
-    expected += 2 * float(aligned) + 0.1 * float(full._crf(batch, torch.Generator().manual_seed(0)))
+    expected += 2 * aligned.item() + 0.1 * full._crf(batch, torch.Generator().manual_seed(0)).item()
     assert found == pytest.approx(expected, abs=1e-4)
     assert full.wants_colours and full.wants_augmented
     names = set(full.state_dict())
@@ -121,7 +121,7 @@ def test_the_crf_term_measures_distance_in_published_pixels() -> None:
     view = View(draw(1, 1, 6, 5), torch.ones(1, 6, 4))
     batch = Batch(view, None, GRID, torch.full((1, 6, 3), 0.5))
     # equal codes, equal colours: only a patch with itself is near, kernel 10 + 3 on the diagonal
-    assert float(objective._crf(batch, torch.Generator())) == pytest.approx(-13 * 6 / 36, abs=1e-4)
+    assert objective._crf(batch, torch.Generator()).item() == pytest.approx(-13 * 6 / 36, abs=1e-4)
 
 
 def test_starting_states_follow_from_the_seed() -> None:
