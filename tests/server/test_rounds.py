@@ -35,18 +35,21 @@ def test_a_run_scores_checkpoints_and_reports(tmp_path: Path, scenes: Path, pres
     config = tiny_config(scenes, tmp_path / "run", SITES, preset=preset)
     run_dir = run(local_grid(SITES), config)
     found = lines(run_dir)
-    assert [line["round"] for line in found] == [1, 2]
+    assert [line["round"] for line in found] == [1, 2, 3]
     for line in found:
         assert line["sites"] == [f"site-{i}" for i in range(SITES)]
         assert 0 < line["miou"] < 1
         assert line["miou_all"] <= line["miou"] + 1e-12
         assert set(line["per_class_iou"]) >= {"road", "sky"}
-        assert np.isfinite(line["loss"])
+    assert np.isfinite(found[-1]["loss"])
     checkpoint = load_checkpoint(run_dir)
-    assert checkpoint.round == 2
+    assert checkpoint.round == 3
     assert checkpoint.config.preset == preset
     assert (run_dir / "report.html").stat().st_size > 10_000
-    assert sorted(path.name for path in (run_dir / "pictures").iterdir()) == ["round-0001.png", "round-0002.png"]
+    assert sorted(path.name for path in (run_dir / "pictures").iterdir()) == [
+        "round-0001.png",
+        "round-0003.png",
+    ]
 
 
 def test_neither_node_ids_nor_the_order_of_replies_change_the_result(tmp_path: Path, scenes: Path) -> None:
@@ -60,25 +63,32 @@ def test_neither_node_ids_nor_the_order_of_replies_change_the_result(tmp_path: P
 
 
 def test_another_seed_gives_another_model(tmp_path: Path, scenes: Path) -> None:
-    hashes = [last_hash(run(local_grid(SITES), tiny_config(scenes, tmp_path / str(s), SITES, seed=s))) for s in (0, 1)]
+    hashes = [
+        last_hash(run(local_grid(SITES), tiny_config(scenes, tmp_path / str(s), SITES, seed=s)))
+        for s in (0, 1)
+    ]
     assert hashes[0] != hashes[1]
 
 
 @pytest.mark.parametrize(
     "settings",
     [
-        {"local__keep_optimizer": True, "centroids__merge": "matched"},
-        {"aggregation__optimizer": "adam", "centroids__momentum": 0.5},
-        {"local__moon_weight": 1.0, "centroids__share": "head", "centroids__merge": "fedcc-kmeans"},
+        {},
+        {"preset": "fuss-clean", "local__keep_optimizer": True},
+        {"preset": "fuss-clean", "centroids__merge": "lloyd", "centroids__momentum": 0.5},
+        {"preset": "fuss-ref", "local__moon_weight": 1.0, "centroids__share": "head"},
+        {"preset": "fuss-ref", "aggregation__optimizer": "adam"},
     ],
 )
-def test_a_resumed_run_ends_with_the_same_hash(tmp_path: Path, scenes: Path, settings: dict[str, Any]) -> None:
-    whole = run(local_grid(SITES), tiny_config(scenes, tmp_path / "whole", SITES, rounds=3, **settings))
-    half = run(local_grid(SITES), tiny_config(scenes, tmp_path / "half", SITES, rounds=1, **settings))
-    config = tiny_config(scenes, tmp_path / "half", SITES, rounds=3, resume=str(half), **settings)
+def test_a_resumed_run_ends_with_the_same_hash(
+    tmp_path: Path, scenes: Path, settings: dict[str, Any]
+) -> None:
+    whole = run(local_grid(SITES), tiny_config(scenes, tmp_path / "whole", SITES, rounds=5, **settings))
+    half = run(local_grid(SITES), tiny_config(scenes, tmp_path / "half", SITES, rounds=3, **settings))
+    config = tiny_config(scenes, tmp_path / "half", SITES, rounds=5, resume=str(half), **settings)
     resumed = run(local_grid(SITES, shuffle=5), config)
     assert resumed == half
-    assert [line["round"] for line in lines(resumed)] == [1, 2, 3]
+    assert [line["round"] for line in lines(resumed)] == [1, 2, 3, 4, 5]
     assert last_hash(resumed) == last_hash(whole)
 
 
@@ -191,9 +201,9 @@ def test_a_broken_site_costs_the_round_that_site_and_nothing_else(
         return answer
 
     grid.faults[broken] = after_the_greeting
-    config = tiny_config(scenes, tmp_path / "run", SITES, sites__deadline_seconds=1.5)
-    run_dir = run(grid, config)
-    first, second = lines(run_dir)
+    settings = {"preset": "fuss-clean", "centroids__merge": "lloyd", "sites__deadline_seconds": 1.5}
+    run_dir = run(grid, tiny_config(scenes, tmp_path / "run", SITES, **settings))
+    first, second, _ = lines(run_dir)
     assert first["sites"] == ["site-0", "site-1", "site-3"]
     assert list(first["quarantined"]) == ["site-2"]
     assert reason in first["quarantined"]["site-2"]
@@ -202,7 +212,9 @@ def test_a_broken_site_costs_the_round_that_site_and_nothing_else(
     assert all(np.isfinite(array).all() for array in load_checkpoint(run_dir).head.values())
 
 
-def test_a_round_with_too_few_sites_does_not_count_and_three_end_the_run(tmp_path: Path, scenes: Path) -> None:
+def test_a_round_with_too_few_sites_does_not_count_and_three_end_the_run(
+    tmp_path: Path, scenes: Path
+) -> None:
     grid = local_grid(SITES)
     for node in grid.node_configs:
         grid.faults[node] = lambda m, real: real(m) if m.metadata.message_type != "train" else Error(2, "no")
@@ -217,7 +229,11 @@ def test_a_round_with_too_few_sites_does_not_count_and_three_end_the_run(tmp_pat
 def test_a_site_error_reaches_the_log_without_its_paths(tmp_path: Path, scenes: Path) -> None:
     grid = local_grid(SITES)
     victim = next(iter(grid.node_configs))
-    grid.node_configs[victim] = {"partition-id": 0, "shard": "/secret/patient-17/list.jsonl", "site": "clinic"}
+    grid.node_configs[victim] = {
+        "partition-id": 0,
+        "shard": "/secret/patient-17/list.jsonl",
+        "site": "clinic",
+    }
     run_dir = run(grid, tiny_config(scenes, tmp_path / "run", SITES - 1))
     reason = lines(run_dir)[0]["quarantined"]["clinic"]
     assert "does not exist" in reason
@@ -239,8 +255,15 @@ def test_no_site_at_all_ends_with_a_sentence(tmp_path: Path, scenes: Path) -> No
         run(local_grid(0), tiny_config(scenes, tmp_path / "run", 1))
 
 
-def test_local_only_scores_every_sites_own_model(tmp_path: Path, scenes: Path) -> None:
-    run_dir = run(local_grid(SITES), tiny_config(scenes, tmp_path / "run", SITES, centroids__share="none"))
+@pytest.mark.parametrize(
+    "preset", [{}, {"preset": "fuss-ref"}, {"preset": "fuss-clean", "centroids__merge": "lloyd"}]
+)
+def test_local_only_scores_every_sites_own_model(
+    tmp_path: Path, scenes: Path, preset: dict[str, Any]
+) -> None:
+    run_dir = run(
+        local_grid(SITES), tiny_config(scenes, tmp_path / "run", SITES, centroids__share="none", **preset)
+    )
     line = lines(run_dir)[-1]
     assert line["miou"] is None
     assert sorted(line["site_miou"]) == [f"site-{i}" for i in range(SITES)]
@@ -252,17 +275,24 @@ def test_local_only_scores_every_sites_own_model(tmp_path: Path, scenes: Path) -
     assert all(np.array_equal(start[key], load_checkpoint(run_dir).head[key]) for key in start)
 
 
-def test_one_site_is_centralised_training_bit_for_bit(tmp_path: Path, scenes: Path) -> None:
+@pytest.mark.parametrize("preset", ["default", "fuss-clean"])
+def test_one_site_is_centralised_training_bit_for_bit(tmp_path: Path, scenes: Path, preset: str) -> None:
     """Merging one site changes nothing: the federation's head is the one that site trained."""
-    merged = run(local_grid(1), tiny_config(scenes, tmp_path / "a", 1, sites__pool=True))
-    alone = run(local_grid(1), tiny_config(scenes, tmp_path / "b", 1, sites__pool=True, centroids__share="none"))
-    own = {k.removeprefix("site/pooled/head/"): v for k, v in load_checkpoint(alone).extra.items() if "head/" in k}
+    settings = {"preset": preset, "sites__pool": True}
+    merged = run(local_grid(1), tiny_config(scenes, tmp_path / "a", 1, **settings))
+    alone = run(local_grid(1), tiny_config(scenes, tmp_path / "b", 1, centroids__share="none", **settings))
+    own = {
+        k.removeprefix("site/pooled/head/"): v
+        for k, v in load_checkpoint(alone).extra.items()
+        if "head/" in k
+    }
     head = load_checkpoint(merged).head
     assert own.keys() == head.keys()
     assert all(np.array_equal(own[key], head[key]) for key in head)
 
 
-def test_labels_are_never_opened_while_training(tmp_path: Path, scenes: Path) -> None:
+@pytest.mark.parametrize("preset", ["default", "fuss-ref"])
+def test_labels_are_never_opened_while_training(tmp_path: Path, scenes: Path, preset: str) -> None:
     """Training with every label file gone gives the same model, bit for bit."""
     copy = tmp_path / "scenes"
     shutil.copytree(scenes, copy, ignore=shutil.ignore_patterns("cache"))
@@ -272,9 +302,9 @@ def test_labels_are_never_opened_while_training(tmp_path: Path, scenes: Path) ->
     for path in labels:
         path.unlink()
     described.pop("root", None)
-    settings = {"eval__shard": "", "simulation__data_root": str(copy / "data")}
+    settings = {"eval__shard": "", "simulation__data_root": str(copy / "data"), "preset": preset}
     blind = run(local_grid(SITES), tiny_config(copy, tmp_path / "blind", SITES, **settings))
-    seeing = run(local_grid(SITES), tiny_config(scenes, tmp_path / "seeing", SITES))
+    seeing = run(local_grid(SITES), tiny_config(scenes, tmp_path / "seeing", SITES, preset=preset))
     assert last_hash(blind) == last_hash(seeing)
     line = lines(blind)[-1]
     assert line["miou"] is None
@@ -302,21 +332,23 @@ def test_float16_halves_the_payload(tmp_path: Path, scenes: Path) -> None:
 
 
 def test_an_existing_run_is_never_overwritten(tmp_path: Path, scenes: Path) -> None:
-    config = tiny_config(scenes, tmp_path / "run", SITES, rounds=1)
+    config = tiny_config(scenes, tmp_path / "run", SITES, rounds=3)
     run(local_grid(SITES), config)
     with pytest.raises(UserError, match="already holds a run"):
         run(local_grid(SITES), config)
 
 
 def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path, scenes: Path) -> None:
-    first = run(local_grid(SITES), tiny_config(scenes, tmp_path / "run", SITES, rounds=1))
+    first = run(local_grid(SITES), tiny_config(scenes, tmp_path / "run", SITES, rounds=3))
     config = tiny_config(scenes, tmp_path / "two", SITES, model__dim=8, resume=str(first))
     with pytest.raises(UserError, match=r"model\.dim = 16"):
         run(local_grid(SITES), config)
 
 
 def test_old_checkpoints_are_pruned_on_request(tmp_path: Path, scenes: Path) -> None:
-    run_dir = run(local_grid(SITES), tiny_config(scenes, tmp_path / "run", SITES, rounds=3, checkpoint__keep=2))
+    run_dir = run(
+        local_grid(SITES), tiny_config(scenes, tmp_path / "run", SITES, rounds=3, checkpoint__keep=2)
+    )
     kept = sorted(path.name for path in (run_dir / "checkpoints").iterdir())
     assert [name for name in kept if name.endswith("json")] == ["round-0002.json", "round-0003.json"]
     assert len(kept) == 4
