@@ -196,7 +196,8 @@ def mirrored_features(
 def backbone_maps(backbone: Backbone, images: Tensor) -> Tensor:
     """Return features [B, C, h, w] in fp32 of prepared images [B, 3, H, W]; the backbone is token-major."""
     tokens: Tensor = backbone(images)
-    return tokens.float().transpose(1, 2).reshape(len(images), backbone.channels, *backbone.grid)
+    maps: Tensor = tokens.float().transpose(1, 2).unflatten(2, backbone.grid)  # type: ignore[no-untyped-call]
+    return maps
 
 
 def _read_label(shard: Shard, index: int, model: config.Model, score_at: ScoreAt) -> Bytes | None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -49,17 +50,17 @@ class Geometry:
 
 
 @functools.lru_cache(maxsize=64)
-def interpolation(cells: int, pixels: int, side: int, stride: int | None) -> Tensor:
+def interpolation(cells: int, pixels: int, side: int, stride: int | None) -> npt.NDArray[np.float32]:
     """Return the matrix [pixels, cells] of linear interpolation along one side of a picture.
 
     The picture's ``pixels`` were squeezed into ``side`` input pixels (see `Geometry` for ``stride``).
     """
     if stride is None:
-        position = (torch.arange(pixels) + 0.5) * cells / pixels - 0.5
+        position = (np.arange(pixels) + 0.5) * cells / pixels - 0.5
     else:
-        position = ((torch.arange(pixels) + 0.5) * side / pixels - 0.5) / stride
-    distance = position.clamp(0, cells - 1).unsqueeze(1) - torch.arange(cells)
-    return (1 - distance.abs()).clamp(min=0)
+        position = ((np.arange(pixels) + 0.5) * side / pixels - 0.5) / stride
+    distance = position.clip(0, cells - 1)[:, None] - np.arange(cells)
+    return (1 - np.abs(distance)).clip(0, None).astype(np.float32)
 
 
 class Segmenter(nn.Module):
@@ -159,8 +160,8 @@ class Segmenter(nn.Module):
         Only the named ``rows`` of the result are computed, so that a large picture needs little memory.
         """
         g = self.geometry
-        down = interpolation(maps.shape[-2], size[0], g.height, g.stride).to(maps)[rows]
-        across = interpolation(maps.shape[-1], size[1], g.width, g.stride).to(maps)
+        down = torch.from_numpy(interpolation(maps.shape[-2], size[0], g.height, g.stride)[rows]).to(maps)
+        across = torch.from_numpy(interpolation(maps.shape[-1], size[1], g.width, g.stride)).to(maps)
         return down @ maps @ across.T
 
     @torch.no_grad()
