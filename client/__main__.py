@@ -30,10 +30,10 @@ def settings_of(arguments: argparse.Namespace) -> RunConfig:
 
 def run_check(arguments: argparse.Namespace) -> int:
     """`check`."""
+    settings = settings_of(arguments)  # wrong words are refused before anything heavy is imported
     from client.check import Questions, check_site
     from client.site import site_config
 
-    settings = settings_of(arguments)
     given = {
         "shard": arguments.shard,
         "data-root": arguments.data_root,

@@ -162,7 +162,7 @@ def check_cache(site: SiteConfig, shard: Shard, backbone: Backbone, config: RunC
     found = find_cache(shard, model, config.cache, site.cache_dir, config.seed)
     if found is not None:
         return f"{site.cache_dir} holds the features of all {len(shard)} images already"
-    needed = cache_bytes(len(shard), backbone, config)
+    needed = cache_bytes(len(shard), backbone, model, config.cache, config.seed)
     free = check_folder(site.cache_dir, needed)
     return f"{site.cache_dir}, features need {megabytes(needed)}, {space(free)}"
 

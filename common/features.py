@@ -184,6 +184,27 @@ class UncachedFeatures:
         return encode(self._backbone, self._shard, self._model, indices, self.device)
 
 
+def features_key(shard: Shard, model: Model, cache: Cache, seed: int) -> store.Key:
+    """Identify the cache that the features of a shard lie in; raises `UserError` where a file is missing."""
+    views = f"{cache.views}:{seed}" if cache.views else ""  # views follow from the seed as well
+    return store.cache_key(shard, model, weights_key(model, seed), cache.dtype, views)
+
+
+def features_header(
+    images: int, backbone: backbones.Backbone, model: Model, cache: Cache, seed: int
+) -> store.Header:
+    """Describe the cache of so many images before it is made: what it will hold, and the bytes of its files."""
+    return store.Header.describe(
+        images=images * (1 + cache.views),
+        grid=backbone.grid,
+        channels=backbone.channels,
+        dtype=cache.dtype,
+        weights_hash=backbone.weights_hash,
+        weights_key=weights_key(model, seed),
+        settings=backbone_settings(model),
+    )
+
+
 def open_features(
     shard: Shard,
     model: Model,
@@ -212,16 +233,14 @@ def open_features(
         raise UserError(f"Shard {shard.name} holds no images; list at least one in {shard.path}.")
     folder = Path(cache_dir)
     place = choose_device(device)
-    weights = weights_key(model, seed)
-    # views follow from the seed as well
-    key = store.cache_key(shard, model, weights, cache.dtype, f"{cache.views}:{seed}" if cache.views else "")
+    key = features_key(shard, model, cache, seed)
     stored = store.read(folder, key)
     if stored is None:
         with store.shard_lock(folder, key):
             stored = store.read(folder, key)  # another process may have made it while we waited
             if stored is None:
                 store.prune(folder, key)
-                _build(shard, model, cache, folder, key, weights, place, seed, progress)
+                _build(shard, model, cache, folder, key, place, seed, progress)
                 stored = store.read(folder, key)
     if stored is None:
         raise UserError(
@@ -250,22 +269,13 @@ def _build(
     cache: Cache,
     folder: Path,
     key: store.Key,
-    weights: str,
     device: torch.device,
     seed: int,
     progress: Progress | None,
 ) -> None:
     """Run the backbone once over the shard, then over each round of augmented views; write what it says."""
     backbone = backbones.load_backbone(model, seed, device)
-    header = store.Header.describe(
-        images=len(shard) * (1 + cache.views),
-        grid=backbone.grid,
-        channels=backbone.channels,
-        dtype=cache.dtype,
-        weights_hash=backbone.weights_hash,
-        weights_key=weights,
-        settings=backbone_settings(model),
-    )
+    header = features_header(len(shard), backbone, model, cache, seed)
     with store.writing(folder, key, header) as writer:
         done = 0
         for view in range(-1, cache.views):  # -1: the picture as it is

@@ -14,9 +14,9 @@ from common import feature_store as store
 from common.config import Cache, Model, RunConfig
 from common.data.manifest import Shard
 from common.errors import UserError
+from common.features import features_header, features_key
 from common.losses.objective import build_objective
 from common.models.backbone import Backbone
-from common.models.inputs import weights_key
 
 CLOSED_FORM = frozenset({"spectral"})
 """Objectives that are solved from sums over the whole shard: they know neither batches nor neighbours."""
@@ -45,16 +45,14 @@ def find_cache(shard: Shard, model: Model, cache: Cache, cache_dir: Path, seed: 
 
     Raises `UserError` where an image or the weights file is missing.
     """
-    found = store.read(cache_dir, store.cache_key(shard, model, weights_key(model, seed), cache.dtype))
+    found = store.read(cache_dir, features_key(shard, model, cache, seed))
     return None if found is None else found.header
 
 
-def cache_bytes(images: int, backbone: Backbone, config: RunConfig) -> int:
+def cache_bytes(images: int, backbone: Backbone, model: Model, cache: Cache, seed: int) -> int:
     """Return the disk space that the features of so many images need."""
-    header = store.Header.describe(
-        images, backbone.grid, backbone.channels, config.cache.dtype, backbone.weights_hash, "", {}
-    )
-    return header.token_bytes + header.pooled_bytes
+    header = features_header(images, backbone, model, cache, seed)
+    return sum(header.files.values())
 
 
 def check_folder(folder: Path, needed: int = 0, what: str = "cache folder") -> int:

@@ -27,9 +27,10 @@ def settings_of(arguments: argparse.Namespace) -> RunConfig:
 
 def run_simulate(arguments: argparse.Namespace) -> None:
     """`simulate`."""
+    settings = settings_of(arguments)  # wrong words are refused before anything heavy is imported
     from server.simulate import simulate
 
-    simulate(settings_of(arguments), arguments.gpus_per_site)
+    simulate(settings, arguments.gpus_per_site)
 
 
 def run_evaluate(arguments: argparse.Namespace) -> None:

@@ -111,7 +111,7 @@ def check_features(config: RunConfig, shards: Sequence[Shard]) -> tuple[int, str
         channels, weights_hash = backbone.channels, backbone.weights_hash
         for folder in sorted({folder for _, folder in missing}):
             images = sum(len(shard) for shard, other in missing if other == folder)
-            check_folder(folder, cache_bytes(images, backbone, config))
+            check_folder(folder, cache_bytes(images, backbone, config.model, config.cache, config.seed))
     for shard, _ in missing:
         faults = check_shard(shard, labels=False, progress=progress_line(f"checking images of {shard.name}"))
         if faults:

@@ -1,0 +1,825 @@
+"""Does every command refuse bad input in one sentence, with exit code 2, and leave nothing half-written?"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections import namedtuple
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from client.app import app as client_app
+from common.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from common.config import RunConfig, load_config
+from common.data.classes import load_table
+from common.models.backbone import load_backbone
+from common.models.head import build_head, init_centroids, state_to_numpy
+from server import rounds
+from tests.conftest import ROOT
+from tests.support.local_grid import LocalGrid
+from tests.support.workshop import (
+    SETTINGS,
+    Workshop,
+    run_command,
+    save_label,
+    save_picture,
+    truncate,
+)
+
+Words = list[Any]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A fault: what it is, how it is brought about (returns the words), and what the sentence must say."""
+
+    name: str
+    words: Callable[[Workshop], Words]
+    sentence: str
+    after: str = "error:"
+
+
+ROWS: list[Row] = []
+
+
+def row(sentence: str, after: str = "error:") -> Callable[[Callable[[Workshop], Words]], None]:
+    """Add a fault to the table."""
+
+    def add(words: Callable[[Workshop], Words]) -> None:
+        ROWS.append(Row(words.__name__, words, sentence, after))
+
+    return add
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint of the workshop's settings, with random weights."""
+    config = load_config(SETTINGS)
+    backbone = load_backbone(config.model, config.seed, "cpu")
+    path = tmp_path_factory.mktemp("trained") / "checkpoints" / "round-0001.safetensors"
+    head = state_to_numpy(build_head(backbone.channels, config.model, 0))
+    saved = Checkpoint(
+        round=1,
+        head=head,
+        centroids=init_centroids(config.model.clusters, config.model.dim, 0),
+        config=config,
+        classes=load_table("crackforest"),
+        weights_hash=backbone.weights_hash,
+        channels=backbone.channels,
+        grid=backbone.grid,
+        mapping=[0, 1, 0, 1],
+    )
+    save_checkpoint(path, saved)
+    return path
+
+
+@pytest.fixture
+def shop(tmp_path: Path, trained: Path, monkeypatch: pytest.MonkeyPatch) -> Workshop:
+    """A workshop of its own for each test; Flower's engine never starts."""
+    checkpoint = tmp_path / "run" / "checkpoints" / trained.name
+    checkpoint.parent.mkdir(parents=True)
+    for suffix in (".safetensors", ".json"):
+        shutil.copy(trained.with_suffix(suffix), checkpoint.with_suffix(suffix))
+
+    def never(config: RunConfig, gpus_per_site: float) -> Path:
+        raise AssertionError("Flower was started")
+
+    monkeypatch.setattr("server.simulate.run_in_flower", never)
+    return Workshop(tmp_path, checkpoint, monkeypatch)
+
+
+def change_sidecar(shop: Workshop, **changes: Any) -> None:
+    sidecar = shop.checkpoint.with_suffix(".json")
+    sidecar.write_text(json.dumps(json.loads(sidecar.read_text()) | changes))
+
+
+def fill_disk(shop: Workshop) -> None:
+    usage = namedtuple("usage", "total used free")
+    shop.monkeypatch.setattr("shutil.disk_usage", lambda path: usage(10**9, 10**9, 1000))
+
+
+def no_permission(shop: Workshop) -> None:
+    """Refuse new files and folders, as the system does; root would be let in by a real read-only folder."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    for name in ("tempfile.mkdtemp", "tempfile.mkstemp", "tempfile.TemporaryFile"):
+        shop.monkeypatch.setattr(name, refuse)
+
+
+# --- python -m partitions -------------------------------------------------------------------------------
+
+
+def split(shop: Workshop, *words: object, dataset: str = "folder") -> Words:
+    return ["partitions", dataset, "--root", shop.shards / "images", "--out", shop.out, *words]
+
+
+def labelled_split(shop: Workshop) -> Words:
+    """Pictures and labels of the evaluation shard, side by side."""
+    root = shop.tmp / "labelled"
+    shutil.copytree(shop.shards / "labels", root / "labels")
+    for path in sorted((shop.shards / "images").glob("e-*.png")):
+        save_picture(root / "images" / path.name)
+    words: Words = ["partitions", "folder", "--root", root, "--images", "images", "--labels", "labels"]
+    return [*words, "--classes", "crackforest", "--by", "iid", "--sites", "2", "--out", shop.out]
+
+
+@row("no data set 'camvd': did you mean 'camvid'")
+def partitions_unknown_data_set(shop: Workshop) -> Words:
+    return split(shop, dataset="camvd")
+
+
+@row("no rule 'idd': did you mean 'iid'")
+def partitions_unknown_rule(shop: Workshop) -> Words:
+    return split(shop, "--by", "idd", "--sites", "2")
+
+
+@row("Argument --sites: invalid int value: 'two'; see `python -m partitions folder --help`")
+def partitions_wrong_type(shop: Workshop) -> Words:
+    return split(shop, "--sites", "two")
+
+
+@row("--sites is 99 but there are only 14 images")
+def partitions_more_sites_than_images(shop: Workshop) -> Words:
+    return split(shop, "--by", "iid", "--sites", "99")
+
+
+@row("holds no picture; expected jpg")
+def partitions_empty_folder(shop: Workshop) -> Words:
+    (shop.tmp / "empty").mkdir()
+    return ["partitions", "folder", "--root", shop.tmp / "empty", "--out", shop.out]
+
+
+@row("is no folder; expected a folder of pictures")
+def partitions_missing_folder(shop: Workshop) -> Words:
+    return ["partitions", "folder", "--root", shop.tmp / "gone", "--out", shop.out]
+
+
+@row("0-3.png is damaged or truncated .*; replace it or remove it")
+def partitions_truncated_image(shop: Workshop) -> Words:
+    truncate(shop.shards / "images/0-3.png")
+    return split(shop, "--by", "iid", "--sites", "2")
+
+
+@row("0-3.png is no picture that can be read")
+def partitions_no_image_at_all(shop: Workshop) -> Words:
+    (shop.shards / "images/0-3.png").write_text("no picture")
+    return split(shop, "--by", "iid", "--sites", "2")
+
+
+@row("e-1.png has no label map .*; add the file, leave the image out")
+def partitions_missing_label(shop: Workshop) -> Words:
+    words = labelled_split(shop)
+    (shop.tmp / "labelled/labels/e-1.png").unlink()
+    return words
+
+
+@row("e-1.png holds the value 77, which class table 'crackforest' .* does not know")
+def partitions_label_value_out_of_range(shop: Workshop) -> Words:
+    words = labelled_split(shop)
+    save_label(shop.tmp / "labelled/labels/e-1.png", 77)
+    return words
+
+
+@row("is 32 x 24 but its label map .* is 30 x 20 pixels; make both the same size")
+def partitions_label_of_another_size(shop: Workshop) -> Words:
+    words = labelled_split(shop)
+    save_label(shop.tmp / "labelled/labels/e-1.png", 1, (20, 30))
+    return words
+
+
+@row("no class table 'crackfrost'")
+def partitions_unknown_class_table(shop: Workshop) -> Words:
+    return split(shop, "--classes", "crackfrost")
+
+
+@row("holds other files .*; give a new folder")
+def partitions_output_holds_something_else(shop: Workshop) -> Words:
+    shop.out.mkdir()
+    (shop.out / "thesis.txt").write_text("years of work")
+    return split(shop, "--by", "iid", "--sites", "2")
+
+
+@row("Cannot write --out .*: Permission denied; choose a folder that you may write to")
+def partitions_no_write_permission(shop: Workshop) -> Words:
+    no_permission(shop)
+    return split(shop, "--by", "iid", "--sites", "2")
+
+
+@row("Cannot write --out .*: No space left on device; choose a folder .* enough space")
+def partitions_disk_full(shop: Workshop) -> Words:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    shop.monkeypatch.setattr("partitions.__main__.write", full)
+    return split(shop, "--by", "iid", "--sites", "2")
+
+
+# --- python -m server simulate: settings ----------------------------------------------------------------
+
+
+@row("Recipe .*camvid-defualt.toml does not exist; .* holds: .*camvid-default")
+def simulate_unknown_recipe(shop: Workshop) -> Words:
+    return ["server", "simulate", "--recipe", ROOT / "recipes/camvid-defualt.toml"]
+
+
+@row("Recipe .* is not valid TOML")
+def simulate_broken_recipe(shop: Workshop) -> Words:
+    (shop.tmp / "r.toml").write_text("rounds = \n")
+    return ["server", "simulate", "--recipe", shop.tmp / "r.toml"]
+
+
+@row("Unknown settings key 'model.cluster': did you mean 'model.clusters'")
+def simulate_unknown_key(shop: Workshop) -> Words:
+    return shop.simulate(model__cluster=4)
+
+
+@row("Setting 'rounds' is 'ten': .*integer")
+def simulate_wrong_type(shop: Workshop) -> Words:
+    return shop.simulate(rounds="ten")
+
+
+@row("Setting 'model.clusters' is 1: .*greater than or equal to 2")
+def simulate_one_cluster(shop: Workshop) -> Words:
+    return shop.simulate(model__clusters=1)
+
+
+@row("Setting 'preset' is 'best'; expected one of default")
+def simulate_unknown_preset(shop: Workshop) -> Words:
+    return shop.simulate(preset="best")
+
+
+@row("'rounds:3' is not of the form key=value")
+def simulate_assignment_without_value(shop: Workshop) -> Words:
+    return shop.simulate("--set", "rounds:3")
+
+
+@row("Unrecognized arguments: --round 3")
+def simulate_unknown_option(shop: Workshop) -> Words:
+    return shop.simulate("--round", "3")
+
+
+@row("arguments are required: COMMAND")
+def server_without_a_command(shop: Workshop) -> Words:
+    return ["server"]
+
+
+@row("sites.minimum is 3 but .* holds 2 site")
+def simulate_more_replies_than_sites(shop: Workshop) -> Words:
+    return shop.simulate(sites__minimum=3)
+
+
+@row("sites.per-round is 5 but .* holds 2 site")
+def simulate_more_sites_than_there_are(shop: Workshop) -> Words:
+    return shop.simulate(sites__per_round=5)
+
+
+@row("Krum against 1 hostile sites needs at least 5 sites but 2 take part")
+def simulate_krum_with_too_few_sites(shop: Workshop) -> Words:
+    return shop.simulate(aggregation__rule="krum", aggregation__malicious=1)
+
+
+@row("--gpus-per-site is 99 but torch sees")
+def simulate_without_the_gpus(shop: Workshop) -> Words:
+    return shop.simulate("--gpus-per-site", "99")
+
+
+# --- python -m server simulate: shards and images -------------------------------------------------------
+
+
+@row("No shards were given; use --shards DIR")
+def simulate_without_shards(shop: Workshop) -> Words:
+    return ["server", "simulate", "--run-dir", shop.out]
+
+
+@row("shards folder .*gone does not exist; make it with `python -m partitions`")
+def simulate_missing_shards(shop: Workshop) -> Words:
+    return ["server", "simulate", "--shards", shop.tmp / "gone", "--run-dir", shop.out]
+
+
+@row("empty holds no site-.*jsonl; make shards")
+def simulate_empty_folder(shop: Workshop) -> Words:
+    (shop.tmp / "empty").mkdir()
+    return ["server", "simulate", "--shards", shop.tmp / "empty", "--run-dir", shop.out]
+
+
+@row("site-0.jsonl names no image")
+def simulate_empty_manifest(shop: Workshop) -> Words:
+    shop.write_manifest("site-0", [])
+    return shop.simulate()
+
+
+@row("site-1.jsonl line 2 is no JSON")
+def simulate_broken_manifest_line(shop: Workshop) -> Words:
+    path = shop.shards / "site-1.jsonl"
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([lines[0], lines[1][:9], *lines[2:]]))
+    return shop.simulate()
+
+
+@row("site-0.jsonl line 1: the image '../secret.png' leaves the data root")
+def simulate_manifest_points_outside(shop: Workshop) -> Words:
+    shop.first_entry(image="../secret.png")
+    return shop.simulate()
+
+
+@row("the image '/etc/passwd' leaves the data root")
+def simulate_manifest_names_an_absolute_path(shop: Workshop) -> Words:
+    shop.first_entry(image="/etc/passwd")
+    return shop.simulate()
+
+
+@row("leaves the data root .* through a symbolic link")
+def simulate_manifest_points_outside_through_a_link(shop: Workshop) -> Words:
+    save_picture(shop.tmp / "elsewhere" / "x.png")
+    (shop.shards / "link").symlink_to(shop.tmp / "elsewhere")
+    shop.first_entry(image="link/x.png")
+    return shop.simulate()
+
+
+@row("The data root .*nowhere .* is no folder")
+def simulate_data_root_that_is_no_folder(shop: Workshop) -> Words:
+    return shop.simulate("--data-root", shop.tmp / "nowhere")
+
+
+@row("site-0 holds 6 images, but local.neighbours = 6 needs at least 7; set local.neighbours to at most 5")
+def simulate_fewer_images_than_neighbours(shop: Workshop) -> Words:
+    return shop.simulate(local__neighbours=6)
+
+
+@row("site-0 holds 6 images, but local.batch = 8 needs at least 8; set local.batch to at most 6")
+def simulate_fewer_images_than_a_batch(shop: Workshop) -> Words:
+    return shop.simulate(local__batch=8)
+
+
+@row("site-1 holds 1 image, but local.batch = 4 needs at least 4")
+def simulate_site_with_a_single_image(shop: Workshop) -> Words:
+    shop.write_manifest("site-1", [{"image": "images/1-0.png"}])
+    return shop.simulate()
+
+
+@row("images/1-2.png of shard site-1 cannot be found .*; correct the manifest or the data root")
+def simulate_missing_image(shop: Workshop) -> Words:
+    (shop.shards / "images/1-2.png").unlink()
+    return shop.simulate()
+
+
+@row("1-2.png is damaged or truncated .*; replace it")
+def simulate_truncated_image(shop: Workshop) -> Words:
+    truncate(shop.shards / "images/1-2.png")
+    return shop.simulate()
+
+
+@row(r"1-2.png is no picture that can be read.*\(1 more images of site-1 have faults\)")
+def simulate_unreadable_images(shop: Workshop) -> Words:
+    for name in ("1-2", "1-4"):
+        (shop.shards / f"images/{name}.png").write_bytes(b"\0" * 100)
+    return shop.simulate()
+
+
+# --- python -m server simulate: weights, labels, folders, checkpoints -----------------------------------
+
+
+@row("Weights file .*gone.safetensors does not exist .*; set model.weights")
+def simulate_missing_weights(shop: Workshop) -> Words:
+    return shop.simulate(model__weights=str(shop.tmp / "gone.safetensors"))
+
+
+@row("is not a readable safetensors file")
+def simulate_broken_weights(shop: Workshop) -> Words:
+    (shop.tmp / "w.safetensors").write_bytes(b"\x08" + b"\0" * 40)
+    return shop.simulate(model__weights=str(shop.tmp / "w.safetensors"))
+
+
+@row("Weights file .* does not fit: it lacks 'features")
+def simulate_weights_of_another_model(shop: Workshop) -> Words:
+    save_file({"blocks.0.norm.weight": np.ones(3, np.float32)}, shop.tmp / "w.safetensors")
+    return shop.simulate(model__weights=str(shop.tmp / "w.safetensors"))
+
+
+@row("pretrained weights of mobilenet_v2 are not on this machine and their server cannot be reached")
+def simulate_pretrained_weights_offline(shop: Workshop) -> Words:
+    shop.monkeypatch.setattr("common.models.weights.reachable", lambda url: False)
+    shop.monkeypatch.setattr("torch.hub.get_dir", lambda: str(shop.tmp / "hub"))
+    return shop.simulate(model__weights="pretrained")
+
+
+@row("Backbone 'mobilenet_v9' is neither mobilenet_v2 nor a timm model")
+def simulate_unknown_backbone(shop: Workshop) -> Words:
+    return shop.simulate(model__backbone="mobilenet_v9")
+
+
+@row("model.height is 33, which the 16-pixel patches of test_vit do not fill; set it to 32 or 48")
+def simulate_size_that_patches_do_not_fill(shop: Workshop) -> Words:
+    return shop.simulate(model__backbone="test_vit")
+
+
+@row("manifest .*dev.jsonl does not exist")
+def simulate_missing_evaluation_shard(shop: Workshop) -> Words:
+    return shop.simulate(eval__shard="dev.jsonl")
+
+
+@row("eval.jsonl names labels but no class table is known; set eval.classes")
+def simulate_labels_without_a_class_table(shop: Workshop) -> Words:
+    return shop.simulate(eval__classes="")
+
+
+@row("labels/e-1.png does not exist")
+def simulate_missing_label(shop: Workshop) -> Words:
+    (shop.shards / "labels/e-1.png").unlink()
+    return shop.simulate()
+
+
+@row("e-1.png holds the value 9, which class table 'crackforest'")
+def simulate_label_value_out_of_range(shop: Workshop) -> Words:
+    save_label(shop.shards / "labels/e-1.png", 9)
+    return shop.simulate()
+
+
+@row("eval.where is 'sites' but no class table is known")
+def simulate_scores_on_sites_without_classes(shop: Workshop) -> Words:
+    return shop.simulate(eval__where="sites", eval__classes="")
+
+
+@row("features need .* MB but the disk of the cache folder .* has 0.0 MB left")
+def simulate_disk_too_full_for_the_cache(shop: Workshop) -> Words:
+    fill_disk(shop)
+    return shop.simulate()
+
+
+@row("The cache folder .*cache cannot be written .*is a file.*; choose one")
+def simulate_cache_folder_that_is_a_file(shop: Workshop) -> Words:
+    (shop.tmp / "file").touch()
+    return shop.simulate(simulation__cache=str(shop.tmp / "file" / "cache"))
+
+
+@row("The cache folder .* cannot be written .*Permission denied")
+def simulate_cache_folder_without_permission(shop: Workshop) -> Words:
+    no_permission(shop)
+    return shop.simulate()
+
+
+@row("Cannot write results to .*; choose a --run-dir you may write to")
+def simulate_run_dir_that_cannot_be(shop: Workshop) -> Words:
+    (shop.tmp / "file").touch()
+    return shop.simulate("--run-dir", shop.tmp / "file" / "run")
+
+
+@row("out already holds a run; choose another --run-dir")
+def simulate_run_dir_that_is_taken(shop: Workshop) -> Words:
+    shop.out.mkdir()
+    (shop.out / "metrics.jsonl").write_text('{"round": 1}\n')
+    return shop.simulate()
+
+
+@row("Checkpoint .*gone.safetensors does not exist")
+def simulate_resume_from_nothing(shop: Workshop) -> Words:
+    return shop.simulate("--resume", shop.tmp / "gone.safetensors")
+
+
+@row("The checkpoint was made with model.dim = 8, this run has 12")
+def simulate_resume_from_another_model(shop: Workshop) -> Words:
+    return shop.simulate("--resume", shop.checkpoint, model__dim=12)
+
+
+@row("The checkpoint belongs to backbone weights .*, the sites have .*; use the same weights file")
+def simulate_resume_with_other_weights(shop: Workshop) -> Words:
+    return shop.simulate("--resume", shop.checkpoint, seed=5)
+
+
+# --- python -m server evaluate, segment, export, report -------------------------------------------------
+
+
+def evaluate(shop: Workshop, *words: object) -> Words:
+    base: Words = ["server", "evaluate", "--checkpoint", shop.checkpoint, "--classes", "crackforest"]
+    return [*base, "--shard", shop.shards / "eval.jsonl", "--json", shop.out, *words]
+
+
+@row("arguments are required: --checkpoint")
+def evaluate_without_a_checkpoint(shop: Workshop) -> Words:
+    return ["server", "evaluate", "--shard", shop.shards / "eval.jsonl"]
+
+
+@row("shards holds no checkpoint; give a run directory")
+def evaluate_folder_without_checkpoint(shop: Workshop) -> Words:
+    return evaluate(shop, "--checkpoint", shop.shards)
+
+
+@row("Checkpoint .*round-0001.json does not exist")
+def evaluate_half_a_checkpoint(shop: Workshop) -> Words:
+    shop.checkpoint.with_suffix(".json").unlink()
+    return evaluate(shop)
+
+
+@row("Checkpoint .* cannot be read")
+def evaluate_truncated_checkpoint(shop: Workshop) -> Words:
+    truncate(shop.checkpoint)
+    return evaluate(shop)
+
+
+@row("does not match its JSON")
+def evaluate_mixed_up_checkpoint(shop: Workshop) -> Words:
+    change_sidecar(shop, arrays_sha256="0" * 64)
+    return evaluate(shop)
+
+
+@row("is not a checkpoint of this program")
+def evaluate_checkpoint_of_another_program(shop: Workshop) -> Words:
+    change_sidecar(shop, format="other")
+    return evaluate(shop)
+
+
+@row("has settings that this version does not accept .*wings")
+def evaluate_checkpoint_of_another_version(shop: Workshop) -> Words:
+    config = json.loads(shop.checkpoint.with_suffix(".json").read_text())["config"]
+    change_sidecar(shop, config=config | {"wings": 2})
+    return evaluate(shop)
+
+
+@row("was trained on the backbone weights 000000000000 but")
+def evaluate_checkpoint_of_another_model(shop: Workshop) -> Words:
+    change_sidecar(shop, weights_sha256="0" * 64)
+    return evaluate(shop)
+
+
+@row("The manifest .*gone.jsonl does not exist")
+def evaluate_missing_shard(shop: Workshop) -> Words:
+    return evaluate(shop, "--shard", shop.shards / "gone.jsonl")
+
+
+@row("shards is a folder; give one manifest in it")
+def evaluate_folder_as_shard(shop: Workshop) -> Words:
+    return evaluate(shop, "--shard", shop.shards)
+
+
+@row("no class table 'camvidd'")
+def evaluate_unknown_class_table(shop: Workshop) -> Words:
+    return evaluate(shop, "--classes", "camvidd")
+
+
+@row("holds the value 9, which class table 'crackforest'")
+def evaluate_label_value_out_of_range(shop: Workshop) -> Words:
+    save_label(shop.shards / "labels/e-0.png", 9)
+    return evaluate(shop)
+
+
+@row("e-1.png is damaged or truncated")
+def evaluate_truncated_image(shop: Workshop) -> Words:
+    truncate(shop.shards / "images/e-1.png")
+    return evaluate(shop)
+
+
+@row("The features need .* bytes .*/cache, where 1000 bytes are free; make room")
+def evaluate_disk_full_while_caching(shop: Workshop) -> Words:
+    fill_disk(shop)
+    return evaluate(shop)
+
+
+@row("Cannot write .*out.json")
+def evaluate_result_that_cannot_be_written(shop: Workshop) -> Words:
+    (shop.tmp / "file").touch()
+    return evaluate(shop, "--json", shop.tmp / "file" / "out.json")
+
+
+def segment(shop: Workshop, *inputs: object) -> Words:
+    return ["server", "segment", "--checkpoint", shop.checkpoint, "--out", shop.out, *inputs]
+
+
+@row("gone.png does not exist; give pictures or folders of pictures")
+def segment_missing_picture(shop: Workshop) -> Words:
+    return segment(shop, shop.tmp / "gone.png")
+
+
+@row("Folder .*empty holds no picture")
+def segment_empty_folder(shop: Workshop) -> Words:
+    (shop.tmp / "empty").mkdir()
+    return segment(shop, shop.tmp / "empty")
+
+
+@row("0-1.png is damaged or truncated")
+def segment_truncated_picture_among_good_ones(shop: Workshop) -> Words:
+    truncate(shop.shards / "images/0-1.png")
+    return segment(shop, shop.shards / "images")
+
+
+@row("would both be written as")
+def segment_two_pictures_of_one_name(shop: Workshop) -> Words:
+    save_picture(shop.tmp / "other" / "0-0.png")
+    return segment(shop, shop.shards / "images" / "0-0.png", shop.tmp / "other" / "0-0.png")
+
+
+@row("Cannot write .*file")
+def segment_output_that_is_a_file(shop: Workshop) -> Words:
+    (shop.tmp / "file").touch()
+    return [*segment(shop, shop.shards / "images/0-0.png"), "--out", shop.tmp / "file"]
+
+
+@row("Export needs the package onnx.*pip install")
+def export_without_its_packages(shop: Workshop) -> Words:
+    for name in ("onnx", "onnxruntime"):
+        shop.monkeypatch.setitem(sys.modules, name, None)
+    return ["server", "export", "--checkpoint", shop.checkpoint, "--out", shop.out]
+
+
+@row("shards is no run directory: it holds no config.json")
+def report_on_another_folder(shop: Workshop) -> Words:
+    return ["server", "report", shop.shards]
+
+
+@row("metrics.jsonl holds no round yet")
+def report_on_a_run_without_rounds(shop: Workshop) -> Words:
+    (shop.checkpoint.parents[1] / "config.json").write_text("{}")
+    (shop.checkpoint.parents[1] / "metrics.jsonl").write_text("")
+    return ["server", "report", shop.checkpoint.parents[1]]
+
+
+@row("line 1 is not a record with a round")
+def report_on_broken_metrics(shop: Workshop) -> Words:
+    (shop.checkpoint.parents[1] / "config.json").write_text("{}")
+    (shop.checkpoint.parents[1] / "metrics.jsonl").write_text('{"rou\n{"round": 2}\n')
+    return ["server", "report", shop.checkpoint.parents[1]]
+
+
+# --- python -m client -----------------------------------------------------------------------------------
+
+
+@row("This site does not know its shard: give --node-config")
+def check_without_a_shard(shop: Workshop) -> Words:
+    return ["client", "check"]
+
+
+@row("Unknown settings key 'local.bach': did you mean 'local.batch'")
+def check_with_an_unknown_key(shop: Workshop) -> Words:
+    return shop.check("--set", "local.bach=3")
+
+
+@row("Site setting 'name' is 'our clinic'")
+def check_with_a_name_that_cannot_be(shop: Workshop) -> Words:
+    return shop.check("--site", "our clinic")
+
+
+@row("The manifest .*gone.jsonl does not exist", after="wrong     manifest")
+def check_missing_manifest(shop: Workshop) -> Words:
+    return shop.check("--shard", shop.shards / "gone.jsonl")
+
+
+@row("0-1.png is damaged or truncated", after="wrong     images")
+def check_truncated_image(shop: Workshop) -> Words:
+    truncate(shop.shards / "images/0-1.png")
+    return shop.check()
+
+
+@row("6 of 6 cannot be used", after="wrong     labels")
+def check_missing_labels(shop: Workshop) -> Words:
+    return shop.check("--labels", "--classes", "crackforest")
+
+
+@row("site-0 holds 6 images, but local.batch = 9 needs at least 9", after="wrong     size")
+def check_fewer_images_than_a_batch(shop: Workshop) -> Words:
+    return shop.check("--set", "local.batch=9")
+
+
+@row("Device 'gpu' is unknown", after="wrong     device")
+def check_unknown_device(shop: Workshop) -> Words:
+    return shop.check("--device", "gpu")
+
+
+@row("Weights file .*gone.safetensors does not exist", after="wrong     weights")
+def check_missing_weights(shop: Workshop) -> Words:
+    return shop.check("--weights", shop.tmp / "gone.safetensors")
+
+
+@row("features need .* MB but the disk of the cache folder", after="wrong     cache")
+def check_full_disk(shop: Workshop) -> Words:
+    fill_disk(shop)
+    return shop.check()
+
+
+@row("does not exist: nothing has left this site yet")
+def egress_without_a_ledger(shop: Workshop) -> Words:
+    return ["client", "egress", shop.shards]
+
+
+@row("is no egress ledger of this program")
+def egress_of_another_program(shop: Workshop) -> Words:
+    (shop.tmp / "state").mkdir()
+    (shop.tmp / "state" / "egress.jsonl").write_text('{"hello": 1}\n')
+    return ["client", "egress", shop.tmp / "state"]
+
+
+# --- the table is read here -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("fault", ROWS, ids=lambda fault: fault.name)
+def test_refused_in_one_sentence(shop: Workshop, capfd: pytest.CaptureFixture[str], fault: Row) -> None:
+    with shop.monkeypatch.context() as patch:
+        shop.monkeypatch = patch  # faults of the system end before the test looks around
+        words = fault.words(shop)
+        before = shop.everything()
+        code = run_command(words)
+    printed = capfd.readouterr()
+    assert code == 2, printed
+    assert "Traceback" not in printed.err + printed.out
+    if fault.after == "error:":
+        assert printed.err.startswith("error: ") and printed.err.count("\n") == 1, printed.err
+        said = printed.err
+    else:
+        assert printed.err == ""
+        said = next((line for line in printed.out.splitlines() if line.startswith(fault.after)), printed.out)
+    assert re.search(fault.sentence, said), said
+    assert shop.everything() == before, "something was left behind"
+
+
+def test_the_table_is_long_enough_to_mean_something() -> None:
+    assert len(ROWS) >= 60 and len({fault.name for fault in ROWS}) == len(ROWS)
+
+
+# --- what looks strange and has to work -----------------------------------------------------------------
+
+
+def run_here(config: RunConfig, gpus_per_site: float) -> Path:
+    """Stand in for Flower's engine: the same applications, without its processes."""
+    sites = config.sites.expected
+    nodes = {7 + i: {"partition-id": i, "num-partitions": sites} for i in range(sites)}
+    return rounds.run(LocalGrid(client_app, nodes), config)
+
+
+@pytest.fixture
+def strange(shop: Workshop) -> Workshop:
+    """One site whose six images are of six kinds."""
+    shop.monkeypatch.setattr("server.simulate.run_in_flower", run_here)
+    (shop.shards / "site-1.jsonl").unlink()
+    for i, (mode, size) in enumerate(
+        [
+            ("L", (24, 32)),
+            ("RGBA", (24, 32)),
+            ("P", (24, 32)),
+            ("1", (24, 32)),
+            ("LA", (7, 90)),
+            ("RGB", (50, 20)),
+        ]
+    ):
+        save_picture(shop.shards / f"images/0-{i}.png", mode, size, i)
+    return shop
+
+
+def test_one_site_with_grey_transparent_and_odd_images_trains(strange: Workshop) -> None:
+    assert run_command(strange.simulate()) == 0
+    (line,) = [json.loads(text) for text in (strange.out / "metrics.jsonl").read_text().splitlines()]
+    assert line["sites"] == ["site-0"] and 0 < line["miou"] < 1 and np.isfinite(line["loss"])
+    assert load_checkpoint(strange.out).round == 1
+
+
+def test_grey_transparent_and_odd_images_are_split_checked_and_segmented(
+    strange: Workshop, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert run_command(strange.check()) == 0
+    assert "site site-0 is ready" in capfd.readouterr().out
+    assert run_command(split(strange, "--by", "iid", "--sites", "1")) == 0
+    masks = strange.tmp / "masks"
+    assert run_command([*segment(strange, strange.shards / "images"), "--out", masks]) == 0
+    assert (masks / "labels" / "0-4.png").is_file()
+
+
+def test_evaluation_writes_the_figures_it_prints(shop: Workshop) -> None:
+    assert run_command(evaluate(shop)) == 0
+    assert 0 <= json.loads(shop.out.read_text())["miou"] <= 1
+
+
+# --- real processes -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["partitions", "folder", "--root", "gone", "--out", "out"], "is no folder"),
+        (["server", "simulate", "--recipe", "recipes/gone.toml"], "does not exist"),
+        (["client", "check", "--set", "rounds=many"], "Setting 'rounds' is 'many'"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_a_real_process_ends_the_same_way(tmp_path: Path, words: list[str], sentence: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", *words],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 2 and sentence in done.stderr, done.stderr
+    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+    assert not list(tmp_path.iterdir())
