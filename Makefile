@@ -8,8 +8,18 @@ export RAY_USAGE_STATS_ENABLED := 0
 
 .PHONY: demo test lint setup clean
 
+DEMO := local-only fuss-ref default centralised
+
 demo: setup
-	$(BIN)/python -m server demo
+	rm -rf demo
+	$(BIN)/python -m partitions synthetic --sites 4 --out demo/shards
+	@for name in $(DEMO); do \
+		echo; echo "== $$name"; \
+		$(BIN)/python -m server simulate --recipe recipes/demo-$$name.toml --run-dir demo/runs/$$name || exit; \
+	done
+	@echo
+	@$(BIN)/python -m server report $(DEMO:%=demo/runs/%) --out demo/comparison
+	@echo "pictures, classes, sites and bytes of the federation: demo/runs/default/report.html"
 
 test: setup lint
 	$(BIN)/python -m pytest -q

@@ -72,8 +72,10 @@ class Model(Section):
     crop: Literal["none", "center"] = Field(
         "none", description="none: squash; center: shorter side, then crop"
     )
-    normalize: Literal["auto", "imagenet", "model"] = Field(
-        "auto", description="mean and std; auto: the timm model's own if 'pretrained', else ImageNet's"
+    normalize: Literal["auto", "imagenet", "model", "image"] = Field(
+        "auto",
+        description="mean and std; auto: the timm model's own if 'pretrained', else ImageNet's; "
+        "image: each picture's own, which takes light and tint away",
     )
     clusters: int = Field(27, ge=2, description="K, the number of semantic centroids")
     dim: int = Field(24, ge=2, description="length of a code")

@@ -36,6 +36,10 @@ __all__ = ["Backbone", "load_backbone", "prepare_image", "weights_key"]
 log = logging.getLogger(__name__)
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
+PER_IMAGE = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+"""Mean and std where every picture is brought to mean 0 and std 1 by itself."""
+MIN_SPREAD = 0.02
+"""A picture of one colour is not blown up to noise."""
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
@@ -57,10 +61,21 @@ class Backbone(nn.Module):
     std: torch.Tensor
 
     def __init__(
-        self, extractor: nn.Module, size: tuple[int, int], mean: Sequence[float], std: Sequence[float]
+        self,
+        extractor: nn.Module,
+        size: tuple[int, int],
+        mean: Sequence[float],
+        std: Sequence[float],
+        *,
+        per_image: bool = False,
     ) -> None:
-        """Freeze ``extractor``: normalised [B, 3, H, W] -> [B, C, h, w]."""
+        """Freeze ``extractor``: normalised [B, 3, H, W] -> [B, C, h, w].
+
+        ``per_image`` gives every picture mean 0 and standard deviation 1 in each channel first: its light
+        and tint are gone before mean and std apply.
+        """
         super().__init__()
+        self.per_image = per_image
         self.extractor = extractor
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1))
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1))
@@ -86,6 +101,9 @@ class Backbone(nn.Module):
             raise ValueError(
                 f"expected pictures [B, 3, {self.size[0]}, {self.size[1]}], got {list(images.shape)}"
             )
+        if self.per_image:
+            spread = images.std(dim=(2, 3), keepdim=True).clamp(min=MIN_SPREAD)
+            images = (images - images.mean(dim=(2, 3), keepdim=True)) / spread
         features: torch.Tensor = self.extractor((images - self.mean) / self.std)
         return features.flatten(2).transpose(1, 2)
 
@@ -129,8 +147,10 @@ def _load_mobilenet(model: Model, seed: int) -> Backbone:
         net.classifier = nn.Identity()
         load_fitting(net, tensors, source, unused=lambda name: name.startswith("classifier."))
     stages = [int(stage) for stage in model.stages.split(",")]
+    per_image = model.normalize == "image"
+    mean, std = PER_IMAGE if per_image else (IMAGENET_MEAN, IMAGENET_STD)
     return Backbone(
-        MobileNetStages(net.features, stages), (model.height, model.width), IMAGENET_MEAN, IMAGENET_STD
+        MobileNetStages(net.features, stages), (model.height, model.width), mean, std, per_image=per_image
     )
 
 
@@ -173,7 +193,10 @@ def _load_vit(model: Model, seed: int) -> Backbone:
 
         load_fitting(vit, read_safetensors(path), f"Weights file {path}", unused)
     mean, std = _vit_statistics(model, vit)
-    return Backbone(VitPatches(vit, model.feature), (model.height, model.width), mean, std)
+    extractor = VitPatches(vit, model.feature)
+    return Backbone(
+        extractor, (model.height, model.width), mean, std, per_image=model.normalize == "image"
+    )
 
 
 def _no_transformer(name: str) -> UserError:
@@ -208,6 +231,8 @@ def _cut_blocks(model: Model, vit: Any) -> None:
 
 def _vit_statistics(model: Model, vit: Any) -> tuple[Sequence[float], Sequence[float]]:
     """Return mean and standard deviation of the input per channel, for pixels in 0..1."""
+    if model.normalize == "image":
+        return PER_IMAGE
     own = (tuple(vit.pretrained_cfg["mean"]), tuple(vit.pretrained_cfg["std"]))
     if model.normalize == "model" or (model.normalize == "auto" and model.weights == "pretrained"):
         return own
