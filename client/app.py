@@ -109,7 +109,7 @@ def public_reason(error: BaseException, private: Iterable[object] = ()) -> str:
     """
     text = str(error)
     for known in sorted({str(path) for path in private} - {"", ".", "/"}, key=len, reverse=True):
-        text = text.replace(known, "/(path)")
+        text = text.replace(known, "/known")  # which the patterns below take away
     for pattern, word in _PRIVATE:
         text = pattern.sub(word, text)
     kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "

@@ -1,0 +1,125 @@
+"""Are sites known by name, refused with a reason, and forgotten when they go?"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from flwr.app import Context, Error, Message
+from flwr.clientapp import ClientApp
+
+from common import wire
+from common.config import load_config
+from server.link import Link
+from server.registry import Registry
+from tests.support.local_grid import LocalGrid
+
+HASH = "ab" * 32
+
+
+def grid_of(*answers: wire.Update | Error | None) -> LocalGrid:
+    """Return a grid whose nodes 101, 102, ... greet with these answers."""
+    app = ClientApp()
+    by_node = {101 + i: answer for i, answer in enumerate(answers)}
+
+    @app.query("hello")
+    def hello(message: Message, context: Context) -> Message:
+        update = by_node[context.node_id]
+        assert isinstance(update, wire.Update)
+        return Message(wire.encode_update(update, "float32"), reply_to=message)
+
+    grid = LocalGrid(app, {node: {} for node in by_node})
+    for node, answer in by_node.items():
+        if not isinstance(answer, wire.Update):
+            grid.faults[node] = lambda message, real, answer=answer: answer  # type: ignore[misc]
+    return grid
+
+
+def greeting(name: str, weights: str = HASH, **facts: Any) -> wire.Update:
+    numbers = {"images": 9, "channels": 416, "grid-height": 5, "grid-width": 7}
+    given = {key.replace("_", "-"): value for key, value in facts.items()}
+    return wire.Update(name, weights, facts={k: v for k, v in (numbers | given).items() if v is not None})
+
+
+def greet(grid: LocalGrid, server_hash: str = "", registry: Registry | None = None) -> Registry:
+    found = registry or Registry(load_config({"sites.deadline-seconds": 0.2}), "run", server_hash)
+    found.refresh(Link(grid, poll_seconds=0.01), 0, lambda text: None)
+    return found
+
+
+def test_sites_are_known_by_the_name_they_give() -> None:
+    found = greet(grid_of(greeting("b"), greeting("a", images=3)))
+    assert set(found.sites) == {"a", "b"} and not found.refused
+    info = found.sites["a"]
+    assert (info.node_id, info.images, info.channels, info.grid, info.weights_hash) == (
+        102,
+        3,
+        416,
+        (5, 7),
+        HASH,
+    )
+
+
+@pytest.mark.parametrize(
+    ("answer", "label", "words"),
+    [
+        (greeting("b", images=None), "b", "its greeting is incomplete (images is None)"),
+        (greeting("b", images="many"), "b", "its greeting is incomplete (images is many)"),
+        (greeting("b", images=float("inf")), "b", "its greeting is incomplete (images is inf)"),
+        (greeting("b", images=0), "b", "its greeting is incomplete (images is 0)"),
+        (greeting("b", grid_width=-1), "b", "its greeting is incomplete (grid-width is -1)"),
+        (greeting("b", error="no disk"), "b", "no disk"),
+        (greeting("../b"), "node-102", "it calls itself '../b'"),
+        (greeting("b/head"), "node-102", "it calls itself 'b/head'"),
+        (greeting(""), "node-102", "it calls itself ''"),
+        (greeting("a"), "a (node 102)", "another node already calls itself a"),
+        (Error(8, "gone"), "node-102", "its client process died"),
+        (None, "node-102", "it did not answer within"),
+    ],
+)
+def test_a_site_that_cannot_take_part_is_refused_and_the_others_stay(
+    answer: wire.Update | Error | None, label: str, words: str
+) -> None:
+    found = greet(grid_of(greeting("a"), answer, greeting("c")))
+    assert set(found.sites) == {"a", "c"}
+    assert list(found.refused) == [label] and words in found.refused[label], found.refused
+
+
+def test_another_wire_version_is_refused_by_name() -> None:
+    found = greet(grid_of(wire.Update("old", HASH, wire_version=0)))
+    assert found.refused == {"old": "wire version 0, expected 1"}
+
+
+def test_the_common_backbone_counts_and_the_servers_own_counts_more() -> None:
+    other = "00" * 32
+    sites = [greeting("a"), greeting("b", other), greeting("c")]
+    found = greet(grid_of(*sites))
+    assert set(found.sites) == {"a", "c"}
+    assert found.refused["b"].startswith(
+        "its backbone weights (000000000000) are not the common ones (abababababab)"
+    )
+    assert set(greet(grid_of(*sites), server_hash=other).sites) == {"b"}
+
+
+def test_a_tie_does_not_depend_on_who_comes_first() -> None:
+    pair = [greeting("a", "11" * 32), greeting("b", "00" * 32)]
+    assert set(greet(grid_of(*pair)).sites) == set(greet(grid_of(*pair[::-1])).sites) == {"b"}
+
+
+def test_only_new_nodes_are_greeted_and_those_that_went_are_forgotten() -> None:
+    grid = grid_of(greeting("a"), greeting("b"))
+    late = grid.node_configs.pop(102)
+    found = greet(grid)
+    assert set(found.sites) == {"a"}
+    grid.node_configs[102] = late
+    greet(grid, registry=found)
+    assert set(found.sites) == {"a", "b"}
+    assert [m.metadata.dst_node_id for m in grid.sent] == [101, 102]
+    del grid.node_configs[101]
+    greet(grid, registry=found)
+    assert set(found.sites) == {"b"} and len(grid.sent) == 2
+
+
+def test_a_registered_name_wins_over_the_one_that_a_site_gives(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Link, "registered_names", lambda self: {101: "clinic"})
+    assert set(greet(grid_of(greeting("somebody-else"))).sites) == {"clinic"}
