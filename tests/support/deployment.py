@@ -1,16 +1,20 @@
 """A real Flower deployment on loopback: one SuperLink, several SuperNodes, each with a home of its own.
 
+With a folder of certificates (as ``docker/certs.py`` makes it) it is encrypted, and only registered nodes join.
+
 Every process is ours, starts in its own session, writes to a file, and is ended by its id; ports come from
 the system. Nothing waits without a bound.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import json
 import os
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import time
@@ -40,9 +44,10 @@ def _die_with_parent() -> None:
 class Deployment:
     """Start, talk to and end the processes of one deployment; use as a context manager."""
 
-    def __init__(self, folder: Path, project: Path = ROOT) -> None:
+    def __init__(self, folder: Path, project: Path = ROOT, certificates: Path | None = None) -> None:
         self.folder = folder
         self.project = project
+        self.certificates = certificates
         self.http, self.fleet = free_port(), free_port()
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
 
@@ -51,7 +56,12 @@ class Deployment:
         home = self.home("cli")
         (home / "config.toml").write_text(
             f'[superlink]\ndefault = "{CONNECTION}"\n\n[superlink.{CONNECTION}]\n'
-            f'address = "127.0.0.1:{self.http}"\ninsecure = true\n'
+            f'address = "127.0.0.1:{self.http}"\n'
+            + (
+                "insecure = true\n"
+                if self.certificates is None
+                else f'root-certificates = "{self.certificates.resolve()}/public/ca.crt"\n'
+            )
         )
         return self
 
@@ -69,6 +79,7 @@ class Deployment:
         """Return the environment of one process."""
         return {
             **os.environ,
+            "PATH": f"{BIN}{os.pathsep}{os.environ.get('PATH', '')}",  # Flower starts its parts by name
             "FLWR_HOME": str(self.home(name)),
             "FLWR_TELEMETRY_ENABLED": "0",
             "FLWR_DISABLE_UPDATE_CHECK": "1",
@@ -99,27 +110,45 @@ class Deployment:
         if process is None:
             return
         for step in (how, signal.SIGKILL):
-            try:
+            with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, step)
-            except ProcessLookupError:
-                pass
             try:
                 process.wait(seconds)
                 break
             except subprocess.TimeoutExpired:
                 continue
-        try:
+        with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)  # children that outlived their parent
-        except ProcessLookupError:
-            pass
 
-    def superlink(self, *options: str) -> None:
-        """Start the server side and wait until it answers."""
+    def server_identity(self) -> list[str]:
+        """Return the options that make the server encrypted and closed to strangers, or neither."""
+        if self.certificates is None:
+            return ["--insecure"]
+        server = self.certificates / "server"
+        return [
+            *("--ssl-ca-certfile", str(server / "ca.crt")),
+            *("--ssl-certfile", str(server / "server.crt")),
+            *("--ssl-keyfile", str(server / "server.key")),
+            "--enable-supernode-auth",
+        ]
+
+    def site_identity(self, name: str) -> list[str]:
+        """Return the options with which a site shows its key and knows the server."""
+        if self.certificates is None:
+            return ["--insecure"]
+        own = self.certificates / "sites" / name
+        return [
+            *("--root-certificates", str(own / "ca.crt")),
+            *("--auth-supernode-private-key", str(own / "site.key")),
+        ]
+
+    def start_superlink(self, *options: str) -> None:
+        """Start the server side."""
         self.start(
             "superlink",
             [
                 str(BIN / "flower-superlink"),
-                "--insecure",
+                *self.server_identity(),
                 "--host",
                 "127.0.0.1",
                 "--port",
@@ -129,22 +158,41 @@ class Deployment:
                 *options,
             ],
         )
+
+    def listening(self) -> bool:
+        """Tell whether the server takes connections of sites."""
+        with socket.socket() as probe:
+            return probe.connect_ex(("127.0.0.1", self.fleet)) == 0
+
+    def superlink(self, *options: str) -> None:
+        """Start the server side and wait until it answers."""
+        self.start_superlink(*options)
+        url, context = f"http://127.0.0.1:{self.http}/health", None
+        if self.certificates is not None:
+            url = url.replace("http:", "https:")
+            context = ssl.create_default_context(cafile=str(self.certificates / "public" / "ca.crt"))
         end = time.monotonic() + 60
-        while time.monotonic() < end:
+        while time.monotonic() < end and self.processes["superlink"].poll() is None:
             try:
-                with urllib.request.urlopen(f"http://127.0.0.1:{self.http}/health", timeout=2):
+                with urllib.request.urlopen(url, timeout=2, context=context):
                     return
             except (urllib.error.URLError, OSError):
                 time.sleep(0.2)
         raise TimeoutError(self.log("superlink"))
 
-    def supernode(self, name: str, node_config: str, extra: Mapping[str, str] | None = None) -> None:
-        """Start one site."""
+    def supernode(
+        self,
+        name: str,
+        node_config: str,
+        extra: Mapping[str, str] | None = None,
+        identity: list[str] | None = None,
+    ) -> None:
+        """Start one site; ``identity`` replaces the options by which it joins."""
         self.start(
             name,
             [
                 str(BIN / "flower-supernode"),
-                "--insecure",
+                *(self.site_identity(name) if identity is None else identity),
                 "--superlink",
                 f"127.0.0.1:{self.fleet}",
                 "--host",
