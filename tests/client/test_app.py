@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from flwr.app import Context, Message, RecordDict
@@ -53,7 +54,7 @@ def test_other_errors_are_named_and_long_ones_cut() -> None:
     assert len(public_reason(RuntimeError("a" * 9999))) == 400
 
 
-def ask(node: dict[str, object], action: str = wire.TRAIN, **facts: object) -> wire.Update:
+def ask(node: dict[str, object], action: str = wire.TRAIN, **facts: Any) -> wire.Update:
     set_identity()
     content = wire.encode_task(
         wire.Task(1, load_config({"model.weights": "random"}).to_json(), "run"), "float32"
@@ -77,7 +78,7 @@ def ask(node: dict[str, object], action: str = wire.TRAIN, **facts: object) -> w
         ({}, "does not exist; write one with"),
     ],
 )
-def test_a_failure_is_an_answer_with_a_reason(tmp_path: Path, facts: dict[str, object], words: str) -> None:
+def test_a_failure_is_an_answer_with_a_reason(tmp_path: Path, facts: dict[str, Any], words: str) -> None:
     (tmp_path / "Jane Doe").mkdir()
     node: dict[str, object] = {"shard": str(tmp_path / "Jane Doe" / "gone.jsonl"), "site": "clinic"}
     node["cache"] = str(tmp_path / "cache")

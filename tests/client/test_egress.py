@@ -60,7 +60,11 @@ def test_the_application_does_not_answer_without_a_ledger(tmp_path: Path, scenes
     content = wire.encode_task(wire.Task(1, settings, "run"), "float32")
     message = wire.make_message(content, 5, wire.EVALUATE, 1, 60.0)
     message.metadata.__dict__["_message_id"] = "m"
-    node = {"shard": str(scenes / "site-0.jsonl"), "site": "clinic", "state": str(tmp_path / "state")}
+    node: dict[str, bool | float | int | str] = {
+        "shard": str(scenes / "site-0.jsonl"),
+        "site": "clinic",
+        "state": str(tmp_path / "state"),
+    }
     context = Context(run_id=42, node_id=5, node_config=node, state=RecordDict(), run_config={})
     with pytest.raises(UserError, match="nothing was sent"):
         client_app(message, context)

@@ -96,7 +96,7 @@ def test_the_hash_sees_names_types_shapes_and_values_but_not_the_order() -> None
     a, b = np.arange(6, dtype=np.float32), np.zeros(2)
     same = arrays_hash({"a": a, "b": b})
     assert same == arrays_hash({"b": b, "a": a}) == arrays_hash({"a": np.asfortranarray(a), "b": b})
-    others = [
+    others: list[dict[str, np.ndarray]] = [
         {"a": a, "c": b},
         {"a": a.astype(np.float64), "b": b},
         {"a": a.reshape(2, 3), "b": b},
