@@ -37,7 +37,6 @@ BATCH = 16
 """Images that the backbone sees at once on a GPU."""
 CPU_BATCH = 2
 """On the CPU more is no faster, but takes memory: activations of a whole picture per image."""
-"""Images per forward pass of the backbone while features are made; bounds the memory."""
 
 
 @dataclass(frozen=True)
