@@ -1,5 +1,6 @@
 # make demo: see it learn, on pictures that it draws itself. make test: every test. Both set up a fresh machine.
-PYTHON ?= $(shell command -v python3.12 || command -v python3.11 || command -v python3)
+# the first that really runs: a name on the path may be a version manager's empty shell
+PYTHON ?= $(shell for p in python3.12 python3.11 python3; do $$p -c '' 2>/dev/null && echo $$p && break; done)
 VENV := .venv
 BIN := $(VENV)/bin
 export FLWR_TELEMETRY_ENABLED := 0
