@@ -64,13 +64,16 @@ def test_names_from_training_are_scored_as_they_are(
     assert fixed["miou"] == expected.miou
 
 
-def test_flip_averaging_and_the_reference_protocol_change_the_question(
+def test_flip_crf_and_the_reference_protocol_change_the_question(
     saved: Path, scenes: Path, record: dict[str, Any]
 ) -> None:
     flipped = evaluate_checkpoint(saved, scenes / "eval.jsonl", flip=True)
     assert flipped["flip"] is True
     assert flipped["confusion"] != record["confusion"]
     assert flipped["pixels"] == record["pixels"]
+    refined = evaluate_checkpoint(saved, scenes / "eval.jsonl", crf=True)
+    assert refined["crf"] is True
+    assert refined["confusion"] != record["confusion"]
     central = evaluate_checkpoint(saved, scenes / "eval.jsonl", protocol="center-320")
     assert central["pixels"] <= 6 * 320 * 320
     assert central["protocol"] == "center-320"
