@@ -135,11 +135,11 @@ def evaluate(
         result.patches += np.bincount(winner.indices.cpu().numpy().ravel(), minlength=clusters)
         result.num_images += len(indices)
         for offset, index in enumerate(indices):
-            label = _read_label(shard, index, model, score_at) if labels_named else None
+            label = seen_label(shard, index, model, score_at) if labels_named else None
             if label is None and index not in keep:
                 continue
             size = label.shape if label is not None else _prediction_size(shard, index, model, score_at)
-            picture = None if refine is None else _picture(shard, index, model)
+            picture = None if refine is None else seen_image(shard, index, model)
             predicted = predict(segmenter, code[offset : offset + 1], size, refine, picture)
             if label is not None and result.confusion is not None:
                 result.confusion.update(predicted, label)
@@ -200,7 +200,7 @@ def backbone_maps(backbone: Backbone, images: Tensor) -> Tensor:
     return maps
 
 
-def _read_label(shard: Shard, index: int, model: config.Model, score_at: ScoreAt) -> Bytes | None:
+def seen_label(shard: Shard, index: int, model: config.Model, score_at: ScoreAt = "label") -> Bytes | None:
     """Read one label and keep what the backbone saw of it, at the size to be scored."""
     path = shard.label_path(index)
     if path is None or shard.classes is None:
@@ -214,7 +214,7 @@ def _read_label(shard: Shard, index: int, model: config.Model, score_at: ScoreAt
     return np.ascontiguousarray(label[top:bottom, left:right])
 
 
-def _picture(shard: Shard, index: int, model: config.Model) -> Bytes:
+def seen_image(shard: Shard, index: int, model: config.Model) -> Bytes:
     """Read one image and keep what the backbone saw of it."""
     image = read_image(shard.image_path(index))
     left, top, right, bottom = _whole_box(image.shape[:2], model)
