@@ -35,7 +35,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         umask = os.umask(0)
         os.umask(umask)
         temporary.chmod(0o666 & ~umask)  # mkstemp makes files private; results are not
-        os.replace(temporary, target)
+        temporary.replace(target)
     except OSError as error:
         raise UserError(
             f"Cannot write {target}: {error.strerror or error}; free some space or choose another folder."

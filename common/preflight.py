@@ -16,7 +16,7 @@ from common.data.manifest import Shard
 from common.errors import UserError
 from common.features import features_header, features_key
 from common.losses.objective import build_objective
-from common.models.backbone import Backbone
+from common.models.backbone import Backbone, load_backbone
 
 CLOSED_FORM = frozenset({"spectral"})
 """Objectives that are solved from sums over the whole shard: they know neither batches nor neighbours."""
@@ -53,6 +53,16 @@ def cache_bytes(images: int, backbone: Backbone, model: Model, cache: Cache, see
     """Return the disk space that the features of so many images need."""
     header = features_header(images, backbone, model, cache, seed)
     return sum(header.files.values())
+
+
+def backbone_needs(model: Model, cache: Cache, seed: int, images: list[int]) -> tuple[int, str, list[int]]:
+    """Load the backbone; return its channels, its weights hash, and the disk space for each number of images.
+
+    Raises `UserError` for weights that are missing or do not fit.
+    """
+    backbone = load_backbone(model, seed, "cpu")
+    needed = [cache_bytes(count, backbone, model, cache, seed) for count in images]
+    return backbone.channels, backbone.weights_hash, needed
 
 
 def check_folder(folder: Path, needed: int = 0, what: str = "cache folder") -> int:

@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from common.command import CommandParser
+from common.command import CommandParser, progress_line
 from common.config import RunConfig, load_config, parse_assignments, read_recipe
 from common.errors import report_user_errors
 
@@ -45,6 +45,9 @@ def run_evaluate(arguments: argparse.Namespace) -> None:
         crf=arguments.crf,
         flip=arguments.flip,
         json_path=arguments.json,
+        matching=arguments.matching,
+        protocol=arguments.protocol,
+        progress=progress_line("segmenting"),
     )
     print_evaluation(result)
 
@@ -53,7 +56,15 @@ def run_segment(arguments: argparse.Namespace) -> None:
     """`segment`."""
     from server.segment import segment
 
-    print(segment(arguments.checkpoint, arguments.out, arguments.inputs, crf=arguments.crf))
+    index = segment(
+        arguments.checkpoint,
+        arguments.out,
+        arguments.inputs,
+        crf=arguments.crf,
+        flip=arguments.flip,
+        progress=progress_line("segmenting"),
+    )
+    print(index)
 
 
 def run_export(arguments: argparse.Namespace) -> None:
@@ -65,12 +76,14 @@ def run_export(arguments: argparse.Namespace) -> None:
 
 def run_report(arguments: argparse.Namespace) -> None:
     """`report`."""
-    from server.report import compare, write_report
+    from server.report import compare, comparison_text, write_report
 
     if len(arguments.runs) == 1:
         print(write_report(arguments.runs[0]))
     else:
-        print(compare(arguments.runs, arguments.out))
+        page = compare(arguments.runs, arguments.out)
+        print(comparison_text(arguments.runs))
+        print(page)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -124,6 +137,17 @@ def build_parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--classes", metavar="T", help="class table: a name or a JSON file")
     evaluate.add_argument("--crf", action="store_true", help="refine with a dense CRF")
     evaluate.add_argument("--flip", action="store_true", help="average with the mirrored image")
+    evaluate.add_argument(
+        "--matching",
+        choices=("hungarian", "many-to-one", "checkpoint"),
+        help="clusters to classes (default: as the run was scored); checkpoint: as matched while training",
+    )
+    evaluate.add_argument(
+        "--protocol",
+        choices=("label-size", "center-320"),
+        default="label-size",
+        help="score at the label's size, or the centre crop of 320 pixels as in the published evaluation",
+    )
     evaluate.add_argument("--json", type=Path, metavar="OUT", help="write all figures to this file")
 
     segment = add(
@@ -135,6 +159,7 @@ def build_parser() -> argparse.ArgumentParser:
     segment.add_argument("--checkpoint", type=Path, required=True, metavar="C", help="file or run directory")
     segment.add_argument("--out", type=Path, required=True, metavar="DIR", help="where the results go")
     segment.add_argument("--crf", action="store_true", help="refine with a dense CRF")
+    segment.add_argument("--flip", action="store_true", help="average with the mirrored image")
     segment.add_argument("inputs", type=Path, nargs="+", metavar="IMAGE_OR_FOLDER")
 
     export = add(

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from common.apart import run_apart
 from common.checkpoint import load_checkpoint
 from common.command import Progress, progress_line
 from common.config import RunConfig
@@ -18,8 +19,7 @@ from common.data.check import check_shard
 from common.data.images import read_label
 from common.data.manifest import Shard, pool_shards, read_shard, read_sites
 from common.errors import UserError
-from common.models.backbone import load_backbone
-from common.preflight import cache_bytes, check_folder, check_shard_size, find_cache
+from common.preflight import backbone_needs, check_folder, check_shard_size, find_cache
 from server.rounds import check_resumable, checkpoint_file
 from server.run_dir import prepare_run_dir
 from server.scoring import evaluation_shard, known_classes
@@ -107,11 +107,14 @@ def check_features(config: RunConfig, shards: Sequence[Shard]) -> tuple[int, str
         else:
             channels, weights_hash = header.channels, header.weights_hash
     if missing:
-        backbone = load_backbone(config.model, config.seed, "cpu")
-        channels, weights_hash = backbone.channels, backbone.weights_hash
-        for folder in sorted({folder for _, folder in missing}):
-            images = sum(len(shard) for shard, other in missing if other == folder)
-            check_folder(folder, cache_bytes(images, backbone, config.model, config.cache, config.seed))
+        counts: dict[Path, int] = {}
+        for shard, folder in missing:
+            counts[folder] = counts.get(folder, 0) + len(shard)
+        channels, weights_hash, needed = run_apart(
+            backbone_needs, config.model, config.cache, config.seed, list(counts.values())
+        )
+        for folder, size in zip(counts, needed, strict=True):
+            check_folder(folder, size)
     for shard, _ in missing:
         faults = check_shard(shard, labels=False, progress=progress_line(f"checking images of {shard.name}"))
         if faults:

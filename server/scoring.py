@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import statistics
-import time
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,17 +11,20 @@ from typing import Any
 
 import numpy as np
 
+from common.apart import run_apart
+from common.command import progress_line
 from common.config import RunConfig
 from common.data.classes import ClassTable, load_table
-from common.data.images import read_image, read_label
 from common.data.manifest import Shard, read_partition, read_shard
 from common.device import choose_device
 from common.errors import UserError
-from common.evaluate import Evaluation, evaluate
+from common.evaluate import Evaluation, Mirrored, evaluate, mirrored_features, seen_image, seen_label
 from common.features import Features, open_features
 from common.metrics import Confusion, Matching, match, scores
+from common.preflight import find_cache
 from common.segmenter import Segmenter
 from common.wire import Groups
+from server.evaluate_command import crf_refinement
 from server.model_state import ModelState
 
 log = logging.getLogger(__name__)
@@ -123,6 +125,26 @@ def evaluation_shard(config: RunConfig) -> Shard | None:
     return read_shard(path, config.simulation.data_root or None, table)
 
 
+def cache_folder(config: RunConfig, shard: Shard) -> Path:
+    """Return where the server keeps the features of its evaluation shard."""
+    return Path(config.simulation.cache) if config.simulation.cache else shard.path.parent / "cache"
+
+
+def cache_features(config: RunConfig) -> None:
+    """Make the feature cache of the evaluation shard, with progress on the terminal."""
+    shard = evaluation_shard(config)
+    assert shard is not None
+    open_features(
+        shard,
+        config.model,
+        config.cache,
+        cache_folder(config, shard),
+        device=choose_device("auto"),
+        seed=config.seed,
+        progress=progress_line(f"caching features of {shard.name}"),
+    )
+
+
 @dataclass
 class Scorer:
     """The server's evaluation shard with its cached features, where it has one."""
@@ -139,21 +161,12 @@ class Scorer:
         shard = evaluation_shard(config)
         if shard is None:
             return cls(config, classes)
-        cache = Path(config.simulation.cache) if config.simulation.cache else shard.path.parent / "cache"
-        started = time.monotonic()
-
-        def progress(done: int, total: int) -> None:
-            left = (time.monotonic() - started) / max(done, 1) * (total - done)
-            log.info("caching features of %s: %d of %d images, %.0f s left", shard.name, done, total, left)
-
+        folder = cache_folder(config, shard)
+        if find_cache(shard, config.model, config.cache, folder, config.seed) is None:
+            log.info("caching features of %s: %d images", shard.name, len(shard))
+            run_apart(cache_features, config)  # this process stays small
         features = open_features(
-            shard,
-            config.model,
-            config.cache,
-            cache,
-            device=choose_device("auto"),
-            seed=config.seed,
-            progress=progress,
+            shard, config.model, config.cache, folder, device=choose_device("auto"), seed=config.seed
         )
         return cls(config, shard.classes, shard, features)
 
@@ -215,7 +228,21 @@ class Scorer:
         segmenter = Segmenter.from_arrays(
             groups["head"], groups["centroids"]["centroids"], self.features.channels, self.config.model
         )
-        return evaluate(segmenter, self.features, self.shard, self.config.model, keep=keep)
+        return evaluate(
+            segmenter,
+            self.features,
+            self.shard,
+            self.config.model,
+            keep=keep,
+            mirrored=self._mirrored(),
+            refine=crf_refinement() if self.config.eval.crf else None,
+        )
+
+    def _mirrored(self) -> Mirrored | None:
+        """Return where features of mirrored images come from (``eval.flip``): computed, never cached."""
+        if not self.config.eval.flip or self.shard is None:
+            return None
+        return mirrored_features(self.shard, self.config.model, self.config.seed, choose_device("auto"))
 
     def draw(self, run_dir: Path, round_number: int, state: ModelState) -> Path | None:
         """Draw a few evaluation images, their prediction and truth; sites' own models are shown by the first."""
@@ -228,16 +255,12 @@ class Scorer:
         chosen = [round(i * (len(shard) - 1) / max(count - 1, 1)) for i in range(count)]
         groups = state.groups_for(min(state.own, default=""))
         found = self._evaluate(groups, keep=chosen)
-        truths: list[np.ndarray | None] = []
-        for index in chosen:
-            label = shard.label_path(index)
-            truths.append(
-                read_label(label, self.classes) if label is not None and self.classes is not None else None
-            )
+        labelled = self.classes is not None and found.confusion is not None
+        truths = [seen_label(shard, index, self.config.model) if labelled else None for index in chosen]
         return write_pictures(
             run_dir,
             round_number,
-            [read_image(shard.image_path(index)) for index in chosen],
+            [seen_image(shard, index, self.config.model) for index in chosen],
             [found.predictions[index] for index in chosen],
             truths if any(truth is not None for truth in truths) else None,
             self.classes,

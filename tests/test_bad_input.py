@@ -96,6 +96,8 @@ def shop(tmp_path: Path, trained: Path, monkeypatch: pytest.MonkeyPatch) -> Work
         raise AssertionError("Flower was started")
 
     monkeypatch.setattr("server.simulate.run_in_flower", never)
+    # simulated faults of the system live in this process, so that the backbone has to as well
+    monkeypatch.setattr("server.preflight.run_apart", lambda function, *arguments: function(*arguments))
     return Workshop(tmp_path, checkpoint, monkeypatch)
 
 
