@@ -17,8 +17,8 @@ from PIL import Image
 from torch import Tensor
 
 from common import config
-from common.data.images import image_size, read_image, read_label
 from common.data.manifest import Shard
+from common.data.views import entry_image, entry_label, entry_size
 from common.errors import UserError
 from common.feature_source import FeatureSource
 from common.metrics import Confusion
@@ -184,9 +184,7 @@ def mirrored_features(
 
         if not loaded:
             loaded.append(load_backbone(model, seed, device))
-        images = torch.stack(
-            [prepare_image(read_image(shard.image_path(i)), model).flip(-1) for i in indices]
-        )
+        images = torch.stack([prepare_image(entry_image(shard, i), model).flip(-1) for i in indices])
         return backbone_maps(loaded[0], images.to(device))
 
     return compute
@@ -202,10 +200,9 @@ def backbone_maps(backbone: Backbone, images: Tensor) -> Tensor:
 
 def seen_label(shard: Shard, index: int, model: config.Model, score_at: ScoreAt = "label") -> Bytes | None:
     """Read one label and keep what the backbone saw of it, at the size to be scored."""
-    path = shard.label_path(index)
-    if path is None or shard.classes is None:
+    label = None if shard.classes is None else entry_label(shard, index, shard.classes)
+    if label is None:
         return None
-    label = read_label(path, shard.classes)
     if score_at == "input":
         box = crop_box(label.shape[0], label.shape[1], model)
         picture = Image.fromarray(label).resize((model.width, model.height), Image.Resampling.NEAREST, box)
@@ -216,7 +213,7 @@ def seen_label(shard: Shard, index: int, model: config.Model, score_at: ScoreAt 
 
 def seen_image(shard: Shard, index: int, model: config.Model) -> Bytes:
     """Read one image and keep what the backbone saw of it."""
-    image = read_image(shard.image_path(index))
+    image = entry_image(shard, index)
     left, top, right, bottom = _whole_box(image.shape[:2], model)
     return np.ascontiguousarray(image[top:bottom, left:right])
 
@@ -225,7 +222,7 @@ def _prediction_size(shard: Shard, index: int, model: config.Model, score_at: Sc
     """Return the size (H, W) of a prediction for an image without a label."""
     if score_at == "input":
         return model.height, model.width
-    left, top, right, bottom = _whole_box(image_size(shard.image_path(index)), model)
+    left, top, right, bottom = _whole_box(entry_size(shard, index), model)
     return bottom - top, right - left
 
 

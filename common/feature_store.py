@@ -127,7 +127,7 @@ def cache_key(shard: Shard, model: Model, weights: str, dtype: str, views: str =
     """Identify a cache by all that its content follows from; ``views`` tells augmented views, if there
     are any.
 
-    Images count by path below the root, size and modification time, in the order of the shard, so that
+    Images count by path below the root, view, size and modification time, in the order of the shard, so that
     a data root may be mounted elsewhere. Raises `UserError` where an image is missing.
     """
     where = str(shard.path.resolve())
@@ -141,7 +141,8 @@ def cache_key(shard: Shard, model: Model, weights: str, dtype: str, views: str =
                 f"Image {shard.image_path(index)} of shard {shard.name} cannot be found "
                 f"({error.strerror or error}); correct the manifest or the data root."
             ) from None
-        images.update(json.dumps([entry.image, state.st_size, state.st_mtime_ns]).encode())
+        shown = [entry.image] if entry.view is None else [entry.image, entry.view]
+        images.update(json.dumps([*shown, state.st_size, state.st_mtime_ns]).encode())
     features = json.dumps([FORMAT, weights, backbone_settings(model), dtype, views], sort_keys=True)
     return Key(f"{slug}-{_short(f'{where}|{shard.name}', 8)}", _short(features, 16), images.hexdigest()[:16])
 

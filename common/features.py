@@ -22,8 +22,8 @@ from numpy.typing import NDArray
 from common import feature_store as store
 from common.augment import Augmentation
 from common.config import Cache, Model
-from common.data.images import read_image
 from common.data.manifest import Shard
+from common.data.views import entry_image
 from common.device import choose_device
 from common.errors import UserError
 from common.models import backbone as backbones
@@ -173,9 +173,7 @@ class UncachedFeatures:
 
     def colours(self, indices: Indices) -> torch.Tensor:
         """Return the mean colour of each cell, in 0..1: float32 [B, h*w, 3]."""
-        pictures = [
-            prepare_image(read_image(self._shard.image_path(int(index))), self._model) for index in indices
-        ]
+        pictures = [prepare_image(entry_image(self._shard, int(index)), self._model) for index in indices]
         return cell_colours(torch.stack(pictures), self.grid).to(self.device)
 
     def neighbours(self, k: int) -> NDArray[np.int64]:
@@ -310,7 +308,7 @@ def encode(
     """
 
     def load(index: int) -> torch.Tensor:
-        picture = prepare_image(read_image(shard.image_path(index)), model)
+        picture = prepare_image(entry_image(shard, index), model)
         return picture if change is None else change(picture, index)
 
     # decoding releases the interpreter lock, so that threads help wherever there are cores

@@ -37,7 +37,10 @@ class Request:
 
 @dataclass(frozen=True)
 class Split:
-    """The outcome: entries of every site, and class histograms per image where labels were read."""
+    """The outcome: images of every site, and class histograms per image where labels were read.
+
+    Whole photos are divided, also where sites train on views of them: one photo is never at two sites.
+    """
 
     dataset: Dataset
     request: Request
@@ -50,14 +53,20 @@ class Split:
         """Return site-0, site-1, ..."""
         return [f"site-{i}" for i in range(len(self.sites))]
 
+    def photos(self, site: int) -> list[Entry]:
+        """Return the photos of a site."""
+        return [self.dataset.images[i] for i in self.sites[site]]
+
     def entries(self, site: int) -> list[Entry]:
         """Return the manifest lines of a site, with or without labels as requested."""
-        chosen = [self.dataset.images[i] for i in self.sites[site]]
+        chosen = self.photos(site)
+        if self.dataset.views:
+            chosen = [replace(entry, view=view) for entry in chosen for view in self.dataset.views]
         return chosen if self.request.keep_labels else [replace(entry, label=None) for entry in chosen]
 
     def domains(self, site: int) -> dict[str, int]:
-        """Return the number of images per domain of a site, largest first."""
-        found = Counter(self.dataset.images[i].domain for i in self.sites[site])
+        """Return the number of manifest lines per domain of a site, largest first."""
+        found = Counter(entry.domain for entry in self.entries(site))
         return {name: count for name, count in found.most_common() if name is not None}
 
     def partition(self) -> Partition:
@@ -71,7 +80,7 @@ class Split:
             rule=request.rule,
             seed=request.seed,
             root=data.final_root or data.root,
-            sites={name: len(site) for name, site in zip(self.names(), self.sites, strict=True)},
+            sites={name: len(self.entries(i)) for i, name in enumerate(self.names())},
             classes=data.classes,
             histogram=None
             if self.histograms is None
@@ -196,7 +205,7 @@ def draw(split: Split) -> object:
         return Row(name, len(entries), note, [data.root / e.image for e in entries], share(counts, entries))
 
     sites = [
-        row(name, split.entries(i), None if split.histograms is None else split.histograms[split.sites[i]])
+        row(name, split.photos(i), None if split.histograms is None else split.histograms[split.sites[i]])
         for i, name in enumerate(split.names())
     ]
     evaluation = [
@@ -213,9 +222,10 @@ def draw(split: Split) -> object:
     )
     if not _labelled(data.images):
         labels = "no labels"
+    views = f", {len(data.views)} views of each" if data.views else ""
     return draw_split(
         title=f"{data.name}: {len(sites)} sites by {split.request.rule}{skew}",
-        subtitle=f"{len(data.images)} images, seed {split.request.seed}; {labels}",
+        subtitle=f"{len(data.images)} images{views}, seed {split.request.seed}; {labels}",
         sites=sites,
         evaluation=evaluation,
         names=classes.names if classes is not None else domains if len(domains) > 1 else (),

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from common.data.classes import ClassTable
 from common.data.images import read_image, read_label
 from common.data.manifest import Shard
+from common.data.views import cut
 from common.errors import UserError
 
 Progress = Callable[[int, int], None]
@@ -45,7 +46,8 @@ def inspect_entry(
             f"The image {image} is {width} x {height} but its label map {path} is {label.shape[1]} x "
             f"{label.shape[0]} pixels; make both the same size."
         )
-    return np.bincount(label.ravel(), minlength=256)[: table.num_classes].astype(np.int64)
+    seen = cut(label, shard.entries[index].view)
+    return np.bincount(seen.ravel(), minlength=256)[: table.num_classes].astype(np.int64)
 
 
 def inspect_shard(

@@ -12,23 +12,28 @@ from typing import Any
 
 from common.atomic import atomic_write_text
 from common.data.classes import ClassTable
+from common.data.views import VIEWS
 from common.errors import UserError
 
 PARTITION_FILE = "partition.json"
-_KEYS = {"image", "label", "domain"}
+_KEYS = {"image", "label", "domain", "view"}
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One line of a manifest; paths are relative to the data root, with forward slashes."""
+    """One line of a manifest; paths are relative to the data root, with forward slashes.
+
+    With a ``view`` (see `common.data.views`) it stands for that part of image and label only.
+    """
 
     image: str
     label: str | None = None
     domain: str | None = None
+    view: str | None = None
 
     def to_line(self) -> str:
         """Return the JSON line, without keys that say nothing."""
-        pairs = {"image": self.image, "label": self.label, "domain": self.domain}
+        pairs = {"image": self.image, "label": self.label, "domain": self.domain, "view": self.view}
         return json.dumps({k: v for k, v in pairs.items() if v is not None}, ensure_ascii=False)
 
 
@@ -147,19 +152,23 @@ def _parse_line(text: str, where: str) -> Entry:
         raise UserError(f'{where} is no JSON ({error}); expected {{"image": "path", ...}}.') from None
     if not isinstance(data, dict) or "image" not in data:
         raise UserError(
-            f"{where} has no 'image'; expected an object with image and, if any, label and domain."
+            f"{where} has no 'image'; expected an object with image and, if any, label, domain and view."
         )
     unknown = set(data) - _KEYS
     if unknown:
-        raise UserError(f"{where} has the unknown key {min(unknown)!r}; expected image, label, domain.")
+        raise UserError(f"{where} has the unknown key {min(unknown)!r}; expected image, label, domain, view.")
     domain = data.get("domain")
     if domain is not None and not isinstance(domain, str):
         raise UserError(f"{where}: 'domain' is {domain!r}; expected text.")
+    view = data.get("view")
+    if view is not None and (not isinstance(view, str) or view not in VIEWS):
+        raise UserError(f"{where}: 'view' is {view!r}; expected one of {', '.join(VIEWS)}.")
     label = data.get("label")
     return Entry(
         image=_check_relative(data["image"], "image", where),
         label=None if label is None else _check_relative(label, "label", where),
         domain=domain,
+        view=view,
     )
 
 
@@ -180,18 +189,19 @@ def read_manifest(path: str | Path, root: Path) -> tuple[Entry, ...]:
         raise UserError(f"The manifest {source} cannot be read ({error}); expected JSON lines.") from None
     fence = _Fence(root)
     entries: list[Entry] = []
-    first_line: dict[str, int] = {}
+    first_line: dict[tuple[str, str | None], int] = {}
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         where = f"{source} line {number}"
         entry = _parse_line(line, where)
-        if entry.image in first_line:
+        shown = (entry.image, entry.view)
+        if shown in first_line:
             raise UserError(
-                f"{where} names the image {entry.image!r} of line {first_line[entry.image]} again; "
+                f"{where} names the image {entry.image!r} of line {first_line[shown]} again; "
                 "keep one of the two lines."
             )
-        first_line[entry.image] = number
+        first_line[shown] = number
         fence.check(entry.image, "image", where)
         if entry.label is not None:
             fence.check(entry.label, "label", where)
@@ -302,9 +312,9 @@ def pool_shards(shards: Sequence[Shard], name: str) -> Shard:
             f"The shards to join have the data roots {', '.join(sorted(map(str, roots)))}; "
             "expected a single one."
         )
-    entries: dict[str, Entry] = {}
+    entries: dict[tuple[str, str | None], Entry] = {}
     for shard in shards:
         for entry in shard.entries:
-            entries.setdefault(entry.image, entry)
+            entries.setdefault((entry.image, entry.view), entry)
     classes = next((shard.classes for shard in shards if shard.classes is not None), None)
     return Shard(name, shards[0].path, shards[0].root, tuple(entries.values()), classes)

@@ -194,9 +194,7 @@ def _load_vit(model: Model, seed: int) -> Backbone:
         load_fitting(vit, read_safetensors(path), f"Weights file {path}", unused)
     mean, std = _vit_statistics(model, vit)
     extractor = VitPatches(vit, model.feature)
-    return Backbone(
-        extractor, (model.height, model.width), mean, std, per_image=model.normalize == "image"
-    )
+    return Backbone(extractor, (model.height, model.width), mean, std, per_image=model.normalize == "image")
 
 
 def _no_transformer(name: str) -> UserError:

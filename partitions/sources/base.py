@@ -21,7 +21,8 @@ class Dataset:
     """Images to be divided, and labelled manifests that go along undivided.
 
     ``root`` is where the files lie now; ``final_root`` where they will lie once the output folder
-    stands, if that is elsewhere. ``rule`` and ``sites`` hold where the user says nothing.
+    stands, if that is elsewhere. ``rule`` and ``sites`` hold where the user says nothing. ``views``
+    stand for every image in the site manifests, in place of the whole; evaluation is on whole images.
     """
 
     name: str
@@ -33,6 +34,7 @@ class Dataset:
     rule: str = "domain"
     sites: int | None = None
     settings: dict[str, str | int | float] = field(default_factory=dict)
+    views: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

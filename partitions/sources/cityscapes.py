@@ -7,8 +7,9 @@ from pathlib import Path
 
 from common.data.classes import load_table
 from common.data.manifest import Entry
+from common.data.views import VIEWS
 from common.errors import UserError
-from partitions.sources.base import Dataset, Progress, Source, need_files, need_folder, no_options
+from partitions.sources.base import Dataset, Progress, Source, need_files, need_folder
 
 _IMAGE = "_leftImg8bit.png"
 
@@ -32,6 +33,16 @@ def _split(root: Path, split: str) -> list[Entry]:
     return entries
 
 
+def _add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--crops",
+        choices=("none", "five"),
+        default="none",
+        help="five: sites train on four corners and the centre of each photo, half as high and wide, as the "
+        "published method does; they are cut when read, no file is written (default: whole photos)",
+    )
+
+
 def _load(args: argparse.Namespace, stage: Path, progress: Progress | None) -> Dataset:
     root = need_folder(Path(args.root), "--root", "expected Cityscapes.").resolve()
     return Dataset(
@@ -40,6 +51,8 @@ def _load(args: argparse.Namespace, stage: Path, progress: Progress | None) -> D
         images=_split(root, "train"),
         classes=load_table(args.classes or "cityscapes-27"),
         evaluation={"val": _split(root, "val")},
+        settings={"crops": args.crops},
+        views=tuple(VIEWS) if args.crops == "five" else (),
     )
 
 
@@ -48,7 +61,7 @@ CITYSCAPES = Source(
     "Cityscapes, 27 classes; cities are domains: 18 sites, or alphabetical blocks with --sites 3 or 6",
     "ROOT/leftImg8bit/{train,val}/CITY/NAME_leftImg8bit.png, ROOT/gtFine/{train,val}/CITY/"
     "NAME_gtFine_labelIds.png. The train cities are divided; val.jsonl is written as a labelled manifest.",
-    no_options,
+    _add_options,
     _load,
     classes="cityscapes-27",
 )

@@ -58,14 +58,14 @@ def test_three_sites_train_over_grpc(tmp_path: Path, scenes: Path) -> None:
         found = net.wait(net.submit(run_config(scenes, run_dir, centroids__polish_passes=1)), 300)
         assert found["status"] == "finished:completed", net.everything()
     lines = metrics(run_dir)
-    assert [line["round"] for line in lines] == [1, 2]
+    assert [line["round"] for line in lines] == [1, 2, 3]
     names = [f"hospital-{index}" for index in range(SITES)]
     for line in lines:
         assert line["sites"] == names
         assert line["quarantined"] == {}
         assert 0 < line["miou"] < 1
         assert sorted(line["bytes_up"]) == names
-    assert load_checkpoint(run_dir).round == 2
+    assert load_checkpoint(run_dir).round == 3
     assert (run_dir / "report.html").is_file()
     ledger = [
         json.loads(text)
@@ -83,7 +83,7 @@ def test_a_site_that_is_killed_costs_the_round_that_site_only(tmp_path: Path, sc
     with Deployment(tmp_path / "net") as net:
         net.superlink()
         start_sites(net, scenes, tmp_path / "cache")
-        settings = run_config(scenes, run_dir, rounds=3, sites__deadline_seconds=30)
+        settings = run_config(scenes, run_dir, rounds=4, sites__deadline_seconds=30)
         run_id = net.submit(settings)
         end = time.monotonic() + 240
         while not metrics(run_dir) and time.monotonic() < end:
@@ -92,7 +92,7 @@ def test_a_site_that_is_killed_costs_the_round_that_site_only(tmp_path: Path, sc
         found = net.wait(run_id, 300)
         assert found["status"] == "finished:completed", net.everything()
     last = metrics(run_dir)[-1]
-    assert last["round"] == 3
+    assert last["round"] == 4
     assert last["sites"] == ["hospital-0", "hospital-2"]
     reasons = [line["quarantined"].get("hospital-1", "") for line in metrics(run_dir)]  # type: ignore[attr-defined]
     assert any("did not answer" in reason or "went away" in reason for reason in reasons), reasons

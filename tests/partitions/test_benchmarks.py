@@ -13,6 +13,7 @@ from common.data.check import check_shard
 from common.data.classes import load_table
 from common.data.images import read_label
 from common.data.manifest import read_partition, read_shard, read_sites
+from common.data.views import VIEWS
 from partitions.__main__ import main
 
 CITIES = [
@@ -77,6 +78,23 @@ def test_cityscapes_alphabetical_blocks(
     assert main(["cityscapes", "--root", str(cityscapes), "--sites", str(sites), "--out", str(out)]) == 0
     partition = read_partition(out)
     assert len(partition.sites) == sites and set(partition.domains["site-0"]) == set(first)
+
+
+def test_cityscapes_five_views_for_the_sites_and_whole_images_for_evaluation(
+    cityscapes: Path, tmp_path: Path
+) -> None:
+    words = ["cityscapes", "--root", str(cityscapes), "--sites", "3", "--out"]
+    assert main([*words, str(tmp_path / "whole")]) == 0
+    assert main([*words, str(tmp_path / "five"), "--crops", "five"]) == 0
+    whole, five = read_partition(tmp_path / "whole"), read_partition(tmp_path / "five")
+    assert five.sites == {name: 5 * count for name, count in whole.sites.items()}
+    assert five.histogram == whole.histogram  # of the photos, once each
+    assert five.settings["crops"] == "five"
+    for photos, views in zip(read_sites(tmp_path / "whole"), read_sites(tmp_path / "five"), strict=True):
+        shown = [(entry.image, view) for entry in photos.entries for view in VIEWS]
+        assert [(entry.image, entry.view) for entry in views.entries] == shown
+        assert check_shard(views, labels=True) == []
+    assert all(entry.view is None for entry in read_shard(tmp_path / "five/val.jsonl").entries)
 
 
 def test_cityscapes_27_counts_from_label_id_seven(tmp_path: Path) -> None:
