@@ -22,6 +22,9 @@ from common.presets import FROM_PRESET, PRESETS
 
 Scalar = str | int | float | bool
 
+BASE = "base"
+"""The key by which a recipe names the one that it changes."""
+
 
 def _kebab(name: str) -> str:
     return name.replace("_", "-")
@@ -371,8 +374,28 @@ def load_config(*layers: Mapping[str, Any]) -> RunConfig:
 
 
 def read_recipe(path: str | Path) -> dict[str, Any]:
-    """Read a recipe (TOML) as flat settings; raises `UserError` where it is missing or broken."""
+    """Read a recipe (TOML) as flat settings; raises `UserError` where it is missing or broken.
+
+    A recipe may be a few lines on top of another: ``base = "NAME"`` takes all settings of NAME.toml in the
+    same folder, and the recipe's own win. A base may have a base itself.
+    """
     file = Path(path)
+    settings = _read_toml(file)
+    read = [file.stem]
+    while BASE in settings:
+        name = settings.pop(BASE)
+        if not isinstance(name, str) or not name or Path(name).name != name:
+            raise UserError(f"Recipe {file} has the base {name!r}; expected the name of a recipe beside it.")
+        if name in read:
+            raise UserError(
+                f"Recipe {file} is its own base ({' on '.join([*read, name])}); break the circle."
+            )
+        read.append(name)
+        settings = _read_toml(file.with_name(f"{name}.toml")) | settings
+    return settings
+
+
+def _read_toml(file: Path) -> dict[str, Any]:
     if not file.is_file():
         known = ", ".join(sorted(p.stem for p in file.parent.glob("*.toml"))) if file.parent.is_dir() else ""
         raise UserError(

@@ -56,14 +56,19 @@ def flatten(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+def read_recipe(path: Path) -> dict[str, Any]:
+    """Read a recipe, and the one beside it that it names as its ``base``."""
+    try:
+        settings = flatten(tomllib.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError) as error:
+        raise ControlError(f"Recipe {path} cannot be read: {error}.") from None
+    base = settings.pop("base", None)
+    return settings if base is None else read_recipe(path.with_name(f"{base}.toml")) | settings
+
+
 def read_settings(recipe: Path | None, assignments: Sequence[str]) -> dict[str, Any]:
     """Merge a recipe with ``key=value`` words; a bare word counts as a string."""
-    settings: dict[str, Any] = {}
-    if recipe is not None:
-        try:
-            settings = flatten(tomllib.loads(recipe.read_text(encoding="utf-8")))
-        except (OSError, ValueError) as error:
-            raise ControlError(f"Recipe {recipe} cannot be read: {error}.") from None
+    settings = {} if recipe is None else read_recipe(recipe)
     for assignment in assignments:
         key, equals, value = assignment.partition("=")
         if not equals or not key:

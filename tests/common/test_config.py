@@ -90,6 +90,31 @@ def test_a_broken_recipe_is_refused(tmp_path: Path) -> None:
         read_recipe(recipe)
 
 
+def test_a_recipe_stands_on_its_base_and_wins(tmp_path: Path) -> None:
+    (tmp_path / "a.toml").write_text('name = "a"\nrounds = 4\n[local]\nsteps = 30\nbatch = 8\n')
+    (tmp_path / "b.toml").write_text('base = "a"\nname = "b"\n[local]\nsteps = 7\n')
+    (tmp_path / "c.toml").write_text('base = "b"\nname = "c"\nlocal.batch = 2\n')
+    found = read_recipe(tmp_path / "c.toml")
+    assert found == {"name": "c", "rounds": 4, "local.steps": 7, "local.batch": 2}
+
+
+@pytest.mark.parametrize(
+    ("base", "words"),
+    [
+        ('"b"', ["is its own base", "a on b on a"]),
+        ('"gone"', ["gone.toml does not exist", "holds: a, b"]),
+        ('"../b"', ["'../b'", "the name of a recipe beside it"]),
+        ("3", ["has the base 3"]),
+    ],
+)
+def test_a_base_that_cannot_be_is_refused(tmp_path: Path, base: str, words: list[str]) -> None:
+    (tmp_path / "a.toml").write_text(f"base = {base}\n")
+    (tmp_path / "b.toml").write_text('base = "a"\n')
+    with pytest.raises(UserError) as caught:
+        read_recipe(tmp_path / "a.toml")
+    assert all(word in str(caught.value) for word in words), str(caught.value)
+
+
 @pytest.mark.parametrize("recipe", sorted((ROOT / "recipes").glob("*.toml")), ids=lambda path: path.stem)
 def test_every_recipe_is_valid(recipe: Path) -> None:
     settings = read_recipe(recipe)
