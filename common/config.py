@@ -307,6 +307,10 @@ class RunConfig(Section):
         """Return the resolved settings as readable JSON."""
         return json.dumps(self.model_dump(by_alias=True), indent=2)
 
+    def to_toml(self) -> str:
+        """Return the settings as dotted TOML keys, which `read_recipe` and ``flwr run`` take."""
+        return "".join(f"{key} = {json.dumps(value)}\n" for key, value in self.to_flat().items())
+
     @classmethod
     def from_json(cls, text: str) -> RunConfig:
         """Read what `to_json` wrote."""

@@ -1,4 +1,4 @@
-"""The server's commands: run a simulation, score, segment, report, export."""
+"""The server's commands: run a simulation, score, probe, segment, report, export, show settings."""
 
 from __future__ import annotations
 
@@ -52,6 +52,31 @@ def run_evaluate(arguments: argparse.Namespace) -> None:
     print_evaluation(result)
 
 
+def run_probe(arguments: argparse.Namespace) -> None:
+    """`probe`."""
+    from server.probe import print_probe, probe_checkpoint
+
+    result = probe_checkpoint(
+        arguments.checkpoint,
+        arguments.train,
+        arguments.test,
+        data_root=arguments.data_root,
+        classes=arguments.classes,
+        json_path=arguments.json,
+        on=arguments.on,
+        steps=arguments.steps,
+        protocol=arguments.protocol,
+        progress=progress_line("probing"),
+    )
+    print_probe(result)
+
+
+def run_settings(arguments: argparse.Namespace) -> None:
+    """`settings`."""
+    layers = [read_recipe(arguments.recipe)] if arguments.recipe else []
+    print(load_config(*layers, parse_assignments(arguments.set)).to_toml(), end="")
+
+
 def run_segment(arguments: argparse.Namespace) -> None:
     """`segment`."""
     from server.segment import segment
@@ -84,6 +109,13 @@ def run_report(arguments: argparse.Namespace) -> None:
         page = compare(arguments.runs, arguments.out)
         print(comparison_text(arguments.runs))
         print(page)
+
+
+def positive(text: str) -> int:
+    """Read a whole number from 1 up."""
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 up")
+    return int(text)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -150,6 +182,36 @@ def build_parser() -> argparse.ArgumentParser:
     )
     evaluate.add_argument("--json", type=Path, metavar="OUT", help="write all figures to this file")
 
+    probe = add(
+        "probe",
+        run_probe,
+        "Fit a linear classifier with labels on a frozen checkpoint and score it on another shard.",
+        "--checkpoint runs/camvid-default-seed0 --train shards/camvid/site-*.jsonl --test shards/camvid/dev.jsonl",
+    )
+    probe.add_argument("--checkpoint", type=Path, required=True, metavar="C", help="file or run directory")
+    probe.add_argument(
+        "--train", type=Path, required=True, nargs="+", metavar="M", help="labelled manifests to fit on"
+    )
+    probe.add_argument("--test", type=Path, required=True, metavar="M", help="labelled manifest to score on")
+    probe.add_argument("--data-root", type=Path, metavar="R", help="folder the manifests' paths refer to")
+    probe.add_argument("--classes", metavar="T", help="class table: a name or a JSON file")
+    probe.add_argument(
+        "--on",
+        choices=("code", "features"),
+        default="code",
+        help="what the head makes of the features (default), or the features of the backbone themselves",
+    )
+    probe.add_argument(
+        "--steps", type=positive, default=200, metavar="N", help="steps at most (default: 200)"
+    )
+    probe.add_argument(
+        "--protocol",
+        choices=("label-size", "center-320"),
+        default="label-size",
+        help="as in `evaluate`; holds for fitting and scoring",
+    )
+    probe.add_argument("--json", type=Path, metavar="OUT", help="write all figures to this file")
+
     segment = add(
         "segment",
         run_segment,
@@ -170,6 +232,17 @@ def build_parser() -> argparse.ArgumentParser:
     )
     export.add_argument("--checkpoint", type=Path, required=True, metavar="C", help="file or run directory")
     export.add_argument("--out", type=Path, required=True, metavar="FILE", help="the ONNX file")
+
+    settings = add(
+        "settings",
+        run_settings,
+        "Print all settings of a recipe, what it leaves to preset, base and defaults included, as TOML.",
+        "--recipe recipes/camvid-rule-mean.toml > run.toml",
+    )
+    settings.add_argument("--recipe", type=Path, metavar="F", help="settings as TOML (see recipes/)")
+    settings.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="override a setting"
+    )
 
     report = add(
         "report",

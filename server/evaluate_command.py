@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -71,7 +71,7 @@ def evaluate_checkpoint(
         raise UserError(
             f"Checkpoint {checkpoint} names no classes (it was never scored); match on this shard: hungarian."
         )
-    model, upsample, score_at = _protocol(saved.config.model, protocol)
+    model, upsample, score_at = apply_protocol(saved.config.model, protocol)
     folder = Path(cache_dir) if cache_dir is not None else pictures.path.parent / "cache"
     chosen = choose_device(device)
     features = open_features(
@@ -153,15 +153,20 @@ def evaluation_text(record: dict[str, Any]) -> str:
         )
         lines.append(f"  accuracy {100 * record['accuracy']:.1f} %   matching: {record['matching']}")
         lines[-1] += f"   protocol: {' + '.join([record['protocol'], *extras])}"
-        width = max(len(name) for name in record["per_class_iou"])
-        for name, value in record["per_class_iou"].items():
-            lines.append(
-                f"  {name:<{width}}  " + ("  not in the labels" if value is None else f"{100 * value:5.1f} %")
-            )
+        lines += class_lines(record["per_class_iou"])
     lines.append(
         f"  mean cosine to the centroid {record['mean_cosine']:.3f}, evenness {record['entropy']:.3f}"
     )
     return "\n".join(lines)
+
+
+def class_lines(per_class_iou: Mapping[str, float | None]) -> list[str]:
+    """Return one line per class with its IoU."""
+    width = max(len(name) for name in per_class_iou)
+    return [
+        f"  {name:<{width}}  " + ("  not in the labels" if value is None else f"{100 * value:5.1f} %")
+        for name, value in per_class_iou.items()
+    ]
 
 
 def print_evaluation(record: dict[str, Any]) -> None:
@@ -190,7 +195,7 @@ def crf_refinement() -> Refine:
     return refine
 
 
-def _protocol(model: config.Model, protocol: Protocol) -> tuple[config.Model, Upsample, ScoreAt]:
+def apply_protocol(model: config.Model, protocol: Protocol) -> tuple[config.Model, Upsample, ScoreAt]:
     """Return backbone settings, order of enlarging, and where to score."""
     if protocol == "label-size":
         return model, "cosines", "label"

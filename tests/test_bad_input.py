@@ -595,6 +595,79 @@ def evaluate_result_that_cannot_be_written(shop: Workshop) -> Words:
     return evaluate(shop, "--json", shop.tmp / "file" / "out.json")
 
 
+def probe(shop: Workshop, *words: object) -> Words:
+    """Fit on the two labelled images' copies, score on the images themselves."""
+    for i in range(2):
+        save_picture(shop.shards / f"images/f-{i}.png", seed=i)
+    entries = [{"image": f"images/f-{i}.png", "label": f"labels/e-{i}.png"} for i in range(2)]
+    shop.write_manifest("fit", entries)
+    base: Words = ["server", "probe", "--checkpoint", shop.checkpoint, "--classes", "crackforest"]
+    return [
+        *base,
+        *("--train", shop.shards / "fit.jsonl", "--test", shop.shards / "eval.jsonl"),
+        *("--json", shop.out, *words),
+    ]
+
+
+@row("arguments are required: --checkpoint, --test")
+def probe_without_a_checkpoint(shop: Workshop) -> Words:
+    return ["server", "probe", "--train", shop.shards / "eval.jsonl"]
+
+
+@row("'0' is not a whole number from 1 up")
+def probe_of_no_steps(shop: Workshop) -> Words:
+    return probe(shop, "--steps", "0")
+
+
+@row("site-0.jsonl names no label; a linear probe is fitted and scored with labels")
+def probe_fitted_without_labels(shop: Workshop) -> Words:
+    return probe(shop, "--train", shop.shards / "site-0.jsonl")
+
+
+@row("site-0.jsonl names no label; a linear probe is fitted and scored with labels")
+def probe_scored_without_labels(shop: Workshop) -> Words:
+    return probe(shop, "--test", shop.shards / "site-0.jsonl")
+
+
+@row("2 images of .*eval.jsonl are among those to fit on, the first is images/e-0.png; score on others")
+def probe_scored_on_what_it_was_fitted_to(shop: Workshop) -> Words:
+    return probe(shop, "--train", shop.shards / "fit.jsonl", shop.shards / "eval.jsonl")
+
+
+@row("fit.jsonl names labels but no class table is known; name one")
+def probe_without_a_class_table(shop: Workshop) -> Words:
+    return [word for word in probe(shop) if word not in ("--classes", "crackforest")]
+
+
+@row("The labels of fit show fewer than two classes")
+def probe_of_one_class(shop: Workshop) -> Words:
+    save_label(shop.shards / "labels/e-1.png", 0)
+    return probe(shop)
+
+
+@row("holds the value 9, which class table 'crackforest'")
+def probe_label_value_out_of_range(shop: Workshop) -> Words:
+    save_label(shop.shards / "labels/e-0.png", 9)
+    return probe(shop)
+
+
+@row("was trained on the backbone weights 000000000000 but")
+def probe_checkpoint_of_another_model(shop: Workshop) -> Words:
+    change_sidecar(shop, weights_sha256="0" * 64)
+    return probe(shop)
+
+
+@row("Recipe .*gone.toml does not exist")
+def settings_of_a_missing_recipe(shop: Workshop) -> Words:
+    return ["server", "settings", "--recipe", shop.tmp / "gone.toml"]
+
+
+@row("Recipe .*r.toml is its own base")
+def settings_of_a_recipe_on_itself(shop: Workshop) -> Words:
+    (shop.tmp / "r.toml").write_text('base = "r"')
+    return ["server", "settings", "--recipe", shop.tmp / "r.toml"]
+
+
 def segment(shop: Workshop, *inputs: object) -> Words:
     return ["server", "segment", "--checkpoint", shop.checkpoint, "--out", shop.out, *inputs]
 

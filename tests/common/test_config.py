@@ -47,6 +47,12 @@ def test_presets_name_existing_keys_only() -> None:
     assert all(key in known for preset in PRESETS.values() for key in preset)
 
 
+def test_toml_round_trip(tmp_path: Path) -> None:
+    config = load_config({"preset": "fuss-ref", "seed": 7, "aggregation.tau": 1e-5, "run-dir": 'a "b" \\ ä'})
+    (tmp_path / "r.toml").write_text(config.to_toml(), encoding="utf-8")
+    assert load_config(read_recipe(tmp_path / "r.toml")) == config
+
+
 def test_json_round_trip() -> None:
     config = load_config({"preset": "fuss-clean", "seed": 7})
     assert RunConfig.from_json(config.to_json()) == config
