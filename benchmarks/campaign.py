@@ -1,0 +1,109 @@
+"""How do many runs follow one another, so that the command may be stopped and started again?
+
+Every run has a folder of its own, OUT/NAME-seedSEED. One that holds its last round is kept, one that was
+stopped goes on from its newest checkpoint, the rest start. A run that fails leaves the others alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from common.config import load_config, read_recipe
+from common.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def recipe_path(name: str) -> Path:
+    """Return the file of a recipe."""
+    return ROOT / "recipes" / f"{name}.toml"
+
+
+def add_options(parser: argparse.ArgumentParser, recipes: Sequence[str] | None = None) -> None:
+    """Add what all campaigns can be asked; ``recipes`` are those that run if none is named."""
+    parser.add_argument("--seeds", type=int, default=3, help="runs of each recipe (default 3)")
+    parser.add_argument("--recipes", nargs="+", default=recipes, metavar="NAME", help="recipes/NAME.toml")
+    parser.add_argument("--shards", type=absolute, help="shards folder, if not the recipes' own")
+    parser.add_argument(
+        "--out", type=absolute, default=ROOT / "runs", help="where the runs go (default runs/)"
+    )
+
+
+def absolute(text: str) -> Path:
+    """Read a path as the caller means it: the runs are started in another folder."""
+    return Path(text).resolve()
+
+
+def check(recipes: Sequence[str], shards: Path | None) -> None:
+    """Raise `UserError` for a recipe or a shards folder that is not there: now, not after an hour of runs."""
+    for name in recipes:
+        recipe = load_config(read_recipe(recipe_path(name)))
+        folder = shards or ROOT / recipe.simulation.shards
+        if not folder.is_dir():
+            raise UserError(
+                f"Recipe {name} needs the shards folder {folder}; make it with `python -m partitions` as "
+                "docs/recipes.md says."
+            )
+
+
+def finished(run_dir: Path) -> bool:
+    """Say whether a run directory holds the last round of its run."""
+    metrics, config = run_dir / "metrics.jsonl", run_dir / "config.json"
+    if not metrics.is_file() or not config.is_file():
+        return False
+    lines = metrics.read_text(encoding="utf-8").splitlines()
+    try:
+        last = json.loads(lines[-1])["round"] if lines else 0
+    except ValueError:  # the line that a crash cut off
+        return False
+    return bool(last == json.loads(config.read_text(encoding="utf-8"))["rounds"])
+
+
+def simulate_command(name: str, seed: int, run_dir: Path, shards: Path | None) -> list[str]:
+    """Return the command that starts a run, or lets it go on."""
+    command = [sys.executable, "-m", "server", "simulate", "--recipe", str(recipe_path(name))]
+    command += ["--run-dir", str(run_dir), "--set", f"seed={seed}"]
+    command += ["--shards", str(shards)] if shards else []
+    if any((run_dir / "checkpoints").glob("round-*.json")):
+        command += ["--resume", str(run_dir)]
+    return command
+
+
+def run_all(recipes: Sequence[str], seeds: int, out: Path, shards: Path | None = None) -> list[str]:
+    """Make the runs that are missing, seed by seed; return the names of those that failed."""
+    failed = []
+    for seed in range(seeds):
+        for name in recipes:
+            run_dir = out / f"{name}-seed{seed}"
+            if finished(run_dir):
+                continue
+            print(f"== {name}, seed {seed}", flush=True)
+            done = subprocess.run(simulate_command(name, seed, run_dir, shards), cwd=ROOT, check=False)
+            if done.returncode:
+                failed.append(run_dir.name)
+    return failed
+
+
+def compare(recipes: Sequence[str], seeds: int, out: Path, folder: Path) -> None:
+    """Print the comparison of all finished runs and write it, with plots, to ``folder``."""
+    runs = [out / f"{name}-seed{seed}" for name in recipes for seed in range(seeds)]
+    done = [str(run) for run in runs if finished(run)]
+    if len(done) < 2:
+        print("Fewer than two runs are finished; there is nothing to compare.")
+        return
+    report = [sys.executable, "-m", "server", "report", *done, "--out", str(folder)]
+    subprocess.run(report, cwd=ROOT, check=True)
+
+
+def verdict(failed: Sequence[str]) -> int:
+    """Name what failed; return the exit code."""
+    if failed:
+        print(f"failed, see above: {', '.join(failed)}", file=sys.stderr)
+    return 1 if failed else 0

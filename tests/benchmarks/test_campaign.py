@@ -1,0 +1,105 @@
+"""Do the campaigns compare what they say, and can they be stopped and started again?"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from common.config import RunConfig, load_config, read_recipe
+from common.errors import UserError
+from tests.conftest import ROOT
+
+sys.path.insert(0, str(ROOT / "benchmarks"))
+
+import campaign
+import camvid
+import rules
+
+
+def settings(name: str) -> RunConfig:
+    return load_config(read_recipe(campaign.recipe_path(name)))
+
+
+@pytest.mark.parametrize("recipes", [camvid.RECIPES, *rules.SETS.values()], ids=["camvid", *rules.SETS])
+def test_recipes_of_a_set_are_scored_alike_and_take_equal_steps(recipes: tuple[str, ...]) -> None:
+    configs = [settings(name) for name in recipes]
+    assert len(set(recipes)) == len(recipes)
+    assert len({(c.eval.shard, c.eval.matching, c.model.clusters, c.simulation.shards) for c in configs}) == 1
+    stepping = [c for c in configs if c.loss.objective != "spectral"]
+    assert len({(c.rounds, c.local.steps, c.local.batch) for c in stepping}) == 1
+
+
+@pytest.mark.parametrize("name", rules.SETS)
+def test_recipes_of_a_question_share_their_features(name: str) -> None:
+    models = [settings(recipe).model for recipe in rules.SETS[name]]
+    seen = {
+        (m.backbone, m.weights, m.stages, m.height, m.width, m.resize, m.crop, m.normalize) for m in models
+    }
+    assert len(seen) == 1
+
+
+def test_rules_differ_in_nothing_but_the_rule() -> None:
+    base = settings("camvid-fuss-ref").to_flat()
+    for recipe in rules.SETS["rules"]:
+        if recipe.startswith("camvid-rule-"):
+            changed = {key for key, value in settings(recipe).to_flat().items() if value != base[key]}
+            assert changed <= {
+                *(key for key in base if key.startswith("centroids.")),
+                "aggregation.keep-least-moved",
+                "name",
+            }
+            assert len(changed) > 1, recipe
+
+
+def write_run(folder: Path, rounds: int, last: int) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps({"rounds": rounds}))
+    lines = [json.dumps({"round": number}) for number in range(1, last + 1)]
+    (folder / "metrics.jsonl").write_text("\n".join(lines) + "\n" if lines else "")
+    return folder
+
+
+def test_a_run_is_finished_with_its_last_round(tmp_path: Path) -> None:
+    assert not campaign.finished(tmp_path / "none")
+    assert not campaign.finished(write_run(tmp_path / "a", 4, 0))
+    assert not campaign.finished(write_run(tmp_path / "a", 4, 3))
+    assert campaign.finished(write_run(tmp_path / "a", 4, 4))
+    (tmp_path / "a" / "metrics.jsonl").write_text('{"round": 4}\n{"rou')
+    assert not campaign.finished(tmp_path / "a")
+
+
+def test_a_stopped_run_goes_on_from_its_checkpoint(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "camvid-default-seed1", 4, 2)
+    assert "--resume" not in campaign.simulate_command("camvid-default", 1, run, None)
+    (run / "checkpoints").mkdir()
+    (run / "checkpoints" / "round-0002.json").touch()
+    command = campaign.simulate_command("camvid-default", 1, run, tmp_path)
+    assert command[-2:] == ["--resume", str(run)]
+    assert command[command.index("--shards") + 1] == str(tmp_path) and "seed=1" in command
+
+
+def test_a_failed_run_leaves_the_others_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    started = []
+
+    def fake(command: list[str], **_: object) -> object:
+        run = Path(command[command.index("--run-dir") + 1])
+        started.append(run.name)
+        if run.name != "b-seed0":
+            write_run(run, 4, 4)
+        return type("Done", (), {"returncode": int(run.name == "b-seed0")})
+
+    monkeypatch.setattr("subprocess.run", fake)
+    write_run(tmp_path / "a-seed1", 4, 4)
+    assert campaign.run_all(["a", "b"], 2, tmp_path) == ["b-seed0"]
+    assert started == ["a-seed0", "b-seed0", "b-seed1"]
+    assert campaign.verdict(["b-seed0"]) == 1 and campaign.verdict([]) == 0
+
+
+def test_missing_shards_are_named_before_anything_runs(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"needs the shards folder .*gone"):
+        campaign.check(["camvid-default"], tmp_path / "gone")
+    with pytest.raises(UserError, match="does not exist"):
+        campaign.check(["camvid-nothing"], tmp_path)
