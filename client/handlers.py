@@ -67,10 +67,6 @@ def answer_train(task: wire.Task, settings: RunConfig, site: SiteConfig) -> wire
         from common.spectral import patch_scatter
 
         groups = {"scatter": patch_scatter(features, settings.loss.spectral_tolerance).to_arrays()}
-    elif phase == "proposals":
-        from client.proposals import propose
-
-        groups = {"proposals": propose(features, task.groups["head"], settings, site.name)}
     elif phase == "clusters":
         from client.statistics import cluster_sums
 

@@ -292,10 +292,14 @@ class RunConfig(Section):
                     f"loss.objective 'spectral' needs centroids.merge 'lloyd', not '{self.centroids.merge}'; "
                     "its sites send sums, not centroids of their own"
                 )
-            if self.rounds < 3:
+            if self.model.clusters > 2 * self.model.dim**2:
                 raise ValueError(
-                    f"loss.objective 'spectral' needs 3 rounds (projection, first centroids, k-means), "
-                    f"rounds is {self.rounds}; raise it"
+                    f"loss.objective 'spectral' starts k-means from {2 * self.model.dim**2} directions of codes of "
+                    f"length {self.model.dim} but model.clusters is {self.model.clusters}; raise model.dim"
+                )
+            if self.rounds < 2:
+                raise ValueError(
+                    "loss.objective 'spectral' needs 2 rounds (projection, k-means), rounds is 1; raise it"
                 )
         return self
 

@@ -6,20 +6,15 @@ from typing import Literal
 
 from common.config import RunConfig
 
-Phase = Literal["train", "scatter", "proposals", "clusters"]
+Phase = Literal["train", "scatter", "clusters"]
 
 
 def phase_of(config: RunConfig, round_number: int) -> Phase:
     """Return the work of a round, counted from 1.
 
     Objectives that take gradient steps train in every round. The spectral one needs one round of sums for
-    the projection, one of proposals for the first centroids, and then passes of exact k-means.
+    the projection, and then passes of exact k-means.
     """
     if config.loss.objective != "spectral":
         return "train"
-    return {1: "scatter", 2: "proposals"}.get(round_number, "clusters")  # type: ignore[return-value]
-
-
-def num_proposals(clusters: int) -> int:
-    """Return how many directions every site proposes as first centroids, for K clusters."""
-    return 2 * clusters
+    return "scatter" if round_number == 1 else "clusters"

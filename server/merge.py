@@ -17,7 +17,7 @@ from server.centroid_lloyd import SiteSums
 from server.centroids import Merged, SiteCentroids, merge_centroids, merge_lloyd, total_sums
 from server.model_state import ModelState, own_groups
 from server.optimizers import server_step
-from server.spectral import seed_centroids, solve_heads
+from server.spectral import solve
 
 OPTIMIZER = "optimizer/"
 CENTROIDS = "centroids/"
@@ -38,9 +38,7 @@ def merge_round(
     """Merge one round of checked updates, at least one, into the next state."""
     own = own_groups(config)
     if phase == "scatter":
-        return solve_heads(state, updates, config)
-    if phase == "proposals":
-        return seed_centroids(state, updates, config)
+        return solve(state, updates, config)
     if phase == "clusters":
         if "centroids" in own:
             return own_lloyd_pass(state, state, updates, config)

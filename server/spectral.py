@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -9,23 +10,25 @@ import numpy as np
 
 from common.config import RunConfig
 from common.errors import UserError
-from common.kmeans import spherical_kmeans
-from common.seeds import derive
 from common.spectral import PatchScatter, join, separating_projection
-from common.wire import Arrays, Groups, Update
+from common.wire import Arrays, Update
 from server.model_state import ModelState, own_groups
 
-STARTS = 40
 
+def solve(state: ModelState, updates: Mapping[str, Update], config: RunConfig) -> ModelState:
+    """Return a state whose head is the projection of all sites' sums, or of each site's own.
 
-def solve_heads(state: ModelState, updates: Mapping[str, Update], config: RunConfig) -> ModelState:
-    """Return a state whose head is the projection of all sites' sums, or of each site's own."""
-    if "head" not in own_groups(config):
-        return replace(state, head=head_from(updates, config))
-    own = dict(state.own)
-    for name, update in updates.items():
-        own[name] = own.get(name, {}) | {"head": head_from({name: update}, config)}
-    return replace(state, own=own)
+    The first centroids are the axes of the projection (`axis_directions`).
+    """
+    own = own_groups(config)
+    first = {"centroids": axis_directions(config.model.clusters, config.model.dim)}
+    kept = dict(state.own)
+    for name, update in updates.items() if own else ():
+        parts = {"head": head_from({name: update}, config), "centroids": first}
+        kept[name] = kept.get(name, {}) | {group: parts[group] for group in own}
+    head = state.head if "head" in own else head_from(updates, config)
+    centroids = state.centroids if "centroids" in own else first["centroids"]
+    return replace(state, head=head, centroids=centroids, own=kept)
 
 
 def head_from(updates: Mapping[str, Update], config: RunConfig) -> Arrays:
@@ -40,31 +43,20 @@ def head_from(updates: Mapping[str, Update], config: RunConfig) -> Arrays:
     return {"linear.weight": weight.astype(np.float32), "linear.bias": bias.astype(np.float32)}
 
 
-def seed_centroids(state: ModelState, updates: Mapping[str, Update], config: RunConfig) -> ModelState:
-    """Return a state whose centroids are seeded from all sites' proposals, or from each site's own."""
-    if "centroids" not in own_groups(config):
-        return replace(state, centroids=centroids_from(updates, config))
-    own = dict(state.own)
-    for name, update in updates.items():
-        groups: Groups = {"centroids": {"centroids": centroids_from({name: update}, config)}}
-        own[name] = own.get(name, {}) | groups
-    return replace(state, own=own)
+def axis_directions(clusters: int, dim: int) -> np.ndarray:
+    """Return K unit directions float32 [K, D] to start k-means from: both ends of the first axes.
 
-
-def centroids_from(updates: Mapping[str, Update], config: RunConfig) -> np.ndarray:
-    """Cluster the proposals, weighted by the patches behind them: float32 [K, D], unit rows.
-
-    Many starts cost nothing here: the points are a few hundred directions.
+    Codes have mean 0 and their axes are ordered by how well they separate, so that the ends of an axis lie in
+    different things. There is no draw: federated and pooled k-means start, and hence end, alike. Where there
+    are more clusters than ends, diagonals between pairs of axes follow.
     """
-    names = sorted(updates)
-    points = np.concatenate([updates[name].groups["proposals"]["directions"] for name in names])
-    counts = np.concatenate([updates[name].groups["proposals"]["counts"] for name in names])
-    live = (counts > 0) & (np.linalg.norm(points, axis=1) > 0)
-    found = spherical_kmeans(
-        points[live].astype(np.float64),
-        config.model.clusters,
-        derive(config.seed, "centroids"),
-        weights=counts[live].astype(np.float64),
-        restarts=STARTS,
+    axes = np.eye(dim)
+    ends = [sign * axis for axis in axes for sign in (1.0, -1.0)]
+    diagonals = (
+        (first * axes[i] + second * axes[j]) / np.sqrt(2.0)
+        for i, j in itertools.combinations(range(dim), 2)
+        for first, second in itertools.product((1.0, -1.0), repeat=2)
     )
-    return found.centres.astype(np.float32)
+    found = list(itertools.islice(itertools.chain(ends, diagonals), clusters))
+    assert len(found) == clusters, "checked with the settings"
+    return np.array(found, dtype=np.float32)

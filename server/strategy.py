@@ -15,7 +15,7 @@ from flwr.serverapp.strategy import Strategy
 
 from common import wire
 from common.config import RunConfig
-from common.phases import Phase, num_proposals, phase_of
+from common.phases import Phase, phase_of
 from common.seeds import numpy_generator
 from common.spectral import PatchScatter
 from server.link import outcomes
@@ -180,9 +180,6 @@ class SegmentationStrategy(Strategy):  # type: ignore[misc]
         if phase == "scatter":
             channels = self.state.head["linear.weight"].shape[1]
             return Expectation({"scatter": PatchScatter.shapes(channels)}, self.weights_hash)
-        if phase == "proposals":
-            proposals = {"directions": (num_proposals(clusters), dim), "counts": (num_proposals(clusters),)}
-            return Expectation({"proposals": proposals}, self.weights_hash)
         if phase == "clusters":
             return self.expect_sums()
         shapes: dict[str, Mapping[str, tuple[int, ...]]] = {
