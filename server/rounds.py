@@ -167,10 +167,10 @@ def train_rounds(current: Run) -> None:
 
 
 def polish(current: Run, number: int, gathered: Gathered) -> None:
-    """Run exact spherical k-means over all sites for the final head: sums up, centroids down."""
+    """Run exact spherical k-means over all sites for the final head, whatever rule merged the centroids so far:
+    sums up, centroids down.
+    """
     config, strategy = current.config, current.strategy
-    if config.centroids.merge != "lloyd":
-        return
     shared = "centroids" not in own_groups(config)
     for index in range(config.centroids.polish_passes):
         messages = strategy.address(sorted(current.registry.sites), wire.SUMS, number, {"what": "clusters"})
@@ -222,12 +222,13 @@ def finish_round(
         ]
         return sum(v * n for v, n in values) / images if values and images else None
 
+    known = {key for update in updates for key in update.metrics}
     line: dict[str, Any] = {
         "round": number,
         "split": current.scorer.split,
         **score.fields(),
         "loss": mean("loss"),
-        "mean_cosine": score.mean_cosine if score.mean_cosine is not None else mean("mean_cosine"),
+        "mean_cosine": mean("mean_cosine") if "mean_cosine" in known else score.mean_cosine,
         "displacement": mean("displacement"),
         "sites": sorted(gathered.updates),
         "quarantined": gathered.quarantined | current.registry.refused,
