@@ -3,9 +3,9 @@
     python -m partitions crackforest --root ../shared/data/crackforest --out shards/crackforest
     python benchmarks/darkness.py
 
-A pixel counts as crack where it, lightly blurred, is darker than its surroundings by a margin. Three margins: the best for
-the labels of the training photos, scored on the others; the best for the scored photos themselves, which
-nothing of this kind can beat; and one found without labels, half-way between the two means of grey values.
+A pixel counts as crack where it, lightly blurred, is darker than its surroundings by a margin. Three margins: the
+best for the labels of the training photos, scored on the others; the best for the scored photos themselves,
+which nothing of this kind can beat; and one found without labels, half-way between two means.
 """
 
 from __future__ import annotations

@@ -31,6 +31,7 @@ SETS = {
         "camvid-rule-fedcc-kmeans-counted",
         "camvid-fuss-ref",
         "camvid-rule-fedcc-maximin-counted",
+        "camvid-rule-fedcc-maximin-polish",
         "camvid-rule-keep-least-moved",
         "camvid-rule-matched",
         "camvid-rule-matched-median",

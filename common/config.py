@@ -191,7 +191,9 @@ class Centroids(Section):
         description="lloyd: a cluster without patches keeps its centroid or splits the widest cluster",
     )
     momentum: float = Field(0.0, ge=0, lt=1, description="lloyd: running average of the sums over rounds")
-    polish_passes: int = Field(0, ge=0, description="lloyd passes over all sites after the last round")
+    polish_passes: int = Field(
+        0, ge=0, description="passes of exact k-means over all sites after the last round"
+    )
 
 
 class Aggregation(Section):

@@ -14,6 +14,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message
 
 from common.checkpoint import checkpoint_path, load_checkpoint
 from common.errors import UserError
+from server.evaluate_command import evaluate_checkpoint
 from server.rounds import run
 from tests.support.federation import local_grid, tiny_config
 from tests.support.local_grid import Answer
@@ -50,6 +51,19 @@ def test_a_run_scores_checkpoints_and_reports(tmp_path: Path, scenes: Path, pres
         "round-0001.png",
         "round-0003.png",
     ]
+
+
+def test_polish_passes_fit_the_centroids_of_any_rule_to_the_final_head(tmp_path: Path, scenes: Path) -> None:
+    cosines, saved = [], []
+    for passes in (0, 4):
+        settings: dict[str, Any] = {"preset": "fuss-ref", "centroids__polish_passes": passes, "rounds": 1}
+        run_dir = run(local_grid(SITES), tiny_config(scenes, tmp_path / str(passes), SITES, **settings))
+        saved.append(load_checkpoint(run_dir))
+        found = [evaluate_checkpoint(run_dir, scenes / f"site-{i}.jsonl") for i in range(SITES)]
+        cosines.append(sum(record["mean_cosine"] for record in found))
+    assert all(np.array_equal(saved[1].head[name], array) for name, array in saved[0].head.items())
+    assert cosines[1] > cosines[0]
+    assert not np.array_equal(saved[1].centroids, saved[0].centroids)
 
 
 def test_neither_node_ids_nor_the_order_of_replies_change_the_result(tmp_path: Path, scenes: Path) -> None:
