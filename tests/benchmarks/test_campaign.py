@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 
 from common.config import RunConfig, load_config, read_recipe
 from common.errors import UserError
+from partitions.__main__ import build_parser
 from tests.conftest import ROOT
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
@@ -17,6 +19,9 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 import campaign
 import camvid
 import rules
+
+RECIPES = sorted((ROOT / "recipes").glob("*.toml"))
+FAMILIES = {path.stem.split("-")[0] for path in RECIPES}
 
 
 def settings(name: str) -> RunConfig:
@@ -103,3 +108,21 @@ def test_missing_shards_are_named_before_anything_runs(tmp_path: Path) -> None:
         campaign.check(["camvid-default"], tmp_path / "gone")
     with pytest.raises(UserError, match="does not exist"):
         campaign.check(["camvid-nothing"], tmp_path)
+
+
+def test_every_recipe_is_explained() -> None:
+    text = (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8")
+    missing = [path.stem for path in (ROOT / "recipes").glob("*.toml") if f"`{path.stem}`" not in text]
+    assert missing == []
+    named = {word for word in re.findall(r"`([a-z0-9]+-[a-z0-9-]+)`", text) if word.split("-")[0] in FAMILIES}
+    assert sorted(word for word in named if not campaign.recipe_path(word).is_file()) == []
+
+
+def test_every_partition_command_of_the_page_is_understood() -> None:
+    text = (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8")
+    commands = re.findall(r"`python -m partitions ([^`]+)`", text)
+    assert len(commands) == 7
+    for words in commands:
+        arguments = build_parser().parse_args(words.split())
+        assert arguments.out.startswith("shards/")
+        assert any(arguments.out == settings(path.stem).simulation.shards for path in RECIPES), arguments.out
