@@ -66,7 +66,7 @@ def answer(message: Message, context: Context, action: str, handler: Handler) ->
     round_number, run_key = 0, ""
     try:
         task = wire.decode_task(message)
-        settings = RunConfig.from_json(task.settings)
+        settings = RunConfig.from_wire(task.settings)
         site = site_config(context.node_config, settings)
         name, state_dir, dtype = site.name, site.state_dir / site.name, settings.wire.dtype
         private = site.private_paths()

@@ -317,6 +317,19 @@ class RunConfig(Section):
         """Return the settings as dotted TOML keys, which `read_recipe` and ``flwr run`` take."""
         return "".join(f"{key} = {json.dumps(value)}\n" for key, value in self.to_flat().items())
 
+    def to_wire(self) -> str:
+        """Return what differs from the preset, as short JSON: settings travel with every message."""
+        preset = load_config({"preset": self.preset}).to_flat()
+        return json.dumps(
+            {key: value for key, value in self.to_flat().items() if value != preset[key] or key == "preset"},
+            separators=(",", ":"),
+        )
+
+    @classmethod
+    def from_wire(cls, text: str) -> RunConfig:
+        """Read what `to_wire` wrote; raises `UserError` for settings that this version does not know."""
+        return load_config(json.loads(text))
+
     @classmethod
     def from_json(cls, text: str) -> RunConfig:
         """Read what `to_json` wrote."""

@@ -55,15 +55,21 @@ class PatchScatter:
         )
 
     def to_arrays(self) -> dict[str, np.ndarray]:
-        """Return what travels: means as float32, of symmetric matrices one triangle, and the two weights.
+        """Return what travels, as float32: of the symmetric matrices one triangle, in units of the channels.
 
-        2 (C(C+1)/2) + C numbers: 0.59 MB for the 384 channels of a small ViT.
+        C(C+1) + 2 C numbers: 0.59 MB for the 384 channels of a small ViT. Correlations and scaled differences
+        are of order 1, so that half precision on the wire neither overflows nor cancels.
         """
         triangle = np.triu_indices(len(self.total))
+        mean = self.total / self.count
+        covariance = self.outer / self.count - np.outer(mean, mean)
+        scale = np.sqrt(np.maximum(np.diag(covariance), _TINY))
+        units = np.outer(scale, scale)
         return {
-            "mean": (self.total / self.count).astype(np.float32),
-            "second": (self.outer / self.count)[triangle].astype(np.float32),
-            "difference": (self.difference / max(self.weight, _TINY))[triangle].astype(np.float32),
+            "mean": mean.astype(np.float32),
+            "scale": scale.astype(np.float32),
+            "correlation": (covariance / units)[triangle].astype(np.float32),
+            "difference": (self.difference / max(self.weight, _TINY) / units)[triangle].astype(np.float32),
             "weights": np.array([self.count, self.weight]),
         }
 
@@ -71,20 +77,26 @@ class PatchScatter:
     def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> PatchScatter:
         """Rebuild the sums from what `to_arrays` returned."""
         count, weight = (float(value) for value in arrays["weights"])
-        channels = len(arrays["mean"])
+        mean, scale = arrays["mean"].astype(np.float64), arrays["scale"].astype(np.float64)
+        units = np.outer(scale, scale)
+        covariance = _symmetric(arrays["correlation"], len(mean)) * units
+        difference = _symmetric(arrays["difference"], len(mean)) * units
         return cls(
-            count,
-            arrays["mean"].astype(np.float64) * count,
-            _symmetric(arrays["second"], channels) * count,
-            weight,
-            _symmetric(arrays["difference"], channels) * weight,
+            count, mean * count, (covariance + np.outer(mean, mean)) * count, weight, difference * weight
         )
 
     @staticmethod
     def shapes(channels: int) -> dict[str, tuple[int, ...]]:
         """Return the shapes of `to_arrays` for C channels."""
         triangle = channels * (channels + 1) // 2
-        return {"mean": (channels,), "second": (triangle,), "difference": (triangle,), "weights": (2,)}
+        vector = (channels,)
+        return {
+            "mean": vector,
+            "scale": vector,
+            "correlation": (triangle,),
+            "difference": (triangle,),
+            "weights": (2,),
+        }
 
 
 def _symmetric(triangle: np.ndarray, size: int) -> Array:

@@ -39,7 +39,7 @@ class WireError(ValueError):
 class Task:
     """What the server asks one site to do.
 
-    ``settings`` is the resolved run configuration as JSON, so that a site needs nothing else.
+    ``settings`` is the run configuration (`RunConfig.to_wire`), so that a site needs nothing else.
     """
 
     round: int

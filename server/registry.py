@@ -50,7 +50,7 @@ class Registry:
         if not new:
             return
         self.refused = {}
-        task = wire.Task(round=round_number, settings=self.config.to_json(), run_key=self.run_key)
+        task = wire.Task(round=round_number, settings=self.config.to_wire(), run_key=self.run_key)
         content = wire.encode_task(task, self.config.wire.dtype)
         notice(f"greeting {len(new)} site(s); a site caches its features now if it has none yet")
         deadline = self.config.sites.deadline_seconds

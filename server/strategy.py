@@ -72,7 +72,7 @@ class SegmentationStrategy(Strategy):  # type: ignore[misc]
     ) -> list[Message]:
         """Build one message per site, with the groups that this site starts from."""
         deadline = self.config.sites.deadline_seconds
-        settings = self.config.to_json()
+        settings = self.config.to_wire()
         self.sent = []
         for name in names:
             task = wire.Task(

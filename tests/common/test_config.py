@@ -77,6 +77,13 @@ def test_bad_settings_are_refused_with_key_and_value(settings: dict[str, object]
     assert all(word in str(caught.value) for word in words), str(caught.value)
 
 
+@pytest.mark.parametrize("preset", sorted(PRESETS))
+def test_settings_travel_as_differences_to_the_preset(preset: str) -> None:
+    config = load_config({"preset": preset, "seed": 7, "local.steps": 3})
+    assert RunConfig.from_wire(config.to_wire()) == config
+    assert len(config.to_wire()) < 100
+
+
 def test_assignments_are_toml_scalars_or_words() -> None:
     found = parse_assignments(["a=1", "b=true", "c=x y", 'd="0"', "e=1e-3"])
     assert found == {"a": 1, "b": True, "c": "x y", "d": "0", "e": 1e-3}
