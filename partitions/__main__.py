@@ -65,7 +65,7 @@ def _add_common_options(parser: argparse.ArgumentParser, source: Source) -> None
     how.add_argument(
         "--by",
         metavar="RULE",
-        help="; ".join(f"{name}: {text}" for name, text in RULES.items()) + f" (default: {source.rule})",
+        help="; ".join(f"{name}: {text}" for name, text in RULES.items()) + f" (default: {source.rule}; iid where images have no domain)",
     )
     how.add_argument("--seed", type=_seed, default=0, metavar="S", help="seed of every draw (default: 0)")
     how.add_argument(
@@ -202,7 +202,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with staged_folder(out, args.overwrite) as stage:
         data = _with_domains(source.load(args, stage, progress_line("drawing")), args)
         if args.by is None:
-            request = replace(request, rule=data.rule)
+            bare = not any(entry.domain for entry in data.images)  # nothing says what belongs together
+            request = replace(request, rule="iid" if bare else data.rule)
         if args.sites is None and request.rule == data.rule:
             request = replace(request, sites=data.sites)
         split = plan(data, request, progress_line("checking"))
