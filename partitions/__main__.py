@@ -202,8 +202,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with staged_folder(out, args.overwrite) as stage:
         data = _with_domains(source.load(args, stage, progress_line("drawing")), args)
         if args.by is None:
-            bare = not any(entry.domain for entry in data.images)  # nothing says what belongs together
-            request = replace(request, rule="iid" if bare else data.rule)
+            bare = data.rule == "domain" and not any(entry.domain for entry in data.images)
+            request = replace(request, rule="iid" if bare and args.sites else data.rule)
         if args.sites is None and request.rule == data.rule:
             request = replace(request, sites=data.sites)
         split = plan(data, request, progress_line("checking"))

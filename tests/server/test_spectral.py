@@ -29,7 +29,9 @@ def state(channels: int = 6, dim: int = 3) -> ModelState:
 
 
 def config(**settings: object):  # type: ignore[no-untyped-def]
-    return load_config({"model.dim": 3, "model.clusters": 4}, {k.replace("_", "."): v for k, v in settings.items()})
+    return load_config(
+        {"model.dim": 3, "model.clusters": 4}, {k.replace("_", "."): v for k, v in settings.items()}
+    )
 
 
 def test_sites_together_solve_what_one_site_with_all_images_solves() -> None:
