@@ -19,6 +19,7 @@ from common.errors import UserError
 from server.preflight import check_run
 
 PROJECT = Path(__file__).resolve().parents[1]
+OBJECT_STORE_BYTES = 512 << 20  # messages are heads and sums; Ray would reserve a third of the memory
 
 # Flower and Ray must neither call home nor build a private environment for every run
 QUIET = {
@@ -111,7 +112,12 @@ def run_in_flower(config: RunConfig, gpus_per_site: float) -> Path:
         num_supernodes=config.sites.expected,
         backend_config={
             "client_resources": {"num_cpus": 1, "num_gpus": gpus_per_site},
-            "init_args": {"log_to_driver": False, "logging_level": logging.ERROR},
+            "init_args": {
+                "log_to_driver": False,
+                "logging_level": logging.ERROR,
+                "_node_ip_address": "127.0.0.1",  # workers of this machine: nothing listens to the network
+                "object_store_memory": OBJECT_STORE_BYTES,
+            },
         },
     )
     if not finished:
