@@ -72,6 +72,7 @@ def measure(how: str, backbone: str, folder: Path, options: argparse.Namespace) 
         torch.set_num_threads(options.threads)
     config = load_config(
         {
+            "preset": "fuss-ref",  # the published objective: gradient steps, a two-layer head
             "model.backbone": backbone,
             "model.weights": "random",
             "model.height": options.side,
