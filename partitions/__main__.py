@@ -65,7 +65,8 @@ def _add_common_options(parser: argparse.ArgumentParser, source: Source) -> None
     how.add_argument(
         "--by",
         metavar="RULE",
-        help="; ".join(f"{name}: {text}" for name, text in RULES.items()) + f" (default: {source.rule}; iid where images have no domain)",
+        help="; ".join(f"{name}: {text}" for name, text in RULES.items())
+        + f" (default: {source.rule}; iid where images have no domain)",
     )
     how.add_argument("--seed", type=_seed, default=0, metavar="S", help="seed of every draw (default: 0)")
     how.add_argument(
