@@ -39,7 +39,7 @@ class ClusterSums:
     @property
     def mean_cosine(self) -> float:
         """The mean cosine of a patch to its centroid, the quantity that k-means raises."""
-        return float(self.cosines.sum() / max(self.counts.sum(), 1))
+        return float(self.cosines.sum()) / max(int(self.counts.sum()), 1)
 
 
 @dataclass(frozen=True)

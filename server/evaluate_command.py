@@ -131,9 +131,10 @@ def quality(
         return record
     if how == "checkpoint":
         mapping = np.asarray(known_mapping, dtype=np.int64)
-        if mapping.max() >= classes.num_classes:
+        highest = max(int(value) for value in mapping)
+        if highest >= classes.num_classes:
             raise UserError(
-                f"The checkpoint's clusters stand for {mapping.max() + 1} classes but the shard has "
+                f"The checkpoint's clusters stand for {highest + 1} classes but the shard has "
                 f"{classes.num_classes} ({classes.name}); match on this shard instead: hungarian."
             )
     else:

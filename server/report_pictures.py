@@ -44,7 +44,7 @@ def contact_sheet(
             f"{len(images)} images and {len(predictions)} predictions; expected as many, at least one."
         )
     if num_clusters is None:
-        num_clusters = len(mapping) if mapping is not None else 1 + max(int(p.max()) for p in predictions)
+        num_clusters = len(mapping) if mapping is not None else 1 + max(int(np.amax(p)) for p in predictions)
     legend = make_legend(num_clusters, classes, mapping)
     maps = [legend.apply(prediction) for prediction in predictions]
     shown = [truth for truth in truths or () if truth is not None]

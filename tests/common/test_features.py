@@ -126,7 +126,7 @@ def test_header_says_what_is_in_it(shard: Shard, tmp_path: Path) -> None:
 def test_cached_and_uncached_training_give_the_same_loss(
     shard: Shard, tmp_path: Path, objective: str
 ) -> None:
-    trainer = pytest.importorskip("client.trainer")
+    from client import trainer
     from common.models.head import build_head, init_centroids, state_to_numpy
 
     config = load_config(
