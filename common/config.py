@@ -328,7 +328,13 @@ class RunConfig(Section):
     @classmethod
     def from_wire(cls, text: str) -> RunConfig:
         """Read what `to_wire` wrote; raises `UserError` for settings that this version does not know."""
-        return load_config(json.loads(text))
+        try:
+            given = json.loads(text)
+        except json.JSONDecodeError:
+            given = None
+        if not isinstance(given, dict):
+            raise UserError("The settings in the server's message are not JSON; run the same release on both sides.")
+        return load_config(given)
 
     @classmethod
     def from_json(cls, text: str) -> RunConfig:

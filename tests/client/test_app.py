@@ -73,8 +73,9 @@ def ask(node: dict[str, object], action: str = wire.TRAIN, **facts: Any) -> wire
     ("facts", "words"),
     [
         ({"wire_version": 9}, "WireError: the server speaks wire version 9, this site speaks 1"),
-        ({"settings": '{"rounds": "x"}'}, "ValidationError"),
-        ({"settings": "no json"}, "ValidationError"),
+        ({"settings": '{"rounds": "x"}'}, "Setting 'rounds' is 'x'"),
+        ({"settings": "no json"}, "not JSON"),
+        ({"settings": "[1]"}, "not JSON"),
         ({}, "does not exist; write one with"),
     ],
 )
