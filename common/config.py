@@ -333,7 +333,9 @@ class RunConfig(Section):
         except json.JSONDecodeError:
             given = None
         if not isinstance(given, dict):
-            raise UserError("The settings in the server's message are not JSON; run the same release on both sides.")
+            raise UserError(
+                "The settings in the server's message are not JSON; run the same release on both sides."
+            )
         return load_config(given)
 
     @classmethod
