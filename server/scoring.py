@@ -25,7 +25,7 @@ from common.preflight import find_cache
 from common.segmenter import Segmenter
 from common.wire import Groups
 from server.evaluate_command import crf_refinement
-from server.model_state import ModelState
+from server.model_state import ModelState, own_groups
 
 log = logging.getLogger(__name__)
 
@@ -196,7 +196,7 @@ class Scorer:
         """Score the shared model, or each site's own where they are not shared."""
         if self.features is None or self.shard is None:
             return Score()
-        if not state.own:
+        if not own_groups(self.config):  # under 'keep-least-moved' a site has its own beside the shared model
             return self._score_one(self._evaluate(state.groups_for("")))
         result = Score()
         for name in sorted(state.own):
@@ -253,7 +253,7 @@ class Scorer:
         shard = self.shard
         count = min(PICTURES, len(shard))
         chosen = [round(i * (len(shard) - 1) / max(count - 1, 1)) for i in range(count)]
-        groups = state.groups_for(min(state.own, default=""))
+        groups = state.groups_for(min(state.own, default="") if own_groups(self.config) else "")
         found = self._evaluate(groups, keep=chosen)
         labelled = self.classes is not None and found.confusion is not None
         truths = [seen_label(shard, index, self.config.model) if labelled else None for index in chosen]

@@ -366,3 +366,14 @@ def test_old_checkpoints_are_pruned_on_request(tmp_path: Path, scenes: Path) -> 
     kept = sorted(path.name for path in (run_dir / "checkpoints").iterdir())
     assert [name for name in kept if name.endswith("json")] == ["round-0002.json", "round-0003.json"]
     assert len(kept) == 4
+
+
+def test_a_site_that_keeps_its_own_model_leaves_the_shared_one_to_be_scored(
+    tmp_path: Path, scenes: Path
+) -> None:
+    settings = {"preset": "fuss-ref", "aggregation__keep_least_moved": True}
+    run_dir = run(local_grid(SITES), tiny_config(scenes, tmp_path / "run", SITES, **settings))
+    line = lines(run_dir)[-1]
+    assert line["miou"] is not None and "site_miou" not in line
+    own = {key.split("/")[1] for key in load_checkpoint(run_dir).extra if key.startswith("site/")}
+    assert len(own) == 1
