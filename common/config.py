@@ -15,27 +15,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
+from common.config_network import Clusters, Network, Reduction, Sgd, Source, Style, Teacher, Transforms
 from common.errors import UserError
 from common.presets import FROM_PRESET, PRESETS
+from common.section import Section
+from common.section import kebab as _kebab
 
 Scalar = str | int | float | bool
 
 BASE = "base"
 """The key by which a recipe names the one that it changes."""
-
-
-def _kebab(name: str) -> str:
-    return name.replace("_", "-")
-
-
-class Section(BaseModel):
-    """A group of settings: frozen, no unknown keys, kebab-case names outside, snake_case inside."""
-
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", alias_generator=_kebab, populate_by_name=True, allow_inf_nan=False
-    )
 
 
 class Sites(Section):
@@ -226,7 +217,10 @@ class Eval(Section):
     """How a run is scored. Scoring never touches training."""
 
     where: Literal["server", "sites", "none"] = Field("server", description="who holds the labelled shard")
-    shard: str = Field("", description="labelled manifest, relative to the shards folder; empty: no scores")
+    shard: str = Field(
+        "",
+        description="labelled manifests, relative to the shards folder, separated by commas; empty: no scores",
+    )
     classes: str = Field("", description="class table by name or JSON file; empty: that of the shards folder")
     every: int = Field(1, ge=0, description="score every so many rounds, and the last; 0: only the last")
     matching: Literal["hungarian", "many-to-one"] = Field("hungarian", description="clusters to classes")
@@ -252,10 +246,10 @@ class Simulation(Section):
 class RunConfig(Section):
     """All settings of a run."""
 
-    task: Literal["unsupervised"] = "unsupervised"
+    task: Literal["unsupervised", "supervised", "adaptation"] = "unsupervised"
     preset: Literal["default", "fuss-ref", "fuss-clean"] = "default"
     name: str = Field("run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="names the run directory")
-    rounds: int = Field(10, ge=1)
+    rounds: int = Field(10, ge=0, description="0: pretraining alone (task adaptation)")
     seed: int = Field(0, ge=0)
     run_dir: str = Field("", description="folder of the results; empty: runs/NAME-seedSEED")
     resume: str = Field("", description="a checkpoint to go on from")
@@ -266,6 +260,14 @@ class RunConfig(Section):
     loss: Loss = Loss()
     centroids: Centroids = Centroids()
     aggregation: Aggregation = Aggregation()
+    network: Network = Network()
+    transforms: Transforms = Transforms()
+    sgd: Sgd = Sgd()
+    reduction: Reduction = Reduction()
+    source: Source = Source()
+    style: Style = Style()
+    teacher: Teacher = Teacher()
+    clusters: Clusters = Clusters()
     wire: Wire = Wire()
     eval: Eval = Eval()
     checkpoint: Checkpoint = Checkpoint()
@@ -283,7 +285,9 @@ class RunConfig(Section):
                 f"sites.minimum is {self.sites.minimum} but sites.per-round is {self.sites.per_round}; "
                 "a round could never count, so lower sites.minimum or raise sites.per-round"
             )
-        if self.loss.objective == "spectral":
+        if self.rounds == 0 and self.task != "adaptation":
+            raise ValueError("rounds is 0, which only task 'adaptation' knows (pretraining alone); raise it")
+        if self.task == "unsupervised" and self.loss.objective == "spectral":
             if self.model.nonlinear:
                 raise ValueError(
                     "loss.objective 'spectral' finds a linear head but model.nonlinear is true; "

@@ -1,0 +1,18 @@
+"""What do all groups of settings have in common?"""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict
+
+
+def kebab(name: str) -> str:
+    """Return a field's name as a settings key spells it."""
+    return name.replace("_", "-")
+
+
+class Section(BaseModel):
+    """A group of settings: frozen, no unknown keys, kebab-case names outside, snake_case inside."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", alias_generator=kebab, populate_by_name=True, allow_inf_nan=False
+    )
