@@ -12,11 +12,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from common.data import benchmarks
+from common.data import benchmarks, driving
 from common.errors import UserError
 
 IGNORE = 255
 Colour = tuple[int, int, int]
+_KEYS = frozenset({"name", "names", "colours", "remap", "ignore", "others_ignored", "rare"})
 
 
 @dataclass(frozen=True)
@@ -24,8 +25,9 @@ class ClassTable:
     """Names and colours of the train ids 0..C-1, and how raw label values become train ids.
 
     ``remap`` maps a raw value to a train id or to ``ignore``; without it raw values are train ids.
-    The raw value ``ignore`` itself is always ignored. Every other value is an error in the data:
-    guessing would score a wrong label silently.
+    The raw value ``ignore`` itself is always ignored. Every other value is an error in the data, for
+    guessing would score a wrong label silently; where a published map leaves values out on purpose,
+    ``others_ignored`` makes them `IGNORE`. ``rare`` names the classes that a weighted loss favours.
     """
 
     name: str
@@ -33,6 +35,8 @@ class ClassTable:
     colours: tuple[Colour, ...]
     remap: Mapping[int, int] | None = None
     ignore: int = IGNORE
+    others_ignored: bool = False
+    rare: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         where = f"Class table {self.name!r}"
@@ -51,6 +55,11 @@ class ClassTable:
             raise UserError(
                 f"{where} ignores the value {self.ignore}, which is a class or no byte; use {IGNORE}."
             )
+        strange = next((name for name in self.rare if name not in self.names), None)
+        if strange is not None:
+            raise UserError(
+                f"{where} calls {strange!r} rare, which is none of its classes; correct the name."
+            )
         for raw, train in (self.remap or {}).items():
             if not 0 <= raw <= 255 or not (train == self.ignore or 0 <= train < len(self.names)):
                 raise UserError(
@@ -65,7 +74,7 @@ class ClassTable:
 
     def known(self) -> npt.NDArray[np.bool_]:
         """Return bool [256]: which raw values may stand in a label map of this table."""
-        allowed = np.zeros(256, dtype=np.bool_)
+        allowed = np.full(256, self.others_ignored, dtype=np.bool_)
         allowed[list(range(self.num_classes)) if self.remap is None else sorted(self.remap)] = True
         allowed[self.ignore] = True
         return allowed
@@ -94,18 +103,23 @@ class ClassTable:
             if self.remap is None
             else {str(raw): self.remap[raw] for raw in sorted(self.remap)},
             "ignore": self.ignore,
+            "others_ignored": self.others_ignored,
+            "rare": list(self.rare),
         }
 
     @classmethod
     def from_json(cls, data: Any, where: str = "class table") -> ClassTable:
-        """Build a table from JSON values; colours may be left out. Raises `UserError` naming ``where``."""
+        """Build a table from JSON values; only names are needed. Raises `UserError` naming ``where``."""
         if not isinstance(data, dict) or not isinstance(data.get("names"), list):
             raise UserError(f"{where} is not a class table; expected an object with a list 'names'.")
-        unknown = set(data) - {"name", "names", "colours", "remap", "ignore"}
+        unknown = set(data) - _KEYS
         if unknown:
             raise UserError(
-                f"{where} has the unknown key {min(unknown)!r}; expected name, names, colours, remap, ignore."
+                f"{where} has the unknown key {min(unknown)!r}; expected {', '.join(sorted(_KEYS))}."
             )
+        others_ignored = data.get("others_ignored", False)
+        if not isinstance(others_ignored, bool):
+            raise UserError(f"{where}: 'others_ignored' is {others_ignored!r}; expected true or false.")
         names = tuple(str(name) for name in data["names"])
         try:
             colours = data.get("colours")
@@ -118,6 +132,8 @@ class ClassTable:
                 else distinct_colours(len(names)),
                 remap=None if remap is None else {int(raw): int(train) for raw, train in remap.items()},
                 ignore=int(data.get("ignore", IGNORE)),
+                others_ignored=others_ignored,
+                rare=tuple(str(name) for name in data.get("rare", ())),
             )
         except UserError as error:
             raise UserError(f"{where}: {error}") from None
@@ -171,6 +187,7 @@ def _camvid() -> ClassTable:
             (0, 128, 192),
         ),
         remap={**{i: i for i in range(11)}, 11: IGNORE},
+        rare=("Pole", "SignSymbol", "Fence", "Pedestrian", "Bicyclist"),
     )
 
 
@@ -196,6 +213,7 @@ SYNTHETIC = ClassTable(
         (30, 60, 200),
         (240, 70, 40),
     ),
+    rare=("person",),
 )
 
 CRACKFOREST = ClassTable(name="crackforest", names=("road", "crack"), colours=((70, 75, 85), (250, 200, 40)))
@@ -223,6 +241,12 @@ POTSDAM = ClassTable(
     remap={0: 0, 4: 0, 1: 1, 5: 1, 2: 2, 3: 2},
 )
 
+
+def _driving(table: driving.DrivingTable) -> ClassTable:
+    names, colours = zip(*table.classes, strict=True)
+    return ClassTable(table.name, names, colours, table.raw, others_ignored=True, rare=table.rare)
+
+
 VOC = ClassTable("voc", benchmarks.VOC_21, tuple(benchmarks.voc_colour(i) for i in range(21)))
 
 TABLES: dict[str, ClassTable] = {
@@ -238,6 +262,7 @@ TABLES: dict[str, ClassTable] = {
         _cocostuff("cocostuff-3", (23, 22, 21)),
         POTSDAM,
         VOC,
+        *map(_driving, driving.DRIVING),
     )
 }
 
@@ -256,7 +281,7 @@ def load_table(name_or_path: str | Path) -> ClassTable:
         hint = f"did you mean {near[0]!r}? " if near else ""
         raise UserError(
             f"There is no class table {name!r}: {hint}expected {', '.join(sorted(TABLES))}, or a JSON file "
-            "with the keys names, colours, remap, ignore."
+            "with the keys names, colours, remap, ignore, others_ignored, rare."
         )
     try:
         data = json.loads(path.read_text(encoding="utf-8"))

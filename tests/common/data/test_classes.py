@@ -59,6 +59,11 @@ def test_a_json_file_names_classes_and_may_leave_colours_out(tmp_path: Path) -> 
         ('{"names": ["a", "b"], "colours": 3}', "cannot be read as a class table"),
         ('{"names": ["a", "b"], "remap": {"0": 2}}', "maps the raw value 0 to 2"),
         ('{"names": ["a", "b"], "ignore": 1}', "ignores the value 1, which is a class"),
+        ('{"names": ["a", "b"], "rare": ["c"]}', "calls 'c' rare, which is none of its classes"),
+        (
+            '{"names": ["a", "b"], "others_ignored": "yes"}',
+            "'others_ignored' is 'yes'; expected true or false",
+        ),
     ],
 )
 def test_broken_tables_are_refused(tmp_path: Path, text: str, sentence: str) -> None:
