@@ -19,15 +19,19 @@ WIRE_VERSION = 1
 
 HELLO = "query.hello"
 SUMS = "query.sums"
+STYLE = "query.style"
 TRAIN = "train"
 EVALUATE = "evaluate"
 
 Arrays = dict[str, np.ndarray]
 Groups = dict[str, Arrays]
+Options = dict[str, str | int | float | bool]
 
 _FACTS = "facts"
 _METRICS = "metrics"
-_EXACT_GROUPS = frozenset({"sums", "confusion"})  # sufficient statistics keep their precision on the wire
+_EXACT_GROUPS = frozenset(
+    {"sums", "confusion", "style", "statistics"}
+)  # sufficient statistics keep their precision on the wire
 _ALLOWED_KINDS = frozenset("fiub")
 
 
@@ -46,7 +50,7 @@ class Task:
     settings: str
     run_key: str
     groups: Groups = field(default_factory=dict)
-    options: dict[str, str | int | float | bool] = field(default_factory=dict)
+    options: Options = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -38,6 +38,7 @@ class Registry:
     config: RunConfig
     run_key: str
     server_weights_hash: str = ""
+    greeting: wire.Options = field(default_factory=dict)
     sites: dict[str, SiteInfo] = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)
 
@@ -50,7 +51,9 @@ class Registry:
         if not new:
             return
         self.refused = {}
-        task = wire.Task(round=round_number, settings=self.config.to_wire(), run_key=self.run_key)
+        task = wire.Task(
+            round=round_number, settings=self.config.to_wire(), run_key=self.run_key, options=self.greeting
+        )
         content = wire.encode_task(task, self.config.wire.dtype)
         notice(f"greeting {len(new)} site(s); a site caches its features now if it has none yet")
         deadline = self.config.sites.deadline_seconds

@@ -19,14 +19,16 @@ from common.checkpoint import (
 )
 from common.config import RunConfig
 from common.errors import UserError
-from server.initial import initial_state
 from server.link import Link
 from server.merge import lloyd_pass, own_lloyd_pass
-from server.model_state import ModelState, own_groups
+from server.model_state import own_groups
+from server.quarantine import Expectation
 from server.registry import Registry
 from server.run_dir import append_metrics, cut_metrics, prepare_run_dir, start_logging, stop_logging
-from server.scoring import Score, Scorer
+from server.scoring import Score
 from server.strategy import Gathered, SegmentationStrategy
+from server.unsupervised import UnsupervisedWork
+from server.work import Scorer, scorer_for, work_for
 
 if TYPE_CHECKING:
     from flwr.serverapp import Grid
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 MAX_LOST_ROUNDS = 3
+KEPT_METRICS = ("accuracy", "miou", "miou_all", "loss")
 
 
 @dataclass
@@ -50,9 +53,15 @@ class Run:
     started: float = field(default_factory=time.monotonic)
 
     @property
-    def state(self) -> ModelState:
+    def state(self) -> Any:
         """The model as it is now."""
         return self.strategy.state
+
+    def ask(self, names: list[str], action: str, expectation: Expectation) -> dict[str, wire.Update]:
+        """Send one action outside of a round and return the checked answers by name."""
+        messages = self.strategy.address(names, action, 0)
+        replies = self.link.exchange(messages, self.config.sites.deadline_seconds)
+        return self.strategy.gather(replies, expectation).updates
 
 
 def run(grid: Grid, config: RunConfig) -> Path:
@@ -68,6 +77,11 @@ def run(grid: Grid, config: RunConfig) -> Path:
     try:
         log.info("results go to %s", run_dir)
         current = prepare(grid, config, run_dir, checkpoint)
+        if checkpoint is None:
+            strategy, names = current.strategy, sorted(current.registry.sites)
+            strategy.state = strategy.work.prepare(strategy.state, current.ask, names, run_dir)
+        if config.rounds == 0:
+            finish_preparation(current)
         train_rounds(current)
         from server.report import write_report
 
@@ -90,10 +104,11 @@ def checkpoint_file(given: str, checkpoint: Checkpoint) -> Path:
 def prepare(grid: Grid, config: RunConfig, run_dir: Path, checkpoint: Checkpoint | None) -> Run:
     """Open the evaluation shard, greet the sites, and make or load the model."""
     (run_dir / "config.json").write_text(config.to_json(), encoding="utf-8")
-    scorer = Scorer.open(config)
+    scorer = scorer_for(config)
+    work = work_for(config, scorer.classes)
     run_key = checkpoint.run_key if checkpoint else f"{config.name}-seed{config.seed}-{uuid.uuid4().hex[:8]}"
     link = Link(grid)
-    registry = Registry(config, run_key, scorer.weights_hash)
+    registry = Registry(config, run_key, scorer.weights_hash, work.greeting())
     wanted = config.sites.expected or config.sites.minimum
     link.wait_for_nodes(
         wanted, config.sites.wait_seconds, lambda n: log.info("%d of %d sites are connected", n, wanted)
@@ -109,12 +124,12 @@ def prepare(grid: Grid, config: RunConfig, run_dir: Path, checkpoint: Checkpoint
     if checkpoint is not None:
         check_resumable(checkpoint, config, info.channels, info.weights_hash)
         cut_metrics(run_dir, checkpoint.round)
-        state = ModelState.from_arrays(checkpoint.head, checkpoint.centroids, checkpoint.extra)
+        state = work.restore(checkpoint)
         log.info("going on after round %d of %s", checkpoint.round, run_key)
     else:
-        state = initial_state(config, info.channels)
+        state = work.initial(info.channels)
     classes = 0 if scorer.classes is None else scorer.classes.num_classes
-    strategy = SegmentationStrategy(config, registry, state, run_key, classes)
+    strategy = SegmentationStrategy(config, registry, work, state, run_key, classes)
     strategy.summary()
     images = sum(site.images for site in registry.sites.values())
     log.info("%d sites with %d images: %s", len(registry.sites), images, ", ".join(sorted(registry.sites)))
@@ -146,6 +161,8 @@ def train_rounds(current: Run) -> None:
     for number in range(current.first_round, config.rounds + 1):
         began = time.monotonic()
         current.registry.refresh(current.link, number, log.info)
+        names = sorted(current.registry.sites)
+        strategy.state = strategy.work.begin(strategy.state, number, current.ask, names)
         messages = list(strategy.configure_train(number, None, None, current.link.grid))  # type: ignore[arg-type]
         replies = current.link.exchange(messages, config.sites.deadline_seconds)
         merged, _ = strategy.aggregate_train(number, replies)
@@ -157,8 +174,8 @@ def train_rounds(current: Run) -> None:
                 f"reasons, then go on with resume={current.run_dir}."
             )
         last = number == config.rounds
-        if last and merged is not None:
-            polish(current, number, gathered)
+        if last and merged is not None and isinstance(strategy.work, UnsupervisedWork):
+            polish(current, strategy.work, number, gathered)
         due = last or (config.eval.every > 0 and number % config.eval.every == 0)
         score = score_round(current, number, gathered) if due else Score()
         if last or number == 1:  # before and after
@@ -166,7 +183,7 @@ def train_rounds(current: Run) -> None:
         finish_round(current, number, gathered, score, merged is not None, time.monotonic() - began)
 
 
-def polish(current: Run, number: int, gathered: Gathered) -> None:
+def polish(current: Run, work: UnsupervisedWork, number: int, gathered: Gathered) -> None:
     """Run exact spherical k-means over all sites for the final head, whatever rule merged the centroids so far:
     sums up, centroids down.
     """
@@ -175,7 +192,7 @@ def polish(current: Run, number: int, gathered: Gathered) -> None:
     for index in range(config.centroids.polish_passes):
         messages = strategy.address(sorted(current.registry.sites), wire.SUMS, number, {"what": "clusters"})
         replies = current.link.exchange(messages, config.sites.deadline_seconds)
-        found = strategy.gather(replies, strategy.expect_sums())
+        found = strategy.gather(replies, work.expect_sums(strategy.state, strategy.weights_hash))
         for name, size in found.bytes_up.items():
             gathered.bytes_up[name] = gathered.bytes_up.get(name, 0) + size
         for name, size in found.bytes_down.items():
@@ -237,25 +254,7 @@ def finish_round(
         "bytes_down": gathered.bytes_down,
         "seconds": round(seconds, 3),
     }
-    state = current.state
-    info = next(iter(current.registry.sites.values()), None)
-    digest = save_checkpoint(
-        checkpoint_path(current.run_dir, number),
-        Checkpoint(
-            round=number,
-            head=state.head,
-            centroids=state.centroids,
-            config=current.config,
-            classes=current.scorer.classes,
-            weights_hash=current.strategy.weights_hash or current.scorer.weights_hash,
-            channels=current.scorer.channels or (info.channels if info else 0),
-            grid=current.scorer.grid or (info.grid if info else (0, 0)),
-            run_key=current.strategy.run_key,
-            mapping=score.mapping,
-            extra=state.to_extra(),
-            metrics={key: line[key] for key in ("accuracy", "miou", "miou_all", "loss")},
-        ),
-    )
+    digest = keep_checkpoint(current, number, score, {key: line[key] for key in KEPT_METRICS})
     line["checkpoint_sha256"] = digest
     append_metrics(current.run_dir, line)
     prune_checkpoints(current.run_dir, current.config.checkpoint.keep)
@@ -269,3 +268,46 @@ def finish_round(
     up = sum(gathered.bytes_up.values()) / max(len(gathered.bytes_up), 1) / 1e6
     words += [f"up {up:.2f} MB a site", f"{seconds:.1f} s", f"left {left:.0f} s"]
     log.info("  ".join(words))
+
+
+def keep_checkpoint(current: Run, number: int, score: Score, metrics: dict[str, Any]) -> str:
+    """Write the checkpoint of a round and return the hash of its arrays."""
+    saved = current.strategy.work.saved(current.state)
+    info = next(iter(current.registry.sites.values()), None)
+    return save_checkpoint(
+        checkpoint_path(current.run_dir, number),
+        Checkpoint(
+            round=number,
+            head=saved.head,
+            centroids=saved.centroids,
+            config=current.config,
+            classes=current.scorer.classes,
+            weights_hash=current.strategy.weights_hash or current.scorer.weights_hash,
+            channels=current.scorer.channels or (info.channels if info else 0),
+            grid=current.scorer.grid or (info.grid if info else (0, 0)),
+            run_key=current.strategy.run_key,
+            mapping=score.mapping,
+            extra=saved.extra,
+            metrics=metrics,
+        ),
+    )
+
+
+def finish_preparation(current: Run) -> None:
+    """Score and keep what preparation alone gave: round 0."""
+    score = score_round(current, 0, Gathered())
+    line = {
+        "round": 0,
+        "split": current.scorer.split,
+        **score.fields(),
+        "loss": None,
+        "sites": sorted(current.registry.sites),
+        "quarantined": current.registry.refused,
+        "bytes_up": {},
+        "bytes_down": {},
+        "seconds": round(time.monotonic() - current.started, 3),
+    }
+    line["checkpoint_sha256"] = keep_checkpoint(current, 0, score, {key: line[key] for key in KEPT_METRICS})
+    append_metrics(current.run_dir, line)
+    current.scorer.draw(current.run_dir, 0, current.state)
+    log.info("  ".join(["prepared", *score.words()]))

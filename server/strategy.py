@@ -7,7 +7,7 @@ Hooks are thin. Checking is in `quarantine`, arithmetic in `merge`, talking in `
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -15,14 +15,11 @@ from flwr.serverapp.strategy import Strategy
 
 from common import wire
 from common.config import RunConfig
-from common.phases import Phase, phase_of
 from common.seeds import numpy_generator
-from common.spectral import PatchScatter
 from server.link import outcomes
-from server.merge import merge_round
-from server.model_state import ModelState
 from server.quarantine import Expectation, read_update
 from server.registry import Registry
+from server.work import Options, Work
 
 if TYPE_CHECKING:
     from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
@@ -48,7 +45,8 @@ class SegmentationStrategy(Strategy):  # type: ignore[misc]
 
     config: RunConfig
     registry: Registry
-    state: ModelState
+    work: Work
+    state: Any
     run_key: str
     num_classes: int = 0
     gathered: Gathered = field(default_factory=Gathered)
@@ -68,19 +66,20 @@ class SegmentationStrategy(Strategy):  # type: ignore[misc]
         return names
 
     def address(
-        self, names: Iterable[str], action: str, server_round: int, options: dict[str, Any] | None = None
+        self, names: Iterable[str], action: str, server_round: int, options: Options | None = None
     ) -> list[Message]:
-        """Build one message per site, with the groups that this site starts from."""
+        """Build one message per site, with the groups that this site starts from; ``options`` win."""
         deadline = self.config.sites.deadline_seconds
         settings = self.config.to_wire()
         self.sent = []
         for name in names:
+            groups, told = self.work.parts(self.state, name, server_round)
             task = wire.Task(
                 round=server_round,
                 settings=settings,
                 run_key=self.run_key,
-                groups=self.state.groups_for(name),
-                options=options or {},
+                groups=groups,
+                options=told | (options or {}),
             )
             content = wire.encode_task(task, self.config.wire.dtype)
             node = self.registry.sites[name].node_id
@@ -115,15 +114,14 @@ class SegmentationStrategy(Strategy):  # type: ignore[misc]
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """Address the sites of this round; arrays and configuration are those of `state` and `config`."""
-        phase = phase_of(self.config, server_round)
-        return self.address(self.choose(server_round), wire.TRAIN, server_round, {"phase": phase})
+        return self.address(self.choose(server_round), wire.TRAIN, server_round)
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Merge what may be merged into `state`; too few usable replies leave it as it was."""
-        phase = phase_of(self.config, server_round)
-        found = self.gather(replies, self.expect_train(phase))
+        expected = self.work.expect(self.state, self.work.phase(server_round), self.weights_hash)
+        found = self.gather(replies, expected)
         if len(found.updates) < self.config.sites.minimum:
             log.warning(
                 "round %d does not count: %d usable replies, %d needed",
@@ -132,8 +130,8 @@ class SegmentationStrategy(Strategy):  # type: ignore[misc]
                 self.config.sites.minimum,
             )
             return None, None
-        self.state = merge_round(self.state, found.updates, self.config, phase)
-        return wire.array_record(self.state.head), None
+        self.state = self.work.merge(self.state, found.updates, server_round)
+        return wire.array_record(self.work.saved(self.state).head), None
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -144,24 +142,13 @@ class SegmentationStrategy(Strategy):  # type: ignore[misc]
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
         """Check the confusion matrices; `scoring` sums them and matches once."""
-        self.gather(replies, self.expect_confusion())
+        self.gather(replies, self.work.expect_confusion(self.state, self.num_classes))
         return None
 
     def summary(self) -> None:
         """Log what this strategy will do."""
         c = self.config
-        log.info(
-            "task %s, preset %s: %s objective, share %s, heads by %s (%s), centroids by %s, %d rounds, seed %d",
-            c.task,
-            c.preset,
-            c.loss.objective,
-            c.centroids.share,
-            c.aggregation.rule,
-            c.aggregation.weights,
-            c.centroids.merge,
-            c.rounds,
-            c.seed,
-        )
+        log.info("task %s, %s, %d rounds, seed %d", c.task, self.work.summary(), c.rounds, c.seed)
 
     def start(self, grid: Grid, *_: Any, **__: Any) -> Result:
         """Run the whole federation (see `server.rounds.run`)."""
@@ -171,40 +158,6 @@ class SegmentationStrategy(Strategy):  # type: ignore[misc]
 
         run(grid, self.config)
         return Result()
-
-    # ---- what replies have to look like --------------------------------------------------------
-
-    def expect_train(self, phase: Phase) -> Expectation:
-        """Return the groups, names and shapes of a training reply."""
-        clusters, dim = self.state.centroids.shape
-        if phase == "scatter":
-            channels = self.state.head["linear.weight"].shape[1]
-            return Expectation({"scatter": PatchScatter.shapes(channels)}, self.weights_hash)
-        if phase == "clusters":
-            return self.expect_sums()
-        shapes: dict[str, Mapping[str, tuple[int, ...]]] = {
-            "head": {key: value.shape for key, value in self.state.head.items()},
-            "centroids": {"centroids": (clusters, dim), "counts": (clusters,)},
-        }
-        if self.config.centroids.merge == "lloyd":
-            shapes |= self.expect_sums().shapes
-        if self.state.shared:
-            shapes["shared"] = {key: value.shape for key, value in self.state.shared.items()}
-        return Expectation(shapes, self.weights_hash)
-
-    def expect_sums(self) -> Expectation:
-        """Return the shapes of a reply to one exact pass of k-means."""
-        clusters, dim = self.state.centroids.shape
-        sums: dict[str, tuple[int, ...]] = {
-            "sums": (clusters, dim),
-            "counts": (clusters,),
-            "cosines": (clusters,),
-        }
-        return Expectation({"sums": sums}, self.weights_hash)
-
-    def expect_confusion(self) -> Expectation:
-        """Return the shape of an evaluation reply."""
-        return Expectation({"confusion": {"confusion": (len(self.state.centroids), self.num_classes)}})
 
     @property
     def weights_hash(self) -> str:

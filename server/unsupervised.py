@@ -1,0 +1,101 @@
+"""What does task `unsupervised` add to the round loop: a head and K semantic centroids?"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from common import wire
+from common.checkpoint import Checkpoint
+from common.config import RunConfig
+from common.phases import Phase, phase_of
+from common.spectral import PatchScatter
+from server.initial import initial_state
+from server.merge import merge_round
+from server.model_state import ModelState
+from server.quarantine import Expectation
+from server.work import Ask, Options, Saved
+
+
+@dataclass(frozen=True)
+class UnsupervisedWork:
+    """Arithmetic is in `merge`, phases in `common.phases`; see `server.work.Work` for the meaning of each part."""
+
+    config: RunConfig
+
+    def initial(self, channels: int) -> ModelState:
+        """Return head and centroids drawn from the seed."""
+        return initial_state(self.config, channels)
+
+    def restore(self, checkpoint: Checkpoint) -> ModelState:
+        """Return the state of a checkpoint."""
+        return ModelState.from_arrays(checkpoint.head, checkpoint.centroids, checkpoint.extra)
+
+    def saved(self, state: ModelState) -> Saved:
+        """Return head, centroids, and the rest by name."""
+        return Saved(state.head, state.centroids, state.to_extra())
+
+    def prepare(self, state: ModelState, ask: Ask, names: list[str], run_dir: Path) -> ModelState:
+        """Nothing comes before the first round."""
+        return state
+
+    def begin(self, state: ModelState, number: int, ask: Ask, names: list[str]) -> ModelState:
+        """Nothing comes before a round."""
+        return state
+
+    def phase(self, number: int) -> Phase:
+        """Return the work of a round."""
+        return phase_of(self.config, number)
+
+    def greeting(self) -> Options:
+        """Nothing beside the settings."""
+        return {}
+
+    def parts(self, state: ModelState, site: str, number: int) -> tuple[wire.Groups, Options]:
+        """Return the shared model, the site's own parts in their place."""
+        return state.groups_for(site), {"phase": self.phase(number)}
+
+    def expect(self, state: ModelState, phase: str, weights_hash: str) -> Expectation:
+        """Return the groups, names and shapes of a training reply."""
+        clusters, dim = state.centroids.shape
+        if phase == "scatter":
+            channels = state.head["linear.weight"].shape[1]
+            return Expectation({"scatter": PatchScatter.shapes(channels)}, weights_hash)
+        if phase == "clusters":
+            return self.expect_sums(state, weights_hash)
+        shapes: dict[str, Mapping[str, tuple[int, ...]]] = {
+            "head": {key: value.shape for key, value in state.head.items()},
+            "centroids": {"centroids": (clusters, dim), "counts": (clusters,)},
+        }
+        if self.config.centroids.merge == "lloyd":
+            shapes |= self.expect_sums(state, weights_hash).shapes
+        if state.shared:
+            shapes["shared"] = {key: value.shape for key, value in state.shared.items()}
+        return Expectation(shapes, weights_hash)
+
+    def expect_sums(self, state: ModelState, weights_hash: str) -> Expectation:
+        """Return the shapes of a reply to one exact pass of k-means."""
+        clusters, dim = state.centroids.shape
+        sums: dict[str, tuple[int, ...]] = {
+            "sums": (clusters, dim),
+            "counts": (clusters,),
+            "cosines": (clusters,),
+        }
+        return Expectation({"sums": sums}, weights_hash)
+
+    def expect_confusion(self, state: ModelState, classes: int) -> Expectation:
+        """Return the shape of an evaluation reply: clusters by classes."""
+        return Expectation({"confusion": {"confusion": (len(state.centroids), classes)}})
+
+    def merge(self, state: ModelState, updates: Mapping[str, wire.Update], number: int) -> ModelState:
+        """Merge one round."""
+        return merge_round(state, updates, self.config, self.phase(number))
+
+    def summary(self) -> str:
+        """Return objective and merge rules."""
+        c = self.config
+        return (
+            f"preset {c.preset}: {c.loss.objective} objective, share {c.centroids.share}, heads by "
+            f"{c.aggregation.rule} ({c.aggregation.weights}), centroids by {c.centroids.merge}"
+        )
