@@ -7,7 +7,7 @@ written, nothing leaves the site, and no label is opened unless it was asked for
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -134,7 +134,7 @@ def check_labels(shard: Shard, classes: str | None) -> Finding:
         table = load_table(classes) if classes is not None else shard.classes
     except UserError as error:
         return Finding("labels", "wrong", str(error))
-    with_table = Shard(shard.name, shard.path, shard.root, shard.entries, table)
+    with_table = replace(shard, classes=table)
     faults = check_shard(with_table, labels=True, progress=progress_line("checking labels"))
     if not faults:
         return Finding("labels", "ok", f"all {len(shard)} can be read and have known values")

@@ -10,9 +10,9 @@ import numpy as np
 import numpy.typing as npt
 
 from common.data.classes import ClassTable
-from common.data.images import read_image, read_label
+from common.data.images import read_image
 from common.data.manifest import Shard
-from common.data.views import cut
+from common.data.pairs import entry_pair
 from common.errors import UserError
 
 Progress = Callable[[int, int], None]
@@ -24,29 +24,16 @@ def inspect_entry(
     """Decode one image, and its label map if ``labels``; return labelled pixels per class, int64 [C].
 
     Raises `UserError` where a file is unreadable, a label value is unknown to ``table``, a label is
-    missing, or label and image differ in size. Returns None without ``labels``.
+    missing, or label and image differ in size and the shard does not repair that. Returns None without ``labels``.
     """
-    image = shard.image_path(index)
-    height, width = read_image(image).shape[:2]
     if not labels:
+        read_image(shard.image_path(index))
         return None
-    path = shard.label_path(index)
-    if path is None:
-        raise UserError(
-            f"The image {image} has no label in {shard.path}; expected one for every image, add it or leave "
-            "the image out."
-        )
     if table is None:
         raise UserError(
             f"The labels of {shard.path} have no class table; name one (--classes NAME or a JSON file)."
         )
-    label = read_label(path, table)
-    if label.shape != (height, width):
-        raise UserError(
-            f"The image {image} is {width} x {height} but its label map {path} is {label.shape[1]} x "
-            f"{label.shape[0]} pixels; make both the same size."
-        )
-    seen = cut(label, shard.entries[index].view)
+    _, seen = entry_pair(shard, index, table)
     return np.bincount(seen.ravel(), minlength=256)[: table.num_classes].astype(np.int64)
 
 

@@ -16,6 +16,8 @@ from common.data.views import VIEWS
 from common.errors import UserError
 
 PARTITION_FILE = "partition.json"
+REPAIR_SIZES = "repair_sizes"
+"""The setting of ``partition.json`` by which a data set says that its images may need `Shard.repair_sizes`."""
 _KEYS = {"image", "label", "domain", "view"}
 
 
@@ -39,13 +41,18 @@ class Entry:
 
 @dataclass(frozen=True)
 class Shard:
-    """The images of one site (or of one evaluation split), and the root that their paths start from."""
+    """The images of one site (or of one evaluation split), and the root that their paths start from.
+
+    ``repair_sizes``: images that differ in size from their label map are resized to it when they are
+    read as pairs (`common.data.pairs`); otherwise they are an error in the data.
+    """
 
     name: str
     path: Path
     root: Path
     entries: tuple[Entry, ...]
     classes: ClassTable | None = None
+    repair_sizes: bool = False
 
     def __len__(self) -> int:
         return len(self.entries)
@@ -71,7 +78,7 @@ class Partition:
 
     ``sites`` counts the images of every site, ``domains`` splits that count by domain, ``histogram``
     holds labelled pixels per class and site (None without labels), ``evaluation`` the labelled
-    manifests that are no site.
+    manifests that are no site. ``settings`` are notes of the data set; `REPAIR_SIZES` is read back.
     """
 
     dataset: str
@@ -239,7 +246,8 @@ def read_shard(
         )
     if classes is None and partition is not None:
         classes = partition.classes
-    return Shard(source.stem, source, root.resolve(), read_manifest(source, root), classes)
+    repair = partition is not None and partition.settings.get(REPAIR_SIZES) is True
+    return Shard(source.stem, source, root.resolve(), read_manifest(source, root), classes, repair)
 
 
 def write_manifest(path: str | Path, entries: Iterable[Entry]) -> None:
@@ -317,4 +325,5 @@ def pool_shards(shards: Sequence[Shard], name: str) -> Shard:
         for entry in shard.entries:
             entries.setdefault((entry.image, entry.view), entry)
     classes = next((shard.classes for shard in shards if shard.classes is not None), None)
-    return Shard(name, shards[0].path, shards[0].root, tuple(entries.values()), classes)
+    repair = any(shard.repair_sizes for shard in shards)
+    return Shard(name, shards[0].path, shards[0].root, tuple(entries.values()), classes, repair)
