@@ -186,6 +186,14 @@ class Clusters(Section):
     starts: int = Field(10, ge=1, description="runs of k-means per number of clusters")
     bootstrap_rounds: int = Field(0, ge=0, description="first rounds without clusters")
 
+    @model_validator(mode="after")
+    def _range(self) -> Clusters:
+        if self.smallest > self.largest:
+            raise ValueError(
+                f"clusters.smallest is {self.smallest} and largest {self.largest}; expected smallest <= largest"
+            )
+        return self
+
 
 class Source(Section):
     """Adaptation: the labelled images at the server, and the model that they give."""
