@@ -81,11 +81,11 @@ def state_hash(net: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def offline_error(what: str) -> UserError:
+def offline_error(what: str, setting: str = "model.weights") -> UserError:
     """Return the one sentence for pretrained weights that are neither here nor within reach."""
     return UserError(
         f"The pretrained weights of {what} are not on this machine and their server cannot be reached; "
-        "set model.weights to a local safetensors file, or start once with a connection."
+        f"set {setting} to a local safetensors file, or start once with a connection."
     )
 
 
@@ -138,18 +138,22 @@ def timm_pretrained(name: str, create: Callable[..., nn.Module]) -> nn.Module:
         raise offline_error(f"{name} (the download failed with {type(error).__name__})") from error
 
 
-def torchvision_pretrained() -> dict[str, torch.Tensor]:
-    """Return torchvision's ImageNet weights of MobileNetV2, from the local cache where they lie there."""
+def torchvision_pretrained(setting: str = "model.weights") -> dict[str, torch.Tensor]:
+    """Return torchvision's ImageNet weights of MobileNetV2, from the local cache where they lie there.
+
+    ``setting`` is what a user changes where they cannot be had.
+    """
     prepare_torchvision()
     from torchvision.models import MobileNet_V2_Weights
 
     weights = MobileNet_V2_Weights.IMAGENET1K_V1
     file = Path(torch.hub.get_dir()) / "checkpoints" / Path(weights.url).name
     if not file.is_file() and not reachable(weights.url):
-        raise offline_error("mobilenet_v2")
+        raise offline_error("mobilenet_v2", setting)
     try:
         state: dict[str, torch.Tensor] = dict(weights.get_state_dict(progress=False, check_hash=True))
     except (OSError, RuntimeError) as error:
         log.debug("download of mobilenet_v2 failed", exc_info=True)
-        raise offline_error(f"mobilenet_v2 (the download failed with {type(error).__name__})") from error
+        reason = f"mobilenet_v2 (the download failed with {type(error).__name__})"
+        raise offline_error(reason, setting) from error
     return state

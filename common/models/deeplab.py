@@ -1,0 +1,267 @@
+"""How does DeepLabV3 on MobileNetV2 turn images into class scores, and what of it travels?
+
+Chen et al., "Rethinking Atrous Convolution for Semantic Image Segmentation" (2017), section 3.3; Sandler et
+al., "MobileNetV2" (2018). The backbone is torchvision's, the head computes what torchvision's computes and
+has its names, so that published state dicts fit after a change of prefix. 12,651,792 parameters for 16 classes,
+of which 82 % are in the head. Where the weights come from: ``common/models/deeplab_weights.py``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from common.config_network import Network, numbers
+from common.models.deeplab_weights import load_weights
+from common.models.operators import prepare_torchvision
+from common.models.scopes import parameter_keys, statistics_keys
+from common.seeds import derive
+
+Arrays = dict[str, np.ndarray]
+
+FEATURES = 1280
+"""Channels of MobileNetV2's last convolution."""
+
+WIDTH = 256
+"""Channels of every part of the head."""
+
+STATISTICS = {
+    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    "half": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+}
+"""Mean and standard deviation of the input, for pixels in 0..1."""
+
+
+class AtrousConv(nn.Conv2d):
+    """A 3 x 3 convolution with holes that leaves out the taps which can only see padding.
+
+    At output stride 32 an image of 512 rows has 16 rows of features, fewer than the usual rates 24 and 36: the
+    upper and lower taps add nothing but zeros there, at two thirds of the cost. The sum is the same without
+    them, and so is the gradient: that of a tap left out is zero either way.
+    """
+
+    def __init__(self, channels: int, out_channels: int, rate: int) -> None:
+        super().__init__(channels, out_channels, 3, padding=rate, dilation=rate, bias=False)
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """Map [B, channels, h, w] to [B, out_channels, h, w]."""
+        rate = int(self.dilation[0])
+        reach = [rate if side > rate else 0 for side in input.shape[2:]]
+        rows, columns = (slice(None) if padding else slice(1, 2) for padding in reach)
+        return F.conv2d(input, self.weight[:, :, rows, columns], None, 1, tuple(reach), rate)
+
+
+class PooledNorm(nn.BatchNorm2d):
+    """The batch norm behind global pooling, where a batch of one image has one value per channel.
+
+    One value has no variance: torch refuses, and normalising it by itself would erase it. It is
+    normalised by the running statistics instead, as in evaluation, and they stay as they are.
+    """
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """Normalise [B, C, 1, 1]."""
+        if self.training and len(input) == 1:
+            return F.batch_norm(
+                input, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps
+            )
+        return super().forward(input)
+
+
+class SeededDropout(nn.Module):
+    """Dropout that draws from a generator of its own, not from torch's global one."""
+
+    def __init__(self, p: float) -> None:
+        super().__init__()
+        self.p = p
+        self.generator: torch.Generator | None = None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Drop entries of ``x`` and scale the others so that the mean stays; do nothing in eval mode."""
+        if not self.training or self.p == 0:
+            return x
+        if self.generator is None:
+            raise ValueError("Dropout has no generator; call DeepLab.seed_dropout, or eval() before scoring.")
+        kept = torch.empty_like(x).bernoulli_(1 - self.p, generator=self.generator)
+        return x * kept.div_(1 - self.p)
+
+
+def _normed(conv: nn.Conv2d) -> list[nn.Module]:
+    return [conv, nn.BatchNorm2d(conv.out_channels), nn.ReLU()]
+
+
+class Aspp(nn.Module):
+    """Atrous spatial pyramid pooling: what is here, at three distances around, and in the image at all."""
+
+    def __init__(self, channels: int, rates: Sequence[int], dropout: float) -> None:
+        super().__init__()
+        pooling = [nn.AdaptiveAvgPool2d(1), nn.Conv2d(channels, WIDTH, 1, bias=False), PooledNorm(WIDTH)]
+        self.convs = nn.ModuleList(
+            [
+                nn.Sequential(*_normed(nn.Conv2d(channels, WIDTH, 1, bias=False))),
+                *(nn.Sequential(*_normed(AtrousConv(channels, WIDTH, rate))) for rate in rates),
+                nn.Sequential(*pooling, nn.ReLU()),
+            ]
+        )
+        branches = len(self.convs)
+        self.project = nn.Sequential(
+            *_normed(nn.Conv2d(branches * WIDTH, WIDTH, 1, bias=False)), SeededDropout(dropout)
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Map [B, channels, h, w] to [B, 256, h, w]."""
+        *local, pooled = [branch(x) for branch in self.convs]
+        joined = torch.cat([*local, pooled.expand_as(local[0])], dim=1)
+        projected: torch.Tensor = self.project(joined)
+        return projected
+
+
+class DeepLab(nn.Module):
+    """Images float [B, 3, H, W] in 0..1 -> logits float32 [B, classes, H, W].
+
+    ``backbone`` and ``head`` hold all parameters; mean and standard deviation of the input are settings, not
+    state. Training with dropout needs `seed_dropout` first. One image is a batch.
+    """
+
+    mean: torch.Tensor
+    std: torch.Tensor
+
+    def __init__(self, backbone: nn.Module, classes: int, network: Network) -> None:
+        """Put a head on ``backbone``: normalised images -> [B, 1280, h, w] at the configured stride."""
+        super().__init__()
+        self.backbone = backbone
+        self.head = nn.Sequential(
+            Aspp(FEATURES, numbers(network.rates), network.dropout),
+            *_normed(nn.Conv2d(WIDTH, WIDTH, 3, padding=1, bias=False)),
+            nn.Conv2d(WIDTH, classes, 1),
+        )
+        self.classes = classes
+        self.output_stride = int(network.output_stride)
+        for name, values in zip(("mean", "std"), STATISTICS[network.normalize], strict=True):
+            self.register_buffer(name, torch.tensor(values).view(1, 3, 1, 1), persistent=False)
+
+    def seed_dropout(self, seed: int) -> None:
+        """Let the dropout of training draw from ``seed``, on the device where the network is now."""
+        for module in self.modules():
+            if isinstance(module, SeededDropout):
+                module.generator = torch.Generator(self.mean.device).manual_seed(seed)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """See the class; raises ValueError for images of another form."""
+        if images.dim() != 4 or images.shape[1] != 3 or not images.is_floating_point():
+            raise ValueError(
+                f"expected float images [B, 3, H, W] in 0..1, got {images.dtype} {list(images.shape)}"
+            )
+        if self.training and len(images) == 1 and max(images.shape[2:]) <= self.output_stride:
+            raise ValueError(
+                f"one image of {images.shape[2]} x {images.shape[3]} pixels is a single feature at output stride "
+                f"{self.output_stride}, which batch norm cannot train on; give more or larger images"
+            )
+        # oneDNN and cuDNN both compute depthwise convolutions faster with channels last
+        images = images.contiguous(memory_format=torch.channels_last)
+        scores = self.head(self.backbone((images - self.mean) / self.std))
+        # float32 from here on: half precision would blur the interpolated scores of close classes
+        return F.interpolate(scores.float(), images.shape[2:], mode="bilinear", align_corners=False)
+
+
+def build_network(classes: int, network: Network, seed: int) -> DeepLab:
+    """Build the network with its starting weights, on the CPU and in training mode.
+
+    Args:
+        classes: C, the number of classes that are scored.
+        network: architecture, and ``weights``: 'pretrained', 'random' or files (`load_weights`).
+        seed: of all that no file gives; the global generators are left alone.
+
+    Raises:
+        UserError: weights that are missing or do not fit, or are out of reach.
+    """
+    prepare_torchvision()
+    from torchvision.models import mobilenet_v2
+
+    with torch.random.fork_rng(devices=[]):  # constructors draw from the CPU's global generator
+        torch.default_generator.manual_seed(derive(seed, "network"))
+        backbone = mobilenet_v2(weights=None).features
+        dilate(backbone, int(network.output_stride))
+        model = DeepLab(backbone, classes, network)
+    load_weights(model, network.weights)
+    return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+
+
+def dilate(backbone: nn.Module, output_stride: int) -> None:
+    """Trade strides beyond ``output_stride`` for dilation; the weights and what they see stay the same."""
+    stride, dilation = 1, 1
+    for conv in backbone.modules():
+        if not isinstance(conv, nn.Conv2d):
+            continue
+        step = conv.stride[0]
+        too_much = step > 1 and stride == output_stride
+        if conv.kernel_size[0] > 1:
+            conv.dilation = (dilation, dilation)
+            conv.padding = (dilation, dilation)
+        if too_much:
+            conv.stride = (1, 1)
+            dilation *= step  # from here on neighbours lie as many positions apart as were not skipped
+        else:
+            stride *= step
+
+
+def network_signature(classes: int, network: Network) -> str:
+    """Return a sha256 (hex) of the architecture: equal where the same arrays mean the same function."""
+    facts = {
+        "architecture": "deeplabv3-mobilenet-v2",
+        "classes": classes,
+        "output-stride": int(network.output_stride),
+        "rates": numbers(network.rates),
+        "normalize": network.normalize,
+    }
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def network_to_arrays(model: nn.Module) -> tuple[Arrays, Arrays]:
+    """Copy what travels: all parameters, and all running statistics, as float32 by state-dict name."""
+    state = model.state_dict()
+
+    def copied(keys: frozenset[str]) -> Arrays:
+        return {
+            key: np.array(state[key].detach().cpu().numpy(), dtype=np.float32, order="C")
+            for key in state
+            if key in keys
+        }
+
+    return copied(parameter_keys(model)), copied(statistics_keys(model))
+
+
+def load_arrays(
+    model: nn.Module, weights: Mapping[str, np.ndarray], statistics: Mapping[str, np.ndarray]
+) -> None:
+    """Load what `network_to_arrays` returned, of any float type; nothing is changed where anything is wrong.
+
+    Raises ValueError naming the first array that is missing, left over, of another shape, not finite, or a
+    negative variance.
+    """
+    state = model.state_dict()
+    for given, keys in ((weights, parameter_keys(model)), (statistics, statistics_keys(model))):
+        for key in sorted(given.keys() | keys):
+            _check_array(key, given.get(key), state[key] if key in keys else None)
+    with torch.no_grad():
+        for key, array in (*weights.items(), *statistics.items()):
+            state[key].copy_(torch.from_numpy(np.asarray(array, dtype=np.float32)))
+
+
+def _check_array(key: str, array: np.ndarray | None, tensor: torch.Tensor | None) -> None:
+    advice = "use the classes and network settings that the arrays were made with"
+    if tensor is None:
+        raise ValueError(f"Array '{key}' was given, but the network has none of this name; {advice}.")
+    if array is None:
+        raise ValueError(f"Array '{key}' of the network is missing; {advice}.")
+    if array.shape != tuple(tensor.shape):
+        raise ValueError(f"Array '{key}' is {array.shape}, {tuple(tensor.shape)} was expected; {advice}.")
+    if not np.isfinite(array).all():
+        raise ValueError(f"Array '{key}' holds NaN or infinity.")
+    if key.endswith("running_var") and array.min(initial=0.0) < 0:
+        raise ValueError(f"Array '{key}' holds a negative variance.")
