@@ -13,7 +13,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
-from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
+from flwr.common.constant import ErrorCode
 
 WIRE_VERSION = 1
 
@@ -207,6 +208,11 @@ def payload_bytes(content: RecordDict) -> int:
 def make_message(content: RecordDict, node_id: int, action: str, round_number: int, ttl: float) -> Message:
     """Address a task; a site that is still busy when ``ttl`` seconds are over never sees it (no stale work)."""
     return Message(content, dst_node_id=node_id, message_type=action, group_id=str(round_number), ttl=ttl)
+
+
+def crash_reply(request: Message, reason: str) -> Message:
+    """Answer a message in the place of a process that died over it, as Flower itself does after a minute."""
+    return Message(Error(code=ErrorCode.CLIENT_APP_CRASHED, reason=reason), reply_to=request)
 
 
 def array_record(arrays: Mapping[str, np.ndarray]) -> ArrayRecord:
