@@ -13,6 +13,7 @@ from common.command import CommandParser, progress_line
 from common.data.classes import TABLES
 from common.errors import UserError, report_user_errors
 from partitions import domains
+from partitions.adaptation import adapt, parse_roles
 from partitions.output import staged_folder
 from partitions.plan import Request, Split, plan, write
 from partitions.rules import RULES
@@ -29,6 +30,8 @@ examples:
   python -m partitions camvid --root ../shared/data/camvid --by domain --out shards/camvid
   python -m partitions folder --root my-pictures --by domain --domain-level 1 --out shards/mine
   python -m partitions camvid --root ../shared/data/camvid --by dirichlet --sites 5 --out shards/skew
+  python -m partitions camvid --root ../shared/data/camvid --sites-of dusk_a,carpark_a,carpark_b \\
+      --source day_a,day_b,day_c,day_d --score dusk_b,carpark_c --out shards/camvid-adapt
 
 `python -m partitions DATASET --help` shows the options of a data set.
 """
@@ -95,6 +98,17 @@ def _add_common_options(parser: argparse.ArgumentParser, source: Source) -> None
         "--domain-column", metavar="C", default="domain", help="column of --domain-csv (default: domain)"
     )
 
+    roles = parser.add_argument_group(
+        "adaptation: domains with labels teach, others learn without (names separated by commas)"
+    )
+    roles.add_argument(
+        "--sites-of", metavar="A,B", help="domains that are divided into sites, whose manifests name no label"
+    )
+    roles.add_argument(
+        "--source", dest="source_of", metavar="C,D", help="domains that become the labelled source.jsonl"
+    )
+    roles.add_argument("--score", metavar="E,F", help="domains that become the labelled target.jsonl")
+
     care = parser.add_argument_group("care")
     care.add_argument(
         "--no-labels",
@@ -153,7 +167,7 @@ def _with_domains(data: Dataset, args: argparse.Namespace) -> Dataset:
 def summary(split: Split) -> str:
     """Return the table of sites: images, domains, commonest classes."""
     classes = split.dataset.classes
-    lines = [f"{'site':<14}{'images':>7}  {'domains':<48}commonest classes"]
+    lines = [f"{'site':<18}{'images':>7}  {'domains':<48}commonest classes"]
 
     def line(name: str, count: int, found: dict[str, int], histogram: list[int] | None) -> str:
         text = ", ".join(f"{d} {c}" if len(found) > 1 else d for d, c in list(found.items())[:3])
@@ -163,7 +177,7 @@ def summary(split: Split) -> str:
             total = max(1, sum(histogram))
             pairs = sorted(zip(histogram, classes.names, strict=True), key=lambda pair: -pair[0])[:3]
             common = ", ".join(f"{label} {100 * pixels / total:.0f} %" for pixels, label in pairs)
-        return f"{name:<14}{count:>7}  {text:<48}{common}"
+        return f"{name:<18}{count:>7}  {text:<48}{common}"
 
     partition = split.partition()
     for name, count in partition.sites.items():
@@ -188,6 +202,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         raise UserError(f"There is no rule {args.by!r}: {hint}expected one of {', '.join(RULES)}.")
     chosen = (args.domain_csv, args.domain_regex, args.domain_level)
     args.custom_domains = any(option is not None for option in chosen)
+    roles = parse_roles(args.sites_of, args.source_of, args.score)
     request = Request(
         rule=args.by or "domain",
         sites=args.sites,
@@ -202,6 +217,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     source: Source = args.source
     with staged_folder(out, args.overwrite) as stage:
         data = _with_domains(source.load(args, stage, progress_line("drawing")), args)
+        if roles is not None:
+            data = adapt(data, roles)
         if args.by is None:
             bare = data.rule == "domain" and not any(entry.domain for entry in data.images)
             request = replace(request, rule="iid" if bare and args.sites else data.rule)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from common.data.check import inspect_shard
-from common.data.manifest import Entry, Partition, Shard, write_manifest, write_partition
+from common.data.manifest import REPAIR_SIZES, Entry, Partition, Shard, write_manifest, write_partition
 from common.errors import UserError
 from partitions.picture import Row, draw_split
 from partitions.rules import by_domain, characteristic_class, check_sites, dirichlet, iid
@@ -62,7 +62,20 @@ class Split:
         chosen = self.photos(site)
         if self.dataset.views:
             chosen = [replace(entry, view=view) for entry in chosen for view in self.dataset.views]
-        return chosen if self.request.keep_labels else [replace(entry, label=None) for entry in chosen]
+        return chosen if self.keeps_labels else [replace(entry, label=None) for entry in chosen]
+
+    @property
+    def keeps_labels(self) -> bool:
+        """Whether label paths stand in the site manifests."""
+        return self.request.keep_labels and self.dataset.open_labels
+
+    def clients(self) -> dict[str, str]:
+        """Return which clients of the data set's own lists make up each site."""
+        owner = self.dataset.clients
+        found = ([owner[entry.image] for entry in self.photos(i)] for i in range(len(self.sites)))
+        return {
+            name: ", ".join(dict.fromkeys(clients)) for name, clients in zip(self.names(), found, strict=True)
+        }
 
     def domains(self, site: int) -> dict[str, int]:
         """Return the number of manifest lines per domain of a site, largest first."""
@@ -72,7 +85,9 @@ class Split:
     def partition(self) -> Partition:
         """Return what goes into ``partition.json``."""
         data, request = self.dataset, self.request
-        settings: dict[str, object] = {**data.settings, "labels_in_site_manifests": request.keep_labels}
+        settings: dict[str, object] = {**data.settings, "labels_in_site_manifests": self.keeps_labels}
+        if request.rule == "lists":
+            settings |= {"clients": self.clients()}
         if request.rule == "dirichlet":
             settings |= {"alpha": request.alpha, "over": request.over}
         return Partition(
@@ -98,25 +113,52 @@ def _labelled(entries: Sequence[Entry]) -> bool:
     return bool(entries) and all(entry.label is not None for entry in entries)
 
 
-def _inspect(
-    data: Dataset, entries: list[Entry], skip: bool, progress: Progress | None
-) -> tuple[list[Entry], Histograms | None, list[str]]:
-    """Decode images and labels: usable entries, their histograms [N, C], sentences about the others."""
-    labels = _labelled(entries) and data.classes is not None
-    shard = Shard("", Path(), data.root, tuple(entries), data.classes)
-    found = inspect_shard(shard, labels, progress=progress)
-    faults = [result for result in found if isinstance(result, UserError)]
-    if faults and not skip:
-        more = f" ({len(faults) - 1} more files have faults too)" if len(faults) > 1 else ""
-        raise UserError(f"{faults[0]}{more}")
-    good = [i for i, result in enumerate(found) if not isinstance(result, UserError)]
-    if not good:
-        raise UserError(f"No image of {data.root} is usable; the first: {faults[0]}")
-    rows = [result for result in found if isinstance(result, np.ndarray)]
-    return [entries[i] for i in good], np.stack(rows) if labels else None, [str(fault) for fault in faults]
+@dataclass
+class _Inspector:
+    """Decodes images and labels, each once: training images may be evaluation images too."""
+
+    data: Dataset
+    skip: bool
+    progress: Progress | None
+    total: int
+    seen: dict[tuple[Entry, bool], npt.NDArray[np.int64] | UserError | None] = field(default_factory=dict)
+
+    def inspect(self, entries: list[Entry]) -> tuple[list[Entry], Histograms | None, list[str]]:
+        """Return usable entries, their histograms [N, C], sentences about the others."""
+        labels = _labelled(entries) and self.data.classes is not None
+        self._decode([entry for entry in entries if (entry, labels) not in self.seen], labels)
+        found = [self.seen[entry, labels] for entry in entries]
+        faults = [result for result in found if isinstance(result, UserError)]
+        if faults and not self.skip:
+            more = f" ({len(faults) - 1} more files have faults too)" if len(faults) > 1 else ""
+            raise UserError(f"{faults[0]}{more}")
+        good = [i for i, result in enumerate(found) if not isinstance(result, UserError)]
+        if not good:
+            raise UserError(f"No image of {self.data.root} is usable; the first: {faults[0]}")
+        rows = [result for result in found if isinstance(result, np.ndarray)]
+        return [entries[i] for i in good], np.stack(rows) if labels else None, [str(f) for f in faults]
+
+    def _decode(self, entries: list[Entry], labels: bool) -> None:
+        data, done = self.data, len(self.seen)
+        repair = data.settings.get(REPAIR_SIZES) is True
+        shard = Shard("", Path(), data.root, tuple(entries), data.classes, repair)
+
+        def step(now: int, _: int) -> None:
+            if self.progress is not None:
+                self.progress(done + now, self.total)
+
+        results = inspect_shard(shard, labels, progress=step)
+        self.seen.update(((entry, labels), result) for entry, result in zip(entries, results, strict=True))
 
 
-def _assign(images: list[Entry], histograms: Histograms | None, request: Request) -> list[list[int]]:
+def _assign(data: Dataset, histograms: Histograms | None, request: Request) -> list[list[int]]:
+    images = data.images
+    if request.rule == "lists":
+        if not data.clients:
+            raise UserError(
+                f"--by lists needs lists of clients, which {data.name} does not have here; use --by domain or iid."
+            )
+        return by_domain([data.clients[entry.image] for entry in images], request.sites)
     domains = [entry.domain or NO_DOMAIN for entry in images]
     named = {entry.domain for entry in images} != {None}
     if request.rule == "domain":
@@ -160,24 +202,18 @@ def plan(data: Dataset, request: Request, progress: Progress | None = None) -> S
     evaluation = dict(data.evaluation)
     evaluated: dict[str, Histograms] = {}
     if request.decode:
-        total = len(images) + sum(map(len, evaluation.values()))
-        done = 0
-
-        def step(now: int, _: int) -> None:
-            if progress is not None:
-                progress(done + now, total)
-
-        images, histograms, skipped = _inspect(data, images, request.skip_unreadable, step)
-        done += len(data.images)
+        everything = {*images, *(entry for entries in evaluation.values() for entry in entries)}
+        inspector = _Inspector(data, request.skip_unreadable, progress, len(everything))
+        images, histograms, skipped = inspector.inspect(images)
         for name, entries in evaluation.items():
-            kept, counts, faults = _inspect(data, entries, request.skip_unreadable, step)
-            evaluation[name], skipped = kept, skipped + faults
-            done += len(entries)
+            evaluation[name], counts, faults = inspector.inspect(entries)
+            skipped += faults
             if counts is not None:
                 evaluated[name] = counts
+        skipped = list(dict.fromkeys(skipped))
     if request.over == "auto":
         request = replace(request, over="domains" if histograms is None else "classes")
-    sites = _assign(images, histograms, request)
+    sites = _assign(replace(data, images=images), histograms, request)
     return Split(
         replace(data, images=images, evaluation=evaluation), request, sites, histograms, evaluated, skipped
     )
@@ -217,9 +253,7 @@ def draw(split: Split) -> object:
         if split.request.rule == "dirichlet"
         else ""
     )
-    labels = (
-        "labels stand in the site manifests" if split.request.keep_labels else "site manifests without labels"
-    )
+    labels = "labels stand in the site manifests" if split.keeps_labels else "site manifests without labels"
     if not _labelled(data.images):
         labels = "no labels"
     views = f", {len(data.views)} views of each" if data.views else ""

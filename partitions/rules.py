@@ -17,6 +17,7 @@ from common.seeds import numpy_generator
 
 RULES = {
     "domain": "every site is one domain (camera, place, drive); grouped or split if --sites says so",
+    "lists": "every site is one client of the data set's own lists, where it has such",
     "iid": "images are dealt out at random: the easy case, for comparison",
     "dirichlet": "skewed at random: class (or domain) shares per site drawn from Dirichlet(alpha)",
 }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,6 +14,8 @@ from common.data.manifest import Entry, natural_key
 from common.errors import UserError
 
 Progress = Callable[[int, int], None]
+TRAIN_EVAL = "train_eval"
+"""The labelled manifest of all images that sites train on: how well is known what was seen?"""
 
 
 @dataclass(frozen=True)
@@ -23,6 +25,9 @@ class Dataset:
     ``root`` is where the files lie now; ``final_root`` where they will lie once the output folder
     stands, if that is elsewhere. ``rule`` and ``sites`` hold where the user says nothing. ``views``
     stand for every image in the site manifests, in place of the whole; evaluation is on whole images.
+    ``clients`` says for an image (its path) which site the data set's own lists give it to: rule
+    ``lists``. Without ``open_labels`` labels never stand in site manifests. A setting
+    `REPAIR_SIZES` lets images take the size of their label maps.
     """
 
     name: str
@@ -35,6 +40,8 @@ class Dataset:
     sites: int | None = None
     settings: dict[str, str | int | float] = field(default_factory=dict)
     views: tuple[str, ...] = ()
+    clients: Mapping[str, str] = field(default_factory=dict)
+    open_labels: bool = True
 
 
 @dataclass(frozen=True)
