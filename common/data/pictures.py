@@ -18,7 +18,8 @@ import torch
 from common.config_network import Transforms
 from common.data.classes import IGNORE, ClassTable
 from common.data.manifest import Shard
-from common.data.views import Bytes, entry_image, entry_label
+from common.data.pairs import entry_pair
+from common.data.views import Bytes, entry_image
 from common.errors import UserError
 from common.seeds import torch_generator
 from common.transforms import JointTransform, image_tensor
@@ -197,7 +198,7 @@ class Pictures:
     def _decode(self, index: int) -> tuple[Bytes, Bytes | None]:
         if not self.with_labels or self._table is None:
             return entry_image(self.shard, index), None
-        return _read_pair(self.shard, index, self._table)
+        return entry_pair(self.shard, index, self._table)
 
     def _generator(self, *names: str | int) -> torch.Generator:
         return torch_generator(self._seed, "pictures", *self._names, *names)
@@ -225,17 +226,6 @@ class _Decoded:
             if index not in self._kept and self._bytes + size <= self._limit:
                 self._kept[index] = pair
                 self._bytes += size
-
-
-def _read_pair(shard: Shard, index: int, table: ClassTable) -> tuple[Bytes, Bytes | None]:
-    """Return image and label of one size; the place to repair pairs that differ in it."""
-    image, label = entry_image(shard, index), entry_label(shard, index, table)
-    if label is not None and label.shape != image.shape[:2]:
-        raise UserError(
-            f"The image {shard.image_path(index)} is {image.shape[1]} x {image.shape[0]} but its label map "
-            f"{shard.label_path(index)} is {label.shape[1]} x {label.shape[0]} pixels; make both the same size."
-        )
-    return image, label
 
 
 def _check_labelled(shard: Shard, table: ClassTable | None) -> None:

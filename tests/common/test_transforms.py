@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -26,7 +27,7 @@ from common.transforms import (
     window,
 )
 
-ALONE = {
+ALONE: dict[str, dict[str, Any]] = {
     "resize": {"resize_height": 50, "resize_width": 70},
     "scale": {"scale_min": 0.6, "scale_max": 0.9},
     "rotation": {"rotation": 40.0},
@@ -40,7 +41,7 @@ ALONE = {
 COLOURS = {"jitter", "hue", "blur"}
 
 
-def settings(**given: object) -> Transforms:
+def settings(**given: Any) -> Transforms:
     return Transforms.model_validate({"crop": "none"} | given)
 
 

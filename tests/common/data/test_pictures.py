@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from common.config_network import Transforms
-from common.data import images, pictures, views
+from common.data import images, pairs, pictures, views
 from common.data.classes import ClassTable, load_table
 from common.data.manifest import Entry, Shard, read_shard, write_manifest
 from common.data.pictures import Batch, Pictures
@@ -92,7 +92,7 @@ def test_steps_go_on_through_epochs(shard: Shard) -> None:
 
 
 @pytest.mark.parametrize("given", [{"workers": 1}, {"workers": 4}, {"memory": 0}, {"memory": 20_000}])
-def test_neither_threads_nor_memory_change_a_pixel(shard: Shard, given: dict[str, int]) -> None:
+def test_neither_threads_nor_memory_change_a_pixel(shard: Shard, given: dict[str, Any]) -> None:
     expected = list(make(shard, BUSY, workers=0).batches(6, 3))
     torch.manual_seed(len(given))
     found = list(make(shard, BUSY, **given).batches(6, 3))
@@ -116,17 +116,16 @@ def _closed(*_: object) -> Bytes:
 def test_closed_labels_are_never_opened(shard: Shard, workers: int, monkeypatch: pytest.MonkeyPatch) -> None:
     for path in shard.root.glob("l*.png"):
         path.write_text("nobody can read this")
-    for module in (images, views):
+    for module in (images, views, pairs):
         monkeypatch.setattr(module, "read_label", _closed)
     monkeypatch.setattr(images, "read_raw_label", _closed)
-    monkeypatch.setattr(pictures, "entry_label", _closed)
     source = make(shard, BUSY, labels=False, workers=workers)
     assert all(entry.label is None for entry in source.shard.entries) and not source.shard.labelled
     batches = list(source.batches(5, 4))
     assert all(batch.labels is None for batch in batches)
     with pytest.raises(PermissionError, match="the labels of site-2 are closed"):
         source.label(0)
-    with pytest.raises(AssertionError, match="a label was opened"):  # the doors above are the real ones
+    with pytest.raises(AssertionError, match="a label was opened"):  # by the doors that are shut above
         next(make(shard, BUSY).epoch_batches(0, 1))
 
 
@@ -165,6 +164,16 @@ def test_labels_of_another_size_are_named(shard: Shard, workers: int) -> None:
         list(make(shard, workers=workers).epoch_batches(0, 4))
 
 
+def test_a_data_set_may_ask_for_images_of_the_size_of_their_labels(shard: Shard) -> None:
+    Image.fromarray(np.full((20, 25), 4, np.uint8)).save(shard.root / "l4.png")
+    source = make(replace(shard, repair_sizes=True))
+    sizes = {
+        batch.indices[0]: (batch.images.shape[2:], None if batch.labels is None else batch.labels.shape[1:])
+        for batch in source.epoch_batches(0, 1)
+    }
+    assert sizes[4] == ((20, 25), (20, 25)) and sizes[5] == ((40, 50), (40, 50))
+
+
 def test_unreadable_images_are_named_from_a_worker_too(shard: Shard) -> None:
     (shard.root / "6.png").write_text("no picture")
     with pytest.raises(UserError, match=r"6\.png is no picture"):
@@ -186,11 +195,16 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
     """Records which image was decoded, each time."""
     seen: list[int] = []
 
-    def counting(shard: Shard, index: int) -> Bytes:
+    def image(shard: Shard, index: int) -> Bytes:
         seen.append(index)
         return views.entry_image(shard, index)
 
-    monkeypatch.setattr(pictures, "entry_image", counting)
+    def pair(shard: Shard, index: int, table: ClassTable) -> tuple[Bytes, Bytes]:
+        seen.append(index)
+        return pairs.entry_pair(shard, index, table)
+
+    monkeypatch.setattr(pictures, "entry_image", image)
+    monkeypatch.setattr(pictures, "entry_pair", pair)
     yield seen
 
 
