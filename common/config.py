@@ -18,6 +18,7 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from common.config_network import Clusters, Network, Reduction, Sgd, Source, Style, Teacher, Transforms
+from common.config_privacy import Privacy, privacy_conflict
 from common.errors import UserError
 from common.presets import FROM_PRESET, PRESETS
 from common.section import Section
@@ -268,6 +269,7 @@ class RunConfig(Section):
     style: Style = Style()
     teacher: Teacher = Teacher()
     clusters: Clusters = Clusters()
+    privacy: Privacy = Privacy()
     wire: Wire = Wire()
     eval: Eval = Eval()
     checkpoint: Checkpoint = Checkpoint()
@@ -285,6 +287,8 @@ class RunConfig(Section):
                 f"sites.minimum is {self.sites.minimum} but sites.per-round is {self.sites.per_round}; "
                 "a round could never count, so lower sites.minimum or raise sites.per-round"
             )
+        if conflict := privacy_conflict(self):
+            raise ValueError(conflict)
         if self.rounds == 0 and self.task != "adaptation":
             raise ValueError("rounds is 0, which only task 'adaptation' knows (pretraining alone); raise it")
         if self.task == "unsupervised" and self.loss.objective == "spectral":

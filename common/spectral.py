@@ -79,8 +79,8 @@ class PatchScatter:
         count, weight = (float(value) for value in arrays["weights"])
         mean, scale = arrays["mean"].astype(np.float64), arrays["scale"].astype(np.float64)
         units = np.outer(scale, scale)
-        covariance = _symmetric(arrays["correlation"], len(mean)) * units
-        difference = _symmetric(arrays["difference"], len(mean)) * units
+        covariance = symmetric(arrays["correlation"], len(mean)) * units
+        difference = symmetric(arrays["difference"], len(mean)) * units
         return cls(
             count, mean * count, (covariance + np.outer(mean, mean)) * count, weight, difference * weight
         )
@@ -99,8 +99,8 @@ class PatchScatter:
         }
 
 
-def _symmetric(triangle: np.ndarray, size: int) -> Array:
-    """Fill a symmetric matrix from its upper triangle, row by row."""
+def symmetric(triangle: np.ndarray, size: int) -> Array:
+    """Fill a symmetric matrix [size, size] from its upper triangle, row by row."""
     full = np.zeros((size, size))
     rows, columns = np.triu_indices(size)
     full[rows, columns] = triangle
