@@ -41,6 +41,14 @@ def train(message: Message, context: Context) -> Message:
     return answer(message, context, wire.TRAIN, answer_train)
 
 
+@app.query("style")
+def style(message: Message, context: Context) -> Message:
+    """The style of this site's images: a few numbers."""
+    from client.handlers import answer_style
+
+    return answer(message, context, wire.STYLE, answer_style)
+
+
 @app.query("sums")
 def sums(message: Message, context: Context) -> Message:
     """Sufficient statistics of this site's codes under the model in the message."""

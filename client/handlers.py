@@ -39,7 +39,11 @@ def site_features(settings: RunConfig, site: SiteConfig, shard: Shard) -> Featur
 
 
 def answer_hello(task: wire.Task, settings: RunConfig, site: SiteConfig) -> wire.Update:
-    """Tell the server this site's name, size and backbone; build the feature cache on the way."""
+    """Tell the server this site's name, size and model; build the feature cache on the way, where one is used."""
+    if settings.task != "unsupervised":
+        from client import network
+
+        return network.answer_hello(task, settings, site)
     shard = site.load_shard()
     check_shard_size(len(shard), shard.name, settings)
     features = site_features(settings, site, shard)
@@ -57,6 +61,10 @@ def answer_hello(task: wire.Task, settings: RunConfig, site: SiteConfig) -> wire
 
 def answer_train(task: wire.Task, settings: RunConfig, site: SiteConfig) -> wire.Update:
     """Do the work of the round that the task names (see `common.phases`)."""
+    if settings.task != "unsupervised":
+        from client import network
+
+        return network.answer_train(task, settings, site)
     phase = task.options.get("phase", "train")
     if phase == "train":
         return answer_steps(task, settings, site)
@@ -126,6 +134,13 @@ def answer_steps(task: wire.Task, settings: RunConfig, site: SiteConfig) -> wire
     )
 
 
+def answer_style(task: wire.Task, settings: RunConfig, site: SiteConfig) -> wire.Update:
+    """Return the style of this site's images."""
+    from client import network
+
+    return network.answer_style(task, settings, site)
+
+
 def answer_sums(task: wire.Task, settings: RunConfig, site: SiteConfig) -> wire.Update:
     """Return the sums that one exact Lloyd pass, or an initialisation, needs."""
     from client.statistics import site_sums
@@ -141,6 +156,10 @@ def answer_sums(task: wire.Task, settings: RunConfig, site: SiteConfig) -> wire.
 
 def answer_evaluate(task: wire.Task, settings: RunConfig, site: SiteConfig) -> wire.Update:
     """Score the received model on this site's own labelled shard: one confusion matrix leaves."""
+    if settings.task != "unsupervised":
+        from client import network
+
+        return network.answer_evaluate(task, settings, site)
     from common.evaluate import evaluate
     from common.segmenter import Segmenter
 

@@ -1,18 +1,20 @@
-"""The server's commands: run a simulation, score, probe, segment, report, export, show settings."""
+"""The server's commands: run a simulation, pretrain, score, probe, segment, report, export, show settings."""
 
 from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from common.command import CommandParser, progress_line
 from common.config import RunConfig, load_config, parse_assignments, read_recipe
-from common.errors import report_user_errors
+from common.errors import UserError, report_user_errors
 
 
-def settings_of(arguments: argparse.Namespace) -> RunConfig:
-    """Merge recipe, ``--set`` and the options that name folders."""
+def settings_of(arguments: argparse.Namespace, fixed: Mapping[str, Any] | None = None) -> RunConfig:
+    """Merge recipe, ``--set``, the options that name folders, and what a command itself fixes."""
     given = {
         "simulation.shards": arguments.shards,
         "simulation.data-root": arguments.data_root,
@@ -22,12 +24,22 @@ def settings_of(arguments: argparse.Namespace) -> RunConfig:
     layers = [read_recipe(arguments.recipe)] if arguments.recipe else []
     layers.append(parse_assignments(arguments.set))
     layers.append({key: str(value) for key, value in given.items() if value is not None})
-    return load_config(*layers)
+    return load_config(*layers, fixed or {})
 
 
 def run_simulate(arguments: argparse.Namespace) -> None:
     """`simulate`."""
     settings = settings_of(arguments)  # wrong words are refused before anything heavy is imported
+    from server.simulate import simulate
+
+    simulate(settings, arguments.gpus_per_site)
+
+
+def run_pretrain(arguments: argparse.Namespace) -> None:
+    """`pretrain`: gather styles, train on the source, stop before the first round."""
+    settings = settings_of(arguments, {"rounds": 0})
+    if settings.task != "adaptation":
+        raise UserError(f"The recipe's task is '{settings.task}'; pretraining belongs to task 'adaptation'.")
     from server.simulate import simulate
 
     simulate(settings, arguments.gpus_per_site)
@@ -118,6 +130,21 @@ def positive(text: str) -> int:
     return int(text)
 
 
+def add_run_options(command: argparse.ArgumentParser) -> None:
+    """Add what a command that starts a run can be told."""
+    command.add_argument("--recipe", type=Path, metavar="F", help="settings as TOML (see recipes/)")
+    command.add_argument("--shards", type=Path, metavar="DIR", help="folder made by `python -m partitions`")
+    command.add_argument("--data-root", type=Path, metavar="R", help="folder the manifests' paths refer to")
+    command.add_argument("--run-dir", type=Path, metavar="D", help="results (default: runs/NAME-seedSEED)")
+    command.add_argument(
+        "--resume", type=Path, metavar="C", help="go on from this checkpoint or run directory"
+    )
+    command.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a setting")
+    command.add_argument(
+        "--gpus-per-site", type=float, default=0.0, metavar="G", help="share of a GPU per site"
+    )
+
+
 def build_parser() -> argparse.ArgumentParser:
     """Describe all commands."""
     parser = CommandParser(prog="python -m server", description=__doc__)
@@ -141,19 +168,15 @@ def build_parser() -> argparse.ArgumentParser:
         "Run a recipe with all sites simulated on this machine, and wait for the result.",
         "--recipe recipes/camvid-default.toml --set seed=1",
     )
-    simulate.add_argument("--recipe", type=Path, metavar="F", help="settings as TOML (see recipes/)")
-    simulate.add_argument("--shards", type=Path, metavar="DIR", help="folder made by `python -m partitions`")
-    simulate.add_argument("--data-root", type=Path, metavar="R", help="folder the manifests' paths refer to")
-    simulate.add_argument("--run-dir", type=Path, metavar="D", help="results (default: runs/NAME-seedSEED)")
-    simulate.add_argument(
-        "--resume", type=Path, metavar="C", help="go on from this checkpoint or run directory"
+    add_run_options(simulate)
+
+    pretrain = add(
+        "pretrain",
+        run_pretrain,
+        "Make the labelled source model of task 'adaptation', in the sites' styles where the recipe says so.",
+        "--recipe recipes/camvid-adapt-fourier.toml",
     )
-    simulate.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="override a setting"
-    )
-    simulate.add_argument(
-        "--gpus-per-site", type=float, default=0.0, metavar="G", help="share of a GPU per site"
-    )
+    add_run_options(pretrain)
 
     evaluate = add(
         "evaluate",

@@ -33,6 +33,12 @@ def check_run(config: RunConfig, gpus_per_site: float = 0.0) -> None:
     """
     check_gpus(gpus_per_site)
     shards = training_shards(config)
+    if config.task != "unsupervised":
+        from server.network_preflight import check_network_run
+
+        check_merge_rule(config, len(shards))
+        check_network_run(config, shards)
+        return
     for shard in shards:
         check_shard_size(len(shard), shard.name, config)
     check_merge_rule(config, len(shards))

@@ -51,6 +51,7 @@ class Score:
     entropy: float | None = None
     sites: dict[str, float] = field(default_factory=dict)
     site_accuracy: dict[str, float] = field(default_factory=dict)
+    sets: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def fields(self) -> dict[str, Any]:
         """Return the quality fields of a metrics line."""
@@ -62,6 +63,8 @@ class Score:
         }
         rest = {"confusion": self.confusion, "mapping": self.mapping, "entropy": self.entropy}
         found |= {key: value for key, value in rest.items() if value is not None}
+        if self.sets:
+            found["sets"] = self.sets
         if self.cluster_share is not None:
             found["cluster_share"] = self.cluster_share
         if self.sites:
@@ -76,12 +79,20 @@ class Score:
 
     def words(self) -> list[str]:
         """Return what a progress line says."""
+        if len(self.sets) > 1 or any("cluster_miou" in record for record in self.sets.values()):
+            return [word for name, record in self.sets.items() for word in _set_words(name, record)]
         if self.miou is not None:
             return [f"mIoU {self.miou:.3f}", f"accuracy {self.accuracy:.3f}"]
         if self.sites:
             mean, spread = statistics.mean(self.sites.values()), statistics.pstdev(self.sites.values())
             return [f"mIoU of the sites' own models {mean:.3f} +- {spread:.3f}"]
         return [] if self.mean_cosine is None else [f"mean cosine {self.mean_cosine:.3f}"]
+
+
+def _set_words(name: str, record: Mapping[str, Any]) -> list[str]:
+    """Return what a progress line says of one test set."""
+    words = f"{name} mIoU {record['miou']:.3f}"
+    return [words + (f" (clusters {record['cluster_miou']:.3f})" if "cluster_miou" in record else "")]
 
 
 def scored(confusion: Confusion, classes: ClassTable, how: Matching) -> Score:

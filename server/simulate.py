@@ -41,12 +41,20 @@ def absolute(config: RunConfig) -> RunConfig:
     model = config.model
     if model.weights not in ("pretrained", "random"):
         model = model.model_copy(update={"weights": path(model.weights)})
+    weights = config.network.weights
+    if weights not in ("pretrained", "random"):
+        weights = ",".join(path(part.strip()) for part in weights.split(","))
+    source = config.source.model_copy(
+        update={key: path(getattr(config.source, key)) for key in ("checkpoint", "data_root")}
+    )
     simulation = config.simulation.model_copy(
         update={key: path(getattr(config.simulation, key)) for key in ("shards", "data_root", "cache")}
     )
     return config.model_copy(
         update={
             "model": model,
+            "network": config.network.model_copy(update={"weights": weights}),
+            "source": source,
             "simulation": simulation,
             "run_dir": path(config.run_dir),
             "resume": path(config.resume),

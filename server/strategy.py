@@ -73,7 +73,7 @@ class SegmentationStrategy(Strategy):  # type: ignore[misc]
         settings = self.config.to_wire()
         self.sent = []
         for name in names:
-            groups, told = self.work.parts(self.state, name, server_round)
+            groups, told = self.work.parts(self.state, name, server_round, action)
             task = wire.Task(
                 round=server_round,
                 settings=settings,

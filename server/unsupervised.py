@@ -52,7 +52,7 @@ class UnsupervisedWork:
         """Nothing beside the settings."""
         return {}
 
-    def parts(self, state: ModelState, site: str, number: int) -> tuple[wire.Groups, Options]:
+    def parts(self, state: ModelState, site: str, number: int, action: str) -> tuple[wire.Groups, Options]:
         """Return the shared model, the site's own parts in their place."""
         return state.groups_for(site), {"phase": self.phase(number)}
 

@@ -66,7 +66,7 @@ class Work(Protocol):
     def greeting(self) -> Options:
         """Return what a greeting tells the sites beside the settings."""
 
-    def parts(self, state: Any, site: str, number: int) -> tuple[wire.Groups, Options]:
+    def parts(self, state: Any, site: str, number: int, action: str) -> tuple[wire.Groups, Options]:
         """Return the arrays and options that a site is sent."""
 
     def expect(self, state: Any, phase: str, weights_hash: str) -> Expectation:

@@ -7,8 +7,9 @@ it counts steps, and nothing reads it at a fixed momentum.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
+import numpy as np
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -130,4 +131,15 @@ def _own_parameters(model: nn.Module, prefix: str, wanted: Callable[[nn.Module],
         for name, module in model.named_modules()
         if name.startswith(prefix) and wanted(module)
         for own, _ in module.named_parameters(recurse=False)
+    )
+
+
+def split_flat(
+    model: nn.Module, flat: Mapping[str, np.ndarray]
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Cut a network's arrays, flat by name, into parameters and running statistics."""
+    statistics = statistics_keys(model)
+    return (
+        {key: array for key, array in flat.items() if key not in statistics},
+        {key: array for key, array in flat.items() if key in statistics},
     )

@@ -1,0 +1,162 @@
+"""What does a site compute when a whole network is trained, with its labels or without any?"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from client.site import SiteConfig
+from client.teachers import collect_teachers
+from common import wire
+from common.config import RunConfig
+from common.data.images import read_image
+from common.data.manifest import Shard
+from common.data.pictures import Pictures
+from common.errors import UserError
+from common.losses.reductions import reduce_cross_entropy
+from common.models.deeplab import DeepLab, build_network, load_arrays, network_signature, network_to_arrays
+from common.network_training import train_steps
+from common.seeds import derive
+from common.style import style_of
+
+HOLDS = "holds"
+
+
+def task_classes(task: wire.Task) -> int:
+    """Return the number of classes that the server trains."""
+    return int(task.options.get("classes", 0))
+
+
+def training_shard(settings: RunConfig, site: SiteConfig, classes: int) -> Shard:
+    """Read the manifest and check that it serves the task.
+
+    For supervised training every image needs a label and the site's class table as many classes as the server's.
+    """
+    shard = site.load_shard()
+    if settings.task == "supervised":
+        if not shard.labelled or shard.classes is None:
+            raise UserError(
+                f"{site.name} has images without labels (or no class table); task 'supervised' needs all of them."
+            )
+        if shard.classes.num_classes != classes:
+            raise UserError(
+                f"{site.name} has labels of {shard.classes.num_classes} classes ({shard.classes.name}), the server "
+                f"trains {classes}; use the same class table."
+            )
+    return shard
+
+
+def answer_hello(task: wire.Task, settings: RunConfig, site: SiteConfig) -> wire.Update:
+    """Tell the server this site's name, size and architecture."""
+    classes = task_classes(task)
+    shard = training_shard(settings, site, classes)
+    return wire.Update(
+        site=site.name,
+        weights_hash=network_signature(classes, settings.network),
+        facts={
+            "images": len(shard),
+            "channels": classes,
+            "grid-height": settings.transforms.height,
+            "grid-width": settings.transforms.width,
+        },
+    )
+
+
+def answer_style(task: wire.Task, settings: RunConfig, site: SiteConfig) -> wire.Update:
+    """Return this site's style: a few numbers, the mean over its images."""
+    shard = site.load_shard()
+    kind = (
+        settings.style
+        if settings.style.transfer != "none"
+        else settings.style.model_copy(update={"transfer": "fourier"})
+    )
+    images = (read_image(shard.image_path(index)) for index in range(len(shard)))
+    return wire.Update(
+        site=site.name,
+        weights_hash=network_signature(task_classes(task), settings.network),
+        groups={"style": {"style": style_of(images, kind)}},
+        facts={"images": len(shard)},
+    )
+
+
+def received_network(task: wire.Task, settings: RunConfig, device: str) -> DeepLab:
+    """Build the network of the message."""
+    blank = settings.network.model_copy(update={"weights": "random"})  # every array is replaced
+    network = build_network(task_classes(task), blank, settings.seed)
+    load_arrays(network, task.groups["weights"], task.groups["statistics"])
+    return network.to(device)
+
+
+def answer_train(task: wire.Task, settings: RunConfig, site: SiteConfig) -> wire.Update:
+    """Train the received network for a round: on labels, or on what a teacher makes of unlabelled images."""
+    classes, device = task_classes(task), site.torch_device()
+    shard = training_shard(settings, site, classes)
+    supervised = settings.task == "supervised"
+    pictures = Pictures(
+        shard,
+        settings.transforms,
+        (settings.seed, site.name, task.round),
+        supervised,
+        shard.classes if supervised else None,
+        device=device,
+    )
+    local = settings.local
+    per_epoch = math.ceil(len(pictures) / local.batch)
+    steps = local.steps or local.epochs * per_epoch
+    network = received_network(task, settings, device)
+    arguments = {
+        "steps": steps,
+        "first_step": (task.round - 1) * steps,
+        "total_steps": settings.rounds * steps,
+        "device": device,
+        "prox_mu": local.prox_mu,
+        "freeze": settings.network.freeze,
+        "seed": derive(settings.seed, "train", site.name, task.round),
+    }
+    batches = pictures.batches(steps, local.batch)
+    held: tuple[str, ...] = ()
+    if supervised:
+        crucial = torch.zeros(classes, dtype=torch.bool, device=device)
+        crucial[[int(index) for index in str(task.options.get("crucial", "")).split(",") if index]] = True
+        found = train_steps(
+            network,
+            batches,
+            lambda logits, labels: reduce_cross_entropy(logits, labels, settings.reduction, crucial),
+            settings.sgd,
+            **arguments,
+        )
+        metrics = {"loss": found.loss, "steps": float(found.steps)}
+    else:
+        from client.self_training import self_train
+
+        teachers = collect_teachers(task, settings, site, network, device)
+        metrics = self_train(network, teachers.teacher, teachers.pretrained, batches, settings, **arguments)
+        held = teachers.held
+    weights, statistics = network_to_arrays(network)
+    return wire.Update(
+        site=site.name,
+        weights_hash=network_signature(classes, settings.network),
+        groups={"weights": weights, "statistics": statistics},
+        metrics=metrics,
+        facts={"images": len(pictures), "batches": per_epoch, HOLDS: ",".join(held)},
+    )
+
+
+def answer_evaluate(task: wire.Task, settings: RunConfig, site: SiteConfig) -> wire.Update:
+    """Score the received network on this site's own labelled shard: counts leave, nothing else."""
+    from common.network_evaluate import evaluate_network
+
+    shard = site.load_eval_shard()
+    if shard is None or not shard.labelled or shard.classes is None:
+        raise UserError(
+            f"{site.name} has no labelled evaluation shard; set eval-shard in its node config, or eval.where."
+        )
+    network = received_network(task, settings, site.torch_device()).eval()
+    found = evaluate_network(lambda _: network, shard, shard.classes, settings.transforms)
+    return wire.Update(
+        site=site.name,
+        weights_hash=network_signature(task_classes(task), settings.network),
+        groups={"confusion": {"confusion": found.confusion.matrix}},
+        facts={"images": found.num_images},
+    )

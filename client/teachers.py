@@ -1,0 +1,85 @@
+"""Where does a site keep the networks that label its pixels?
+
+A teacher is as large as the network itself and changes rarely or never. It lies on the site's disk under its
+hash; the server sends it only to sites that do not say they hold it.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save
+
+from client.site import SiteConfig
+from common import wire
+from common.atomic import atomic_write_bytes
+from common.config import RunConfig
+from common.errors import UserError
+from common.models.deeplab import DeepLab, build_network, load_arrays
+from common.models.scopes import split_flat
+
+ROLES = ("teacher", "pretrained")
+_HASH = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass(frozen=True)
+class Teachers:
+    """The networks of a round, in evaluation mode without gradients; ``held`` names what lies on disk now."""
+
+    teacher: DeepLab | None
+    pretrained: DeepLab | None
+    held: tuple[str, ...]
+
+
+def collect_teachers(
+    task: wire.Task, settings: RunConfig, site: SiteConfig, network: DeepLab, device: str
+) -> Teachers:
+    """Keep what the message brought, load what it only names, and forget the rest.
+
+    A teacher of the same hash as the pretrained network is the same object. Raises `UserError` where the
+    message names a network that does not lie here; the server sends it again in the next round.
+    """
+    folder = site.state_dir / site.name / "teachers"
+    named = {role: str(task.options[role]) for role in ROLES if role in task.options}
+    for role, key in named.items():
+        if not _HASH.fullmatch(key):
+            raise UserError(f"The server names its {role} {key[:20]!r}; expected a SHA-256, run one release.")
+        if role in task.groups:
+            arrays = {name: np.ascontiguousarray(array) for name, array in task.groups[role].items()}
+            atomic_write_bytes(folder / f"{key}.safetensors", save(arrays))
+    forget(folder, set(named.values()))
+    loaded: dict[str, DeepLab] = {}
+    for key in sorted(set(named.values())):
+        module = build_network(
+            int(task.options["classes"]),
+            settings.network.model_copy(update={"weights": "random"}),
+            settings.seed,
+        )
+        load_arrays(module, *split_flat(module, read_teacher(folder / f"{key}.safetensors")))
+        loaded[key] = module.to(device).eval().requires_grad_(False)
+    return Teachers(
+        loaded.get(named.get("teacher", "")), loaded.get(named.get("pretrained", "")), tuple(sorted(loaded))
+    )
+
+
+def read_teacher(path: Path) -> dict[str, np.ndarray]:
+    """Read a kept network; a file that is missing or damaged is a `UserError`, and no longer there afterwards."""
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError):
+        path.unlink(missing_ok=True)
+        raise UserError(
+            "A teacher does not lie on this site's disk any more; it will be sent again."
+        ) from None
+
+
+def forget(folder: Path, wanted: set[str]) -> None:
+    """Remove kept networks that the server no longer names."""
+    if folder.is_dir():
+        for path in folder.glob("*.safetensors"):
+            if path.stem not in wanted:
+                path.unlink(missing_ok=True)

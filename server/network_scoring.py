@@ -1,0 +1,249 @@
+"""How good is a whole network of a round, on labelled shards that nobody trains on?
+
+Several test sets are scored side by side and never mixed. Where sites are clustered by style, a test image is
+also given to the network of the nearest cluster, by the image's own style: both scores stand in the record.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from common.config import RunConfig
+from common.data.classes import ClassTable
+from common.data.images import read_image, read_label
+from common.data.manifest import Shard, read_shard
+from common.device import choose_device
+from common.errors import UserError
+from common.metrics import Confusion, scores
+from common.models.deeplab import DeepLab, build_network, load_arrays, network_signature
+from common.models.scopes import split_flat
+from common.network_evaluate import NetworkEvaluation, evaluate_network, identity_mapping, sum_confusions
+from common.style import extract_style
+from common.wire import Arrays
+from server.network_state import NetworkState
+from server.scoring import Score, known_classes
+from server.styles import style_kind
+
+PICTURES = 4
+
+
+def evaluation_shards(config: RunConfig, table: ClassTable | None) -> list[Shard]:
+    """Read the manifests that the server scores on; relative paths may start in the shards folder.
+
+    Raises `UserError` where one is missing, has no labels, or two have one name.
+    """
+    if config.eval.where != "server" or not config.eval.shard:
+        return []
+    shards = []
+    for part in config.eval.shard.split(","):
+        path = Path(part.strip())
+        if config.simulation.shards and not path.is_absolute() and not path.is_file():
+            path = Path(config.simulation.shards) / path
+        shard = read_shard(path, config.simulation.data_root or None, table)
+        if not shard.labelled:
+            raise UserError(
+                f"{path} names images without labels; scores of task '{config.task}' need them all."
+            )
+        shards.append(shard)
+    names = [shard.name for shard in shards]
+    if len(set(names)) < len(names):
+        raise UserError(f"eval.shard names two manifests called {max(names, key=names.count)}; rename one.")
+    return shards
+
+
+def network_score(confusion: Confusion, table: ClassTable) -> Score:
+    """Return the quality fields of counts [C, C]."""
+    found = scores(confusion, identity_mapping(table.num_classes))
+    return Score(
+        accuracy=found.accuracy,
+        miou=found.miou,
+        miou_all=found.miou_all,
+        per_class_iou=dict(zip(table.names, found.per_class_iou, strict=True)),
+        mapping=list(range(table.num_classes)),
+        confusion=confusion.to_list(),
+    )
+
+
+def set_fields(found: NetworkEvaluation, table: ClassTable) -> dict[str, Any]:
+    """Return the record of one test set: its qualities, and the spread over its known domains."""
+    score = network_score(found.confusion, table)
+    record: dict[str, Any] = {
+        "accuracy": score.accuracy,
+        "miou": score.miou,
+        "per_class_iou": score.per_class_iou,
+        "images": found.num_images,
+    }
+    if len(found.domains) > 1:
+        by_domain = {
+            name: network_score(counts, table).miou for name, counts in sorted(found.domains.items())
+        }
+        values = [value for value in by_domain.values() if value is not None]
+        record |= {
+            "domain_miou": by_domain,
+            "domain_miou_mean": statistics.mean(values),
+            "domain_miou_std": statistics.pstdev(values),
+        }
+    return record
+
+
+@dataclass
+class NetworkScorer:
+    """The server's labelled shards; ``nearest`` remembers the cluster of each test image."""
+
+    config: RunConfig
+    classes: ClassTable | None = None
+    shards: list[Shard] = field(default_factory=list)
+    styles: dict[str, list[np.ndarray]] = field(default_factory=dict)
+    device: str = "cpu"
+
+    @classmethod
+    def open(cls, config: RunConfig) -> NetworkScorer:
+        """Open the shards that the settings name."""
+        table = known_classes(config)
+        shards = evaluation_shards(config, table)
+        table = table or next((shard.classes for shard in shards if shard.classes is not None), None)
+        return cls(config, table, shards, device=str(choose_device("auto")))
+
+    @property
+    def split(self) -> str | None:
+        """Names of the scored shards."""
+        if not self.shards:
+            return "sites" if self.config.eval.where == "sites" else None
+        return ",".join(shard.name for shard in self.shards)
+
+    @property
+    def weights_hash(self) -> str:
+        """Identity of the architecture."""
+        if self.classes is None:
+            return ""
+        return network_signature(self.classes.num_classes, self.config.network)
+
+    @property
+    def channels(self) -> int:
+        """Number of classes: what the network gives."""
+        return 0 if self.classes is None else self.classes.num_classes
+
+    @property
+    def grid(self) -> tuple[int, int] | None:
+        """No fixed grid: images enter at any size."""
+        return None
+
+    def score(self, state: NetworkState) -> Score:
+        """Score the shared network on every set, and the clusters' networks beside it.
+
+        Where sites keep networks of their own (`centroids.share` "none"), each of those is scored.
+        """
+        if not self.shards or self.classes is None:
+            return Score()
+        if self.config.centroids.share == "none" and state.own:
+            return self._score_own(state)
+        first: Score | None = None
+        sets: dict[str, Any] = {}
+        for shard in self.shards:
+            found = self.evaluate(state.model, shard)
+            record = set_fields(found, self.classes)
+            if state.clusters:
+                clustered = self.evaluate_clusters(state, shard)
+                score = network_score(clustered.confusion, self.classes)
+                record |= {"cluster_miou": score.miou, "cluster_per_class_iou": score.per_class_iou}
+            sets[shard.name] = record
+            first = first or network_score(found.confusion, self.classes)
+        assert first is not None
+        return replace(first, sets=sets)
+
+    def _score_own(self, state: NetworkState) -> Score:
+        assert self.classes is not None
+        result = Score()
+        for name in sorted(state.own):
+            found = self.evaluate(state.model_for(name), self.shards[0])
+            one = network_score(found.confusion, self.classes)
+            if one.miou is not None and one.accuracy is not None:
+                result.sites[name], result.site_accuracy[name] = one.miou, one.accuracy
+        return result
+
+    def score_confusions(self, confusions: Mapping[str, np.ndarray]) -> Score:
+        """Score the sum of the sites' counts; each site's own mIoU stands beside it as a spread."""
+        if not confusions or self.classes is None:
+            return Score()
+        total = network_score(sum_confusions(confusions), self.classes)
+        for name in sorted(confusions):
+            one = network_score(sum_confusions({name: confusions[name]}), self.classes)
+            if one.miou is not None and one.accuracy is not None:
+                total.sites[name], total.site_accuracy[name] = one.miou, one.accuracy
+        return total
+
+    def network(self, model: Arrays) -> DeepLab:
+        """Return a network of these arrays on the scoring device, in evaluation mode."""
+        assert self.classes is not None
+        blank = self.config.network.model_copy(update={"weights": "random"})  # every array is replaced
+        module = build_network(self.classes.num_classes, blank, self.config.seed)
+        load_arrays(module, *split_flat(module, model))
+        module.to(self.device).eval()
+        return module
+
+    def evaluate(
+        self, model: Arrays, shard: Shard, keep: Sequence[int] = (), order: Sequence[int] | None = None
+    ) -> NetworkEvaluation:
+        """Count one network's agreement with a shard's labels, or with those of the images in ``order``."""
+        assert self.classes is not None
+        network = self.network(model)
+        return evaluate_network(
+            lambda _: network, shard, self.classes, self.config.transforms, keep=keep, order=order
+        )
+
+    def evaluate_clusters(self, state: NetworkState, shard: Shard) -> NetworkEvaluation:
+        """Count agreement where every image is segmented by the cluster nearest to its own style."""
+        assert self.classes is not None and state.grouping is not None
+        nearest = [state.grouping.nearest(style) for style in self._styles(shard)]
+        total: NetworkEvaluation | None = None
+        for cluster in sorted(set(nearest)):
+            members = [index for index, k in enumerate(nearest) if k == cluster]
+            part = self.evaluate(state.cluster_model(cluster), shard, order=members)
+            if total is None:
+                total = part
+            else:
+                total.confusion += part.confusion
+                total.num_images += part.num_images
+        assert total is not None
+        return total
+
+    def _styles(self, shard: Shard) -> list[np.ndarray]:
+        if shard.name not in self.styles:
+            settings = style_kind(self.config.style)
+            self.styles[shard.name] = [
+                extract_style(read_image(shard.image_path(index)), settings) for index in range(len(shard))
+            ]
+        return self.styles[shard.name]
+
+    def draw(self, run_dir: Path, round_number: int, state: NetworkState) -> Path | None:
+        """Draw a few images of the first set, their prediction and truth."""
+        if not self.shards or self.classes is None:
+            return None
+        from server.report_pictures import write_pictures
+
+        shard, table = self.shards[0], self.classes
+        count = min(PICTURES, len(shard))
+        chosen = tuple(round(i * (len(shard) - 1) / max(count - 1, 1)) for i in range(count))
+        model = (
+            state.model_for(min(state.own))
+            if self.config.centroids.share == "none" and state.own
+            else state.model
+        )
+        only = replace(shard, entries=tuple(shard.entries[index] for index in chosen))
+        found = self.evaluate(model, only, keep=tuple(range(count)))
+        truths = [shard.label_path(index) for index in chosen]
+        return write_pictures(
+            run_dir,
+            round_number,
+            [read_image(shard.image_path(index)) for index in chosen],
+            [found.predictions[index] for index in range(count)],
+            [None if path is None else read_label(path, table) for path in truths],
+            table,
+            list(range(table.num_classes)),
+        )

@@ -1,0 +1,128 @@
+"""How does the server make the model that adaptation starts from?
+
+Supervised training on labelled source images that lie at the server, each in the style of a site drawn at
+random (LADD: styles travel, images do not). The network is chosen by nothing: the last step's is kept.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from common.checkpoint import load_checkpoint
+from common.command import progress_line
+from common.config import RunConfig
+from common.data.classes import ClassTable
+from common.data.manifest import Shard, read_shard
+from common.data.pictures import Pictures
+from common.device import choose_device
+from common.errors import UserError
+from common.losses.reductions import crucial_classes, reduce_cross_entropy
+from common.models.deeplab import build_network, load_arrays, network_signature, network_to_arrays
+from common.models.scopes import split_flat
+from common.network_training import train_steps
+from common.style_bank import StyleBank
+from common.wire import Arrays
+
+log = logging.getLogger(__name__)
+
+SHOWN_IMAGES = 3
+STYLES_PICTURE = "styles.png"
+
+
+def source_shard(config: RunConfig, table: ClassTable | None) -> Shard:
+    """Read the labelled source manifest; a relative path may start in the shards folder."""
+    if not config.source.shard:
+        raise UserError(
+            "Task 'adaptation' starts from a pretrained model and none is named: set source.checkpoint, or "
+            "source.shard to the labelled images to pretrain on."
+        )
+    path = Path(config.source.shard)
+    if config.simulation.shards and not path.is_absolute() and not path.is_file():
+        path = Path(config.simulation.shards) / path
+    return read_shard(path, config.source.data_root or config.simulation.data_root or None, table)
+
+
+def pretrained_model(
+    config: RunConfig,
+    table: ClassTable,
+    start: Mapping[str, np.ndarray],
+    bank: StyleBank | None,
+    run_dir: Path,
+) -> Arrays:
+    """Return the pretrained network: loaded where the settings name one, else trained here."""
+    if config.source.checkpoint:
+        return load_pretrained(config, table)
+    return pretrain(config, table, start, bank, run_dir)
+
+
+def load_pretrained(config: RunConfig, table: ClassTable) -> Arrays:
+    """Read a pretrained network; raises `UserError` where it has another architecture."""
+    saved = load_checkpoint(config.source.checkpoint)
+    wanted = network_signature(table.num_classes, config.network)
+    if saved.weights_hash != wanted:
+        kept = saved.config.network
+        raise UserError(
+            f"source.checkpoint {config.source.checkpoint} holds another network (task {saved.config.task}, stride "
+            f"{kept.output_stride}, {saved.channels} classes) than the settings (stride "
+            f"{config.network.output_stride}, {table.num_classes} classes); pretrain with this recipe."
+        )
+    log.info("starting from %s, round %d", config.source.checkpoint, saved.round)
+    return dict(saved.head)
+
+
+def pretrain(
+    config: RunConfig,
+    table: ClassTable,
+    start: Mapping[str, np.ndarray],
+    bank: StyleBank | None,
+    run_dir: Path,
+) -> Arrays:
+    """Train on the labelled source from ``start`` and return the network, flat by name."""
+    shard = source_shard(config, table)
+    device = choose_device("auto")
+    settings = config.source
+    transferred = bank is not None and config.style.transfer != "none"
+    restyle = bank.restyle(config.style, settings.plain) if bank is not None and transferred else None
+    pictures = Pictures(
+        shard, config.transforms, (config.seed, "source"), True, table, device=device, restyle=restyle
+    )
+    if bank is not None and transferred:
+        draw_styles(pictures, bank, config, run_dir)
+    model = build_network(
+        table.num_classes, config.network.model_copy(update={"weights": "random"}), config.seed
+    )
+    load_arrays(model, *split_flat(model, start))
+    model.to(device)
+    crucial = crucial_classes(config.reduction, table).to(device)
+    steps = settings.steps or settings.epochs * math.ceil(len(pictures) / settings.batch)
+    log.info("pretraining on %d labelled images, %d steps", len(pictures), steps)
+    found = train_steps(
+        model,
+        pictures.batches(steps, settings.batch),
+        lambda logits, labels: reduce_cross_entropy(logits, labels, config.reduction, crucial),
+        config.sgd.model_copy(update={"lr": settings.lr}),
+        steps=steps,
+        first_step=0,
+        total_steps=steps,
+        device=device,
+        seed=config.seed,
+        progress=progress_line("pretraining"),
+    )
+    log.info("pretrained: mean loss %.4f", found.loss)
+    weights, statistics = network_to_arrays(model)
+    return weights | statistics
+
+
+def draw_styles(pictures: Pictures, bank: StyleBank, config: RunConfig, run_dir: Path) -> Path:
+    """Draw a few source images in every site's style."""
+    from server.style_picture import write_style_picture
+
+    count = min(SHOWN_IMAGES, len(pictures))
+    chosen = [round(i * (len(pictures) - 1) / max(count - 1, 1)) for i in range(count)]
+    images = {Path(pictures.shard.entries[index].image).stem: pictures.image(index) for index in chosen}
+    return write_style_picture(run_dir / "pictures" / STYLES_PICTURE, images, bank, config.style)
