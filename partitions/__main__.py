@@ -12,7 +12,7 @@ from pathlib import Path
 from common.command import CommandParser, progress_line
 from common.data.classes import TABLES
 from common.errors import UserError, report_user_errors
-from partitions import domains
+from partitions import domains, export
 from partitions.adaptation import adapt, parse_roles
 from partitions.output import staged_folder
 from partitions.plan import Request, Split, plan, write
@@ -33,7 +33,8 @@ examples:
   python -m partitions camvid --root ../shared/data/camvid --sites-of dusk_a,carpark_a,carpark_b \\
       --source day_a,day_b,day_c,day_d --score dusk_b,carpark_c --out shards/camvid-adapt
 
-`python -m partitions DATASET --help` shows the options of a data set.
+`python -m partitions DATASET --help` shows the options of a data set; `python -m partitions export` turns a
+split into lists for other systems, which `python -m partitions leaf` reads.
 """
 
 
@@ -142,12 +143,13 @@ def build_parser() -> argparse.ArgumentParser:
         _add_common_options(sub, source)
         source.add_options(sub)
         sub.set_defaults(source=source)
+    export.add_options(commands.add_parser(export.NAME, help=export.HELP, description=f"{export.HELP}."))
     return parser
 
 
 def _check_dataset(arguments: Sequence[str]) -> None:
     """Name a near match where the first word is no data set: argparse would only list them all."""
-    if arguments and not arguments[0].startswith("-") and arguments[0] not in SOURCES:
+    if arguments and not arguments[0].startswith("-") and arguments[0] not in (*SOURCES, export.NAME):
         near = difflib.get_close_matches(arguments[0], SOURCES, n=1)
         hint = f"did you mean {near[0]!r}? " if near else ""
         raise UserError(f"There is no data set {arguments[0]!r}: {hint}expected one of {', '.join(SOURCES)}.")
@@ -196,6 +198,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     _check_dataset(given)
     args = build_parser().parse_args(given)
+    if args.dataset == export.NAME:
+        print(export.run(args))
+        return 0
     if args.by is not None and args.by not in RULES:
         near = difflib.get_close_matches(args.by, RULES, n=1)
         hint = f"did you mean {near[0]!r}? " if near else ""

@@ -1,0 +1,94 @@
+"""How is a folder of shards written as the client lists that other federated systems read?"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path, PurePosixPath
+
+from common.data.manifest import PARTITION_FILE, Entry, read_partition, read_shard, read_sites
+from common.errors import UserError
+from partitions.leaf import FORMS, Clients, Form, Sample, write_clients
+
+NAME = "export"
+HELP = "write an earlier split as LEAF JSON, flat JSON or a text list, for other systems"
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the command."""
+    parser.add_argument("--shards", metavar="DIR", required=True, help="folder made by this command")
+    parser.add_argument(
+        "--format",
+        choices=FORMS,
+        default="leaf",
+        help="leaf: paths below the data root, with label maps; flat: {client: [name]}; text: one name per line "
+        "(names are those of the files, without folder and ending; default: leaf)",
+    )
+    parser.add_argument(
+        "--manifest", metavar="NAME", help="write this evaluation manifest (ts1, say) in place of the sites"
+    )
+    parser.add_argument("--out", metavar="FILE", required=True, help="the list to write; must not exist yet")
+
+
+def run(args: argparse.Namespace) -> str:
+    """Write the list and return a sentence about it."""
+    out = Path(args.out)
+    if out.exists():
+        raise UserError(f"--out {out} exists already; give a new file.")
+    clients = shards_to_clients(Path(args.shards), args.manifest)
+    form: Form = args.format
+    if form != "leaf":
+        clients = _bare_names(clients)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        write_clients(out, clients, form)
+    except OSError as error:
+        raise UserError(
+            f"Cannot write --out {out}: {error.strerror or error}; choose a place that you may write to."
+        ) from error
+    return f"{len(clients)} clients, {sum(map(len, clients.values()))} images written to {out}"
+
+
+def shards_to_clients(folder: Path, manifest: str | None = None) -> Clients:
+    """Return the sites of a folder of shards, or one of its evaluation manifests, as clients.
+
+    Sites that came from lists get the names back that they had there. Raises `UserError` where the
+    folder or the manifest is none, or holds views, which no list can name.
+    """
+    if manifest is not None:
+        name = manifest.removesuffix(".jsonl")
+        return {name: _samples(read_shard(folder / f"{name}.jsonl").entries, name)}
+    names: dict[str, str] = {}
+    if (folder / PARTITION_FILE).is_file():
+        names = read_partition(folder).settings.get("clients") or {}
+    clients: Clients = {}
+    for shard in read_sites(folder):
+        clients[names.get(shard.name, shard.name)] = _samples(shard.entries, shard.name)
+    return clients
+
+
+def _samples(entries: Sequence[Entry], name: str) -> list[Sample]:
+    if any(entry.view is not None for entry in entries):
+        raise UserError(
+            f"{name}.jsonl holds views of images, which lists of other systems cannot name; make the split "
+            "without --crops."
+        )
+    return [Sample(entry.image, entry.label, entry.domain) for entry in entries]
+
+
+def _bare_names(clients: Clients) -> Clients:
+    owner: dict[str, str] = {}
+    result: Clients = {}
+    for client, samples in clients.items():
+        result[client] = []
+        for sample in samples:
+            name = PurePosixPath(sample.x).stem
+            if name in owner:
+                raise UserError(
+                    f"The images {owner[name]!r} and {sample.x!r} have the same name without folder and ending; "
+                    "use --format leaf, which keeps paths."
+                )
+            owner[name] = sample.x
+            result[client].append(replace(sample, x=name))
+    return result

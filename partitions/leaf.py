@@ -1,0 +1,197 @@
+"""How do client lists of other federated systems, as LEAF JSON, flat JSON or text, become lists and files?
+
+LEAF: ``{"users": [id, ...], "num_samples": [n, ...], "user_data": {id: {"x": [path, ...], "y": [...]}}}``, often
+cut into several files of a folder. Flat: ``{id: [name, ...]}``. Text: one name a line.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from common.atomic import atomic_write_text
+from common.data.manifest import natural_key
+from common.errors import UserError
+
+Form = Literal["leaf", "flat", "text"]
+FORMS: tuple[Form, ...] = ("leaf", "flat", "text")
+
+
+@dataclass(frozen=True)
+class Sample:
+    """An image as a list names it (``x``: a path, in flat lists a bare name), its label map, its domain."""
+
+    x: str
+    y: str | None = None
+    domain: str | None = None
+
+
+Clients = dict[str, list[Sample]]
+
+
+def read_names(path: Path) -> list[str]:
+    """Return the lines of a text list without blank ones; `UserError` where there are none."""
+    try:
+        names = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"The list {path} cannot be read ({error}); expected one image per line.") from None
+    if not names:
+        raise UserError(f"The list {path} names no image; expected one per line.")
+    return names
+
+
+def read_clients(paths: Sequence[Path]) -> Clients:
+    """Read lists of any of the three forms and merge them; of a folder all its ``*.json`` count.
+
+    A text list is one client with the name of the file. Raises `UserError` where a file is none of the
+    forms, counts disagree, two files hold the same client, or two clients the same image.
+    """
+    files: list[Path] = []
+    for path in paths:
+        found = (
+            sorted(path.glob("*.json"), key=lambda file: natural_key(file.name)) if path.is_dir() else [path]
+        )
+        if not found:
+            raise UserError(f"The folder {path} holds no .json; expected the lists of clients there.")
+        files += found
+    merged: Clients = {}
+    for file in files:
+        for client, samples in _read_file(file).items():
+            if client in merged:
+                raise UserError(
+                    f"The list {file} holds the client {client!r}, which an earlier file holds too; keep one of them."
+                )
+            merged[client] = samples
+    _check_images(merged)
+    return merged
+
+
+def _check_images(clients: Clients) -> None:
+    owner: dict[str, str] = {}
+    for client, samples in clients.items():
+        for sample in samples:
+            if sample.x in owner:
+                raise UserError(
+                    f"The lists give the image {sample.x!r} to {owner[sample.x]} and to {client}; an image "
+                    "belongs to one client, once."
+                )
+            owner[sample.x] = client
+
+
+def _read_file(path: Path) -> Clients:
+    if path.suffix == ".txt":
+        return {path.stem: [Sample(name) for name in read_names(path)]}
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(
+            f"The list {path} cannot be read ({error.strerror or error}); check its path."
+        ) from None
+    except ValueError as error:
+        raise UserError(
+            f"The list {path} is no JSON ({error}); correct the file, or end a text list in .txt."
+        ) from None
+    if not isinstance(data, dict) or not data:
+        raise UserError(f"The list {path} holds no clients; expected LEAF JSON or {{client: [image, ...]}}.")
+    return _from_leaf(data, path) if "user_data" in data else _from_flat(data, path)
+
+
+def _from_flat(data: Mapping[str, Any], path: Path) -> Clients:
+    return {
+        client: [Sample(x) for x in _texts(names, path, client, "images")] for client, names in data.items()
+    }
+
+
+def _from_leaf(data: Mapping[str, Any], path: Path) -> Clients:
+    users, content = data.get("users"), data["user_data"]
+    if not isinstance(content, dict) or not isinstance(users, list):
+        raise UserError(
+            f"The list {path} is no LEAF JSON; expected a list 'users' and an object 'user_data'."
+        )
+    if set(users) != set(content) or len(users) != len(content):
+        raise UserError(
+            f"The list {path} counts {len(users)} in 'users' but {len(content)} in 'user_data', or their names "
+            "differ; make both name the same clients."
+        )
+    clients = {str(user): _samples(content[user], path, str(user)) for user in users}
+    _check_counts(data.get("num_samples"), [len(samples) for samples in clients.values()], path)
+    return clients
+
+
+def _check_counts(stated: Any, counted: list[int], path: Path) -> None:
+    """Compare ``num_samples``, a list or a total, with the images listed.
+
+    The published lists of Mapillary state the right counts in another order than 'users', so order
+    does not count.
+    """
+    if stated is None:
+        return
+    wrong = sorted(stated) != sorted(counted) if _whole_numbers(stated) else stated != sum(counted)
+    if wrong:
+        total = sum(stated) if _whole_numbers(stated) else stated
+        raise UserError(
+            f"The list {path} states num_samples of {total} in total for {len(counted)} clients but lists "
+            f"{sum(counted)} images, or divides them otherwise; correct the counts or restore the file."
+        )
+
+
+def _whole_numbers(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(n, int) for n in value)
+
+
+def _samples(content: Any, path: Path, client: str) -> list[Sample]:
+    if not isinstance(content, dict) or "x" not in content:
+        raise UserError(f"The list {path} has no 'x' for client {client!r}; expected a list of image paths.")
+    images = _texts(content["x"], path, client, "'x'")
+    others: dict[str, Sequence[str | None]] = {}
+    for key in ("y", "city"):
+        values = content.get(key)
+        if isinstance(values, str):
+            values = [values] * len(images)
+        others[key] = [None] * len(images) if values is None else _texts(values, path, client, repr(key))
+        if len(others[key]) != len(images):
+            raise UserError(
+                f"The list {path} gives client {client!r} {len(images)} images in 'x' but {len(others[key])} "
+                f"entries in {key!r}; make both equally long."
+            )
+    return [Sample(x, y, city) for x, y, city in zip(images, others["y"], others["city"], strict=True)]
+
+
+def _texts(values: Any, path: Path, client: str, what: str) -> list[str]:
+    if not isinstance(values, list) or not values or not all(isinstance(v, str) and v for v in values):
+        raise UserError(f"The list {path}: {what} of client {client!r} is no list of names; correct it.")
+    return values
+
+
+def leaf_json(clients: Clients) -> dict[str, Any]:
+    """Return clients as LEAF JSON values; ``y`` only where every image of a client has a label map."""
+    content: dict[str, dict[str, list[str]]] = {}
+    for client, samples in clients.items():
+        content[client] = {"x": [sample.x for sample in samples]}
+        for key, values in (("y", [s.y for s in samples]), ("city", [s.domain for s in samples])):
+            present = [value for value in values if value is not None]
+            if len(present) == len(samples):
+                content[client][key] = present
+    return {
+        "users": list(clients),
+        "num_samples": [len(samples) for samples in clients.values()],
+        "user_data": content,
+    }
+
+
+def flat_json(clients: Clients) -> dict[str, list[str]]:
+    """Return clients as flat JSON values, names alone."""
+    return {client: [sample.x for sample in samples] for client, samples in clients.items()}
+
+
+def write_clients(path: Path, clients: Clients, form: Form) -> None:
+    """Write one list file, atomically; as text the names of all clients, one a line."""
+    if form == "text":
+        text = "".join(f"{sample.x}\n" for samples in clients.values() for sample in samples)
+    else:
+        data = leaf_json(clients) if form == "leaf" else flat_json(clients)
+        text = json.dumps(data, ensure_ascii=False, indent=1) + "\n"
+    atomic_write_text(path, text)

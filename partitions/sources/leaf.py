@@ -1,0 +1,134 @@
+"""How is any data set read whose clients are given by lists, in LEAF JSON or flat?"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterable
+from pathlib import Path, PurePosixPath
+
+from common.data.classes import load_table
+from common.data.manifest import Entry
+from common.errors import UserError
+from partitions.leaf import Clients, Sample, read_clients
+from partitions.sources.base import TRAIN_EVAL, Dataset, Progress, Source, need_files, need_folder
+
+_PLACE = "{id}"
+
+
+def _fill(pattern: str, name: str, option: str) -> str:
+    if _PLACE not in pattern:
+        raise UserError(
+            f"{option} is {pattern!r}; expected a path below --root with {_PLACE} where names go."
+        )
+    path = pattern.replace(_PLACE, name.lstrip("/"))
+    if PurePosixPath(path).is_absolute() or ".." in PurePosixPath(path).parts:
+        raise UserError(f"The lists name {name!r}, which leaves --root; expected paths below it.")
+    return path
+
+
+def entry_of(sample: Sample, image: str, label: str | None) -> Entry:
+    """Place what a list names below the root.
+
+    ``image`` and ``label`` are patterns with ``{id}``: for ``x``, and for ``y`` or, where a list has
+    none, for ``x`` again; without ``label`` a ``y`` is the path itself.
+    """
+    found = None
+    if label is not None:
+        found = _fill(label, sample.x if sample.y is None else sample.y, "--label-path")
+    elif sample.y is not None:
+        found = _fill(_PLACE, sample.y, "--label-path")
+    return Entry(_fill(image, sample.x, "--image-path"), found, sample.domain)
+
+
+def place(clients: Clients, image: str, label: str | None) -> tuple[list[Entry], dict[str, str]]:
+    """Return all images in the order of the lists, and the client of each (by its path)."""
+    entries: list[Entry] = []
+    owner: dict[str, str] = {}
+    for client, samples in clients.items():
+        for sample in samples:
+            entry = entry_of(sample, image, label)
+            entries.append(entry)
+            owner[entry.image] = client
+    return entries, owner
+
+
+def train_eval(entries: list[Entry]) -> dict[str, list[Entry]]:
+    """Return the manifest of all training images, where every one of them has a label map."""
+    return {TRAIN_EVAL: entries} if all(entry.label is not None for entry in entries) else {}
+
+
+def _tests(given: Iterable[str], image: str, label: str | None) -> dict[str, list[Entry]]:
+    result: dict[str, list[Entry]] = {}
+    for text in given:
+        name, equals, file = text.partition("=")
+        clients = read_clients([Path(file if equals else name)])
+        joined = {name: [s for samples in clients.values() for s in samples]} if equals else clients
+        for manifest, samples in joined.items():
+            if not manifest.replace("-", "_").isidentifier() or manifest.startswith("site-"):
+                raise UserError(
+                    f"--test names the manifest {manifest!r}; give another name, as NAME={file or text}."
+                )
+            result[manifest] = [entry_of(sample, image, label) for sample in samples]
+    return result
+
+
+def _add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--lists",
+        nargs="+",
+        metavar="F",
+        required=True,
+        help="lists of the training clients: LEAF or flat JSON files, text files, or folders of JSON files",
+    )
+    parser.add_argument(
+        "--test",
+        nargs="+",
+        default=[],
+        metavar="NAME=F",
+        help="lists to score on: all of F becomes NAME.jsonl; without NAME= every client of F a manifest",
+    )
+    parser.add_argument(
+        "--image-path",
+        default=_PLACE,
+        metavar="P",
+        help="where an image lies below ROOT, {id} being what the lists say: 'images/{id}.jpg' (default: {id})",
+    )
+    parser.add_argument(
+        "--label-path",
+        metavar="P",
+        help="where a label map lies, {id} being what the lists say in y, or else in x: 'labels/{id}.png' "
+        "(default: y, if there)",
+    )
+
+
+def _load(args: argparse.Namespace, stage: Path, progress: Progress | None) -> Dataset:
+    root = need_folder(Path(args.root), "--root", "expected the folder that the lists refer to.").resolve()
+    clients = read_clients([Path(name) for name in args.lists])
+    images, owner = place(clients, args.image_path, args.label_path)
+    evaluation = train_eval(images) | _tests(args.test, args.image_path, args.label_path)
+    for name, entries in {"the lists": images, **evaluation}.items():
+        need_files(root, entries, name)
+    if args.classes is None and any(entry.label for entry in images):
+        raise UserError(
+            "The lists name label maps but --classes is not given; name a class table or a JSON file."
+        )
+    return Dataset(
+        name="leaf",
+        root=root,
+        images=images,
+        classes=load_table(args.classes) if args.classes else None,
+        evaluation=evaluation,
+        rule="lists",
+        clients=owner,
+    )
+
+
+LEAF = Source(
+    "leaf",
+    "any data set whose clients are given by lists: LEAF JSON, flat JSON {client: [name]}, text",
+    "ROOT holds the files that the lists name. Every client becomes a site; train_eval.jsonl holds all their "
+    "images where they have labels.",
+    _add_options,
+    _load,
+    rule="lists",
+)
