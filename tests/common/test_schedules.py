@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -46,7 +47,7 @@ def test_warmup_rises_to_the_full_rate_and_then_the_schedule_begins(schedule: st
 def test_rates_stay_above_zero_and_never_rise_without_warmup(schedule: str) -> None:
     values = rates(37, schedule=schedule)
     assert all(value > 0 for value in values)
-    assert all(later <= earlier for earlier, later in zip(values, values[1:], strict=False))
+    assert all(later <= earlier for earlier, later in pairwise(values))
 
 
 def test_steps_fall_on_the_borders_of_their_periods() -> None:
