@@ -58,7 +58,8 @@ def _load(args: argparse.Namespace, stage: Path, progress: Progress | None) -> D
 
 CITYSCAPES = Source(
     "cityscapes",
-    "Cityscapes, 27 classes; cities are domains: 18 sites, or alphabetical blocks with --sites 3 or 6",
+    "Cityscapes, 27 classes (--classes cityscapes-19: 19); cities are domains: 18 sites, blocks of cities with "
+    "fewer, pieces of cities with more",
     "ROOT/leftImg8bit/{train,val}/CITY/NAME_leftImg8bit.png, ROOT/gtFine/{train,val}/CITY/"
     "NAME_gtFine_labelIds.png. The train cities are divided; val.jsonl is written as a labelled manifest.",
     _add_options,

@@ -1,0 +1,82 @@
+"""How is GTA5 read, whose labels are palette indices and whose sizes do not always fit?"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path, PurePosixPath
+
+from common.data.classes import load_table
+from common.data.manifest import REPAIR_SIZES, Entry
+from common.errors import UserError
+from partitions.leaf import read_names
+from partitions.sources.base import Dataset, Progress, Source, need_files, need_folder, pictures_below
+
+
+def _entry(line: str, where: Path) -> Entry:
+    """Read ``00001.png`` or ``/images/00001.png /labels/00001.png``."""
+    parts = line.split()
+    if len(parts) == 1:
+        name = PurePosixPath(parts[0]).name
+        return Entry(f"images/{name}", f"labels/{PurePosixPath(name).stem}.png")
+    if len(parts) == 2 and not any(".." in PurePosixPath(part).parts for part in parts):
+        return Entry(parts[0].lstrip("/"), parts[1].lstrip("/"))
+    raise UserError(
+        f"The list {where} holds {line!r}; expected a file name, or image and label path below --root."
+    )
+
+
+def _listed(root: Path, given: str | None, default: str) -> list[Entry] | None:
+    path = root / default if given is None else Path(given)
+    if given is None and not path.is_file():
+        return None
+    return [_entry(line, path) for line in read_names(path)]
+
+
+def _add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--train-list",
+        metavar="FILE",
+        help="images to divide, one a line (default: ROOT/train.txt, or all images where there is none)",
+    )
+    parser.add_argument(
+        "--test-list", metavar="FILE", help="images of test.jsonl (default: ROOT/test.txt, if there)"
+    )
+
+
+def _load(args: argparse.Namespace, stage: Path, progress: Progress | None) -> Dataset:
+    root = need_folder(Path(args.root), "--root", "expected GTA5.").resolve()
+    folder = need_folder(root / "images", "The GTA5 folder", "expected images and labels in --root.")
+    test = _listed(root, args.test_list, "test.txt")
+    images = _listed(root, args.train_list, "train.txt")
+    if images is None:
+        scored = {entry.image for entry in test or ()}
+        found = [_entry(path.name, folder) for path in pictures_below(folder)]
+        images = [entry for entry in found if entry.image not in scored]
+    if not images:
+        raise UserError(f"{folder} holds no picture to divide; expected 00001.png, 00002.png, and so on.")
+    evaluation = {"test": test} if test else {}
+    for name, entries in {"train": images, **evaluation}.items():
+        need_files(root, entries, name)
+    return Dataset(
+        name="gta5",
+        root=root,
+        images=images,
+        classes=load_table(args.classes or "gta5-19"),
+        evaluation=evaluation,
+        rule="iid",
+        sites=1,
+        settings={REPAIR_SIZES: True},
+    )
+
+
+GTA5 = Source(
+    "gta5",
+    "GTA5, drawn street scenes as a source: --classes gta5-19, -16 (to go on with IDDA) or -13 (CrossCity)",
+    "ROOT/images/NNNNN.png, ROOT/labels/NNNNN.png (palette indices), lists of names in ROOT/train.txt and test.txt. "
+    "All training images are one manifest, site-0.jsonl, unless --sites says more; images whose size differs from "
+    "their label map are resized to it when read.",
+    _add_options,
+    _load,
+    rule="one site",
+    classes="gta5-19",
+)
