@@ -202,6 +202,65 @@ def partitions_label_of_another_size(shop: Workshop) -> Words:
     return words
 
 
+def driving(shop: Workshop, dataset: str, *words: object) -> Words:
+    return ["partitions", dataset, "--root", shop.tmp / dataset, "--out", shop.out, *words]
+
+
+def gta5(shop: Workshop, value: int = 7, size: tuple[int, int] = (24, 32)) -> Words:
+    """Two pictures; one label map holds ``value`` and has ``size``."""
+    for name, chosen in (("00001", (24, 32)), ("00002", size)):
+        save_picture(shop.tmp / f"gta5/images/{name}.png")
+        save_label(shop.tmp / f"gta5/labels/{name}.png", value, chosen)
+    return driving(shop, "gta5")
+
+
+@row("00001.png holds the value 34, which class table 'cityscapes-27' .* does not know")
+def partitions_label_value_outside_a_strict_table(shop: Workshop) -> Words:
+    return [*gta5(shop, 34), "--classes", "cityscapes-27"]
+
+
+@row("idda/T01_CN_A/RGB/1_T01_CN_A.png is 32 x 24 but its label map .* is 30 x 20 pixels; make both the same")
+def partitions_sizes_that_only_gta5_may_have(shop: Workshop) -> Words:
+    save_picture(shop.tmp / "idda/T01_CN_A/RGB/1_T01_CN_A.png")
+    save_label(shop.tmp / "idda/T01_CN_A/Semantic/1_T01_CN_A.png", 7, (20, 30))
+    return driving(shop, "idda")
+
+
+@row("gta5/labels/00002.png is (no picture that can be read|damaged or truncated)")
+def partitions_broken_label_of_another_size(shop: Workshop) -> Words:
+    words = gta5(shop, size=(20, 30))
+    truncate(shop.tmp / "gta5/labels/00002.png")
+    return words
+
+
+def listed(shop: Workshop, **changes: Any) -> Words:
+    """Pictures of the shards folder as one client of a LEAF list."""
+    content = {"users": ["a"], "num_samples": [2], "user_data": {"a": {"x": ["0-0.png", "0-1.png"]}}}
+    (shop.tmp / "lists.json").write_text(json.dumps(content | changes))
+    return split(shop, "--lists", shop.tmp / "lists.json", dataset="leaf")
+
+
+@row("lists.json states num_samples of 3 in total for 1 clients but lists 2 images")
+def partitions_leaf_counts_disagree(shop: Workshop) -> Words:
+    return listed(shop, num_samples=[3])
+
+
+@row("lists.json counts 2 in 'users' but 1 in 'user_data'")
+def partitions_leaf_users_disagree(shop: Workshop) -> Words:
+    return listed(shop, users=["a", "b"])
+
+
+@row("--sites-of names the domain 'images': expected domains, which the --domain-\\* options give")
+def partitions_roles_without_domains(shop: Workshop) -> Words:
+    return split(shop, "--sites-of", "images", "--source", "labels")
+
+
+@row("--out .*lists.json exists already; give a new file")
+def partitions_export_over_a_file(shop: Workshop) -> Words:
+    listed(shop)
+    return ["partitions", "export", "--shards", shop.shards, "--out", shop.tmp / "lists.json"]
+
+
 @row("no class table 'crackfrost'")
 def partitions_unknown_class_table(shop: Workshop) -> Words:
     return split(shop, "--classes", "crackfrost")
