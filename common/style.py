@@ -10,9 +10,10 @@ A style is a few numbers, and all that a site says about the look of its images:
   (CFSI of FedDG: Liu et al., CVPR 2021), from the window only: nothing else of a spectrum is used, so
   nothing else is kept.
 
-Styles are taken at one common size, ``style.height x style.width``, because amplitudes grow with the number
-of pixels; amplitudes are those of an unscaled transform, so that the middle one is the sum over all pixels.
-They are float32. Pictures are uint8 [H, W, 3].
+Amplitudes are taken at one common size, ``style.height x style.width``, because they grow with the number of
+pixels: those of an unscaled transform, whose middle one is the sum over all pixels. Means and deviations do
+not, and are taken of a picture as it is: a resize would take contrast from it. Styles are float32, pictures
+uint8 [H, W, 3].
 """
 
 from __future__ import annotations
@@ -81,14 +82,14 @@ def check_style(style: npt.NDArray[np.generic], settings: Style) -> Floats:
 
 
 def extract_style(image: Bytes, settings: Style) -> Floats:
-    """Return the style of one picture of any size (resized, bicubic, to the common size where it differs)."""
-    shape = style_shape(settings)
+    """Return the style of one picture of any size (amplitudes: resized, bicubic, to the common size first)."""
+    style_shape(settings)  # raises where there is no transfer
+    if settings.transfer == "lab":
+        return np.stack(_moments(to_lab(image))).astype(np.float32)
     size = settings.height, settings.width
     if image.shape[:2] != size:
         resized = Image.fromarray(image).resize((size[1], size[0]), Image.Resampling.BICUBIC)
         image = np.asarray(resized, dtype=np.uint8)
-    if settings.transfer == "lab":
-        return np.stack(_moments(to_lab(image))).astype(np.float32).reshape(shape)
     amplitudes = np.abs(half_window(image, half_sizes(settings)))
     return whole_window(amplitudes).astype(np.float32)
 

@@ -35,7 +35,7 @@ class StyleBank:
 
     Attributes:
         kind: transfer that they are made for, `config.Style.transfer`.
-        size: common (height, width) in pixels at which they were taken.
+        size: common (height, width) in pixels at which they were taken; (0, 0) for ``lab``, which has none.
         window: (rows, columns) of the window in bins; (0, 0) for ``lab``, which has none.
         styles: array of each site, in the order of names.
     """
@@ -54,11 +54,11 @@ class StyleBank:
                 checked[site] = check_style(styles[site], settings)
             except ValueError as error:
                 raise UserError(f"Site {site}: {error}") from None
-        return cls(settings.transfer, (settings.height, settings.width), _window(settings), checked)
+        return cls(settings.transfer, *_geometry(settings), checked)
 
     def check(self, settings: Style) -> None:
         """Raise `UserError` unless the bank was made for this transfer, size and window."""
-        wanted = settings.transfer, (settings.height, settings.width), _window(settings)
+        wanted = (settings.transfer, *_geometry(settings))
         if (self.kind, self.size, self.window) != wanted:
             raise UserError(
                 f"The style bank holds {self.describe()}; the settings ask for "
@@ -143,11 +143,15 @@ class StyleBank:
             raise UserError("The style bank is empty; let at least one site send its style.")
 
 
-def _window(settings: Style) -> tuple[int, int]:
+def _geometry(settings: Style) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Return common size and window of styles, as `StyleBank` holds them."""
     shape = style_shape(settings)
-    return (0, 0) if settings.transfer == "lab" else (shape[1], shape[2])
+    if settings.transfer == "lab":
+        return (0, 0), (0, 0)
+    return (settings.height, settings.width), (shape[1], shape[2])
 
 
 def _describe(kind: str, size: tuple[int, int], window: tuple[int, int]) -> str:
-    place = f" in a window of {window[0]} x {window[1]}" if any(window) else ""
-    return f"{kind!r} styles taken at {size[0]} x {size[1]} pixels{place}"
+    if not any(size):
+        return f"{kind!r} styles"
+    return f"{kind!r} styles of a {window[0]} x {window[1]} window at {size[0]} x {size[1]} pixels"
