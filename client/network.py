@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 
@@ -12,11 +14,11 @@ from common import wire
 from common.config import RunConfig
 from common.data.images import read_image
 from common.data.manifest import Shard
-from common.data.pictures import Pictures
+from common.data.pictures import Batch, Pictures
 from common.errors import UserError
 from common.losses.reductions import reduce_cross_entropy
 from common.models.deeplab import DeepLab, build_network, load_arrays, network_signature, network_to_arrays
-from common.network_training import train_steps
+from common.network_training import Anchor, Stepper, train_steps
 from common.seeds import derive
 from common.style import style_of
 
@@ -88,6 +90,55 @@ def received_network(task: wire.Task, settings: RunConfig, device: str) -> DeepL
     return network.to(device)
 
 
+@dataclass(frozen=True)
+class Schedule:
+    """Where a round's steps lie in the run, and what holds them back (see `network_training.Stepper`)."""
+
+    steps: int
+    first_step: int
+    total_steps: int
+    seed: int
+    freeze: str
+    anchor: Anchor | None
+    clip_norm: float
+
+    def stepper(self, network: DeepLab, settings: RunConfig) -> Stepper:
+        """Return what takes the steps of this round."""
+        return Stepper(
+            network,
+            settings.sgd,
+            first_step=self.first_step,
+            total_steps=self.total_steps,
+            seed=self.seed,
+            freeze=self.freeze,
+            anchor=self.anchor,
+            clip_norm=self.clip_norm,
+        )
+
+
+def train_on_labels(
+    network: DeepLab, batches: Iterator[Batch], settings: RunConfig, schedule: Schedule, task: wire.Task
+) -> dict[str, float]:
+    """Train on the site's labels and return the metrics of the round."""
+    crucial = torch.zeros(task_classes(task), dtype=torch.bool)
+    crucial[[int(index) for index in str(task.options.get("crucial", "")).split(",") if index]] = True
+    crucial = crucial.to(network.mean.device)
+    found = train_steps(
+        network,
+        batches,
+        lambda logits, labels: reduce_cross_entropy(logits, labels, settings.reduction, crucial),
+        settings.sgd,
+        steps=schedule.steps,
+        first_step=schedule.first_step,
+        total_steps=schedule.total_steps,
+        seed=schedule.seed,
+        freeze=schedule.freeze,
+        anchor=schedule.anchor,
+        clip_norm=schedule.clip_norm,
+    )
+    return {"loss": found.loss + found.prox, "prox": found.prox, "steps": float(found.steps)}
+
+
 def answer_train(task: wire.Task, settings: RunConfig, site: SiteConfig) -> wire.Update:
     """Train the received network for a round: on labels, or on what a teacher makes of unlabelled images."""
     classes, device = task_classes(task), site.torch_device()
@@ -105,33 +156,25 @@ def answer_train(task: wire.Task, settings: RunConfig, site: SiteConfig) -> wire
     per_epoch = math.ceil(len(pictures) / local.batch)
     steps = local.steps or local.epochs * per_epoch
     network = received_network(task, settings, device)
-    arguments = {
-        "steps": steps,
-        "first_step": (task.round - 1) * steps,
-        "total_steps": settings.rounds * steps,
-        "device": device,
-        "prox_mu": local.prox_mu,
-        "freeze": settings.network.freeze,
-        "seed": derive(settings.seed, "train", site.name, task.round),
-    }
+    schedule = Schedule(
+        steps=steps,
+        first_step=(task.round - 1) * steps,
+        total_steps=settings.rounds * steps,
+        seed=derive(settings.seed, "train", site.name, task.round),
+        freeze=settings.network.freeze,
+        anchor=Anchor(local.prox_mu, task.groups["weights"]) if local.prox_mu else None,
+        clip_norm=local.clip_norm,
+    )
     batches = pictures.batches(steps, local.batch)
     held: tuple[str, ...] = ()
     if supervised:
-        crucial = torch.zeros(classes, dtype=torch.bool, device=device)
-        crucial[[int(index) for index in str(task.options.get("crucial", "")).split(",") if index]] = True
-        found = train_steps(
-            network,
-            batches,
-            lambda logits, labels: reduce_cross_entropy(logits, labels, settings.reduction, crucial),
-            settings.sgd,
-            **arguments,
-        )
-        metrics = {"loss": found.loss, "steps": float(found.steps)}
+        metrics = train_on_labels(network, batches, settings, schedule, task)
     else:
-        from client.self_training import self_train
+        from client.self_training import AdaptationLoss, self_train
 
-        teachers = collect_teachers(task, settings, site, network, device)
-        metrics = self_train(network, teachers.teacher, teachers.pretrained, batches, settings, **arguments)
+        teachers = collect_teachers(task, settings, site, device)
+        loss = AdaptationLoss(settings, teachers.teacher, teachers.pretrained)
+        metrics = self_train(network, batches, loss, schedule.stepper(network, settings))
         held = teachers.held
     weights, statistics = network_to_arrays(network)
     return wire.Update(

@@ -35,9 +35,7 @@ class Teachers:
     held: tuple[str, ...]
 
 
-def collect_teachers(
-    task: wire.Task, settings: RunConfig, site: SiteConfig, network: DeepLab, device: str
-) -> Teachers:
+def collect_teachers(task: wire.Task, settings: RunConfig, site: SiteConfig, device: str) -> Teachers:
     """Keep what the message brought, load what it only names, and forget the rest.
 
     A teacher of the same hash as the pretrained network is the same object. Raises `UserError` where the

@@ -32,7 +32,7 @@ def check_network_run(config: RunConfig, shards: list[Shard]) -> None:
         check_pictures(shard, labels=config.task == "supervised")
     if config.task == "adaptation":
         check_source(config, table)
-    for shard in evaluation_shards(config, None):
+    for shard in evaluation_shards(config):
         if shard.classes is not None and shard.classes.num_classes != table.num_classes:
             raise UserError(
                 f"{shard.path} has {shard.classes.num_classes} classes ({shard.classes.name}), the run has "
@@ -107,6 +107,6 @@ def check_source(config: RunConfig, table: ClassTable) -> None:
     if config.source.checkpoint:
         load_pretrained(config, table)
         return
-    shard = source_shard(config, table)
+    shard = source_shard(config)
     check_training_labels(shard, table)
     check_pictures(shard, labels=True)

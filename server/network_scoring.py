@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from common.config import RunConfig
-from common.data.classes import ClassTable
+from common.data.classes import ClassTable, load_table
 from common.data.images import read_image, read_label
 from common.data.manifest import Shard, read_shard
 from common.device import choose_device
@@ -33,13 +33,14 @@ from server.styles import style_kind
 PICTURES = 4
 
 
-def evaluation_shards(config: RunConfig, table: ClassTable | None) -> list[Shard]:
+def evaluation_shards(config: RunConfig) -> list[Shard]:
     """Read the manifests that the server scores on; relative paths may start in the shards folder.
 
     Raises `UserError` where one is missing, has no labels, or two have one name.
     """
     if config.eval.where != "server" or not config.eval.shard:
         return []
+    table = load_table(config.eval.classes) if config.eval.classes else None
     shards = []
     for part in config.eval.shard.split(","):
         path = Path(part.strip())
@@ -106,7 +107,7 @@ class NetworkScorer:
     def open(cls, config: RunConfig) -> NetworkScorer:
         """Open the shards that the settings name."""
         table = known_classes(config)
-        shards = evaluation_shards(config, table)
+        shards = evaluation_shards(config)
         table = table or next((shard.classes for shard in shards if shard.classes is not None), None)
         return cls(config, table, shards, device=str(choose_device("auto")))
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ import numpy as np
 from common.checkpoint import load_checkpoint
 from common.command import progress_line
 from common.config import RunConfig
-from common.data.classes import ClassTable
+from common.data.classes import ClassTable, load_table
 from common.data.manifest import Shard, read_shard
 from common.data.pictures import Pictures
 from common.device import choose_device
@@ -34,17 +35,23 @@ SHOWN_IMAGES = 3
 STYLES_PICTURE = "styles.png"
 
 
-def source_shard(config: RunConfig, table: ClassTable | None) -> Shard:
-    """Read the labelled source manifest; a relative path may start in the shards folder."""
+def source_shard(config: RunConfig) -> Shard:
+    """Read the labelled source manifest; a relative path may start in the shards folder.
+
+    Its class table is its own: raw values of the source are not those of the sites.
+    """
     if not config.source.shard:
         raise UserError(
             "Task 'adaptation' starts from a pretrained model and none is named: set source.checkpoint, or "
             "source.shard to the labelled images to pretrain on."
         )
-    path = Path(config.source.shard)
+    path, root = Path(config.source.shard), config.source.data_root
     if config.simulation.shards and not path.is_absolute() and not path.is_file():
         path = Path(config.simulation.shards) / path
-    return read_shard(path, config.source.data_root or config.simulation.data_root or None, table)
+        root = root or config.simulation.data_root
+    table = load_table(config.eval.classes) if config.eval.classes else None
+    shard = read_shard(path, root or None)
+    return shard if shard.classes is not None else replace(shard, classes=table)
 
 
 def pretrained_model(
@@ -83,13 +90,13 @@ def pretrain(
     run_dir: Path,
 ) -> Arrays:
     """Train on the labelled source from ``start`` and return the network, flat by name."""
-    shard = source_shard(config, table)
+    shard = source_shard(config)
     device = choose_device("auto")
     settings = config.source
     transferred = bank is not None and config.style.transfer != "none"
     restyle = bank.restyle(config.style, settings.plain) if bank is not None and transferred else None
     pictures = Pictures(
-        shard, config.transforms, (config.seed, "source"), True, table, device=device, restyle=restyle
+        shard, config.transforms, (config.seed, "source"), True, shard.classes, device=device, restyle=restyle
     )
     if bank is not None and transferred:
         draw_styles(pictures, bank, config, run_dir)
@@ -107,9 +114,7 @@ def pretrain(
         lambda logits, labels: reduce_cross_entropy(logits, labels, config.reduction, crucial),
         config.sgd.model_copy(update={"lr": settings.lr}),
         steps=steps,
-        first_step=0,
         total_steps=steps,
-        device=device,
         seed=config.seed,
         progress=progress_line("pretraining"),
     )

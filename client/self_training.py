@@ -1,0 +1,98 @@
+"""How does a site learn from images without labels, given a network that was trained elsewhere?
+
+A teacher labels the pixels of a batch, and only those of which it is sure count (Shenaj et al., WACV 2023, after
+class-balanced self-training). The teacher sees the very pixels that the student sees. Padding and turned
+corners are no part of the image and are never believed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from common.config import RunConfig
+from common.data.classes import IGNORE
+from common.data.pictures import Batch
+from common.losses.self_training import distillation_loss, entropy_loss, kept_pixels, pseudo_label_loss
+from common.models.deeplab import DeepLab
+from common.network_training import Stepper
+
+METRICS = (
+    "loss",  # mean over the steps, of everything that trains the network
+    "pseudo_label",  # thereof the loss on the teacher's labels
+    "distillation",  # thereof staying close to the pretrained network
+    "entropy",  # thereof the entropy of the predictions
+    "prox",  # beside it, FedProx
+    "kept",  # share of the pixels that were believed
+    "steps",
+)
+"""The metrics of every round, whatever the settings: sites' figures can be averaged name by name."""
+
+
+@dataclass
+class AdaptationLoss:
+    """The loss of a batch of unlabelled images.
+
+    teacher: labels the pixels; None: the student does it itself. pretrained: what distillation stays close to.
+    """
+
+    config: RunConfig
+    teacher: nn.Module | None
+    pretrained: nn.Module | None
+    sums: dict[str, float] = field(default_factory=lambda: dict.fromkeys(METRICS, 0.0))
+
+    def __call__(self, logits: Tensor, batch: Batch) -> Tensor:
+        """Return the weighted sum of all terms for the student's logits [B, C, H, W]."""
+        settings = self.config.teacher
+        said = logits.detach() if self.teacher is None else self.logits(self.teacher, batch.images)
+        labels = self.believed(said, batch)
+        terms = {"pseudo_label": settings.weight * pseudo_label_loss(logits, labels, settings.denominator)}
+        if settings.distill_weight and self.pretrained is not None:
+            first = said if self.pretrained is self.teacher else self.logits(self.pretrained, batch.images)
+            mask = (labels if first is said else self.believed(first, batch)) != IGNORE
+            distilled = distillation_loss(logits, first, settings.distill_alpha, mask)
+            terms["distillation"] = settings.distill_weight * distilled
+        if settings.entropy_weight:
+            terms["entropy"] = settings.entropy_weight * entropy_loss(logits)
+        for name, term in terms.items():
+            self.sums[name] += term.item()
+        self.sums["kept"] += (labels != IGNORE).float().mean().item()
+        self.sums["steps"] += 1
+        return torch.stack(list(terms.values())).sum()
+
+    def believed(self, logits: Tensor, batch: Batch) -> Tensor:
+        """Return the labels of sure pixels, int64 [B, H, W], 255 elsewhere."""
+        settings = self.config.teacher
+        labels = kept_pixels(logits, settings.confidence, settings.fraction)
+        return labels if batch.valid is None else torch.where(batch.valid, labels, IGNORE)
+
+    @torch.no_grad()
+    def logits(self, network: nn.Module, images: Tensor) -> Tensor:
+        """Return a frozen network's logits."""
+        found: Tensor = network(images)
+        return found
+
+    def metrics(self) -> dict[str, float]:
+        """Return the means over the steps so far."""
+        steps = max(self.sums["steps"], 1.0)
+        means = {name: value / steps for name, value in self.sums.items() if name != "steps"}
+        means["loss"] = means["pseudo_label"] + means["distillation"] + means["entropy"]
+        return means | {"steps": self.sums["steps"]}
+
+
+def self_train(
+    student: DeepLab, batches: Iterable[Batch], loss: AdaptationLoss, stepper: Stepper
+) -> dict[str, float]:
+    """Train the student on all batches and return the metrics of the round.
+
+    Raises ValueError where the loss stops being finite.
+    """
+    for batch in batches:
+        with stepper.autocast():
+            logits = student(batch.images)
+            value = loss(logits, batch)
+        stepper.step(value, batch.images)
+    return loss.metrics() | {"prox": stepper.prox / max(stepper.taken, 1)}
