@@ -10,6 +10,7 @@ Memory: the mean needs a constant amount (`StreamingMean`); the robust rules hav
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
@@ -127,6 +128,30 @@ def weighted_mean(updates: Updates, weights: Mapping[str, float] | None = None) 
     for site in sorted(updates):
         mean.add(site, updates[site], 1.0 if weights is None else weights[site])
     return mean.result()
+
+
+def ordered_mean(updates: Updates, weights: Mapping[str, float] | None = None) -> Arrays:
+    """Return the weighted mean over sites like `weighted_mean`, summed in float64 in the order of their names.
+
+    For whole networks: the order alone makes the result independent of who answered first, and a sum of
+    millions of numbers needs a tenth of the time of an exact one. Raises `UserError` like `StreamingMean`.
+    """
+    sites, layout = _check(updates)
+    share = {site: 1.0 if weights is None else weights[site] for site in sites}
+    for site, weight in share.items():
+        _check_weight(site, weight)
+    total = math.fsum(share.values())
+    if total == 0:
+        raise UserError(
+            f"Cannot average {len(sites)} sites whose weights are all 0; at least one site with images has to answer."
+        )
+    merged: Arrays = {}
+    for name, (shape, dtype) in layout.items():
+        summed = np.zeros(shape)
+        for site, weight in share.items():
+            summed += updates[site][name] * np.float64(weight)
+        merged[name] = _cast(summed / total, dtype).reshape(shape)
+    return merged
 
 
 def coordinate_median(updates: Updates) -> Arrays:

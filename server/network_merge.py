@@ -13,7 +13,7 @@ from dataclasses import replace
 
 from common.config import RunConfig
 from common.wire import Arrays, Update
-from server.aggregate import aggregate, weighted_mean
+from server.aggregate import aggregate, ordered_mean
 from server.network_state import Layout, NetworkState
 from server.optimizers import server_step
 
@@ -36,13 +36,13 @@ def merge_networks(
         for cluster in sorted(clusters):
             members = {name: arrays for name, arrays in sent.items() if state.cluster_of(name) == cluster}
             if members:
-                clusters[cluster] = weighted_mean(_only(members, clustered), weights)
+                clusters[cluster] = ordered_mean(_only(members, clustered), weights)
         # the shared values of clusters' names: every cluster counts once (LADD's rule), absent ones as they are
-        model |= weighted_mean({str(cluster): arrays for cluster, arrays in clusters.items()})
+        model |= ordered_mean({str(cluster): arrays for cluster, arrays in clusters.items()})
     own = dict(state.own)
     if layout.site:
         own |= _only(sent, layout.site)
-        model |= weighted_mean(_only(sent, layout.site), weights)
+        model |= ordered_mean(_only(sent, layout.site), weights)
     return replace(state, model=model, clusters=clusters, own=own, memory=memory)
 
 
@@ -56,7 +56,10 @@ def merge_shared(
     """Return the shared arrays of the next state, and the server optimiser's memory."""
     if not next(iter(sent.values())):
         return {}, state.memory
-    average = aggregate(sent, weights, config.aggregation).arrays
+    rule = config.aggregation.rule
+    average = (
+        ordered_mean(sent, weights) if rule == "mean" else aggregate(sent, weights, config.aggregation).arrays
+    )
     trained = {key: value for key, value in average.items() if key in layout.parameters}
     before = {key: state.model[key] for key in trained}
     stepped, memory = server_step(before, trained, state.memory, config.aggregation)

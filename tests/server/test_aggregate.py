@@ -23,6 +23,7 @@ from server.aggregate import (
     krum,
     krum_scores,
     multi_krum,
+    ordered_mean,
     site_weight,
     trimmed_mean,
     weighted_mean,
@@ -65,6 +66,18 @@ def stream(heads: Heads, weights: Mapping[str, float], order: list[str]) -> dict
 
 @given(st.lists(st.floats(-1e30, 1e30, allow_subnormal=False), min_size=1, max_size=30))
 @settings(max_examples=200, deadline=None)
+def test_the_ordered_mean_is_the_exact_one_to_rounding() -> None:
+    generator = np.random.default_rng(3)
+    heads = {f"s{i}": {"x": generator.normal(size=(40, 3)).astype(np.float32)} for i in range(7)}
+    weights = {site: 0.1 * (i + 1) for i, site in enumerate(heads)}
+    exact, ordered = weighted_mean(heads, weights), ordered_mean(dict(reversed(heads.items())), weights)
+    np.testing.assert_allclose(ordered["x"], exact["x"], rtol=0, atol=1e-7)
+    assert ordered["x"].dtype == np.float32
+    assert ordered["x"].tobytes() == ordered_mean(heads, weights)["x"].tobytes()
+    with pytest.raises(UserError, match="weights are all 0"):
+        ordered_mean(heads, dict.fromkeys(heads, 0.0))
+
+
 def test_sum_is_exact(values: list[float]) -> None:
     values = [v if abs(v) > 1e-90 else 0.0 for v in values]  # bits below 2^-400 are dropped by design
     total = ExactSum((1,))
