@@ -30,6 +30,10 @@ from common.style import apply_style, extract_style
 
 WINDOWS = (1, 3, 7, 25, 51)
 TURNS = 3
+HEAD = (
+    "| style | images/s | CPU ms an image | full transform, images/s | CPU ms an image | ratio of images/s |",
+    "|:--|---:|---:|---:|---:|---:|",
+)
 
 Work = Callable[[np.ndarray], object]
 
@@ -61,19 +65,30 @@ def full_apply(image: np.ndarray, style: np.ndarray) -> np.ndarray:
     return np.clip(np.rint(back), 0, 255).astype(np.uint8).transpose(1, 2, 0)
 
 
-def rates(ways: Sequence[Work], images: Sequence[np.ndarray], threads: int) -> list[float]:
-    """Return images per second of each way, the median over turns; ways after the first see fewer images."""
-    seconds: list[list[float]] = [[] for _ in ways]
+def rates(ways: Sequence[Work], images: Sequence[np.ndarray], threads: int) -> list[tuple[float, float]]:
+    """Return images per second and milliseconds of CPU per image of each way, medians over turns.
+
+    Processor time stays the same on a machine that others use too. Ways after the first see fewer images.
+    """
+    seconds: list[list[tuple[float, float]]] = [[] for _ in ways]
     with ThreadPoolExecutor(threads) as pool:
         for way in ways:  # matrices that are made once
             way(images[0])
         for _ in range(TURNS):
             for index, (way, taken) in enumerate(zip(ways, seconds, strict=True)):
                 own = images[: max(threads, len(images) // 6)] if index else images
-                start = time.perf_counter()
+                start, spent = time.perf_counter(), time.process_time()
                 list(pool.map(way, own))
-                taken.append((time.perf_counter() - start) / len(own))
-    return [1 / median(taken) for taken in seconds]
+                wall, processor = time.perf_counter() - start, time.process_time() - spent
+                taken.append((len(own) / wall, 1000 * processor / len(own)))
+    return [(median(rate for rate, _ in taken), median(cpu for _, cpu in taken)) for taken in seconds]
+
+
+def row(name: str, ours: tuple[float, float], full: tuple[float, float] | None = None) -> str:
+    """Return a line of a table."""
+    if full is None:
+        return f"| {name} | {ours[0]:.0f} | {ours[1]:.1f} | | | |"
+    return f"| {name} | {ours[0]:.0f} | {ours[1]:.1f} | {full[0]:.1f} | {full[1]:.0f} | {ours[0] / full[0]:.1f} |"
 
 
 def check(same: bool, what: str) -> None:
@@ -84,7 +99,7 @@ def check(same: bool, what: str) -> None:
 
 def taking(images: Sequence[np.ndarray], size: tuple[int, int], threads: int) -> list[str]:
     """Measure how fast styles are taken; return the lines of a table."""
-    lines = ["| style | images/s | full transform, images/s | ratio |", "|:--|---:|---:|---:|"]
+    lines = list(HEAD)
     for side in WINDOWS:
         chosen = Style(transfer="fourier", side=side, height=size[0], width=size[1])
         ours, full = extract_style(images[0], chosen), full_style(images[0], side)
@@ -94,26 +109,26 @@ def taking(images: Sequence[np.ndarray], size: tuple[int, int], threads: int) ->
             lambda image, n=side: full_style(image, n),  # type: ignore[misc]
         ]
         fast, slow = rates(ways, images, threads)
-        lines.append(f"| fourier, {side} x {side} | {fast:.0f} | {slow:.1f} | {fast / slow:.1f} |")
+        lines.append(row(f"fourier, {side} x {side}", fast, slow))
     for transfer, more in (("spectra", {"side": 0, "fraction": 0.05}), ("lab", {})):
         settings = Style.model_validate(
             {"transfer": transfer, "height": size[0], "width": size[1], "images": 0, **more}
         )
         (fast,) = rates([lambda image, s=settings: extract_style(image, s)], images, threads)  # type: ignore[misc]
-        lines.append(f"| {transfer} | {fast:.0f} | | |")
+        lines.append(row(transfer, fast))
     large = [np.repeat(np.repeat(image, 2, axis=0), 2, axis=1) for image in images[:4]]
     (fast,) = rates(
         [lambda image: Image.fromarray(image).resize((size[1], size[0]), Image.Resampling.BICUBIC)],
         large,
         threads,
     )
-    lines.append(f"| resize alone, from twice the size | {fast:.0f} | | |")
+    lines.append(row("resize alone, from twice the size", fast))
     return lines
 
 
 def putting_on(images: Sequence[np.ndarray], size: tuple[int, int], threads: int) -> list[str]:
     """Measure how fast images take a style on; return the lines of a table."""
-    lines = ["| style | images/s | full transform, images/s | ratio |", "|:--|---:|---:|---:|"]
+    lines = list(HEAD)
     for side in WINDOWS:
         chosen = Style(transfer="fourier", side=side, height=size[0], width=size[1])
         style = 0.6 * extract_style(images[0], chosen)
@@ -124,11 +139,11 @@ def putting_on(images: Sequence[np.ndarray], size: tuple[int, int], threads: int
             lambda image, s=style: full_apply(image, s),  # type: ignore[misc]
         ]
         fast, slow = rates(ways, images, threads)
-        lines.append(f"| fourier, {side} x {side} | {fast:.0f} | {slow:.1f} | {fast / slow:.1f} |")
+        lines.append(row(f"fourier, {side} x {side}", fast, slow))
     lab = Style(transfer="lab")
     style = extract_style(images[-1], lab)
     (fast,) = rates([lambda image: apply_style(image, style, lab)], images, threads)
-    lines.append(f"| lab | {fast:.0f} | | |")
+    lines.append(row("lab", fast))
     return lines
 
 
