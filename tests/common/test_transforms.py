@@ -109,9 +109,9 @@ def test_resized_labels_do_not_drift(factor: tuple[float, float]) -> None:
 
 def test_shrinking_an_image_averages() -> None:
     image = torch.zeros(3, 32, 32, dtype=torch.uint8)
-    image[:, :, ::2] = 200  # stripes that plain bilinear sampling at every 4th pixel would miss or double
+    image[:, :, ::4] = 200  # stripes that sampling at every 4th pixel misses
     small, _ = resize((image, None), 8, 8)
-    assert (small[:, :, 1:-1].int() - 100).abs().max() <= 2
+    assert (small[:, :, 1:-1].int() - 50).abs().max() <= 2
 
 
 def test_a_random_crop_is_a_slice_and_reaches_every_place() -> None:

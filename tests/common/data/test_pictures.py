@@ -108,6 +108,14 @@ def test_what_happens_to_an_image_does_not_depend_on_its_batch(shard: Shard) -> 
     assert not any(torch.equal(small[i], other[i]) for i in range(1, 10))
 
 
+def test_images_of_one_epoch_are_changed_each_in_its_own_way(shard: Shard) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)
+    for i in range(10):
+        Image.fromarray(noise).save(shard.root / f"{i}.png")
+    (batch,) = make(shard, BUSY).epoch_batches(0, 10)
+    assert len({image.numpy().tobytes() for image in batch.images}) == 10
+
+
 def _closed(*_: object) -> Bytes:
     raise AssertionError("a label was opened")
 
