@@ -66,18 +66,6 @@ def stream(heads: Heads, weights: Mapping[str, float], order: list[str]) -> dict
 
 @given(st.lists(st.floats(-1e30, 1e30, allow_subnormal=False), min_size=1, max_size=30))
 @settings(max_examples=200, deadline=None)
-def test_the_ordered_mean_is_the_exact_one_to_rounding() -> None:
-    generator = np.random.default_rng(3)
-    heads = {f"s{i}": {"x": generator.normal(size=(40, 3)).astype(np.float32)} for i in range(7)}
-    weights = {site: 0.1 * (i + 1) for i, site in enumerate(heads)}
-    exact, ordered = weighted_mean(heads, weights), ordered_mean(dict(reversed(heads.items())), weights)
-    np.testing.assert_allclose(ordered["x"], exact["x"], rtol=0, atol=1e-7)
-    assert ordered["x"].dtype == np.float32
-    assert ordered["x"].tobytes() == ordered_mean(heads, weights)["x"].tobytes()
-    with pytest.raises(UserError, match="weights are all 0"):
-        ordered_mean(heads, dict.fromkeys(heads, 0.0))
-
-
 def test_sum_is_exact(values: list[float]) -> None:
     values = [v if abs(v) > 1e-90 else 0.0 for v in values]  # bits below 2^-400 are dropped by design
     total = ExactSum((1,))
@@ -336,3 +324,15 @@ def test_large_arrays_are_cut_into_runs_without_a_seam(monkeypatch: pytest.Monke
     stacked = np.stack([h["w"] for h in heads.values()]).astype(np.float64)
     assert np.array_equal(whole[0]["w"], np.median(stacked, axis=0).astype(np.float32))
     assert np.allclose(whole[1]["w"], np.sort(stacked, axis=0)[1:4].mean(axis=0), atol=1e-7)
+
+
+def test_the_ordered_mean_is_the_exact_one_to_rounding() -> None:
+    generator = np.random.default_rng(3)
+    heads = {f"s{i}": {"x": generator.normal(size=(40, 3)).astype(np.float32)} for i in range(7)}
+    weights = {site: 0.1 * (i + 1) for i, site in enumerate(heads)}
+    exact, ordered = weighted_mean(heads, weights), ordered_mean(dict(reversed(heads.items())), weights)
+    np.testing.assert_allclose(ordered["x"], exact["x"], rtol=0, atol=1e-7)
+    assert ordered["x"].dtype == np.float32
+    assert ordered["x"].tobytes() == ordered_mean(heads, weights)["x"].tobytes()
+    with pytest.raises(UserError, match="weights are all 0"):
+        ordered_mean(heads, dict.fromkeys(heads, 0.0))
