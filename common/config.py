@@ -224,6 +224,9 @@ class Eval(Section):
     )
     classes: str = Field("", description="class table by name or JSON file; empty: that of the shards folder")
     every: int = Field(1, ge=0, description="score every so many rounds, and the last; 0: only the last")
+    last: int = Field(
+        5, ge=1, description="a report tells mean and deviation of this many last scored rounds"
+    )
     matching: Literal["hungarian", "many-to-one"] = Field("hungarian", description="clusters to classes")
     flip: bool = Field(False, description="average the code with that of the mirrored image")
     crf: bool = Field(False, description="refine with a dense CRF")
