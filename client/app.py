@@ -36,7 +36,7 @@ def hello(message: Message, context: Context) -> Message:
 @app.train()
 def train(message: Message, context: Context) -> Message:
     """One round of local training."""
-    from client.handlers import answer_train
+    from client.totals import answer_train
 
     return answer(message, context, wire.TRAIN, answer_train)
 
@@ -52,9 +52,33 @@ def style(message: Message, context: Context) -> Message:
 @app.query("sums")
 def sums(message: Message, context: Context) -> Message:
     """Sufficient statistics of this site's codes under the model in the message."""
-    from client.handlers import answer_sums
+    from client.totals import answer_sums
 
     return answer(message, context, wire.SUMS, answer_sums)
+
+
+@app.query("secure_keys")
+def secure_keys(message: Message, context: Context) -> Message:
+    """Public keys for one secure sum."""
+    from client.secure_site import answer_keys
+
+    return answer(message, context, wire.SECURE_KEYS, answer_keys)
+
+
+@app.query("secure_shares")
+def secure_shares(message: Message, context: Context) -> Message:
+    """Encrypted shares of this site's secrets for the other sites."""
+    from client.secure_site import answer_shares
+
+    return answer(message, context, wire.SECURE_SHARES, answer_shares)
+
+
+@app.query("secure_unmask")
+def secure_unmask(message: Message, context: Context) -> Message:
+    """The shares that the total of one secure sum needs."""
+    from client.secure_site import answer_unmask
+
+    return answer(message, context, wire.SECURE_UNMASK, answer_unmask)
 
 
 @app.evaluate()

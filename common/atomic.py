@@ -12,11 +12,12 @@ from common.errors import UserError
 
 
 @contextmanager
-def atomic_path(path: str | Path) -> Iterator[Path]:
+def atomic_path(path: str | Path, *, private: bool = False) -> Iterator[Path]:
     """Yield a temporary path beside ``path``; on success it replaces ``path``, on failure it goes.
 
-    The data are flushed to disk before the rename, so that a crash leaves the old file or the new
-    one. Raises `UserError` where the folder cannot be written or the disk is full.
+    A ``private`` file can be read by its owner only. The data are flushed to disk before the rename, so that
+    a crash leaves the old file or the new one. Raises `UserError` where the folder cannot be written or the
+    disk is full.
     """
     target = Path(path)
     try:
@@ -32,9 +33,10 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         yield temporary
         with temporary.open("rb") as written:
             os.fsync(written.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)  # mkstemp makes files private; results are not
+        if not private:
+            umask = os.umask(0)
+            os.umask(umask)
+            temporary.chmod(0o666 & ~umask)  # mkstemp makes files private; results are not
         temporary.replace(target)
     except OSError as error:
         raise UserError(
@@ -50,7 +52,7 @@ def atomic_write_text(path: str | Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
-def atomic_write_bytes(path: str | Path, data: bytes) -> None:
+def atomic_write_bytes(path: str | Path, data: bytes, *, private: bool = False) -> None:
     """Write ``data`` to ``path`` in one step (see `atomic_path`)."""
-    with atomic_path(path) as temporary:
+    with atomic_path(path, private=private) as temporary:
         temporary.write_bytes(data)

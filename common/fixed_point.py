@@ -8,6 +8,7 @@ what everybody may know. A site's rounding is off by at most 2^-(bits+1) per num
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +25,11 @@ def fraction_bits(largest: float, sites: int) -> int:
     if not (math.isfinite(largest) and largest > 0 and sites > 0):
         raise ValueError(f"{sites} sites with values up to {largest}; expected positive numbers")
     return min(MOST_FRACTION_BITS, TOTAL_BITS - math.ceil(math.log2(largest * sites)))
+
+
+def digits_of(bits: Mapping[str, int], name: str) -> int:
+    """Return the digits of one array from those of its kind: by ``group/key``, else by ``group``."""
+    return int(bits[name] if name in bits else bits[name.partition("/")[0]])
 
 
 def encode(values: NDArray[np.float64], bits: int, sites: int) -> Ring:

@@ -9,16 +9,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from common.config import RunConfig
 from common.spectral import PatchScatter, symmetric
 
 Arrays = Mapping[str, np.ndarray]
 Groups = Mapping[str, Mapping[str, np.ndarray]]
 Shapes = dict[str, tuple[int, ...]]
 Summands = dict[str, NDArray[np.float64]]
+
+Inner = TypeVar("Inner")
 
 AVERAGED = ("head", "shared", "centroids")
 """Groups whose total is divided by the sum of the weights."""
@@ -36,6 +40,12 @@ class Total:
     groups: dict[str, dict[str, np.ndarray]]
     metrics: dict[str, float]
     weight: float
+
+
+def summed_groups(groups: Mapping[str, Inner], config: RunConfig) -> dict[str, Inner]:
+    """Return the groups that the merge rules look at; under ``lloyd`` a site's own centroids are of no use."""
+    unused = {"centroids"} if config.centroids.merge == "lloyd" else set()
+    return {name: inner for name, inner in groups.items() if name not in unused}
 
 
 def to_summands(groups: Groups, metrics: Mapping[str, float], weight: float) -> Summands:

@@ -23,6 +23,9 @@ SUMS = "query.sums"
 STYLE = "query.style"
 TRAIN = "train"
 EVALUATE = "evaluate"
+SECURE_KEYS = "query.secure_keys"
+SECURE_SHARES = "query.secure_shares"
+SECURE_UNMASK = "query.secure_unmask"
 
 Arrays = dict[str, np.ndarray]
 Groups = dict[str, Arrays]

@@ -22,11 +22,13 @@ from common.errors import UserError
 from server.link import Link
 from server.merge import lloyd_pass, own_lloyd_pass
 from server.model_state import own_groups
+from server.privacy_budget import spent
 from server.quarantine import Expectation
 from server.registry import Registry
 from server.run_dir import append_metrics, cut_metrics, prepare_run_dir, start_logging, stop_logging
 from server.scoring import Score
 from server.strategy import Gathered, SegmentationStrategy
+from server.totals_round import add_account, polish_totals, train_totals
 from server.unsupervised import UnsupervisedWork
 from server.work import Scorer, scorer_for, work_for
 
@@ -163,24 +165,33 @@ def train_rounds(current: Run) -> None:
         current.registry.refresh(current.link, number, log.info)
         names = sorted(current.registry.sites)
         strategy.state = strategy.work.begin(strategy.state, number, current.ask, names)
-        messages = list(strategy.configure_train(number, None, None, current.link.grid))  # type: ignore[arg-type]
-        replies = current.link.exchange(messages, config.sites.deadline_seconds)
-        merged, _ = strategy.aggregate_train(number, replies)
+        counted = train_round(current, number)
         gathered = strategy.gathered
-        lost = lost + 1 if merged is None else 0
+        lost = 0 if counted else lost + 1
         if lost == MAX_LOST_ROUNDS:
             raise UserError(
                 f"{lost} rounds in a row had fewer than {config.sites.minimum} usable replies; see log.txt for the "
                 f"reasons, then go on with resume={current.run_dir}."
             )
         last = number == config.rounds
-        if last and merged is not None and isinstance(strategy.work, UnsupervisedWork):
+        if last and counted and isinstance(strategy.work, UnsupervisedWork):
             polish(current, strategy.work, number, gathered)
         due = last or (config.eval.every > 0 and number % config.eval.every == 0)
         score = score_round(current, number, gathered) if due else Score()
         if last or number == 1:  # before and after
             current.scorer.draw(current.run_dir, number, current.state)
-        finish_round(current, number, gathered, score, merged is not None, time.monotonic() - began)
+        finish_round(current, number, gathered, score, counted, time.monotonic() - began)
+
+
+def train_round(current: Run, number: int) -> bool:
+    """Ask the sites of a round and merge what they answer; returns whether the round counts."""
+    config, strategy = current.config, current.strategy
+    if config.privacy.totals_only:
+        return train_totals(strategy, current.link, current.run_dir, number)
+    messages = list(strategy.configure_train(number, None, None, current.link.grid))  # type: ignore[arg-type]
+    replies = current.link.exchange(messages, config.sites.deadline_seconds)
+    merged, _ = strategy.aggregate_train(number, replies)
+    return merged is not None
 
 
 def polish(current: Run, work: UnsupervisedWork, number: int, gathered: Gathered) -> None:
@@ -190,14 +201,15 @@ def polish(current: Run, work: UnsupervisedWork, number: int, gathered: Gathered
     config, strategy = current.config, current.strategy
     shared = "centroids" not in own_groups(config)
     for index in range(config.centroids.polish_passes):
-        messages = strategy.address(sorted(current.registry.sites), wire.SUMS, number, {"what": "clusters"})
-        replies = current.link.exchange(messages, config.sites.deadline_seconds)
-        found = strategy.gather(replies, work.expect_sums(strategy.state, strategy.weights_hash))
-        for name, size in found.bytes_up.items():
-            gathered.bytes_up[name] = gathered.bytes_up.get(name, 0) + size
-        for name, size in found.bytes_down.items():
-            gathered.bytes_down[name] = gathered.bytes_down.get(name, 0) + size
-        gathered.quarantined |= found.quarantined
+        if config.privacy.totals_only:
+            found = polish_totals(strategy, work, current.link, current.run_dir, number, index)
+        else:
+            messages = strategy.address(
+                sorted(current.registry.sites), wire.SUMS, number, {"what": "clusters"}
+            )
+            replies = current.link.exchange(messages, config.sites.deadline_seconds)
+            found = strategy.gather(replies, work.expect_sums(strategy.state, strategy.weights_hash))
+        add_account(gathered, found)
         if not found.updates:
             log.warning("no site answered polish pass %d: the centroids stay as they are", index + 1)
             return
@@ -254,6 +266,9 @@ def finish_round(
         "bytes_down": gathered.bytes_down,
         "seconds": round(seconds, 3),
     }
+    epsilon = spent(current.run_dir, current.config.privacy)
+    if epsilon is not None:
+        line |= {"epsilon": epsilon, "delta": current.config.privacy.delta}
     digest = keep_checkpoint(current, number, score, {key: line[key] for key in KEPT_METRICS})
     line["checkpoint_sha256"] = digest
     append_metrics(current.run_dir, line)
@@ -265,6 +280,8 @@ def finish_round(
     if line["loss"] is not None:
         words.append(f"loss {line['loss']:.4f}")
     words += score.words()
+    if epsilon is not None:
+        words.append(f"epsilon {epsilon:.2f} a {current.config.privacy.unit}")
     up = sum(gathered.bytes_up.values()) / max(len(gathered.bytes_up), 1) / 1e6
     words += [f"up {up:.2f} MB a site", f"{seconds:.1f} s", f"left {left:.0f} s"]
     log.info("  ".join(words))

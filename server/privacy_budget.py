@@ -1,0 +1,57 @@
+"""How many noisy sums has each site given away in a run, and what does that amount to?
+
+A release counts from the moment a site is asked: whether its reply arrived changes nothing about what it may
+have told. The count lies in the run directory and never goes back, also where a run is resumed from an
+earlier round. A draw of sites per round lowers the count of those that were not drawn; it is no secret (it
+follows from the seed), so that nothing else is gained by it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+from common.atomic import atomic_write_text
+from common.config_privacy import Privacy
+from common.errors import UserError
+from server.epsilon import epsilon_of
+
+FILE = "privacy.json"
+
+_RELEASES = {"scatter": 1, "clusters": 1, "train": 2}  # train: the head's change, and the centroid sums
+
+
+def releases_of(phase: str) -> int:
+    """Return how many noisy sums a site gives away in a phase (`common.phases`)."""
+    return _RELEASES[phase]
+
+
+def read_releases(run_dir: Path) -> dict[str, int]:
+    """Return the releases by site; raises `UserError` for a file that this program did not write."""
+    path = run_dir / FILE
+    if not path.is_file():
+        return {}
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))["releases"]
+        return {str(name): int(count) for name, count in found.items()}
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise UserError(
+            f"{path} is broken, so that nobody knows what the sites have given away; start a run of its own."
+        ) from None
+
+
+def spend(run_dir: Path, names: Iterable[str], releases: int) -> None:
+    """Note that these sites are asked for so many noisy sums; done before they are."""
+    found = read_releases(run_dir)
+    for name in names:
+        found[name] = found.get(name, 0) + releases
+    atomic_write_text(run_dir / FILE, json.dumps({"releases": dict(sorted(found.items()))}, indent=2))
+
+
+def spent(run_dir: Path, privacy: Privacy) -> float | None:
+    """Return epsilon of the site that gave most, or None in a run without noise."""
+    if not privacy.noise_multiplier:
+        return None
+    most = max(read_releases(run_dir).values(), default=0)
+    return epsilon_of(privacy.noise_multiplier, most, privacy.delta)

@@ -1,0 +1,135 @@
+"""Does a whole federation under secure summation give what the plain one gives, and survive lost sites?"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from flwr.app import Message
+
+from client.egress import read_egress
+from common.checkpoint import load_checkpoint
+from server.rounds import run
+from tests.support.federation import local_grid, tiny_config
+from tests.support.local_grid import Answer
+
+SITES = 8
+Real = Callable[[Message], Message]
+
+
+@pytest.fixture(scope="module")
+def eight(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from partitions.synthetic import write_synthetic
+
+    folder = tmp_path_factory.mktemp("eight")
+    write_synthetic(folder, sites=SITES, images_per_site=4, eval_images=3, size=(72, 96), seed=0)
+    return folder
+
+
+def lines(run_dir: Path) -> list[dict[str, Any]]:
+    return [json.loads(text) for text in (run_dir / "metrics.jsonl").read_text().splitlines()]
+
+
+def start(folder: Path, out: Path, faults: dict[int, Any] | None = None, **settings: Any) -> Path:
+    grid = local_grid(SITES)
+    for index, node in enumerate(grid.get_node_ids()):
+        if faults and index in faults:
+            grid.faults[node] = faults[index]
+    base: dict[str, Any] = {"sites__deadline_seconds": 1.0, "model__clusters": 6, "model__dim": 4}
+    base["eval__where"] = "none"
+    return run(grid, tiny_config(folder, out, SITES, **(base | settings)))
+
+
+def relative(found: np.ndarray, expected: np.ndarray) -> float:
+    return float(np.abs(found - expected).max() / np.abs(expected).max())
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"rounds": 4, "centroids__polish_passes": 1},
+        {"preset": "fuss-clean", "centroids__merge": "lloyd", "rounds": 2},
+        {"preset": "fuss-ref", "centroids__merge": "mean", "rounds": 2, "aggregation__optimizer": "adam"},
+    ],
+    ids=["default", "trained, lloyd", "trained, mean"],
+)
+def test_the_model_is_that_of_the_plain_run(tmp_path: Path, eight: Path, settings: dict[str, Any]) -> None:
+    plain = start(eight, tmp_path / "plain", **settings)
+    secure = start(eight, tmp_path / "secure", privacy__secure_sum=True, **settings)
+    expected, found = load_checkpoint(plain), load_checkpoint(secure)
+    for name, value in expected.head.items():
+        assert relative(found.head[name], value) <= 1e-4, name
+    assert relative(found.centroids, expected.centroids) <= 1e-4
+    for one, other in zip(lines(plain), lines(secure), strict=True):
+        assert one["sites"] == other["sites"] and other["counted"]
+        assert other["loss"] is None if one["loss"] is None else abs(other["loss"] - one["loss"]) < 1e-4
+
+
+def test_it_costs_at_most_three_times_the_bytes(tmp_path: Path, eight: Path) -> None:
+    settings: dict[str, Any] = {"model__clusters": 27, "model__dim": 24, "rounds": 4}
+    sums = []
+    for secure in (False, True):
+        found = lines(start(eight, tmp_path / str(secure), privacy__secure_sum=secure, **settings))
+        sums.append([sum(sum(line[way].values()) for line in found) for way in ("bytes_up", "bytes_down")])
+    (plain_up, plain_down), (secure_up, secure_down) = sums
+    assert secure_up <= 3 * plain_up
+    assert secure_down <= 3 * plain_down
+
+
+def lost_at(*actions: str) -> Callable[[Message, Real], Answer]:
+    """Return a site that does not answer these actions in round 2."""
+
+    def fault(message: Message, real: Real) -> Answer:
+        if message.metadata.group_id == "2" and message.metadata.message_type in actions:
+            return None
+        return real(message)
+
+    return fault
+
+
+KEYS, SHARES, UNMASK = "query.secure_keys", "query.secure_shares", "query.secure_unmask"
+
+
+@pytest.mark.parametrize(
+    ("lost", "in_total"),
+    [
+        ((KEYS, SHARES, "train", UNMASK), 6),
+        ((SHARES, "train", UNMASK), 6),
+        (("train", UNMASK), 6),
+        ((UNMASK,), 8),
+    ],
+    ids=["before the keys", "before the shares", "after the shares", "after the masked sums"],
+)
+def test_a_round_without_two_of_eight_counts(
+    tmp_path: Path, eight: Path, lost: tuple[str, ...], in_total: int
+) -> None:
+    faults = {1: lost_at(*lost), 6: lost_at(*lost)}
+    settings: dict[str, Any] = {"privacy__secure_sum": True, "rounds": 2}
+    secure = start(eight, tmp_path / "secure", faults, **settings)
+    found = lines(secure)[1]
+    assert found["counted"] and len(found["sites"]) == in_total
+    assert len(found["quarantined"]) == 8 - in_total
+    plain_faults = {i: lost_at("train") for i in faults} if in_total == 6 else None
+    plain = start(eight, tmp_path / "plain", plain_faults, rounds=2)
+    assert relative(load_checkpoint(secure).centroids, load_checkpoint(plain).centroids) <= 1e-4
+
+
+def test_without_the_quorum_a_round_does_not_count(tmp_path: Path, eight: Path) -> None:
+    faults = {i: lost_at("train", UNMASK) for i in (0, 3, 5)}
+    found = lines(start(eight, tmp_path / "run", faults, privacy__secure_sum=True, rounds=3))
+    assert [line["counted"] for line in found] == [True, False, True]
+
+
+def test_the_ledger_names_masked_numbers_and_nothing_plain(tmp_path: Path, eight: Path) -> None:
+    before = {path: len(read_egress(path.parent)) for path in eight.rglob("egress.jsonl")}
+    start(eight, tmp_path / "run", privacy__secure_sum=True, rounds=2)
+    ledgers = list(eight.rglob("egress.jsonl"))
+    assert len(ledgers) == SITES
+    for path in ledgers:
+        new = read_egress(path.parent)[before.get(path, 0) :]
+        left = {group for line in new for group in line["bytes"]}  # type: ignore[attr-defined]
+        assert left == {"facts", "metrics", "secure", "masked"}
