@@ -38,8 +38,8 @@ _CURVE = ec.SECP256R1()
 class Secrets:
     """What a site keeps during one secure sum; bytes as hex, so that the file is plain JSON.
 
-    ``keys`` are the public keys (mask, cipher) of the sites that share, ``included`` those whose masks are in
-    the total, ``own_shares`` this site's shares of its own seed and key.
+    ``keys`` are the public keys (mask, cipher) of the sites that share, ``needed`` how many of them have to stay,
+    ``included`` those whose masks are in the total, ``own_shares`` this site's shares of its own seed and key.
     """
 
     session: str
@@ -47,6 +47,7 @@ class Secrets:
     cipher_key: str
     seed: str
     keys: dict[str, list[str]] = field(default_factory=dict)
+    needed: int = 0
     own_shares: list[str] = field(default_factory=list)
     included: list[str] = field(default_factory=list)
     answered: bool = False
@@ -83,7 +84,7 @@ def answer_shares(task: wire.Task, settings: RunConfig, site: SiteConfig) -> wir
         raise UserError("The server asks twice for the shares of one secure sum; a site gives them once.")
     kept.keys = {name: _split_keys(arrays) for name, arrays in task.groups["keys"].items()}
     names = sorted(kept.keys)
-    needed = threshold(len(names), settings.privacy.quorum)
+    kept.needed = needed = threshold(len(names), settings.privacy.quorum)
     mine = [_public(_private(key)).hex() for key in (kept.mask_key, kept.cipher_key)]
     if (
         kept.keys.get(site.name) != mine
@@ -107,14 +108,14 @@ def answer_shares(task: wire.Task, settings: RunConfig, site: SiteConfig) -> wir
     return _reply(site, {"shares": np.stack(sealed), "commitment": _bytes(hashlib.sha256(seed).digest())})
 
 
-def mask_summands(summands: Summands, task: wire.Task, settings: RunConfig, site: SiteConfig) -> wire.Groups:
+def mask_summands(summands: Summands, task: wire.Task, site: SiteConfig) -> wire.Groups:
     """Return the masked numbers of this site, uint64, in the order of `common.summands.pack`.
 
     Raises `UserError` where too few sites are left to hide among, or a number does not fit into the ring.
     """
     kept = _load(site, task)
     names = str(task.options["secure.sites"]).split(",")
-    needed = threshold(len(kept.keys), settings.privacy.quorum)
+    needed = kept.needed
     if (
         kept.included
         or len(set(names)) < needed
@@ -157,7 +158,7 @@ def answer_unmask(task: wire.Task, settings: RunConfig, site: SiteConfig) -> wir
 
     kept = _load(site, task)
     stayed = set(str(task.options["secure.survivors"]).split(","))
-    needed = threshold(len(kept.keys), settings.privacy.quorum)
+    needed = kept.needed
     if kept.answered or len(stayed) < needed or not stayed <= set(kept.included) or site.name not in stayed:
         raise UserError(
             f"The server asks for the shares of a sum with {len(stayed)} of {len(kept.included)} sites, {needed} are "
@@ -180,9 +181,9 @@ def answer_unmask(task: wire.Task, settings: RunConfig, site: SiteConfig) -> wir
     return _reply(site, {"shares": np.stack(found)})
 
 
-def fewest_sites(task: wire.Task, settings: RunConfig, site: SiteConfig) -> int:
+def fewest_sites(task: wire.Task, site: SiteConfig) -> int:
     """Return the number of sites without which the server cannot open the total of this secure sum."""
-    return threshold(len(_load(site, task).keys), settings.privacy.quorum)
+    return _load(site, task).needed
 
 
 def _feature_exponent(settings: RunConfig, site: SiteConfig) -> int:

@@ -52,7 +52,7 @@ def _answer(
     if settings.privacy.secure_sum:
         from client.secure_site import mask_summands
 
-        groups = mask_summands(summands, task, settings, site)
+        groups = mask_summands(summands, task, site)
     return replace(update, groups=groups, metrics={})
 
 
@@ -112,5 +112,5 @@ def _with_noise(
     if settings.privacy.secure_sum:
         from client.secure_site import fewest_sites
 
-        fewest = fewest_sites(task, settings, site)
+        fewest = fewest_sites(task, site)
     return update, add_noise(parts, settings, noise_share(settings, fewest), noise_key())

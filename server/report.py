@@ -95,6 +95,9 @@ def _headline(run: Run) -> str:
         values.append((f"{last['mean_cosine']:.3f}", "mean cosine to the centroid"))
     if last.get("loss") is not None and final is None:
         values.append((short(last["loss"]), "loss"))
+    if last.get("epsilon") is not None:
+        unit = _setting(run, "privacy.unit")
+        values.append((f"{last['epsilon']:.2f}", f"epsilon per {unit}, delta {last.get('delta', 0):g}"))
     values.append((str(last["round"]), f"of {_setting(run, 'rounds') or '?'} rounds"))
     values.append((str(len(run.site_names())), "sites"))
     sent = [byte_text(run.site_bytes(key)) for key in ("bytes_up", "bytes_down")]

@@ -77,6 +77,8 @@ def rounds_section(run: Run) -> str:
         "down, all sites",
         "seconds",
     ]
+    noisy = any(row.get("epsilon") is not None for row in run.rows)
+    head += ["epsilon"] if noisy else []
     rows = []
     for row in run.rows:
         left_out = len(row.get("quarantined") or {})
@@ -96,6 +98,7 @@ def rounds_section(run: Run) -> str:
                 byte_text(_total(row.get("bytes_down"))),
                 _number_or_dash(row.get("seconds"), "{:.1f}"),
             ]
+            + ([_number_or_dash(row.get("epsilon"), "{:.2f}")] if noisy else [])
         )
     return section("Rounds", table(head, rows))
 
