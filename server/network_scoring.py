@@ -191,11 +191,16 @@ class NetworkScorer:
     def evaluate(
         self, model: Arrays, shard: Shard, keep: Sequence[int] = (), order: Sequence[int] | None = None
     ) -> NetworkEvaluation:
-        """Count one network's agreement with a shard's labels, or with those of the images in ``order``."""
-        assert self.classes is not None
+        """Count one network's agreement with a shard's labels, or with those of the images in ``order``.
+
+        Label files are read by the shard's own class table: GTA5 and IDDA name the same 16 classes by
+        different raw values.
+        """
+        table = shard.classes or self.classes
+        assert table is not None
         network = self.network(model)
         return evaluate_network(
-            lambda _: network, shard, self.classes, self.config.transforms, keep=keep, order=order
+            lambda _: network, shard, table, self.config.transforms, keep=keep, order=order
         )
 
     def evaluate_clusters(self, state: NetworkState, shard: Shard) -> NetworkEvaluation:
@@ -244,7 +249,7 @@ class NetworkScorer:
             round_number,
             [read_image(shard.image_path(index)) for index in chosen],
             [found.predictions[index] for index in range(count)],
-            [None if path is None else read_label(path, table) for path in truths],
+            [None if path is None else read_label(path, shard.classes or table) for path in truths],
             table,
             list(range(table.num_classes)),
         )
