@@ -111,7 +111,7 @@ class NetworkState:
             grouping=StyleClusters.from_arrays(flat["grouping"]) if flat["grouping"] else None,
             pretrained=flat["pretrained"],
             teachers=parts["teacher"],
-            averaged=int(extra.get("averaged", np.array(0))),
+            averaged=int(extra["averaged"].item()) if "averaged" in extra else 0,  # a file makes it [1]
             memory=flat["memory"],
         )
 
