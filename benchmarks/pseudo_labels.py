@@ -1,0 +1,149 @@
+"""What does it cost to turn a teacher's logits into labels, beside a loop over images and classes?
+
+    python benchmarks/pseudo_labels.py [--batch 8] [--height 512] [--width 928] [--classes 19]
+
+The loop is how public implementations of this rule do it: softmax and maximum of the whole batch, then for
+each image and each class in it a mask over the full map and a topk of all its pixels. Both get the same
+logits, at three levels of how sure a network is, and take turns in this process after a warm-up. Times are
+medians from logits to labels; "choice only" starts from certainties and classes, which both ways have to
+find. The labels are compared first: only pixels whose certainties are equal to the last bits of float32 may
+differ.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from statistics import median
+
+import torch
+from torch.nn import functional
+
+sys.path.insert(
+    0, str(Path(__file__).resolve().parents[1])
+)  # so that the script runs without an installation
+
+from common.data.classes import IGNORE
+from common.losses.self_training import kept_pixels, predictions, sure_pixels
+from common.seeds import torch_generator
+
+CONFIDENCE, FRACTION = 0.9, 0.66
+SHARPNESS = (1.0, 3.0, 10.0)
+"""Factors on the logits: an untrained, a trained and an overconfident teacher."""
+
+COLUMNS = (
+    "logits times",
+    "sure (%)",
+    "kept (%)",
+    *("loop (s)", "here (s)", "ratio"),
+    *("choice only: loop (s)", "here (s)", "ratio"),
+)
+
+
+def draw_logits(options: argparse.Namespace, sharpness: float) -> torch.Tensor:
+    """Return logits [B, C, H, W] as a network gives them: a coarse map made larger, with some detail."""
+    generator = torch_generator(0, "logits")
+    shape = (options.batch, options.classes, options.height, options.width)
+    coarse = torch.randn(*shape[:2], -(-shape[2] // 32), -(-shape[3] // 32), generator=generator)
+    smooth = functional.interpolate(3 * coarse, size=shape[2:], mode="bilinear")
+    logits = sharpness * (smooth + 0.3 * torch.randn(shape, generator=generator))
+    return logits.to(options.device)
+
+
+def looped(logits: torch.Tensor) -> torch.Tensor:
+    """Return the labels by a loop."""
+    certainty, classes = logits.softmax(dim=1).max(dim=1)
+    return looped_choice(certainty, classes)
+
+
+def looped_choice(certainty: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
+    """Choose the pixels by a loop."""
+    labels = classes.clone()
+    for image in range(len(classes)):
+        kept = certainty[image] > CONFIDENCE
+        for name in torch.unique(classes[image]):
+            mask = classes[image] == name
+            candidates = certainty[image].clone()
+            candidates[~mask] = 0
+            best = candidates.flatten().topk(int(FRACTION * int(mask.sum()))).indices
+            top = torch.zeros_like(mask).flatten()
+            top[best] = True
+            kept |= mask & top.view_as(mask)
+        labels[image][~kept] = IGNORE
+    return labels
+
+
+def in_turn(pieces: Sequence[Callable[[], object]], repeats: int, device: str) -> list[float]:
+    """Return the median seconds of each piece of work; they run in turn, so that all see the same machine."""
+    times: list[list[float]] = [[] for _ in pieces]
+    for _ in range(repeats + 1):
+        for piece, seconds in zip(pieces, times, strict=True):
+            started = time.perf_counter()
+            piece()
+            if device != "cpu":
+                torch.cuda.synchronize()
+            seconds.append(time.perf_counter() - started)
+    return [median(seconds[1:]) for seconds in times]
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--batch", type=int, default=8, help="images (default 8)")
+    parser.add_argument("--height", type=int, default=512, help="pixels (default 512)")
+    parser.add_argument("--width", type=int, default=928, help="pixels (default 928)")
+    parser.add_argument("--classes", type=int, default=19, help="classes (default 19)")
+    parser.add_argument("--repeats", type=int, default=5, help="runs that are timed (default 5)")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda (default cpu)")
+    options = parser.parse_args(arguments)
+    if min(options.batch, options.height, options.width, options.repeats) < 1 or options.classes < 2:
+        parser.error("--batch, --height, --width and --repeats have to be at least 1, --classes at least 2")
+    return options
+
+
+def row(logits: torch.Tensor, sharpness: float, options: argparse.Namespace) -> list[str]:
+    """Check that both ways agree, measure them, and return a row of the table."""
+    labels, expected = kept_pixels(logits, CONFIDENCE, FRACTION), looped(logits)
+    differing = float((labels != expected).float().mean())
+    if differing > 1e-4:
+        raise RuntimeError(f"{differing:.2%} of the labels differ from the loop's")
+    certainty, classes = predictions(logits)
+    loop, here, loop_choice, choice = in_turn(
+        (
+            lambda: looped(logits),
+            lambda: kept_pixels(logits, CONFIDENCE, FRACTION),
+            lambda: looped_choice(certainty, classes),
+            lambda: sure_pixels(certainty, classes, options.classes, CONFIDENCE, FRACTION),
+        ),
+        options.repeats,
+        options.device,
+    )
+    return [
+        f"{sharpness:g}",
+        f"{100 * float((certainty > CONFIDENCE).float().mean()):.0f}",
+        f"{100 * float((labels != IGNORE).float().mean()):.0f}",
+        *(f"{loop:.3f}", f"{here:.3f}", f"{loop / here:.1f}"),
+        *(f"{loop_choice:.3f}", f"{choice:.3f}", f"{loop_choice / choice:.1f}"),
+    ]
+
+
+def main() -> None:
+    """Measure and print the table."""
+    options = parse()
+    print("| " + " | ".join(COLUMNS) + " |")
+    print("|" + "---|" * len(COLUMNS))
+    for sharpness in SHARPNESS:
+        print("| " + " | ".join(row(draw_logits(options, sharpness), sharpness, options)) + " |", flush=True)
+    print(
+        f"\nBatch {options.batch}, {options.height} x {options.width}, {options.classes} classes, device "
+        f"{options.device}, {torch.get_num_threads()} threads, median of {options.repeats}"
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,147 @@
+"""Which pixels does a network learn from where nobody labelled any, and what is its loss on them?
+
+Self-training: a teacher predicts, the pixels it is surest of become labels, the student learns from those.
+Sources: the rule of Li et al., CVPR 2019, per image and with a union, as in Shenaj et al., WACV 2023 (also
+the distillation); the entropy term of Yang and Soatto, CVPR 2020.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+from torch.nn import functional
+
+from common.config_network import Reduction
+from common.data.classes import IGNORE
+from common.losses.reductions import full_precision, reduce_cross_entropy
+
+LOG2_E = math.log2(math.e)
+BLOCK = 1 << 13
+"""Pixels that a CPU takes at once: 19 classes of them stay in its cache."""
+BUCKETS = 1 << 10
+BUCKET_BITS = 15
+"""A bucket of certainties is 2^15 neighbouring float32; 1024 of them reach from 1 down to 1/16, the last one
+takes the rest. Only speed depends on it.
+"""
+ONE = 0x3F800000
+"""The bits of 1.0 as float32. Among positive floats, larger ones have larger bits."""
+
+
+def kept_pixels(logits: torch.Tensor, confidence: float, fraction: float) -> torch.Tensor:
+    """Return the teacher's labels, int64 [B, H, W], 255 where it is not sure: logits [B, C, H, W].
+
+    See `predictions` and `sure_pixels`.
+    """
+    certainty, classes = predictions(logits)
+    kept = sure_pixels(certainty, classes, logits.shape[1], confidence, fraction)
+    return classes.masked_fill_(~kept, IGNORE).long()
+
+
+@torch.no_grad()
+def predictions(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the largest softmax probability of each pixel and its class, of equal ones the first.
+
+    logits [B, C, H, W] -> float32 and int32 [B, H, W]. Raises ValueError where a logit is not finite: a
+    teacher that has diverged would otherwise label nothing, and the loss would look perfect.
+    """
+    batch, channels, height, width = logits.shape
+    pixels = height * width
+    step = min(BLOCK, pixels) if logits.device.type == "cpu" else pixels
+    certainty = torch.empty(batch, pixels, device=logits.device)
+    classes = torch.empty(batch, pixels, device=logits.device, dtype=torch.int32)
+    buffer = torch.empty(channels, step, device=logits.device)
+    count_down = torch.arange(channels, 0, -1.0, device=logits.device)[:, None]
+    for image, image_certainty, image_classes in zip(logits.flatten(2), certainty, classes, strict=True):
+        for start in range(0, pixels, step):
+            part = slice(start, start + step)
+            block = image[:, part].float()
+            terms = torch.sub(block, block.amax(dim=0), out=buffer[:, : block.shape[1]])
+            terms.mul_(LOG2_E).exp2_()  # exp, at half its price
+            torch.sum(terms, dim=0, out=image_certainty[part])
+            terms.eq_(1).mul_(count_down)  # the largest term is exp(0); torch's argmax is slow across rows
+            image_classes[part] = channels - terms.amax(dim=0)
+    certainty.reciprocal_()
+    if not bool((certainty > 0).all()):
+        raise ValueError("the teacher's logits are not finite: its weights diverged or were damaged")
+    shape = (batch, height, width)
+    return certainty.view(shape), classes.view(shape)
+
+
+@torch.no_grad()
+def sure_pixels(
+    certainty: torch.Tensor, classes: torch.Tensor, channels: int, confidence: float, fraction: float
+) -> torch.Tensor:
+    """Return which pixels are believed, bool [B, H, W].
+
+    certainty: float32 [B, H, W] in (0, 1]; classes: integers [B, H, W] in 0..channels-1. A pixel is kept if
+    its certainty is above ``confidence``, or if it is among the floor(fraction * n) surest of the n pixels of
+    its class in its image; of equals, the one that comes first row by row. The count is exact.
+
+    A histogram of certainties per image and class finds the bucket in which the cut lies; only the pixels
+    of that bucket are sorted. No loop over images or classes.
+    """
+    groups = len(classes) * channels
+    offsets = torch.arange(0, groups, channels, device=classes.device, dtype=torch.int32)
+    group = (classes.int() + offsets[:, None, None]).flatten()
+    depth = (ONE - certainty.contiguous().view(torch.int32)).flatten()  # 0 for the surest
+    cell = (depth >> BUCKET_BITS).clamp_(max=BUCKETS - 1).add_(group, alpha=BUCKETS)
+
+    histogram = torch.bincount(cell, minlength=groups * BUCKETS).view(groups, BUCKETS)
+    surest = histogram.cumsum(dim=1)
+    quota = (surest[:, -1].double() * fraction).floor().long()
+    cut = (surest < quota[:, None]).sum(dim=1, keepdim=True)  # the first bucket that reaches the quota
+    buckets = torch.arange(BUCKETS, device=cut.device)
+    verdict = 2 * (buckets < cut).byte() + (buckets == cut).byte()  # of each cell: 2 all, 1 some, 0 none
+    of_pixel = verdict.flatten().index_select(0, cell)
+    kept = (certainty.flatten() > confidence) | (of_pixel == 2)
+
+    # Of a cut bucket, confidence may already keep some: its surest, so they fill the quota first.
+    contested = ((of_pixel == 1) & ~kept).nonzero()[:, 0]
+    group, depth = group[contested].long(), depth[contested]
+    order = ((group << 32) + depth).sort(stable=True).indices
+    group = group[order]
+    count = torch.bincount(group, minlength=groups)
+    rank = torch.arange(len(order), device=order.device) - (count.cumsum(dim=0) - count)[group]
+    places = quota - (surest.gather(1, cut)[:, 0] - count)
+    kept[contested[order[rank < places[group]]]] = True
+    return kept.view_as(certainty)
+
+
+def pseudo_label_loss(
+    logits: torch.Tensor, labels: torch.Tensor, denominator: Literal["all", "kept"]
+) -> torch.Tensor:
+    """Return the student's mean cross-entropy on the kept pixels of a batch, a scalar.
+
+    logits [B, C, H, W], labels as from `kept_pixels`. ``denominator`` all divides by every pixel, as
+    published: the less the teacher is sure of, the weaker the pull; kept divides by the kept ones.
+    """
+    over: Literal["valid", "all"] = "valid" if denominator == "kept" else "all"
+    reduction = Reduction(kind="mean", scope="batch", denominator=over)
+    return reduce_cross_entropy(logits, labels, reduction)
+
+
+def distillation_loss(
+    logits: torch.Tensor, teacher: torch.Tensor, alpha: float, mask: torch.Tensor
+) -> torch.Tensor:
+    """Return how far the student has gone from a frozen teacher on the pixels of a mask, a scalar.
+
+    ``- 1 / (B H W) sum_u mask_u 1/C sum_c softmax(alpha teacher)_c log softmax(logits)_c``, so the mean is
+    over all pixels and over classes; alpha below 1 softens the teacher only. logits, teacher [B, C, H, W];
+    mask bool [B, H, W]; no gradient reaches the teacher.
+    """
+    target = (alpha * full_precision(teacher.detach())).softmax(dim=1)
+    losses = functional.cross_entropy(full_precision(logits), target, reduction="none")
+    return (losses * mask).mean() / logits.shape[1]
+
+
+def entropy_loss(logits: torch.Tensor) -> torch.Tensor:
+    """Return how undecided the predictions are: logits [B, C, H, W] -> a scalar, 0 (certain) to about 1.
+
+    ``mean((H^2 + 1e-8)^2)``, H the entropy of a pixel's softmax over log C. Steep where H is large, so that
+    the undecided pixels give the gradient, not the crowd of decided ones.
+    """
+    logs = full_precision(logits).log_softmax(dim=1)
+    entropy = -(logs.exp() * logs).sum(dim=1) / math.log(logits.shape[1])
+    return (entropy.square() + 1e-8).square().mean()
