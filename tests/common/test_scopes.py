@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -69,6 +70,14 @@ def test_cluster_layers(model: DeepLab) -> None:
         assert scopes.cluster_keys(model, layers) == keys, layers
     with pytest.raises(ValueError, match=r"'head' are unknown; see clusters\.layers"):
         scopes.cluster_keys(model, "head")
+
+
+def test_a_flat_network_is_cut_into_parameters_and_statistics(model: DeepLab) -> None:
+    flat = {key: np.zeros(1) for key in everything(model)}
+    parameters, statistics = scopes.split_flat(model, flat)
+    assert parameters.keys() == scopes.parameter_keys(model) and statistics.keys() == scopes.statistics_keys(
+        model
+    )
 
 
 def test_what_a_site_keeps(model: DeepLab) -> None:
