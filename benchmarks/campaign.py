@@ -10,7 +10,7 @@ import argparse
 import json
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -19,6 +19,9 @@ from common.config import load_config, read_recipe
 from common.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
+
+Words = Callable[[str, int], Sequence[str]]
+"""Further words for the command of a run, given recipe and seed."""
 
 
 def recipe_path(name: str) -> Path:
@@ -59,24 +62,35 @@ def finished(run_dir: Path) -> bool:
     if not metrics.is_file() or not config.is_file():
         return False
     lines = metrics.read_text(encoding="utf-8").splitlines()
+    if not lines:
+        return False
     try:
-        last = json.loads(lines[-1])["round"] if lines else 0
+        last = json.loads(lines[-1])["round"]
     except ValueError:  # the line that a crash cut off
         return False
     return bool(last == json.loads(config.read_text(encoding="utf-8"))["rounds"])
 
 
-def simulate_command(name: str, seed: int, run_dir: Path, shards: Path | None) -> list[str]:
-    """Return the command that starts a run, or lets it go on."""
+def simulate_command(
+    name: str, seed: int, run_dir: Path, shards: Path | None, words: Sequence[str] = ()
+) -> list[str]:
+    """Return the command that starts a run, or lets it go on; ``words`` are added as they are."""
     command = [sys.executable, "-m", "server", "simulate", "--recipe", str(recipe_path(name))]
     command += ["--run-dir", str(run_dir), "--set", f"seed={seed}"]
     command += ["--shards", str(shards)] if shards else []
+    command += words
     if any((run_dir / "checkpoints").glob("round-*.json")):
         command += ["--resume", str(run_dir)]
     return command
 
 
-def run_all(recipes: Sequence[str], seeds: int, out: Path, shards: Path | None = None) -> list[str]:
+def run_all(
+    recipes: Sequence[str],
+    seeds: int,
+    out: Path,
+    shards: Path | None = None,
+    words: Words = lambda name, seed: (),
+) -> list[str]:
     """Make the runs that are missing, seed by seed; return the names of those that failed."""
     failed = []
     for seed in range(seeds):
@@ -85,7 +99,8 @@ def run_all(recipes: Sequence[str], seeds: int, out: Path, shards: Path | None =
             if finished(run_dir):
                 continue
             print(f"== {name}, seed {seed}", flush=True)
-            done = subprocess.run(simulate_command(name, seed, run_dir, shards), cwd=ROOT, check=False)
+            command = simulate_command(name, seed, run_dir, shards, words(name, seed))
+            done = subprocess.run(command, cwd=ROOT, check=False)
             if done.returncode:
                 failed.append(run_dir.name)
     return failed

@@ -76,12 +76,20 @@ def test_a_run_is_finished_with_its_last_round(tmp_path: Path) -> None:
     assert not campaign.finished(tmp_path / "a")
 
 
+def test_a_run_without_rounds_is_finished_once_it_is_scored(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "pretrained", 0, 0)
+    assert not campaign.finished(run)
+    (run / "metrics.jsonl").write_text('{"round": 0}\n')
+    assert campaign.finished(run)
+
+
 def test_a_stopped_run_goes_on_from_its_checkpoint(tmp_path: Path) -> None:
     run = write_run(tmp_path / "camvid-default-seed1", 4, 2)
     assert "--resume" not in campaign.simulate_command("camvid-default", 1, run, None)
     (run / "checkpoints").mkdir()
     (run / "checkpoints" / "round-0002.json").touch()
-    command = campaign.simulate_command("camvid-default", 1, run, tmp_path)
+    command = campaign.simulate_command("camvid-default", 1, run, tmp_path, ["--set", "local.batch=4"])
+    assert command[-4:-2] == ["--set", "local.batch=4"]
     assert command[-2:] == ["--resume", str(run)]
     assert command[command.index("--shards") + 1] == str(tmp_path) and "seed=1" in command
 
@@ -121,8 +129,10 @@ def test_every_recipe_is_explained() -> None:
 def test_every_partition_command_of_the_page_is_understood() -> None:
     text = (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8")
     commands = re.findall(r"`python -m partitions ([^`]+)`", text)
-    assert len(commands) == 7
+    assert len(commands) == 10
+    read = {settings(path.stem).simulation.shards for path in RECIPES}
+    read |= {f"shards/{Path(settings(path.stem).source.shard).parent.name}" for path in RECIPES}
     for words in commands:
         arguments = build_parser().parse_args(words.split())
         assert arguments.out.startswith("shards/")
-        assert any(arguments.out == settings(path.stem).simulation.shards for path in RECIPES), arguments.out
+        assert arguments.out in read, arguments.out
