@@ -11,7 +11,7 @@ from common.atomic import atomic_write_text
 from common.config import flatten
 from common.overlay import cluster_colours, hex_colour
 from server.report_compare import compare, comparison_text
-from server.report_data import Row, Run, read_run
+from server.report_data import Run, read_run
 from server.report_html import (
     bar,
     byte_text,
@@ -23,7 +23,17 @@ from server.report_html import (
     table,
     tiles,
 )
+from server.report_networks import (
+    classes_section,
+    clusters_section,
+    header_words,
+    is_network,
+    sets_chart,
+    sets_section,
+    styles_section,
+)
 from server.report_pictures import contact_sheet, write_pictures
+from server.report_sets import find_sets, last_count, mean_and_spread
 from server.report_sites import rounds_section, sites_section
 from server.report_svg import (
     SERIES_COLOURS,
@@ -46,7 +56,12 @@ def write_report(run_dir: str | Path) -> Path:
     """
     run = read_run(run_dir)
     body = [_header(run), _headline(run)]
-    body += [block for block in (_pictures(run), _curves(run), _quality(run), _clusters(run)) if block]
+    if is_network(run):
+        blocks = [sets_section(run), _pictures(run), _curves(run), _quality(run)]
+        blocks += [clusters_section(run), styles_section(run)]
+    else:
+        blocks = [_pictures(run), _curves(run), _quality(run), _clusters(run)]
+    body += [block for block in blocks if block]
     body += [sites_section(run), rounds_section(run), _settings(run), _footer()]
     path = run.folder / "report.html"
     atomic_write_text(path, page(f"{run.name}, seed {run.seed}", body))
@@ -58,18 +73,21 @@ def _setting(run: Run, dotted: str) -> Any:
 
 
 def _header(run: Run) -> str:
-    words = [f"preset {_setting(run, 'preset')}", str(_setting(run, "model.backbone")).replace("_", " ")]
-    words.append(f"{_setting(run, 'model.clusters')} clusters")
-    words.append(f"centroids merged by {_setting(run, 'centroids.merge')}")
-    share = _setting(run, "centroids.share")
-    if share not in (None, "both"):
-        words.append(
-            {"none": "nothing shared: each site trains alone"}.get(str(share), f"shared: {share} only")
-        )
+    words = header_words(run) if is_network(run) else _cluster_words(run)
+    if _setting(run, "centroids.share") == "none":
+        words.append("nothing shared: each site trains alone")
     if _setting(run, "sites.pool"):
         words.append("all shards joined into one site (centralised)")
     words.append(f"seed {run.seed}")
     return f'<h1>{escape(run.name)}</h1><p class="lead">{escape("  ·  ".join(words))}</p>'
+
+
+def _cluster_words(run: Run) -> list[str]:
+    words = [f"preset {_setting(run, 'preset')}", str(_setting(run, "model.backbone")).replace("_", " ")]
+    words.append(f"{_setting(run, 'model.clusters')} clusters")
+    words.append(f"centroids merged by {_setting(run, 'centroids.merge')}")
+    share = _setting(run, "centroids.share")
+    return words + ([f"shared: {share} only"] if share not in (None, "both", "none") else [])
 
 
 def _headline(run: Run) -> str:
@@ -77,7 +95,8 @@ def _headline(run: Run) -> str:
     final, last = run.final, run.rows[-1]
     own = run.scored("site_miou_mean")
     if final is not None:
-        values.append((percent(final["miou"]), f"mIoU, round {final['round']}" + _split(final)))
+        values.append((percent(final["miou"]), f"mIoU, round {final['round']}" + _split(run)))
+        values += _last_rounds(run) if is_network(run) else []
         if final.get("accuracy") is not None:
             values.append((percent(final["accuracy"]), "pixel accuracy"))
     elif own:
@@ -98,7 +117,10 @@ def _headline(run: Run) -> str:
     if last.get("epsilon") is not None:
         unit = _setting(run, "privacy.unit")
         values.append((f"{last['epsilon']:.2f}", f"epsilon per {unit}, delta {last.get('delta', 0):g}"))
-    values.append((str(last["round"]), f"of {_setting(run, 'rounds') or '?'} rounds"))
+    if _setting(run, "rounds") == 0:
+        values.append(("0 rounds", "pretraining alone"))
+    else:
+        values.append((str(last["round"]), f"of {_setting(run, 'rounds') or '?'} rounds"))
     values.append((str(len(run.site_names())), "sites"))
     sent = [byte_text(run.site_bytes(key)) for key in ("bytes_up", "bytes_down")]
     values.append((sent[0] if sent[0] == sent[1] else " / ".join(sent), "up / down per site and round"))
@@ -106,8 +128,22 @@ def _headline(run: Run) -> str:
     return tiles(values)
 
 
-def _split(row: Row) -> str:
-    return f", {row['split']}" if row.get("split") else ""
+def _split(run: Run) -> str:
+    """Name what the headline's score was taken on: the first of several test sets."""
+    if is_network(run):
+        return f", {find_sets(run)[0].name}"
+    return f", {run.final['split']}" if run.final is not None and run.final.get("split") else ""
+
+
+def _last_rounds(run: Run) -> list[tuple[str, str]]:
+    first, count = find_sets(run)[0], last_count(run)
+    values = first.last("miou", count)
+    tiles_of_set = []
+    if len(values) > 1:
+        tiles_of_set.append((f"{mean_and_spread(values)} %", f"mean of the last {len(values)} scored rounds"))
+    if first.clustered:
+        tiles_of_set.append((percent(first.final["cluster_miou"]), "mIoU of the clusters' networks"))
+    return tiles_of_set
 
 
 def _pictures(run: Run) -> str:
@@ -137,6 +173,7 @@ _CURVES = (
     ("Mean mIoU of the sites' own models", "site_miou_mean", percent, True),
     ("Pixel accuracy", "accuracy", percent, True),
     ("Training loss", "loss", short, False),
+    ("Share of pixels whose pseudo-label is believed", "kept", percent, True),
     ("Mean cosine to the centroid", "mean_cosine", lambda v: f"{v:.3f}", False),
     ("Centroid displacement per round", "displacement", short, True),
     ("Evenness of the clusters (entropy / log K)", "entropy", lambda v: f"{v:.3f}", False),
@@ -144,10 +181,10 @@ _CURVES = (
 
 
 def _curves(run: Run) -> str:
-    cards = []
+    cards = [card for card in (sets_chart(run) if is_network(run) else "",) if card]
     for index, (title, key, label, from_zero) in enumerate(_CURVES):
         curve = run.curve(key)
-        if len(curve) < 2:
+        if len(curve) < 2 or (cards and key == "miou"):
             continue
         colour = SERIES_COLOURS[index % len(SERIES_COLOURS)]
         tick = percent_tick if label is percent else label
@@ -159,7 +196,8 @@ def _curves(run: Run) -> str:
 
 
 def _quality(run: Run) -> str:
-    return f'<div class="row">{_classes(run)}{_confusion(run)}</div>'
+    classes = classes_section(run) if is_network(run) else _classes(run)
+    return f'<div class="row">{classes}{_confusion(run)}</div>'
 
 
 def _classes(run: Run) -> str:
@@ -201,7 +239,7 @@ def _confusion(run: Run) -> str:
     columns = [*names, "no class"] if spare else names
     chart = confusion_chart([names[i] for i in present], columns, [shares[i] for i in present])
     return section(
-        "Confusion",
+        "Confusion" + (_split(run) if is_network(run) else ""),
         chart,
         note="Where the pixels of each true class (down) went (across), in per cent of the class; "
         "framed cells are right.",

@@ -2,122 +2,51 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean
 
 from common.atomic import atomic_write_text
 from common.config import flatten
 from common.errors import UserError
-from server.report_data import Run, read_run
+from server.report_compare_sets import (
+    frequency_section,
+    has_networks,
+    is_clustered,
+    rare_lines,
+    score_columns,
+    set_notes,
+)
+from server.report_data import read_run
 from server.report_html import byte_text, embedded, page, picture, section, swatch, table
-from server.report_svg import SERIES_COLOURS, dot_plot, line_chart, percent, percent_tick
+from server.report_methods import Method, all_sets, group
+from server.report_sets import mean_and_spread
+from server.report_svg import SERIES_COLOURS, dot_plot, line_chart, percent, percent_tick, short
 
-_DIFFER_FREELY = ("seed", "run-dir", "resume", "simulation.cache")
-
-
-@dataclass(frozen=True)
-class Method:
-    """The runs of one name; they differ in the seed."""
-
-    name: str
-    runs: tuple[Run, ...]
-
-    @property
-    def own_models(self) -> bool:
-        """Whether each site kept its own model, so that a score is a mean over sites' models."""
-        return all(run.final is None and run.scored("site_miou_mean") for run in self.runs)
-
-    def finals(self, key: str) -> list[float]:
-        """Values of the last scored round of each seed.
-
-        Where each site keeps its own model, ``miou`` and ``accuracy`` are means over those models.
-        """
-        source = f"site_{key}_mean" if self.own_models else key
-        rows = [run.scored("site_miou_mean" if self.own_models else "miou") for run in self.runs]
-        return [float(r[-1][source]) for r in rows if r and isinstance(r[-1].get(source), int | float)]
-
-    def class_iou(self, name: str) -> list[float]:
-        """IoU of one class in the last scored round of each seed."""
-        found = [(run.final or {}).get("per_class_iou") or {} for run in self.runs]
-        return [float(values[name]) for values in found if values.get(name) is not None]
-
-    def mean_bytes(self, key: str) -> float | None:
-        """Mean payload per site and round."""
-        values = [value for run in self.runs if (value := run.site_bytes(key)) is not None]
-        return fmean(values) if values else None
-
-    def mean_curve(self, key: str) -> list[tuple[float, float]]:
-        """Mean over seeds, at the rounds that every seed has."""
-        curves = [dict(run.curve(key)) for run in self.runs if run.curve(key)]
-        if not curves:
-            return []
-        shared = sorted(set.intersection(*(set(curve) for curve in curves)))
-        return [(number, fmean(curve[number] for curve in curves)) for number in shared]
-
-
-def group(runs: Sequence[Run]) -> list[Method]:
-    """Put runs of one name together, best mean mIoU first; a seed that comes twice is an error."""
-    named: dict[str, list[Run]] = {}
-    for run in runs:
-        named.setdefault(run.name, []).append(run)
-    for name, members in named.items():
-        seeds = [run.seed for run in members]
-        twice = {seed for seed in seeds if seeds.count(seed) > 1}
-        if twice:
-            folders = " and ".join(str(run.folder) for run in members if run.seed in twice)
-            raise UserError(
-                f"Seed {min(twice)} of '{name}' was given twice ({folders}); "
-                "give each run once, or another name."
-            )
-    methods = [Method(name, tuple(sorted(members, key=lambda r: r.seed))) for name, members in named.items()]
-    return sorted(methods, key=lambda m: -fmean(m.finals("miou")) if m.finals("miou") else 1.0)
-
-
-def mean_and_spread(values: Sequence[float]) -> str:
-    """Per cent: ``23.4 ± 1.1`` (sample standard deviation), ``23.4`` for one seed, a dash for none."""
-    if not values:
-        return "–"
-    mean = f"{100 * fmean(values):.1f}"
-    return mean if len(values) == 1 else f"{mean} ± {100 * stdev(values):.1f}"
+_DIFFER_FREELY = ("seed", "run-dir", "resume", "simulation.cache", "eval.last")
 
 
 def _figures(methods: Sequence[Method]) -> tuple[list[str], list[list[str]]]:
     """Return head and rows of the main table, as plain text."""
-    head = [
-        "method",
-        "seeds",
-        "mIoU %",
-        "accuracy %",
-        "rounds",
-        "up / site+round",
-        "down / site+round",
-        "minutes",
+    columns = [
+        ("method", [method.name + (" *" if method.own_models else "") for method in methods]),
+        ("seeds", [str(len(method.runs)) for method in methods]),
+        *score_columns(methods),
+        ("rounds", ["/".join(sorted({str(run.rows[-1]["round"]) for run in m.runs})) for m in methods]),
+        ("up / site+round", [byte_text(method.mean_bytes("bytes_up")) for method in methods]),
+        ("down / site+round", [byte_text(method.mean_bytes("bytes_down")) for method in methods]),
+        ("minutes", [f"{fmean(run.minutes for run in method.runs):.1f}" for method in methods]),
     ]
-    rows = []
-    for method in methods:
-        rows.append(
-            [
-                method.name + (" *" if method.own_models else ""),
-                str(len(method.runs)),
-                mean_and_spread(method.finals("miou")),
-                mean_and_spread(method.finals("accuracy")),
-                "/".join(sorted({str(run.rows[-1]["round"]) for run in method.runs})),
-                byte_text(method.mean_bytes("bytes_up")),
-                byte_text(method.mean_bytes("bytes_down")),
-                f"{fmean(run.minutes for run in method.runs):.1f}",
-            ]
-        )
-    return head, rows
+    rows = [list(cells) for cells in zip(*(cells for _, cells in columns), strict=True)]
+    return [title for title, _ in columns], rows
 
 
-def _class_names(methods: Sequence[Method]) -> list[str]:
+def _class_names(methods: Sequence[Method], test_set: str | None) -> list[str]:
     names: dict[str, None] = {}
     for method in methods:
-        for run in method.runs:
-            names |= dict.fromkeys((run.final or {}).get("per_class_iou") or {})
+        for one in method.sets(test_set):
+            names |= dict.fromkeys(one.final.get("per_class_iou") or {})
     return list(names)
 
 
@@ -133,7 +62,9 @@ def _notes(methods: Sequence[Method]) -> list[str]:
     if len(splits) > 1:
         notes.append("Careful: the runs were scored on different splits.")
     if any(method.own_models for method in methods):
-        notes.append("* nothing is shared: the mean over the sites' own models, each matched by itself.")
+        matched = "" if has_networks(methods) else ", each matched by itself"
+        notes.append(f"* nothing is shared: the mean over the sites' own models{matched}.")
+    notes += set_notes(methods)
     for method in methods:
         settings = [
             {k: v for k, v in flatten(run.config).items() if k not in _DIFFER_FREELY} for run in method.runs
@@ -162,17 +93,29 @@ def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def _class_table(methods: Sequence[Method]) -> tuple[list[str], list[list[str]]]:
-    names = _class_names(methods)
-    scored = [method for method in methods if any(method.class_iou(name) for name in names)]
-    rows = [[name, *(mean_and_spread(method.class_iou(name)) for method in scored)] for name in names]
-    return ["IoU %", *(method.name for method in scored)], rows
+def _class_tables(methods: Sequence[Method]) -> list[tuple[str, list[str], list[list[str]]]]:
+    """Return a table of classes for every test set, and for the clusters' networks: (name, head, rows)."""
+    sets: list[str | None] = [*all_sets(methods)] if has_networks(methods) else [None]
+    tables = []
+    for name in sets:
+        for clusters in (False, True) if name is not None and is_clustered(methods, name) else (False,):
+            classes = _class_names(methods, name)
+            scored = [m for m in methods if any(m.class_iou(one, name, clusters) for one in classes)]
+            rows = [
+                [one, *(mean_and_spread(m.class_iou(one, name, clusters)) for m in scored)] for one in classes
+            ]
+            title = ", ".join(word for word in (name, "clusters" if clusters else "") if word)
+            if rows and scored:
+                tables.append((title, ["IoU %", *(method.name for method in scored)], rows))
+    return tables
 
 
 def comparison_text(run_dirs: Sequence[str | Path]) -> str:
     """Return the comparison as text for a terminal: one line a method."""
     methods = group([read_run(folder) for folder in run_dirs])
-    return _aligned(*_figures(methods)) + "\n\n" + "\n".join(_notes(methods))
+    rare = rare_lines(methods)
+    blocks = [_aligned(*_figures(methods)), "\n".join(_notes(methods))]
+    return "\n\n".join(blocks + ([_aligned(*rare)] if rare is not None else []))
 
 
 def compare(run_dirs: Sequence[str | Path], out: str | Path) -> Path:
@@ -188,11 +131,12 @@ def compare(run_dirs: Sequence[str | Path], out: str | Path) -> Path:
     methods = group([read_run(folder) for folder in run_dirs])
     folder = Path(out)
     head, rows = _figures(methods)
-    class_head, class_rows = _class_table(methods)
     notes = _notes(methods)
     markdown = [_markdown(head, rows), "", *notes]
-    if class_rows:
-        markdown += ["", _markdown(class_head, class_rows)]
+    if (rare := rare_lines(methods)) is not None:
+        markdown += ["", _markdown(*rare)]
+    for title, class_head, class_rows in _class_tables(methods):
+        markdown += ["", *([f"{title}:", ""] if title else []), _markdown(class_head, class_rows)]
     atomic_write_text(folder / "compare.md", "\n".join(markdown) + "\n")
     path = folder / "compare.html"
     atomic_write_text(path, page("Comparison of runs", _body(methods, head, rows, notes)))
@@ -206,55 +150,85 @@ def _body(methods: Sequence[Method], head: list[str], rows: list[list[str]], not
     cells = [[swatch(colours[m.name], row[0]), *row[1:]] for m, row in zip(methods, rows, strict=True)]
     words = "".join(f'<p class="soft">{escape(note)}</p>' for note in notes)
     body.append(section("Result", table(head, cells), f'<div style="margin-top:14px">{words}</div>'))
-    groups = [(method.name, colours[method.name], method.finals("miou")) for method in methods]
-    if any(values for _, _, values in groups):
-        body.append(section("mIoU by seed", dot_plot(groups), note="One dot a seed; the line is their mean."))
+    body += [block for block in (_seeds(methods, colours), _curves(methods, colours)) if block]
+    body += [block for block in (frequency_section(methods, colours), _class_section(methods)) if block]
+    return body + [block for block in (_picture_section(methods),) if block]
+
+
+def _shown_sets(methods: Sequence[Method]) -> list[tuple[str, str | None]]:
+    """Return (title, test set) of what is drawn; runs without several sets have one, which has no name."""
+    sets = all_sets(methods)
+    if not has_networks(methods) or len(sets) < 2:
+        return [("mIoU", None)]
+    return [(f"mIoU, {name}", name) for name in sets]
+
+
+def _seeds(methods: Sequence[Method], colours: Mapping[str, str]) -> str:
+    """Return a dot a seed, for every test set."""
+    plots = []
+    for title, name in _shown_sets(methods):
+        values = [m.finals("miou") if name is None else m.set_finals(name) for m in methods]
+        groups = [(m.name, colours[m.name], found) for m, found in zip(methods, values, strict=True)]
+        if any(values):
+            heading = f"<h3>{escape(title)}</h3>" if name is not None else ""
+            plots.append(heading + dot_plot(groups))
+    if not plots:
+        return ""
+    return section("mIoU by seed", *plots, note="One dot a seed; the line is their mean.")
+
+
+def _curves(methods: Sequence[Method], colours: Mapping[str, str]) -> str:
+    """Return mIoU on every test set, and the loss, over the rounds."""
+    wanted = [(title, "miou", name) for title, name in _shown_sets(methods)]
     charts = []
-    for title, key, label in (("mIoU", "miou", percent), ("Training loss", "loss", lambda v: f"{v:.3g}")):
+    for title, key, name in [*wanted, ("Training loss", "loss", None)]:
         series = [
             (
                 m.name,
                 colours[m.name],
-                m.mean_curve("site_miou_mean" if key == "miou" and m.own_models else key),
+                m.mean_curve("site_miou_mean" if key == "miou" and m.own_models else key, name),
             )
             for m in methods
         ]
         if any(len(curve) > 1 for _, _, curve in series):
+            label = percent if key == "miou" else short
             tick = percent_tick if key == "miou" else label
             chart = line_chart(series, label=label, tick=tick, from_zero=key == "miou")
-            charts.append(f"<div><h3>{title}</h3>{chart}</div>")
-    if charts:
-        names = "".join(f'<span class="chip">{swatch(colours[m.name], m.name)}</span>' for m in methods)
-        grid = f'<p>{names}</p><div class="grid">{"".join(charts)}</div>'
-        body.append(
-            section(
-                "Over the rounds", grid, note="Mean over seeds. Losses compare only within one objective."
-            )
-        )
-    body += [block for block in (_class_section(methods), _picture_section(methods)) if block]
-    return body
+            charts.append(f"<div><h3>{escape(title)}</h3>{chart}</div>")
+    if not charts:
+        return ""
+    names = "".join(f'<span class="chip">{swatch(colours[m.name], m.name)}</span>' for m in methods)
+    grid = f'<p>{names}</p><div class="grid">{"".join(charts)}</div>'
+    note = "Mean over seeds. Losses compare only within one objective."
+    return section("Over the rounds", grid, note=note)
 
 
 def _class_section(methods: Sequence[Method]) -> str:
-    head, rows = _class_table(methods)
-    if not rows:
+    blocks = []
+    for index, (title, head, rows) in enumerate(_class_tables(methods)):
+        drawn = _marked_table(methods, head, rows)
+        if title:
+            opened = " open" if index == 0 else ""
+            drawn = f"<details{opened}><summary>{escape(title)}</summary>{drawn}</details>"
+        blocks.append(drawn)
+    if not blocks:
         return ""
-    scored = [method for method in methods if method.name in head[1:]]
-    run = scored[0].runs[0]
+    return section("Classes", *blocks, note="IoU in per cent; bold: the best mean.")
+
+
+def _marked_table(methods: Sequence[Method], head: list[str], rows: list[list[str]]) -> str:
+    """Return a table of classes in which the best mean of a class is bold."""
+    run = next(method.runs[0] for method in methods if method.name == head[1])
     cells = []
-    for position, row in enumerate(rows):
-        means = [fmean(values) if (values := method.class_iou(row[0])) else -1.0 for method in scored]
+    for position, (name, *texts) in enumerate(rows):
+        means = [float(text.split()[0]) if text != "–" else -1.0 for text in texts]
         best = max(means)
         marked = [
             f'<span class="best">{text}</span>' if mean == best > 0 and means.count(best) == 1 else text
-            for text, mean in zip(row[1:], means, strict=True)
+            for text, mean in zip(texts, means, strict=True)
         ]
-        cells.append([swatch(run.colour_of(row[0], position), row[0]), *marked])
-    return section(
-        "Classes",
-        table(["class", *map(escape, head[1:])], cells),
-        note="IoU in per cent; bold: the best mean.",
-    )
+        cells.append([swatch(run.colour_of(name, position), name), *marked])
+    return table(["class", *map(escape, head[1:])], cells)
 
 
 def _picture_section(methods: Sequence[Method]) -> str:

@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from html import escape
 from typing import Any
 
-from server.report_data import Run
+from server.report_data import Row, Run
 from server.report_html import byte_text, section, table
+from server.report_sets import find_sets
 from server.report_svg import percent, presence_strip
 
 
@@ -65,47 +66,46 @@ def sites_section(run: Run) -> str:
 
 
 def rounds_section(run: Run) -> str:
-    """Return one line a round with all its figures."""
-    head = [
-        "round",
-        "sites",
-        "loss",
-        "mean cosine",
-        "accuracy",
-        "mIoU",
-        "up, all sites",
-        "down, all sites",
-        "seconds",
+    """Return one line a round with all its figures; a figure that no round has gets no column."""
+    sets = find_sets(run)
+    scores = [("mIoU" if len(sets) < 2 else f"mIoU, {one.name}", dict(one.curve("miou"))) for one in sets]
+    columns: list[tuple[str, list[str]]] = [
+        ("round", [str(row["round"]) + _not_counted(row) for row in run.rows]),
+        ("sites", [_sites(row) for row in run.rows]),
+        ("loss", [_number_or_dash(row.get("loss"), "{:.4f}") for row in run.rows]),
+        ("pixels believed", [_share_or_dash(row.get("kept")) for row in run.rows]),
+        ("mean cosine", [_number_or_dash(row.get("mean_cosine"), "{:.3f}") for row in run.rows]),
+        ("accuracy", [_share_or_dash(row.get("accuracy")) for row in run.rows]),
+        *(
+            (escape(title), [_share_or_dash(curve.get(float(row["round"]))) for row in run.rows])
+            for title, curve in scores
+        ),
+        ("up, all sites", [byte_text(_total(row.get("bytes_up"))) for row in run.rows]),
+        ("down, all sites", [byte_text(_total(row.get("bytes_down"))) for row in run.rows]),
+        ("seconds", [_number_or_dash(row.get("seconds"), "{:.1f}") for row in run.rows]),
     ]
-    noisy = any(row.get("epsilon") is not None for row in run.rows)
-    head += ["epsilon"] if noisy else []
-    rows = []
-    for row in run.rows:
-        left_out = len(row.get("quarantined") or {})
-        sites = str(len(row.get("sites") or [])) + (
-            f' <span class="bad">({left_out} left out)</span>' if left_out else ""
-        )
-        rows.append(
-            [
-                str(row["round"])
-                + ("" if row.get("counted", True) else ' <span class="bad">not counted</span>'),
-                sites,
-                _number_or_dash(row.get("loss"), "{:.4f}"),
-                _number_or_dash(row.get("mean_cosine"), "{:.3f}"),
-                percent(row["accuracy"]) if row.get("accuracy") is not None else "–",
-                percent(row["miou"]) if row.get("miou") is not None else "–",
-                byte_text(_total(row.get("bytes_up"))),
-                byte_text(_total(row.get("bytes_down"))),
-                _number_or_dash(row.get("seconds"), "{:.1f}"),
-            ]
-            + ([_number_or_dash(row.get("epsilon"), "{:.2f}")] if noisy else [])
-        )
-    return section("Rounds", table(head, rows))
+    columns = [(title, cells) for title, cells in columns if any(cell != "–" for cell in cells)]
+    rows = [list(cells) for cells in zip(*(cells for _, cells in columns), strict=True)]
+    return section("Rounds", table([title for title, _ in columns], rows))
+
+
+def _not_counted(row: Row) -> str:
+    return "" if row.get("counted", True) else ' <span class="bad">not counted</span>'
+
+
+def _sites(row: Row) -> str:
+    left_out = len(row.get("quarantined") or {})
+    said = f' <span class="bad">({left_out} left out)</span>' if left_out else ""
+    return str(len(row.get("sites") or [])) + said
+
+
+def _share_or_dash(value: Any) -> str:
+    return percent(value) if isinstance(value, int | float) else "–"
 
 
 def _total(sent: Any) -> float | None:
     if isinstance(sent, Mapping):
-        return float(sum(sent.values()))
+        return float(sum(sent.values())) if sent else None
     return float(sent) if isinstance(sent, int | float) else None
 
 

@@ -69,16 +69,16 @@ def line_chart(
         share_y = (y - low_y) / (high_y - low_y)
         return left + share_x * (width - left - right), height - bottom - share_y * (height - top - bottom)
 
-    parts = [_open(width, height)]
+    parts = [svg_open(width, height)]
     for level in levels:
         _, y = place(low_x, level)
         parts.append(f'<line x1="{left}" x2="{width - right}" y1="{y:.1f}" y2="{y:.1f}" stroke="{GRID}"/>')
-        parts.append(_text(left - 8, y + 4, (tick or label)(level), anchor="end"))
+        parts.append(svg_text(left - 8, y + 4, (tick or label)(level), anchor="end"))
     step = max(1, math.ceil((high_x - low_x) / 10))
     for number in range(math.ceil(low_x), math.floor(high_x) + 1, step):
         x, _ = place(number, low_y)
-        parts.append(_text(x, height - bottom + 17, str(number), anchor="middle"))
-    parts.append(_text((left + width - right) / 2, height - 2, x_name, anchor="middle"))
+        parts.append(svg_text(x, height - bottom + 17, str(number), anchor="middle"))
+    parts.append(svg_text((left + width - right) / 2, height - 2, x_name, anchor="middle"))
     ends: list[tuple[float, float, str, str]] = []
     for name, colour, curve in series:
         if not curve:
@@ -97,7 +97,7 @@ def line_chart(
         parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3.6" fill="{colour}"/>')
         ends.append((x, y, label(curve[-1][1]), colour))
     for x, y, text, colour in _spread(ends, gap=15, low=top + 6, high=height - bottom):
-        parts.append(_text(x + 9, y + 4, text, colour=colour, weight=600))
+        parts.append(svg_text(x + 9, y + 4, text, colour=colour, weight=600))
     return "".join([*parts, "</svg>"])
 
 
@@ -130,16 +130,16 @@ def dot_plot(
     height = top + row * len(groups) + 26
     levels = ticks(0.0, max(values))
     scale = (width - left - right) / levels[-1] if levels[-1] > 0 else 1.0
-    parts = [_open(width, height)]
+    parts = [svg_open(width, height)]
     for level in levels:
         x = left + level * scale
         parts.append(f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{top}" y2="{height - 24}" stroke="{GRID}"/>')
-        parts.append(_text(x, height - 8, percent_tick(level), anchor="middle"))
+        parts.append(svg_text(x, height - 8, percent_tick(level), anchor="middle"))
     for index, (name, colour, group) in enumerate(groups):
         y = top + row * index + row / 2
-        parts.append(_text(left - 10, y + 4.5, name, anchor="end", colour=INK, size=13, weight=600))
+        parts.append(svg_text(left - 10, y + 4.5, name, anchor="end", colour=INK, size=13, weight=600))
         if not group:
-            parts.append(_text(left + 6, y + 4, "no labels: not scored"))
+            parts.append(svg_text(left + 6, y + 4, "no labels: not scored"))
             continue
         mean = sum(group) / len(group)
         parts.append(
@@ -156,7 +156,9 @@ def dot_plot(
                 f'<circle cx="{left + value * scale:.1f}" cy="{y:.1f}" r="4" fill="{colour}" '
                 'fill-opacity="0.85" stroke="#fff"/>'
             )
-        parts.append(_text(left + max(group) * scale + 10, y + 4, percent(mean), colour=colour, weight=600))
+        parts.append(
+            svg_text(left + max(group) * scale + 10, y + 4, percent(mean), colour=colour, weight=600)
+        )
     return "".join([*parts, "</svg>"])
 
 
@@ -166,7 +168,7 @@ def confusion_chart(
     """Draw shares 0..1 as shaded cells, true classes down, predictions across; None rows are empty."""
     cell, left, top = 38, 104, 84
     width, height = left + cell * len(columns) + 44, top + cell * len(rows) + 6
-    parts = [_open(width, height, fixed=True)]
+    parts = [svg_open(width, height, fixed=True)]
     for j, name in enumerate(columns):
         x = left + cell * j + cell / 2
         parts.append(
@@ -175,7 +177,7 @@ def confusion_chart(
         )
     for i, name in enumerate(rows):
         y = top + cell * i
-        parts.append(_text(left - 8, y + cell / 2 + 4, name, anchor="end", colour=INK))
+        parts.append(svg_text(left - 8, y + cell / 2 + 4, name, anchor="end", colour=INK))
         for j, share in enumerate(shares[i]):
             fill = "#f8fafc" if share is None else _shade(share)
             frame = "#0f172a" if j < len(rows) and columns[j] == name else "none"
@@ -186,7 +188,9 @@ def confusion_chart(
             if share is not None and share >= 0.005:
                 colour = "#ffffff" if share > 0.5 else INK
                 x = left + cell * j + cell / 2
-                parts.append(_text(x, y + cell / 2 + 4, f"{100 * share:.0f}", anchor="middle", colour=colour))
+                parts.append(
+                    svg_text(x, y + cell / 2 + 4, f"{100 * share:.0f}", anchor="middle", colour=colour)
+                )
     return "".join([*parts, "</svg>"])
 
 
@@ -195,15 +199,15 @@ def bar_chart(values: Sequence[tuple[str, str, float]], *, label: Callable[[floa
     left, row, width = 150, 24, 560
     top_value = max((value for _, _, value in values), default=0.0) or 1.0
     height = row * len(values) + 4
-    parts = [_open(width, height)]
+    parts = [svg_open(width, height)]
     for index, (name, colour, value) in enumerate(values):
         y = row * index + 4
         length = (width - left - 70) * value / top_value
-        parts.append(_text(left - 8, y + 13, name, anchor="end", colour=INK))
+        parts.append(svg_text(left - 8, y + 13, name, anchor="end", colour=INK))
         parts.append(
             f'<rect x="{left}" y="{y}" width="{max(length, 1):.1f}" height="17" rx="3" fill="{colour}"/>'
         )
-        parts.append(_text(left + length + 8, y + 13, label(value)))
+        parts.append(svg_text(left + length + 8, y + 13, label(value)))
     return "".join([*parts, "</svg>"])
 
 
@@ -212,7 +216,7 @@ def presence_strip(states: Sequence[tuple[str, str]]) -> str:
     colours = {"yes": "#35a06a", "no": "#e5e7eb", "bad": "#d64545"}
     size = 12 if len(states) <= 30 else 6
     width = (size + 3) * len(states)
-    parts = [_open(width, size, fixed=True)]
+    parts = [svg_open(width, size, fixed=True)]
     for index, (state, tip) in enumerate(states):
         parts.append(
             f'<rect x="{index * (size + 3)}" y="0" width="{size}" height="{size}" rx="2.5" '
@@ -221,13 +225,14 @@ def presence_strip(states: Sequence[tuple[str, str]]) -> str:
     return "".join([*parts, "</svg>"])
 
 
-def _open(width: float, height: float, fixed: bool = False) -> str:
+def svg_open(width: float, height: float, fixed: bool = False) -> str:
+    """Return the opening tag; without ``fixed`` the picture shrinks with the page."""
     drawn = f'width="{width:.0f}" height="{height:.0f}"'
     size = drawn if fixed else f'class="fluid" style="max-width:{1.15 * width:.0f}px"'
     return f'<svg viewBox="0 0 {width:.0f} {height:.0f}" {size} role="img">'
 
 
-def _text(
+def svg_text(
     x: float,
     y: float,
     text: str,
@@ -237,6 +242,7 @@ def _text(
     size: int = 12,
     weight: int = 400,
 ) -> str:
+    """Return a word at a place; ``anchor`` says which end of it stands there."""
     return (
         f'<text x="{x:.1f}" y="{y:.1f}" font-size="{size}" font-weight="{weight}" fill="{colour}" '
         f'text-anchor="{anchor}" xml:space="preserve">{escape(text)}</text>'

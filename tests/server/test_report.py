@@ -24,9 +24,10 @@ from server.report import (
     write_pictures,
     write_report,
 )
-from server.report_compare import group, mean_and_spread
 from server.report_data import read_run
 from server.report_html import byte_text
+from server.report_methods import group
+from server.report_sets import mean_and_spread
 from server.report_svg import line_chart, ticks
 
 TABLE = ClassTable("toy", ("sky", "road & <path>", "car"), ((1, 2, 3), (40, 50, 60), (200, 100, 0)))
