@@ -49,6 +49,14 @@ def spend(run_dir: Path, names: Iterable[str], releases: int) -> None:
     atomic_write_text(run_dir / FILE, json.dumps({"releases": dict(sorted(found.items()))}, indent=2))
 
 
+def carry_over(earlier: Path, run_dir: Path) -> None:
+    """Take what an earlier run directory counted into the one in which its run goes on."""
+    found = read_releases(earlier)
+    if found and earlier.resolve() != run_dir.resolve():
+        both = {name: max(found.get(name, 0), count) for name, count in read_releases(run_dir).items()}
+        atomic_write_text(run_dir / FILE, json.dumps({"releases": found | both}, indent=2))
+
+
 def spent(run_dir: Path, privacy: Privacy) -> float | None:
     """Return epsilon of the site that gave most, or None in a run without noise."""
     if not privacy.noise_multiplier:

@@ -22,7 +22,7 @@ from common.errors import UserError
 from server.link import Link
 from server.merge import lloyd_pass, own_lloyd_pass
 from server.model_state import own_groups
-from server.privacy_budget import spent
+from server.privacy_budget import carry_over, spent
 from server.quarantine import Expectation
 from server.registry import Registry
 from server.run_dir import append_metrics, cut_metrics, prepare_run_dir, start_logging, stop_logging
@@ -78,6 +78,8 @@ def run(grid: Grid, config: RunConfig) -> Path:
     handlers = start_logging(run_dir)
     try:
         log.info("results go to %s", run_dir)
+        if resumed_from is not None:
+            carry_over(resumed_from.parent.parent, run_dir)
         current = prepare(grid, config, run_dir, checkpoint)
         if checkpoint is None:
             strategy, names = current.strategy, sorted(current.registry.sites)

@@ -21,6 +21,7 @@ from client.statistics import cluster_sums
 from common.config import RunConfig, load_config
 from common.models.head import build_head, state_to_numpy
 from common.spectral import patch_scatter, symmetric
+from common.summands import Summands
 
 CHANNELS, GRID, DIM, CLUSTERS = 6, (3, 4), 3, 4
 
@@ -141,7 +142,10 @@ def test_small_clusters_look_empty() -> None:
 
 def test_noise_has_the_deviation_of_its_bound_and_is_fresh_for_every_key() -> None:
     config = config_of(noise_multiplier=2.0, clip_sums=0.5, clip_scatter=3.0)
-    parts = {"sums": {"sums/sums": np.zeros((200, 100))}, "scatter": {"scatter/outer": np.zeros(20_000)}}
+    parts: dict[str, Summands] = {
+        "sums": {"sums/sums": np.zeros((200, 100))},
+        "scatter": {"scatter/outer": np.zeros(20_000)},
+    }
     found = add_noise(parts, config, 0.5, bytes(32))
     assert found["sums/sums"].std() == pytest.approx(2.0 * 0.5 * 0.5, rel=0.03)
     assert found["scatter/outer"].std() == pytest.approx(2.0 * 3.0 * 0.5, rel=0.03)

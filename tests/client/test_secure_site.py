@@ -173,16 +173,16 @@ def test_spoilt_ciphertexts_are_noticed_by_the_receiver(tmp_path: Path) -> None:
 def until_masked(tmp_path: Path) -> tuple[Sites, dict[str, Letter]]:
     """Run a sum and return the letters of its last phase."""
     sites = Sites(tmp_path, values_of(4))
-    letters: dict[str, Letter] = {}
+    kept: dict[str, Letter] = {}
 
     class Stop(Exception):
         pass
 
-    def post(given: Mapping[str, Letter], action: str, expectation: Expectation) -> dict[str, wire.Update]:
+    def post(letters: Mapping[str, Letter], action: str, expectation: Expectation) -> dict[str, wire.Update]:
         if action == wire.SECURE_UNMASK:
-            letters.update(given)
+            kept.update(letters)
             raise Stop
-        return sites(given, action, expectation)
+        return sites(letters, action, expectation)
 
     with pytest.raises(Stop):
         secure_total(
@@ -197,7 +197,7 @@ def until_masked(tmp_path: Path) -> tuple[Sites, dict[str, Letter]]:
             quorum=0.66,
             weights_hash="",
         )
-    return sites, letters
+    return sites, kept
 
 
 def test_a_site_gives_shares_once_and_only_with_the_quorum(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ RNG = np.random.default_rng(0)
 
 
 def site(images: int) -> tuple[dict[str, dict[str, np.ndarray]], dict[str, float], float]:
-    groups = {
+    groups: dict[str, dict[str, np.ndarray]] = {
         "head": {"w": RNG.normal(size=(3, 4)).astype(np.float32), "b": RNG.normal(size=3).astype(np.float32)},
         "centroids": {
             "centroids": RNG.normal(size=(2, 3)).astype(np.float32),
@@ -62,7 +62,7 @@ def scatter(patches: int, channels: int = 5) -> PatchScatter:
 
 def test_scatters_add_up_to_that_of_all_patches() -> None:
     parts = [scatter(n) for n in (40, 7, 90)]
-    sites = [({"scatter": part.to_arrays()}, {}, 1.0) for part in parts]
+    sites: list[Any] = [({"scatter": part.to_arrays()}, {}, 1.0) for part in parts]
     shapes = {"scatter": PatchScatter.shapes(5)}
     assert shapes_of({"scatter": parts[0].to_arrays()}) == shapes
     found = total_of(sites).groups["scatter"]

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from server.epsilon import delta_of, epsilon_of
+from tests.conftest import ROOT
 
 
 def integrated(epsilon: float, noise: float) -> float:
@@ -56,3 +57,14 @@ def test_more_releases_cost_more_and_more_noise_less() -> None:
 def test_nonsense_is_refused(noise: float, releases: int, delta: float) -> None:
     with pytest.raises(ValueError, match="releases"):
         epsilon_of(noise, releases, delta)
+
+
+def test_the_table_in_the_docs_is_true() -> None:
+    text = (ROOT / "docs" / "privacy.md").read_text(encoding="utf-8")
+    head, *rows = [line for line in text.splitlines() if line.startswith("| ")][-6:]
+    noises = [float(cell.split("=")[1]) for cell in head.strip("| ").split("|")[1:]]
+    assert len(rows) == 5 and len(noises) == 5
+    for row in rows:
+        releases, *cells = row.strip("| ").split("|")
+        for noise, cell in zip(noises, cells, strict=True):
+            assert float(cell) == pytest.approx(epsilon_of(noise, int(releases), 1e-5), rel=0.03)
