@@ -119,8 +119,7 @@ def crucial_classes(reduction: Reduction, table: ClassTable) -> torch.Tensor:
                 f"reduction.crucial names the class {name!r}, which the class table {table.name!r} does not "
                 f"have: {hint}expected some of {', '.join(table.names)}."
             )
-    rare: tuple[str, ...] = getattr(table, "rare", ())
-    chosen = set(named or rare)
+    chosen = set(named or table.rare)
     if reduction.kind == "weighted" and not chosen:
         raise UserError(
             f"reduction.kind is weighted, but the class table {table.name!r} says of no class that it is rare; "

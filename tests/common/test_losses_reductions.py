@@ -224,8 +224,7 @@ def names(reduction: Reduction, table: Any = SYNTHETIC) -> set[str]:
 
 def test_crucial_classes_are_named_or_the_rare_ones() -> None:
     assert names(Reduction(kind="weighted", crucial=" person, car ,")) == {"person", "car"}
-    table = replace(SYNTHETIC)
-    object.__setattr__(table, "rare", ("grass",))
+    table = replace(SYNTHETIC, rare=("grass",))
     assert names(Reduction(kind="weighted"), table) == {"grass"}
     assert names(Reduction(kind="weighted", crucial="car"), table) == {"car"}
 
@@ -236,8 +235,7 @@ def test_an_unknown_crucial_class_is_named() -> None:
 
 
 def test_a_table_without_rare_classes_needs_names_where_they_matter() -> None:
-    table = replace(TABLES["potsdam-3"])
-    object.__setattr__(table, "rare", ())
+    table = replace(TABLES["potsdam-3"], rare=())
     with pytest.raises(UserError, match=r"'potsdam-3'.*name the classes in reduction\.crucial"):
         crucial_classes(Reduction(kind="weighted"), table)
     assert names(Reduction(kind="mean"), table) == set()

@@ -52,7 +52,7 @@ def test_equals_the_slow_loop(confidence: float, fraction: float, spread: float)
     kept = slow_choice(certainty, classes, confidence, fraction)
     found, names = predictions(logits)
     torch.testing.assert_close(found, certainty)
-    assert torch.equal(names.long(), classes)
+    assert torch.equal(names, classes)
     assert torch.equal(sure_pixels(certainty, classes, 5, confidence, fraction), kept)
     labels = kept_pixels(logits, confidence, fraction)
     assert labels.dtype == torch.int64 and labels.shape == kept.shape
