@@ -102,7 +102,7 @@ def from_summands(totals: Summands, sites: int) -> Total:
             array = (value / weight).astype(np.float32) if group in AVERAGED else value
         groups.setdefault(group, {})[key] = array
     if "scatter" in groups:
-        groups["scatter"] = scatter_from(groups["scatter"]).to_arrays()
+        groups["scatter"] = scatter_from(groups["scatter"]).to_arrays(np.float64)  # no second rounding
     metrics = dict(zip(METRICS, (totals[_METRICS] / weight).tolist(), strict=True))
     return Total(groups, {key: value for key, value in metrics.items() if value}, weight)
 
