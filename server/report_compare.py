@@ -24,7 +24,9 @@ from server.report_methods import Method, all_sets, group
 from server.report_sets import mean_and_spread
 from server.report_svg import SERIES_COLOURS, dot_plot, line_chart, percent, percent_tick, short
 
-_DIFFER_FREELY = ("seed", "run-dir", "resume", "simulation.cache", "eval.last")
+_DIFFER_FREELY = ("seed", "run-dir", "resume", "simulation.cache", "source.checkpoint", "eval.last")
+_WIDE = 10
+"""More columns than this do not fit the page."""
 
 
 def _figures(methods: Sequence[Method]) -> tuple[list[str], list[list[str]]]:
@@ -149,7 +151,14 @@ def _body(methods: Sequence[Method], head: list[str], rows: list[list[str]], not
     body = ["<h1>Comparison of runs</h1>", f'<p class="lead">{len(methods)} methods, {count} runs</p>']
     cells = [[swatch(colours[m.name], row[0]), *row[1:]] for m, row in zip(methods, rows, strict=True)]
     words = "".join(f'<p class="soft">{escape(note)}</p>' for note in notes)
-    body.append(section("Result", table(head, cells), f'<div style="margin-top:14px">{words}</div>'))
+    tables = [table(head, cells)]
+    if len(head) > _WIDE:  # scores, then costs
+        end = 2 + len(score_columns(methods))
+        tables = [table(head[:end], [row[:end] for row in cells])]
+        tables.append(
+            "<br>" + table(head[:1] + head[end:], [row[:1] + row[end:] for row in cells], wide=False)
+        )
+    body.append(section("Result", *tables, f'<div style="margin-top:14px">{words}</div>'))
     body += [block for block in (_seeds(methods, colours), _curves(methods, colours)) if block]
     body += [block for block in (frequency_section(methods, colours), _class_section(methods)) if block]
     return body + [block for block in (_picture_section(methods),) if block]
