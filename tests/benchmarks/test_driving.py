@@ -1,0 +1,266 @@
+"""Are the driving-scene tables what they say, row by row, and do their runs follow one another rightly?"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from common.config import RunConfig, load_config, read_recipe
+from common.errors import UserError
+from tests.conftest import ROOT
+
+sys.path.insert(0, str(ROOT / "benchmarks"))
+
+import campaign
+import driving
+from driving_tables import GRID, PRETRAINING, REDUCTIONS, TABLES, Part, Row
+
+PARTS = [part for parts in TABLES.values() for part in parts]
+
+
+def settings(recipe: str) -> dict[str, Any]:
+    return driving.settings_of(recipe).to_flat()
+
+
+def changed(recipe: str, base: str) -> set[str]:
+    """Return the keys in which two recipes differ, names apart."""
+    first = settings(base)
+    return {key for key, value in settings(recipe).items() if value != first[key]} - {"name"}
+
+
+@pytest.mark.parametrize("part", PARTS, ids=lambda part: part.name)
+def test_rows_of_a_table_are_runs_that_can_be_compared(part: Part) -> None:
+    configs = [driving.settings_of(recipe) for recipe in part.recipes]
+    assert len({row.recipe for row in part.rows}) == len(part.rows)
+    assert len({config.simulation.shards for config in configs}) == 1
+    assert all(config.network.output_stride == configs[0].network.output_stride for config in configs)
+    for row in part.rows:
+        assert len(row.published) in (0, len(part.columns))
+        shards = driving.settings_of(row.recipe).eval.shard.split(",")
+        assert set(part.columns.values()) <= {Path(shard).stem for shard in shards}
+    driving.check_compute(part)
+
+
+def test_every_row_of_the_source_is_there() -> None:
+    rows = {name: sum(len(part.rows) for part in parts) for name, parts in TABLES.items()}
+    assert rows == {
+        "transforms": 6,
+        "grid": 17,
+        "pretraining": 15,
+        "adaptation": 11,
+        "reductions": 17,
+        "clusters": 6,
+        "camvid": 9,
+    }
+    figures = [float(f) for part in PARTS for row in part.rows for f in row.published if f != "–"]
+    assert len(figures) == 6 * 3 + 17 * 3 + 15 * 4 + 11 * 3 + 17 * 3 - 1 and all(20 < f < 80 for f in figures)
+
+
+def test_names_of_the_grid_say_what_is_run() -> None:
+    for row in GRID.rows[1:]:
+        config = driving.settings_of(row.recipe)
+        numbers = (config.sites.per_round, config.local.epochs, config.rounds)
+        assert row.recipe == "idda-grid-c{}-e{}-r{}".format(*numbers) and row.says == "{}, {}, {}".format(
+            *numbers
+        )
+        assert config.rounds % config.eval.every == 0, "the last round is one of evenly spaced scores"
+
+
+def test_names_of_adaptation_say_what_is_run() -> None:
+    for row in TABLES["adaptation"][0].rows[1:]:
+        config = driving.settings_of(row.recipe)
+        every = "inf" if config.teacher.update == "never" else config.teacher.every
+        assert row.recipe == f"idda-adapt-c{config.sites.per_round}-e{config.local.epochs}-t{every}"
+        assert row.says == f"{config.sites.per_round}, {config.local.epochs}, {every}".replace("inf", "never")
+
+
+@pytest.mark.parametrize(
+    ("recipe", "settings_", "sentence"),
+    [
+        ("idda-grid-c2-e6-r400", {"rounds": 401}, "idda-grid-c2-e6-r400 makes the sites take 4812 epochs"),
+        ("idda-transform-crop", {"local.epochs": 9}, "idda-transform-crop makes the sites take 4320 epochs"),
+        ("idda-grid-c24-e1-r200", {"local.steps": 12}, "idda-grid-c24-e1-r200 counts steps"),
+    ],
+)
+def test_a_row_of_other_compute_is_found(
+    monkeypatch: pytest.MonkeyPatch, recipe: str, settings_: dict[str, Any], sentence: str
+) -> None:
+    def patched(name: str) -> RunConfig:
+        return load_config(read_recipe(campaign.recipe_path(name)), settings_ if name == recipe else {})
+
+    monkeypatch.setattr(driving, "settings_of", patched)
+    with pytest.raises(UserError, match=sentence):
+        driving.check_compute(GRID)
+
+
+def test_a_row_changes_what_its_table_asks_about_and_nothing_else() -> None:
+    first = "idda-transform-none"
+    assert changed("idda-transform-crop", first) == {"transforms.crop"}
+    assert changed("idda-transform-normalize", first) == {"network.normalize"}
+    assert changed("idda-transform-rotation", first) == {"transforms.rotation"}
+    assert changed("idda-transform-flip", first) == {"transforms.flip"}
+    assert changed("idda-transform-jitter", first) == {"transforms.jitter"}
+    free = {"rounds", "local.epochs", "sites.per-round", "eval.every"}
+    for row in GRID.rows[1:]:
+        assert changed(row.recipe, "idda-supervised") <= free
+    assert changed("idda-transform-crop", "idda-supervised") <= free | {
+        "sites.pool",
+        "sites.deadline-seconds",
+    }
+    for part in REDUCTIONS:
+        for row in part.rows[1:]:
+            assert changed(row.recipe, part.rows[0].recipe) <= {
+                "reduction.kind",
+                "reduction.power",
+                "reduction.weight",
+            }
+    for part in TABLES["clusters"]:
+        for row in part.rows[1:]:
+            assert changed(row.recipe, part.rows[0].recipe) == {"clusters.layers"}
+
+
+def test_fda_is_the_side_of_the_window() -> None:
+    for row in PRETRAINING.rows[-6:]:
+        style = driving.settings_of(row.recipe).style
+        assert row.says == f"FDA({style.half_side * 2 + 1})" and style.transfer == "fourier"
+        assert changed(row.recipe, "gta5-pretrain-none") <= {"style.transfer", "style.side"}
+    assert all(driving.settings_of(row.recipe).rounds == 0 for row in PRETRAINING.rows)
+
+
+@pytest.mark.parametrize("part", [part for part in PARTS if part.start], ids=lambda part: part.name)
+def test_adaptation_alone_pretrains_what_the_table_hands_over(part: Part) -> None:
+    """Whatever pretraining looks at is alike, so that the shared model is only a saving of time."""
+    looked_at = ("network.", "transforms.", "source.", "style.", "reduction.", "sgd.", "local.batch")
+    for recipe in filter(driving.goes_on, part.recipes):
+        differing = {key for key in changed(recipe, part.start) if key.startswith(looked_at)}
+        assert differing <= {"sgd.lr"}, recipe  # pretraining has source.lr
+    assert driving.settings_of(part.start).rounds == 0
+
+
+def write_run(folder: Path, recipe: str, miou: dict[str, float], clusters: dict[str, float]) -> None:
+    config = driving.settings_of(recipe)
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(config.to_json())
+    sets = {
+        name: {"miou": value} | ({"cluster_miou": clusters[name]} if name in clusters else {})
+        for name, value in miou.items()
+    }
+    early = {"round": 1, "miou": 0.99, "sets": {name: {"miou": 0.99} for name in miou}}
+    last = {"round": config.rounds, "miou": next(iter(miou.values())), "sets": sets}
+    (folder / "metrics.jsonl").write_text(json.dumps(early) + "\n" + json.dumps(last) + "\n")
+
+
+def test_a_table_shows_the_last_round_of_finished_runs(tmp_path: Path) -> None:
+    part = TABLES["clusters"][0]
+    recipe = part.rows[1].recipe
+    for seed, value in enumerate((0.40, 0.44)):
+        miou = {"train_eval": value, "ts1": 0.3, "ts2": 0.2}
+        write_run(tmp_path / f"{recipe}-seed{seed}", recipe, miou, {"ts2": 0.25})
+    text = driving.table_text(part, 3, tmp_path)
+    assert f"| `{recipe}` | 42.0 ± 2.8 | 30.0 ± 0.0 | 20.0 ± 0.0 (clusters 25.0 ± 0.0) | 2 |" in text
+    assert f"| one model | `{part.rows[0].recipe}` | – | – | – | – |" in text and "99" not in text
+    widths = {line.count(" | ") for line in text.splitlines() if "---" not in line}
+    assert len(widths) == 1
+
+
+def started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *words: str) -> list[list[str]]:
+    """Return the commands that a campaign on existing shards would run."""
+    commands: list[list[str]] = []
+
+    def fake(command: list[str], **_: object) -> object:
+        commands.append(command)
+        return type("Done", (), {"returncode": 0})
+
+    monkeypatch.setattr("subprocess.run", fake)
+    given = [*words, "--shards", str(tmp_path), "--out", str(tmp_path / "runs")]
+    assert driving.main(given) == 0
+    return commands
+
+
+def recipe_and_seed(command: list[str]) -> str:
+    return Path(command[command.index("--run-dir") + 1]).name
+
+
+def test_adaptation_goes_on_from_one_pretrained_model_a_seed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commands = started(
+        tmp_path, monkeypatch, "--table", "adaptation", "--seeds", "2", "--gpus-per-site", "0.5",
+        "--recipes", "idda-adapt-c8-e1-t4", "idda-adapt-c2-e2-t1",
+    )  # fmt: skip
+    assert [recipe_and_seed(command) for command in commands] == [
+        "gta5-pretrain-jitter-seed0",
+        "idda-adapt-c2-e2-t1-seed0",
+        "idda-adapt-c8-e1-t4-seed0",
+        "gta5-pretrain-jitter-seed1",
+        "idda-adapt-c2-e2-t1-seed1",
+        "idda-adapt-c8-e1-t4-seed1",
+    ]
+    for command in commands:
+        assert command[command.index("--gpus-per-site") + 1] == "0.5"
+        given = [word for word in command if word.startswith("source.checkpoint=")]
+        seed = recipe_and_seed(command)[-1]
+        model = f"source.checkpoint={tmp_path / 'runs' / f'gta5-pretrain-jitter-seed{seed}'}"
+        assert given == ([] if "pretrain" in recipe_and_seed(command) else [model])
+
+
+def test_supervised_tables_pretrain_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    commands = started(tmp_path, monkeypatch, "--table", "transforms", "--seeds", "1")
+    assert [recipe_and_seed(command) for command in commands] == [
+        f"{row.recipe}-seed0" for row in TABLES["transforms"][0].rows
+    ]
+    assert not any("source.checkpoint" in word for command in commands for word in command)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--table", "nothing"],
+        ["--table", "grid", "--recipes", "idda-transform-flip"],
+        ["--table", "camvid", "--shards", "shards/camvid"],
+    ],
+)
+def test_words_that_cannot_be(words: list[str]) -> None:
+    with pytest.raises(SystemExit):
+        driving.parse(words)
+
+
+def test_the_page_has_every_row_as_published() -> None:
+    text = (ROOT / "docs" / "driving.md").read_text(encoding="utf-8")
+    for part in PARTS:
+        for row in part.rows:
+            assert "| " + " | ".join(driving.known_cells(row)) + " | " in text, row.recipe
+    bad = replace(GRID.rows[3], published=("61.84", "57.94", "46.37"))
+    assert "| " + " | ".join(driving.known_cells(bad)) + " | " not in text, "two digits exchanged are found"
+
+
+def test_every_command_of_the_page_is_understood() -> None:
+    from partitions.__main__ import build_parser as partitions_parser
+    from server.__main__ import build_parser as server_parser
+
+    text = (ROOT / "docs" / "driving.md").read_text(encoding="utf-8").replace("\\\n", " ")
+    commands = re.findall(
+        r"^python (-m partitions|-m server|benchmarks/driving\.py) ([^\n#]+)", text, re.MULTILINE
+    )
+    parsers: dict[str, Callable[[list[str]], argparse.Namespace]] = {
+        "-m partitions": partitions_parser().parse_args,
+        "-m server": server_parser().parse_args,
+        "benchmarks/driving.py": driving.parse,
+    }
+    assert {program for program, _ in commands} == set(parsers)
+    for program, words in commands:
+        arguments = parsers[program](words.split())
+        recipe = getattr(arguments, "recipe", None)
+        assert recipe is None or (ROOT / recipe).is_file(), words
+
+
+def test_row_of_no_published_figures_still_names_its_recipe() -> None:
+    assert driving.known_cells(Row("camvid-adapt", "adapted")) == ["adapted", "`camvid-adapt`"]
