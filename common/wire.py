@@ -34,8 +34,8 @@ Options = dict[str, str | int | float | bool]
 _FACTS = "facts"
 _METRICS = "metrics"
 _EXACT_GROUPS = frozenset(
-    {"sums", "confusion", "style", "statistics"}
-)  # sufficient statistics keep their precision on the wire
+    {"sums", "confusion", "style", "statistics", "teacher-statistics", "pretrained-statistics"}
+)  # statistics keep their precision on the wire
 _ALLOWED_KINDS = frozenset("fiub")
 
 
@@ -69,13 +69,23 @@ class Update:
     wire_version: int = WIRE_VERSION
 
 
-def _encode_group(name: str, arrays: Mapping[str, np.ndarray], dtype: str) -> ArrayRecord:
+Encoded = dict[tuple[int, str], tuple[object, Array]]
+"""Arrays by identity and type on the wire, as encoded before; the first of each pair keeps the identity taken."""
+
+
+def _encode_group(
+    name: str, arrays: Mapping[str, np.ndarray], dtype: str, encoded: Encoded | None = None
+) -> ArrayRecord:
     record = ArrayRecord()
+    kind = "float32" if name in _EXACT_GROUPS else dtype
+    known: Encoded = {} if encoded is None else encoded
     for key, value in arrays.items():
-        array = np.asarray(value)
-        if array.dtype == np.float32 and dtype == "float16" and name not in _EXACT_GROUPS:
-            array = array.astype(np.float16)
-        record[key] = Array(np.ascontiguousarray(array))
+        if (id(value), kind) not in known:
+            array = np.asarray(value)
+            if array.dtype == np.float32 and kind == "float16":
+                array = array.astype(np.float16)
+            known[id(value), kind] = (value, Array(np.ascontiguousarray(array)))
+        record[key] = known[id(value), kind][1]
     return record
 
 
@@ -111,9 +121,15 @@ def _decode_groups(content: RecordDict, limit: int) -> Groups:
     return groups
 
 
-def encode_task(task: Task, dtype: str) -> RecordDict:
-    """Turn a task into Flower records; float32 arrays travel as ``dtype``."""
-    content = RecordDict({name: _encode_group(name, arrays, dtype) for name, arrays in task.groups.items()})
+def encode_task(task: Task, dtype: str, encoded: Encoded | None = None) -> RecordDict:
+    """Turn a task into Flower records; float32 arrays travel as ``dtype``.
+
+    Tasks that are given the same ``encoded`` share what they have in common: a network that goes to all sites
+    is in memory once. Arrays must not change meanwhile.
+    """
+    content = RecordDict(
+        {name: _encode_group(name, arrays, dtype, encoded) for name, arrays in task.groups.items()}
+    )
     content[_FACTS] = ConfigRecord(
         {
             "wire-version": WIRE_VERSION,

@@ -7,7 +7,7 @@ message ends as exactly one `Outcome`: content, or the reason why there is none.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -41,27 +41,38 @@ class Outcome:
     bytes_down: int
 
 
-def outcomes(
+def paired(
     sent: Iterable[Message], replies: Iterable[Message], deadline_seconds: float
-) -> dict[int, Outcome]:
-    """Pair every sent message with its reply, by node; a silent node gets a reason as well.
+) -> Iterator[tuple[int, Outcome]]:
+    """Pair every message that was sent with its reply, as replies come; silent nodes get a reason in the end.
 
     For some errors Flower names itself as the sender, so replies are paired by message id.
     """
-    answered = {reply.metadata.reply_to_message_id: reply for reply in replies}
-    found: dict[int, Outcome] = {}
-    for message in sent:
-        down = wire.payload_bytes(message.content)
-        reply = answered.get(message.metadata.message_id)
-        if reply is None:
-            outcome = Outcome(None, f"it did not answer within {deadline_seconds:.0f} s", down)
-        elif reply.has_error():
-            code = reply.error.code
-            outcome = Outcome(None, _REASONS.get(code, f"Flower reports error code {code}"), down)
+    waiting = {message.metadata.message_id: message for message in sent}
+    for reply in replies:
+        message = waiting.pop(reply.metadata.reply_to_message_id, None)
+        if message is None:
+            continue
+        down, content, error = wire.payload_bytes(message.content), None, None
+        if reply.has_error():
+            error = _REASONS.get(reply.error.code, f"Flower reports error code {reply.error.code}")
         else:
-            outcome = Outcome(reply.content, None, down)
-        found[message.metadata.dst_node_id] = outcome
-    return found
+            content = reply.content
+        del reply  # a large one goes before the next one comes
+        yield message.metadata.dst_node_id, Outcome(content, error, down)
+        del content
+    for message in waiting.values():
+        silent = f"it did not answer within {deadline_seconds:.0f} s"
+        yield message.metadata.dst_node_id, Outcome(None, silent, wire.payload_bytes(message.content))
+
+
+def outcomes(
+    sent: Iterable[Message], replies: Iterable[Message], deadline_seconds: float
+) -> dict[int, Outcome]:
+    """Return what came of each message, by node, in the order in which they were sent (see `paired`)."""
+    messages = list(sent)
+    found = dict(paired(messages, replies, deadline_seconds))
+    return {message.metadata.dst_node_id: found[message.metadata.dst_node_id] for message in messages}
 
 
 class Link:
@@ -92,25 +103,32 @@ class Link:
                 return nodes
             time.sleep(self.poll_seconds)
 
-    def exchange(
-        self,
-        messages: Iterable[Message],
-        deadline_seconds: float,
-        on_reply: Callable[[Message], None] = lambda reply: None,
-    ) -> list[Message]:
+    def exchange(self, messages: Iterable[Message], deadline_seconds: float) -> list[Message]:
         """Send messages and return the replies that came before the deadline."""
+        return list(self.replies(messages, deadline_seconds))
+
+    def replies(
+        self, messages: Iterable[Message], deadline_seconds: float, at_once: int = 0
+    ) -> Iterator[Message]:
+        """Send messages now, and yield their replies as they come, until the deadline.
+
+        ``at_once`` bounds how many are fetched by one call, so that large ones are in memory one after another;
+        0: as many as there are.
+        """
         end = time.monotonic() + deadline_seconds
         sent = list(messages)
         self.grid.push_messages(sent)
-        waiting = {message.metadata.message_id for message in sent}
-        replies: list[Message] = []
+        return self._pull([message.metadata.message_id for message in sent], end, at_once or len(sent))
+
+    def _pull(self, waiting: list[str], end: float, at_once: int) -> Iterator[Message]:
         while waiting:
-            for reply in self.grid.pull_messages(list(waiting)):
-                waiting.discard(reply.metadata.reply_to_message_id)
-                replies.append(reply)
-                on_reply(reply)
+            left = list(waiting)
+            for start in range(0, len(left), at_once):
+                for reply in self.grid.pull_messages(left[start : start + at_once]):
+                    answered = reply.metadata.reply_to_message_id
+                    waiting = [identity for identity in waiting if identity != answered]
+                    yield reply
             if time.monotonic() >= end:
-                break
+                return
             if waiting:
                 time.sleep(self.poll_seconds)
-        return replies

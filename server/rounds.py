@@ -133,7 +133,8 @@ def prepare(grid: Grid, config: RunConfig, run_dir: Path, checkpoint: Checkpoint
     else:
         state = work.initial(info.channels)
     classes = 0 if scorer.classes is None else scorer.classes.num_classes
-    strategy = SegmentationStrategy(config, registry, work, state, run_key, classes)
+    spool = None if config.task == "unsupervised" else run_dir  # networks are large
+    strategy = SegmentationStrategy(config, registry, work, state, run_key, classes, spool)
     strategy.summary()
     images = sum(site.images for site in registry.sites.values())
     log.info("%d sites with %d images: %s", len(registry.sites), images, ", ".join(sorted(registry.sites)))
@@ -191,7 +192,8 @@ def train_round(current: Run, number: int) -> bool:
     if config.privacy.totals_only:
         return train_totals(strategy, current.link, current.run_dir, number)
     messages = list(strategy.configure_train(number, None, None, current.link.grid))  # type: ignore[arg-type]
-    replies = current.link.exchange(messages, config.sites.deadline_seconds)
+    at_once = 0 if strategy.spool is None else 1
+    replies = current.link.replies(messages, config.sites.deadline_seconds, at_once)
     merged, _ = strategy.aggregate_train(number, replies)
     return merged is not None
 

@@ -9,16 +9,18 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from flwr.serverapp.strategy import Strategy
 
 from common import wire
 from common.config import RunConfig
 from common.seeds import numpy_generator
-from server.link import outcomes
+from server.link import paired
 from server.quarantine import Expectation, read_update
 from server.registry import Registry
+from server.spool import spooled
 from server.work import Options, Work
 
 if TYPE_CHECKING:
@@ -27,6 +29,14 @@ if TYPE_CHECKING:
     from flwr.serverapp.strategy import Result
 
 log = logging.getLogger(__name__)
+
+
+T = TypeVar("T")
+
+
+def by_name(found: dict[str, T]) -> dict[str, T]:
+    """Return the same in the order of site names, whoever answered first."""
+    return dict(sorted(found.items()))
 
 
 @dataclass
@@ -49,6 +59,7 @@ class SegmentationStrategy(Strategy):  # type: ignore[misc]
     state: Any
     run_key: str
     num_classes: int = 0
+    spool: Path | None = None
     gathered: Gathered = field(default_factory=Gathered)
     sent: list[Message] = field(default_factory=list)
 
@@ -72,6 +83,7 @@ class SegmentationStrategy(Strategy):  # type: ignore[misc]
         deadline = self.config.sites.deadline_seconds
         settings = self.config.to_wire()
         self.sent = []
+        encoded: wire.Encoded = {}
         for name in names:
             groups, told = self.work.parts(self.state, name, server_round, action)
             task = wire.Task(
@@ -81,16 +93,19 @@ class SegmentationStrategy(Strategy):  # type: ignore[misc]
                 groups=groups,
                 options=told | (options or {}),
             )
-            content = wire.encode_task(task, self.config.wire.dtype)
+            content = wire.encode_task(task, self.config.wire.dtype, encoded)
             node = self.registry.sites[name].node_id
             self.sent.append(wire.make_message(content, node, action, server_round, deadline))
         return self.sent
 
     def gather(self, replies: Iterable[Message], expectation: Expectation) -> Gathered:
-        """Check every reply; what fails is named, with the reason, and left out."""
+        """Check every reply as it comes; what fails is named, with the reason, and left out.
+
+        What is good waits in a file where there is a ``spool``. Everything ends in the order of names.
+        """
         names = {info.node_id: name for name, info in self.registry.sites.items()}
         found = Gathered()
-        for node, outcome in outcomes(self.sent, replies, self.config.sites.deadline_seconds).items():
+        for node, outcome in paired(self.sent, replies, self.config.sites.deadline_seconds):
             name = names[node]
             found.bytes_down[name] = outcome.bytes_down
             if outcome.content is None:
@@ -101,10 +116,15 @@ class SegmentationStrategy(Strategy):  # type: ignore[misc]
             if update is None:
                 found.quarantined[name] = str(reason)
             else:
-                found.updates[name] = update
-        for name, reason in sorted(found.quarantined.items()):
+                found.updates[name] = update if self.spool is None else spooled(update, self.spool)
+        found = Gathered(
+            updates=by_name(found.updates),
+            quarantined=by_name(found.quarantined),
+            bytes_up=by_name(found.bytes_up),
+            bytes_down=by_name(found.bytes_down),
+        )
+        for name, reason in found.quarantined.items():
             log.warning("site %s is left out: %s", name, reason)
-        found.updates = dict(sorted(found.updates.items()))
         self.gathered = found
         return found
 

@@ -53,10 +53,8 @@ def test_every_message_ends_as_exactly_one_outcome() -> None:
 
 def test_nobody_waits_when_all_have_answered() -> None:
     grid = make_grid(3)
-    heard: list[int] = []
     began = time.monotonic()
-    replies = Link(grid).exchange(tasks(grid), 60, lambda reply: heard.append(1))
-    assert len(replies) == len(heard) == 3 and time.monotonic() - began < 5
+    assert len(Link(grid).exchange(tasks(grid), 60)) == 3 and time.monotonic() - began < 5
 
 
 def test_replies_are_paired_by_message_and_not_by_order_or_sender() -> None:
