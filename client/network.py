@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,15 +13,16 @@ from client.site import SiteConfig
 from client.teachers import collect_teachers
 from common import wire
 from common.config import RunConfig
-from common.data.images import read_image
+from common.data.classes import ClassTable
 from common.data.manifest import Shard
 from common.data.pictures import Batch, Pictures
+from common.data.views import entry_image
 from common.errors import UserError
 from common.losses.reductions import reduce_cross_entropy
 from common.models.deeplab import DeepLab, build_network, load_arrays, network_signature, network_to_arrays
 from common.network_training import Anchor, Stepper, train_steps
 from common.seeds import derive
-from common.style import style_of
+from common.style import style_kind, style_of
 
 HOLDS = "holds"
 
@@ -30,29 +32,49 @@ def task_classes(task: wire.Task) -> int:
     return int(task.options.get("classes", 0))
 
 
-def training_shard(settings: RunConfig, site: SiteConfig, classes: int) -> Shard:
-    """Read the manifest and check that it serves the task.
-
-    For supervised training every image needs a label and the site's class table as many classes as the server's.
-    """
+def training_shard(settings: RunConfig, site: SiteConfig, task: wire.Task) -> Shard:
+    """Read the manifest and check that it serves the task; labels are looked at for supervised training only."""
     shard = site.load_shard()
     if settings.task == "supervised":
-        if not shard.labelled or shard.classes is None:
-            raise UserError(
-                f"{site.name} has images without labels (or no class table); task 'supervised' needs all of them."
-            )
-        if shard.classes.num_classes != classes:
-            raise UserError(
-                f"{site.name} has labels of {shard.classes.num_classes} classes ({shard.classes.name}), the server "
-                f"trains {classes}; use the same class table."
-            )
+        check_classes(labelled_shard(shard, site.name), task, site.name)
     return shard
+
+
+def labelled_shard(shard: Shard, site: str) -> ClassTable:
+    """Return the class table of a shard; raises `UserError` where an image has no label or there is no table."""
+    missing = sum(entry.label is None for entry in shard.entries)
+    if missing:
+        raise UserError(
+            f"{missing} of {len(shard)} images of {site} have no label; task 'supervised' needs one for every image, "
+            "so add them or leave those images out."
+        )
+    if shard.classes is None:
+        raise UserError(
+            f"{site} has labels but no class table; write its manifest with `python -m partitions`, whose "
+            "partition.json names one."
+        )
+    return shard.classes
+
+
+def check_classes(table: ClassTable, task: wire.Task, site: str) -> None:
+    """Refuse labels that mean something else than the server's: another number, or other names, of classes."""
+    classes, names = task_classes(task), str(task.options.get("class-names", ""))
+    if table.num_classes != classes:
+        raise UserError(
+            f"{site} has labels of {table.num_classes} classes ({table.name}), the server trains {classes}; use the "
+            "same class table."
+        )
+    if names and list(table.names) != json.loads(names):
+        ours, theirs = next((a, b) for a, b in zip(table.names, json.loads(names), strict=True) if a != b)
+        raise UserError(
+            f"{site} calls a class '{ours}' ({table.name}) that the server calls '{theirs}'; use the same class table."
+        )
 
 
 def answer_hello(task: wire.Task, settings: RunConfig, site: SiteConfig) -> wire.Update:
     """Tell the server this site's name, size and architecture."""
     classes = task_classes(task)
-    shard = training_shard(settings, site, classes)
+    shard = training_shard(settings, site, task)
     return wire.Update(
         site=site.name,
         weights_hash=network_signature(classes, settings.network),
@@ -68,16 +90,11 @@ def answer_hello(task: wire.Task, settings: RunConfig, site: SiteConfig) -> wire
 def answer_style(task: wire.Task, settings: RunConfig, site: SiteConfig) -> wire.Update:
     """Return this site's style: a few numbers, the mean over its images."""
     shard = site.load_shard()
-    kind = (
-        settings.style
-        if settings.style.transfer != "none"
-        else settings.style.model_copy(update={"transfer": "fourier"})
-    )
-    images = (read_image(shard.image_path(index)) for index in range(len(shard)))
+    images = (entry_image(shard, index) for index in range(len(shard)))
     return wire.Update(
         site=site.name,
         weights_hash=network_signature(task_classes(task), settings.network),
-        groups={"style": {"style": style_of(images, kind)}},
+        groups={"style": {"style": style_of(images, style_kind(settings.style))}},
         facts={"images": len(shard)},
     )
 
@@ -142,12 +159,12 @@ def train_on_labels(
 def answer_train(task: wire.Task, settings: RunConfig, site: SiteConfig) -> wire.Update:
     """Train the received network for a round: on labels, or on what a teacher makes of unlabelled images."""
     classes, device = task_classes(task), site.torch_device()
-    shard = training_shard(settings, site, classes)
+    shard = training_shard(settings, site, task)
     supervised = settings.task == "supervised"
     pictures = Pictures(
         shard,
         settings.transforms,
-        (settings.seed, site.name, task.round),
+        (settings.seed, site.name),  # and the epoch: a round goes on where the one before it stopped
         supervised,
         shard.classes if supervised else None,
         device=device,
@@ -165,7 +182,7 @@ def answer_train(task: wire.Task, settings: RunConfig, site: SiteConfig) -> wire
         anchor=Anchor(local.prox_mu, task.groups["weights"]) if local.prox_mu else None,
         clip_norm=local.clip_norm,
     )
-    batches = pictures.batches(steps, local.batch)
+    batches = pictures.batches(steps, local.batch, skip=schedule.first_step)
     held: tuple[str, ...] = ()
     if supervised:
         metrics = train_on_labels(network, batches, settings, schedule, task)
@@ -195,6 +212,7 @@ def answer_evaluate(task: wire.Task, settings: RunConfig, site: SiteConfig) -> w
         raise UserError(
             f"{site.name} has no labelled evaluation shard; set eval-shard in its node config, or eval.where."
         )
+    check_classes(shard.classes, task, site.name)
     network = received_network(task, settings, site.torch_device()).eval()
     found = evaluate_network(lambda _: network, shard, shard.classes, settings.transforms)
     return wire.Update(

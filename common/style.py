@@ -51,6 +51,11 @@ def half_sizes(settings: Style) -> tuple[int, int]:
     return settings.half_side, settings.half_side
 
 
+def style_kind(settings: Style) -> Style:
+    """Return the settings by which styles are taken: without a transfer, clusters look at amplitudes."""
+    return settings if settings.transfer != "none" else settings.model_copy(update={"transfer": "fourier"})
+
+
 def style_shape(settings: Style) -> tuple[int, ...]:
     """Return the shape of a style's array; raises ValueError where no transfer is set."""
     if settings.transfer == "none":

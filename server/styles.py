@@ -19,7 +19,8 @@ from common.config import RunConfig
 from common.config_network import Style
 from common.data.manifest import read_partition
 from common.errors import UserError
-from common.style import style_shape
+from common.style import check_style, style_shape
+from common.style import style_kind as style_kind
 from common.style_bank import StyleBank
 from common.style_clusters import StyleClusters, cluster_styles, purity
 from server.quarantine import Expectation
@@ -37,20 +38,21 @@ def wants_styles(config: RunConfig) -> bool:
     return (pretrains and config.style.transfer != "none") or config.clusters.layers != "none"
 
 
-def style_kind(style: Style) -> Style:
-    """Return the settings by which styles are taken: without a transfer, clusters look at amplitudes."""
-    return style if style.transfer != "none" else style.model_copy(update={"transfer": "fourier"})
-
-
 def expect_style(style: Style) -> Expectation:
     """Return how a site's answer has to look."""
     return Expectation({"style": {"style": style_shape(style_kind(style))}})
 
 
 def ask_styles(ask: Ask, names: list[str], config: RunConfig) -> dict[str, np.ndarray]:
-    """Return the styles of named sites; one that does not answer is left out."""
-    updates = ask(names, wire.STYLE, expect_style(config.style))
-    return {name: update.groups["style"]["style"] for name, update in sorted(updates.items())}
+    """Return the styles of named sites, by name; one that does not answer, or with what is no style, is left out."""
+    kind = style_kind(config.style)
+    styles: dict[str, np.ndarray] = {}
+    for name, update in sorted(ask(names, wire.STYLE, expect_style(config.style)).items()):
+        try:
+            styles[name] = check_style(update.groups["style"]["style"], kind)
+        except ValueError as error:
+            log.warning("the style of site %s is left out: %s", name, error)
+    return styles
 
 
 def gather_styles(ask: Ask, names: list[str], config: RunConfig, run_dir: Path) -> StyleBank:

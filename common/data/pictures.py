@@ -57,7 +57,7 @@ class Pictures:
     Args:
         shard: what to read.
         transforms: how images are changed before they are stacked.
-        seed_parts: the seed of the run and what else tells these draws apart: (seed, site, round).
+        seed_parts: the seed of the run and what else tells these draws apart: (seed, site).
         with_labels: whether labels may be opened. If not, their paths are dropped here and now: nothing
             below can reach them.
         table: what the values of label files mean; may be None where labels are closed.
@@ -122,10 +122,15 @@ class Pictures:
         """Yield every image once; the last batch may be smaller."""
         return self._stream(self._plan(epoch, batch))
 
-    def batches(self, steps: int, batch: int, first_epoch: int = 0) -> Iterator[Batch]:
-        """Yield ``steps`` batches, epoch after epoch from ``first_epoch`` on, as `epoch_batches` would."""
-        plan = (visits for epoch in count(first_epoch) for visits in self._plan(epoch, batch))
-        return self._stream(islice(plan, steps))
+    def batches(self, steps: int, batch: int, first_epoch: int = 0, skip: int = 0) -> Iterator[Batch]:
+        """Yield ``steps`` batches, epoch after epoch from ``first_epoch`` on, as `epoch_batches` would.
+
+        ``skip`` batches come first and are left out, unread: who goes on where another call stopped reads every
+        image in every epoch, however few batches a call has.
+        """
+        past, begun = divmod(skip, -(-len(self) // max(batch, 1)))
+        plan = (visits for epoch in count(first_epoch + past) for visits in self._plan(epoch, batch))
+        return self._stream(islice(plan, begun, begun + steps))
 
     def _plan(self, epoch: int, batch: int) -> Iterator[list[Visit]]:
         if batch < 1:
