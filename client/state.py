@@ -19,7 +19,8 @@ from common.atomic import atomic_write_bytes
 log = logging.getLogger(__name__)
 
 
-def _folder(state_dir: Path, run_key: str) -> Path:
+def run_folder(state_dir: Path, run_key: str) -> Path:
+    """Return where a site keeps what belongs to one run."""
     # the key comes from the server: whatever it says, the folder stays below the state folder
     return state_dir / "runs" / (re.sub(r"[^A-Za-z0-9_-]", "_", run_key)[:120] or "_")
 
@@ -32,7 +33,7 @@ def _rounds(folder: Path) -> list[tuple[int, Path]]:
 
 def load_state(state_dir: Path, run_key: str, before_round: int) -> dict[str, np.ndarray]:
     """Return the newest state of a run from before a round; empty where there is none."""
-    for number, path in _rounds(_folder(state_dir, run_key)):
+    for number, path in _rounds(run_folder(state_dir, run_key)):
         if number < before_round:
             try:
                 return load_file(path)
@@ -48,7 +49,7 @@ def save_state(
     """Keep the state after a round; the newest ``keep`` rounds stay (0: all)."""
     if not state:
         return
-    folder = _folder(state_dir, run_key)
+    folder = run_folder(state_dir, run_key)
     data = save({name: np.ascontiguousarray(array) for name, array in state.items()})
     atomic_write_bytes(folder / f"round-{round_number:04d}.safetensors", data)
     if keep > 0:

@@ -3,13 +3,16 @@
 Shared names: the rule of the settings over all sites, then the server optimiser on parameters; running
 statistics are averaged and nothing else. A cluster's own names: the mean over its sites that answered; a
 cluster nobody answered for keeps its own (the published code resets it to the shared network). A site's own
-names: as it sent them, kept on its behalf so that the run can be scored and resumed.
+names: as it sent them, kept on its behalf so that the run can be scored and resumed. Where all names are sites'
+own, training is local only, and the shared network stays where it started.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import replace
+
+import numpy as np
 
 from common.config import RunConfig
 from common.wire import Arrays, Update
@@ -41,8 +44,12 @@ def merge_networks(
         model |= ordered_mean({str(cluster): arrays for cluster, arrays in clusters.items()})
     own = dict(state.own)
     if layout.site:
-        own |= _only(sent, layout.site)
-        model |= ordered_mean(_only(sent, layout.site), weights)
+        mine = _only(sent, layout.site)
+        own |= {
+            name: {key: np.array(value) for key, value in arrays.items()} for name, arrays in mine.items()
+        }
+        if not layout.local_only:
+            model |= ordered_mean(mine, weights)
     return replace(state, model=model, clusters=clusters, own=own, memory=memory)
 
 

@@ -29,6 +29,11 @@ class Layout:
     site: frozenset[str] = frozenset()
 
     @property
+    def local_only(self) -> bool:
+        """Whether sites share nothing at all: then nobody may learn from another, by way of a mean either."""
+        return self.site == self.parameters | self.statistics
+
+    @property
     def shared(self) -> frozenset[str]:
         """Names that all sites share."""
         return (self.parameters | self.statistics) - self.cluster - self.site
@@ -73,10 +78,11 @@ class NetworkState:
         return self.cluster_model(self.cluster_of(site)) | self.own.get(site, {})
 
     def teacher_for(self, site: str) -> Arrays:
-        """Return the labelling network of a site: its cluster's, everyone's, or the pretrained one."""
-        cluster = self.cluster_of(site)
-        mine = self.teachers.get(EVERYONE) if cluster is None else self.teachers.get(str(cluster))
-        return mine if mine is not None else self.pretrained
+        """Return the labelling network of a site: its cluster's, else everyone's, else the pretrained one."""
+        for name in (str(self.cluster_of(site)), EVERYONE):
+            if name in self.teachers:
+                return self.teachers[name]
+        return self.pretrained
 
     def to_extra(self) -> Arrays:
         """Flatten everything but the shared network for a checkpoint."""

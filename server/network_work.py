@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -19,6 +20,7 @@ from common.models.deeplab import build_network, network_signature, network_to_a
 from common.models.scopes import cluster_keys, site_keys
 from server.merge import weights_of
 from server.network_merge import merge_networks
+from server.network_settings import refuse_conflicts, refuse_other_form
 from server.network_state import Layout, NetworkState
 from server.quarantine import Expectation
 from server.styles import gather_styles, group_sites, place_newcomers, wants_styles
@@ -35,6 +37,9 @@ HOLDS = "holds"
 class NetworkWork:
     """Arithmetic is in `network_merge`, `teachers` and `styles`; see `server.work.Work` for each part.
 
+    Memory: replies wait for their round's end in files (`server.spool`), and what several sites are sent is
+    encoded once (`strategy`), so that the server holds a few copies of the network for any number of sites.
+
     ``held`` remembers which teachers lie on which site's disk: a teacher travels once, not every round.
     """
 
@@ -47,7 +52,11 @@ class NetworkWork:
 
     @classmethod
     def of(cls, config: RunConfig, classes: ClassTable | None) -> NetworkWork:
-        """Build the network once: its arrays are the start, its modules say which name is what."""
+        """Build the network once: its arrays are the start, its modules say which name is what.
+
+        Raises `UserError` without a class table, for weights that do not serve, and for conflicting settings.
+        """
+        refuse_conflicts(config)
         if classes is None:
             raise UserError(
                 f"Task '{config.task}' needs a class table and none is known; name one by eval.classes, or give "
@@ -72,7 +81,8 @@ class NetworkWork:
         return NetworkState(self.start)
 
     def restore(self, checkpoint: Checkpoint) -> NetworkState:
-        """Return the state of a checkpoint."""
+        """Return the state of a checkpoint; raises `UserError` where other settings gave it another form."""
+        refuse_other_form(checkpoint.config, self.config)
         return NetworkState.from_arrays(checkpoint.head, checkpoint.extra)
 
     def saved(self, state: NetworkState) -> Saved:
@@ -108,10 +118,11 @@ class NetworkWork:
         return "train"
 
     def greeting(self) -> Options:
-        """Return the number of classes, and which of them the loss treats as crucial."""
+        """Return the number of classes and their names, and which of them the loss treats as crucial."""
         crucial = crucial_classes(self.config.reduction, self.classes)
         return {
             "classes": self.classes.num_classes,
+            "class-names": json.dumps(self.classes.names, ensure_ascii=False),
             "crucial": ",".join(
                 str(index) for index, is_crucial in enumerate(crucial.tolist()) if is_crucial
             ),
@@ -137,7 +148,8 @@ class NetworkWork:
             key = self._hash(arrays)
             options[role] = key
             if key not in held and key not in sent:
-                groups[role] = arrays
+                split = self.layout.split(arrays)
+                groups |= {f"{role}-{part}": own for part, own in split.items()}
                 sent.add(key)
         return groups, options
 

@@ -1,0 +1,96 @@
+"""Which settings do not go together when a whole network is trained?
+
+A setting that would silently do nothing is refused: someone set it for a reason.
+"""
+
+from __future__ import annotations
+
+from common.config import RunConfig
+from common.errors import UserError
+
+
+def refuse_conflicts(config: RunConfig) -> None:
+    """Raise `UserError` for the first setting that task `supervised` or `adaptation` cannot honour."""
+    conflict = _foreign(config) or _cluster_conflict(config)
+    if conflict:
+        raise UserError(conflict)
+
+
+def refuse_other_form(kept: RunConfig, config: RunConfig) -> None:
+    """Raise `UserError` where a run cannot go on from the state of one with the settings ``kept``."""
+
+    def form(of: RunConfig) -> dict[str, str]:
+        return {
+            "task": of.task,
+            "clusters.layers": of.clusters.layers,
+            "network.batchnorm": of.network.batchnorm,
+            "centroids.share": of.centroids.share,
+            "aggregation.optimizer": of.aggregation.optimizer,
+        }
+
+    before, now = form(kept), form(config)
+    for key, value in before.items():
+        if now[key] != value:
+            raise UserError(
+                f"The checkpoint was made with {key} = '{value}', this run has '{now[key]}'; use the recipe that the "
+                "checkpoint was made with."
+            )
+
+
+def _foreign(config: RunConfig) -> str | None:
+    """Name a setting that belongs to task `unsupervised`."""
+    task, share, privacy = config.task, config.centroids.share, config.privacy
+    if share in ("head", "centroids"):
+        return (
+            f"centroids.share is '{share}', but a network of task '{task}' has no centroids; use 'both', or 'none' for "
+            "local-only training."
+        )
+    if config.aggregation.keep_least_moved:
+        return f"aggregation.keep-least-moved goes by centroids, of which task '{task}' has none; set it to false."
+    bounds = ("clip_norm", "clip_sums", "clip_scatter", "feature_norm", "minimum_count")
+    for bound in bounds:
+        if getattr(privacy, bound):
+            return (
+                f"privacy.{bound.replace('_', '-')} bounds what sites of task 'unsupervised' send, not the networks of "
+                f"task '{task}'; set it to 0."
+            )
+    if config.eval.crf:
+        return (
+            f"eval.crf is true but the rounds of task '{task}' are scored without one; set it to false and use "
+            "`python -m server evaluate --crf` on a checkpoint."
+        )
+    return None
+
+
+def _cluster_conflict(config: RunConfig) -> str | None:
+    """Name a setting that clusters, or local-only training, have no use for."""
+    layers, rule, optimizer = config.clusters.layers, config.aggregation.rule, config.aggregation.optimizer
+    local, labelling = config.centroids.share == "none", config.teacher.update
+    if config.task == "adaptation" and local and labelling in ("rounds", "mean"):
+        return (
+            f"teacher.update is '{labelling}', a copy of the shared model, but centroids.share is 'none'; use 'never' "
+            "or 'student'."
+        )
+    if layers == "none":
+        return None
+    if local:
+        return (
+            f"clusters.layers is '{layers}' but centroids.share is 'none', where sites share nothing with their "
+            "cluster either; set one of the two to its default."
+        )
+    if layers == "bn" and config.network.batchnorm == "local":
+        return (
+            "clusters.layers is 'bn' but network.batchnorm is 'local', so that each site keeps what its cluster would "
+            "share; change one of the two."
+        )
+    if optimizer != "none":
+        return (
+            f"aggregation.optimizer is '{optimizer}' but clusters.layers is '{layers}'; a server optimiser has no "
+            "moments for clusters, set it to 'none'."
+        )
+    if rule != "mean":
+        return (
+            f"aggregation.rule is '{rule}' but clusters.layers is '{layers}'; what a cluster has for itself is "
+            "averaged over its few sites, so use 'mean'."
+        )
+    return None
