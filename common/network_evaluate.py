@@ -6,13 +6,14 @@ scores of images. The same counts are kept by domain, so that the spread over kn
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from common.config_network import Transforms
@@ -36,22 +37,45 @@ class NetworkEvaluation:
 
 
 @torch.no_grad()
-def predict_pixels(
-    network: nn.Module, image: Bytes, transforms: Transforms, size: tuple[int, int] | None = None
-) -> Bytes:
-    """Return the class of every pixel, uint8 [H, W], of a picture uint8 [H, W, 3].
+def predict_logits(
+    network: nn.Module,
+    image: Bytes,
+    transforms: Transforms,
+    size: tuple[int, int] | None = None,
+    *,
+    flip: bool = False,
+) -> Tensor:
+    """Return logits float32 [C, H, W] of a picture uint8 [H, W, 3], on the network's device.
 
     The picture enters at the size of the settings; logits are brought to ``size`` (by default the picture's own)
-    bilinearly before the largest one is taken. ``network`` stays in evaluation mode.
+    bilinearly. With ``flip`` they are the logarithms of probabilities, averaged with those of the mirrored
+    picture. ``network`` stays in evaluation mode.
     """
     device = next(network.parameters()).device
     entered = eval_image(image_tensor(image), transforms).unsqueeze(0).to(device)
     entered = entered.float() / 255 if entered.dtype == torch.uint8 else entered
-    logits = network.eval()(entered)
+    logits: Tensor = network.eval()(entered)
+    if flip:
+        mirrored = network(entered.flip(-1)).flip(-1)
+        both = torch.stack([torch.log_softmax(part, dim=1) for part in (logits, mirrored)])
+        logits = both.logsumexp(dim=0) - math.log(2)
     wanted = size or (image.shape[0], image.shape[1])
     if tuple(logits.shape[-2:]) != wanted:
         logits = F.interpolate(logits, size=wanted, mode="bilinear", align_corners=False)
-    labels: Bytes = logits[0].argmax(dim=0).to(torch.uint8).cpu().numpy()
+    return logits[0]
+
+
+def predict_pixels(
+    network: nn.Module,
+    image: Bytes,
+    transforms: Transforms,
+    size: tuple[int, int] | None = None,
+    *,
+    flip: bool = False,
+) -> Bytes:
+    """Return the class of every pixel, uint8 [H, W]: that of the largest logit (see `predict_logits`)."""
+    logits = predict_logits(network, image, transforms, size, flip=flip)
+    labels: Bytes = logits.argmax(dim=0).to(torch.uint8).cpu().numpy()
     return labels
 
 
@@ -63,15 +87,45 @@ def evaluate_network(
     *,
     order: Collection[int] | None = None,
     keep: Collection[int] = (),
+    flip: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> NetworkEvaluation:
-    """Segment every image and count agreement with its label, at the label's own size.
+    """Segment every image by a network and count agreement with its label.
 
     Args:
         network: gives the network for an image by index (all alike, or that of the image's cluster).
         shard: labelled images; label files are opened here.
         table: classes; C of the counts.
         transforms: how images enter.
+        order: which images, in which order; by default all.
+        keep: indices of images whose predictions are wanted.
+        flip: average with the mirrored image.
+        progress: called with (done, total) images.
+
+    Raises `UserError` as `count_agreement` does.
+    """
+
+    def predict(index: int, image: Bytes) -> Bytes:
+        return predict_pixels(network(index), image, transforms, flip=flip)
+
+    return count_agreement(predict, shard, table, order=order, keep=keep, progress=progress)
+
+
+def count_agreement(
+    predict: Callable[[int, Bytes], Bytes],
+    shard: Shard,
+    table: ClassTable,
+    *,
+    order: Collection[int] | None = None,
+    keep: Collection[int] = (),
+    progress: Callable[[int, int], None] | None = None,
+) -> NetworkEvaluation:
+    """Segment every image and count agreement with its label, at the label's own size.
+
+    Args:
+        predict: turns index and picture uint8 [H, W, 3] into classes uint8 [H, W].
+        shard: labelled images; label files are opened here.
+        table: classes; C of the counts.
         order: which images, in which order; by default all.
         keep: indices of images whose predictions are wanted.
         progress: called with (done, total) images.
@@ -83,7 +137,7 @@ def evaluate_network(
     chosen = list(range(len(shard)) if order is None else order)
     for done, index in enumerate(chosen, start=1):
         image, label = entry_pair(shard, index, table)
-        predicted = predict_pixels(network(index), image, transforms)
+        predicted = predict(index, image)
         found.confusion.update(predicted, label)
         domain = shard.entries[index].domain
         if domain is not None:

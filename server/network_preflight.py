@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
+
 from common.checkpoint import load_checkpoint
 from common.command import progress_line
 from common.config import RunConfig
 from common.data.check import check_shard
 from common.data.classes import ClassTable
-from common.data.manifest import Shard
+from common.data.manifest import Shard, read_shard
 from common.errors import UserError
-from common.losses.reductions import crucial_classes
-from common.models.deeplab import build_network, network_signature
 from server.network_scoring import evaluation_shards
+from server.network_work import NetworkWork
 from server.pretrain import load_pretrained, source_shard
 from server.run_dir import prepare_run_dir
 from server.scoring import known_classes
@@ -23,30 +25,27 @@ def check_network_run(config: RunConfig, shards: list[Shard]) -> None:
     ``shards`` are what the sites will train on. Their labels are looked at for supervised training only.
     """
     table = need_classes(config)
-    crucial_classes(config.reduction, table)
+    work = NetworkWork.of(config, table)  # settings that conflict and weights that are missing show here
+    work.greeting()
     check_clusters(config, len(shards))
-    build_network(table.num_classes, config.network, config.seed)  # weights that are missing show here
+    supervised = config.task == "supervised"
     for shard in shards:
-        if config.task == "supervised":
-            check_training_labels(shard, table)
-        check_pictures(shard, labels=config.task == "supervised")
+        if supervised:
+            check_labelled(shard, table, "task 'supervised' trains with labels")
+        check_pictures(shard, labels=supervised)
     if config.task == "adaptation":
         check_source(config, table)
-    for shard in evaluation_shards(config):
-        if shard.classes is not None and shard.classes.num_classes != table.num_classes:
-            raise UserError(
-                f"{shard.path} has {shard.classes.num_classes} classes ({shard.classes.name}), the run has "
-                f"{table.num_classes} ({table.name}); use one class table."
-            )
+    for shard in scored_shards(config, [shard.name for shard in shards]):
+        check_labelled(shard, table, "the run is scored on it")
         check_pictures(shard, labels=True)
     checkpoint = load_checkpoint(config.resume) if config.resume else None
-    if checkpoint is not None and checkpoint.weights_hash != network_signature(
-        table.num_classes, config.network
-    ):
-        raise UserError(
-            f"The checkpoint {config.resume} holds another network than the settings ask for; use the recipe that "
-            "it was made with."
-        )
+    if checkpoint is not None:
+        if checkpoint.weights_hash != work.signature():
+            raise UserError(
+                f"The checkpoint {config.resume} holds another network than the settings ask for; use the recipe that "
+                "it was made with."
+            )
+        work.restore(checkpoint)
     from server.rounds import checkpoint_file
 
     prepare_run_dir(config, None if checkpoint is None else checkpoint_file(config.resume, checkpoint))
@@ -68,30 +67,52 @@ def check_clusters(config: RunConfig, sites: int) -> None:
     wanted = config.clusters
     if wanted.layers == "none":
         return
-    fewest = wanted.exact or wanted.smallest
-    if sites < fewest + (not wanted.exact):
+    key, fewest = ("exact", wanted.exact) if wanted.exact else ("smallest", wanted.smallest)
+    needed = (
+        fewest if wanted.exact else fewest + 1
+    )  # a silhouette compares, and needs a site more than clusters
+    if sites < needed:
         raise UserError(
-            f"clusters.{'exact' if wanted.exact else 'smallest'} is {fewest} but there are {sites} sites; lower it, "
-            "or set clusters.layers to 'none'."
-        )
-    if config.aggregation.optimizer != "none":
-        raise UserError(
-            f"aggregation.optimizer is '{config.aggregation.optimizer}' but clusters.layers is "
-            f"'{wanted.layers}'; a server optimiser has no moments for clusters, set it to 'none'."
+            f"clusters.{key} is {fewest} and needs {needed} sites, but there {'is' if sites == 1 else 'are'} {sites}; "
+            "lower it, or set clusters.layers to 'none'."
         )
 
 
-def check_training_labels(shard: Shard, table: ClassTable) -> None:
-    """Refuse a shard that supervised training cannot use."""
-    if not shard.labelled:
+def scored_shards(config: RunConfig, sites: Sequence[str]) -> list[Shard]:
+    """Return the labelled shards that a run is scored on, at the server or on the sites."""
+    if config.eval.where != "sites":
+        return evaluation_shards(config)
+    if not config.eval.shard:
         raise UserError(
-            f"{shard.path} names images without labels; task 'supervised' needs a label for every image."
+            "eval.where is 'sites' but eval.shard is empty; name their labelled manifests, for example "
+            "'{site}-val.jsonl', or set eval.where to 'none'."
         )
-    if shard.classes is not None and shard.classes.num_classes != table.num_classes:
+    folder, root = Path(config.simulation.shards), config.simulation.data_root or None
+    found = {folder / config.eval.shard.format(site=site) for site in sites}
+    return [read_shard(path, root) for path in sorted(found)]
+
+
+def check_labelled(shard: Shard, table: ClassTable, why: str) -> None:
+    """Refuse a shard with images that have no label, or whose classes are not those of the run."""
+    missing = sum(entry.label is None for entry in shard.entries)
+    if missing:
         raise UserError(
-            f"{shard.path} has {shard.classes.num_classes} classes, the run has {table.num_classes} ({table.name}); "
-            "use one class table."
+            f"{missing} of {len(shard)} images of {shard.path} have no label, but {why}; add the labels or leave the "
+            "images out."
         )
+    own = shard.classes
+    if own is None or own.names == table.names:
+        return
+    if own.num_classes != table.num_classes:
+        raise UserError(
+            f"{shard.path} has {own.num_classes} classes ({own.name}), the run has {table.num_classes} "
+            f"({table.name}); use one class table."
+        )
+    theirs, ours = next((a, b) for a, b in zip(own.names, table.names, strict=True) if a != b)
+    raise UserError(
+        f"{shard.path} calls a class '{theirs}' ({own.name}) that the run calls '{ours}' ({table.name}); use one "
+        "class table."
+    )
 
 
 def check_pictures(shard: Shard, *, labels: bool) -> None:
@@ -108,5 +129,5 @@ def check_source(config: RunConfig, table: ClassTable) -> None:
         load_pretrained(config, table)
         return
     shard = source_shard(config)
-    check_training_labels(shard, table)
+    check_labelled(shard, table, "a source is trained on with labels")
     check_pictures(shard, labels=True)

@@ -16,19 +16,19 @@ import numpy as np
 
 from common.config import RunConfig
 from common.data.classes import ClassTable, load_table
-from common.data.images import read_image, read_label
 from common.data.manifest import Shard, read_shard
+from common.data.pairs import entry_pair
+from common.data.views import entry_image
 from common.device import choose_device
 from common.errors import UserError
 from common.metrics import Confusion, scores
 from common.models.deeplab import DeepLab, build_network, load_arrays, network_signature
 from common.models.scopes import split_flat
 from common.network_evaluate import NetworkEvaluation, evaluate_network, identity_mapping, sum_confusions
-from common.style import extract_style
+from common.style import extract_style, style_kind
 from common.wire import Arrays
 from server.network_state import NetworkState
 from server.scoring import Score, known_classes
-from server.styles import style_kind
 
 PICTURES = 4
 
@@ -84,12 +84,13 @@ def set_fields(found: NetworkEvaluation, table: ClassTable) -> dict[str, Any]:
         by_domain = {
             name: network_score(counts, table).miou for name, counts in sorted(found.domains.items())
         }
-        values = [value for value in by_domain.values() if value is not None]
-        record |= {
-            "domain_miou": by_domain,
-            "domain_miou_mean": statistics.mean(values),
-            "domain_miou_std": statistics.pstdev(values),
-        }
+        values = [value for value in by_domain.values() if value is not None]  # None: all of it is ignored
+        record["domain_miou"] = by_domain
+        if values:
+            record |= {
+                "domain_miou_mean": statistics.mean(values),
+                "domain_miou_std": statistics.pstdev(values),
+            }
     return record
 
 
@@ -200,7 +201,13 @@ class NetworkScorer:
         assert table is not None
         network = self.network(model)
         return evaluate_network(
-            lambda _: network, shard, table, self.config.transforms, keep=keep, order=order
+            lambda _: network,
+            shard,
+            table,
+            self.config.transforms,
+            keep=keep,
+            order=order,
+            flip=self.config.eval.flip,
         )
 
     def evaluate_clusters(self, state: NetworkState, shard: Shard) -> NetworkEvaluation:
@@ -223,7 +230,7 @@ class NetworkScorer:
         if shard.name not in self.styles:
             settings = style_kind(self.config.style)
             self.styles[shard.name] = [
-                extract_style(read_image(shard.image_path(index)), settings) for index in range(len(shard))
+                extract_style(entry_image(shard, index), settings) for index in range(len(shard))
             ]
         return self.styles[shard.name]
 
@@ -243,13 +250,13 @@ class NetworkScorer:
         )
         only = replace(shard, entries=tuple(shard.entries[index] for index in chosen))
         found = self.evaluate(model, only, keep=tuple(range(count)))
-        truths = [shard.label_path(index) for index in chosen]
+        shown = [entry_pair(shard, index, shard.classes or table) for index in chosen]
         return write_pictures(
             run_dir,
             round_number,
-            [read_image(shard.image_path(index)) for index in chosen],
+            [image for image, _ in shown],
             [found.predictions[index] for index in range(count)],
-            [None if path is None else read_label(path, shard.classes or table) for path in truths],
+            [truth for _, truth in shown],
             table,
             list(range(table.num_classes)),
         )

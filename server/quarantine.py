@@ -11,7 +11,10 @@ from common import wire
 
 SLACK_BYTES = 4096
 MOST_IMAGES = 1 << 40
-_TRAINED = frozenset({"head", "centroids", "shared"})  # averaged by rules that expect one type
+_TRAINED = frozenset({"head", "centroids", "shared", "weights", "statistics"})
+"""Groups that are averaged by rules which expect one type."""
+_MODELS = ("head", "weights")
+"""Groups that come with the numbers by which their site is weighed."""
 
 
 @dataclass(frozen=True)
@@ -64,10 +67,15 @@ class Expectation:
 
 def _impossible(update: wire.Update) -> str | None:
     """Name figures that no honest site can have: negative counts, sums of unit codes longer than their number."""
+    weighed = any(group in update.groups for group in _MODELS)
+    least = 1 if "weights" in update.groups else 0  # alone in its cluster, a site of weight 0 has no mean
     for key in ("images", "batches"):
-        number = update.facts.get(key, None if "head" in update.groups else 0)
-        if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number <= MOST_IMAGES:
+        number = update.facts.get(key, None if weighed else 0)
+        if isinstance(number, bool) or not isinstance(number, int) or not least <= number <= MOST_IMAGES:
             return f"its number of {key} is {str(number)[:40]!r}, expected a count"
+    for key, value in update.groups.get("statistics", {}).items():
+        if key.endswith("running_var") and value.min(initial=0) < 0:
+            return f"'statistics/{key}' holds a negative variance"
     for key, figure in update.metrics.items():
         if not np.isfinite(figure):
             return f"its metric {key[:40]!r} is {figure}"

@@ -55,7 +55,11 @@ class Registry:
             round=round_number, settings=self.config.to_wire(), run_key=self.run_key, options=self.greeting
         )
         content = wire.encode_task(task, self.config.wire.dtype)
-        notice(f"greeting {len(new)} site(s); a site caches its features now if it has none yet")
+        caches = self.config.task == "unsupervised"
+        notice(
+            f"greeting {len(new)} site(s)"
+            + ("; a site caches its features now if it has none yet" if caches else "")
+        )
         deadline = self.config.sites.deadline_seconds
         messages = [wire.make_message(content, node, wire.HELLO, round_number, deadline) for node in new]
         replies = link.exchange(messages, deadline)
