@@ -57,9 +57,20 @@ def refine(cosines: Tensor, image: Bytes, settings: CrfSettings = DEFAULT) -> By
         image: RGB, uint8 [H, W, 3].
         settings: weights and widths.
     """
+    return refine_logits(SHARPNESS * cosines.float(), image, settings)
+
+
+def refine_logits(logits: Tensor, image: Bytes, settings: CrfSettings = DEFAULT) -> Bytes:
+    """Return the most probable class of every pixel, uint8 [H, W]; the unary is -log softmax(logits).
+
+    Args:
+        logits: [K, H, W]; log-probabilities are logits too.
+        image: RGB, uint8 [H, W, 3].
+        settings: weights and widths.
+    """
     height, width = image.shape[:2]
     shrink = math.sqrt(settings.max_pixels / (height * width))
-    logits = SHARPNESS * cosines.float()
+    logits = logits.float()
     if shrink < 1:
         size = (max(1, round(height * shrink)), max(1, round(width * shrink)))
         logits = F.interpolate(logits.unsqueeze(0), size=size, mode="area")[0]

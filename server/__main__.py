@@ -11,6 +11,7 @@ from typing import Any
 from common.command import CommandParser, progress_line
 from common.config import RunConfig, load_config, parse_assignments, read_recipe
 from common.errors import UserError, report_user_errors
+from server.arguments import add_cluster_option, image_size, positive
 
 
 def settings_of(arguments: argparse.Namespace, fixed: Mapping[str, Any] | None = None) -> RunConfig:
@@ -59,6 +60,7 @@ def run_evaluate(arguments: argparse.Namespace) -> None:
         json_path=arguments.json,
         matching=arguments.matching,
         protocol=arguments.protocol,
+        cluster=arguments.cluster,
         progress=progress_line("segmenting"),
     )
     print_evaluation(result)
@@ -99,6 +101,7 @@ def run_segment(arguments: argparse.Namespace) -> None:
         arguments.inputs,
         crf=arguments.crf,
         flip=arguments.flip,
+        cluster=arguments.cluster,
         progress=progress_line("segmenting"),
     )
     print(index)
@@ -108,7 +111,7 @@ def run_export(arguments: argparse.Namespace) -> None:
     """`export`."""
     from server.export import export_onnx
 
-    print(export_onnx(arguments.checkpoint, arguments.out))
+    print(export_onnx(arguments.checkpoint, arguments.out, cluster=arguments.cluster, size=arguments.size))
 
 
 def run_report(arguments: argparse.Namespace) -> None:
@@ -121,13 +124,6 @@ def run_report(arguments: argparse.Namespace) -> None:
         page = compare(arguments.runs, arguments.out)
         print(comparison_text(arguments.runs))
         print(page)
-
-
-def positive(text: str) -> int:
-    """Read a whole number from 1 up."""
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 up")
-    return int(text)
 
 
 def add_run_options(command: argparse.ArgumentParser) -> None:
@@ -195,7 +191,8 @@ def build_parser() -> argparse.ArgumentParser:
     evaluate.add_argument(
         "--matching",
         choices=("hungarian", "many-to-one", "checkpoint"),
-        help="clusters to classes (default: as the run was scored); checkpoint: as matched while training",
+        help="clusters to classes (default: as the run was scored); checkpoint: as matched while training; "
+        "networks that were trained with classes need none",
     )
     evaluate.add_argument(
         "--protocol",
@@ -203,6 +200,7 @@ def build_parser() -> argparse.ArgumentParser:
         default="label-size",
         help="score at the label's size, or the centre crop of 320 pixels as in the published evaluation",
     )
+    add_cluster_option(evaluate, "auto")
     evaluate.add_argument("--json", type=Path, metavar="OUT", help="write all figures to this file")
 
     probe = add(
@@ -245,6 +243,7 @@ def build_parser() -> argparse.ArgumentParser:
     segment.add_argument("--out", type=Path, required=True, metavar="DIR", help="where the results go")
     segment.add_argument("--crf", action="store_true", help="refine with a dense CRF")
     segment.add_argument("--flip", action="store_true", help="average with the mirrored image")
+    add_cluster_option(segment, "auto")
     segment.add_argument("inputs", type=Path, nargs="+", metavar="IMAGE_OR_FOLDER")
 
     export = add(
@@ -255,6 +254,13 @@ def build_parser() -> argparse.ArgumentParser:
     )
     export.add_argument("--checkpoint", type=Path, required=True, metavar="C", help="file or run directory")
     export.add_argument("--out", type=Path, required=True, metavar="FILE", help="the ONNX file")
+    add_cluster_option(export, "global")
+    export.add_argument(
+        "--size",
+        type=image_size,
+        metavar="HxW",
+        help="of the images of a whole network (default: as scored, or as training cut them)",
+    )
 
     settings = add(
         "settings",

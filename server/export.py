@@ -19,16 +19,19 @@ from common.evaluate import backbone_maps
 from common.overlay import make_legend
 from common.seeds import torch_generator
 from common.segmenter import Segmenter
-from server.evaluate_command import check_backbone
+from server.evaluate_clusters import check_backbone
+from server.export_network import Size, WholeNetwork, network_metadata, whole_network
+from server.predictor import Cluster, refuse_cluster
 
 if TYPE_CHECKING:
     from common.models.backbone import Backbone
 
 TOLERANCE = 1e-3
-"""Largest difference of a cosine that is accepted between ONNX Runtime and torch."""
+"""Largest difference that is accepted between ONNX Runtime and torch, in multiples of the largest output, or of 1
+where that is smaller (cosines)."""
 
 AGREEMENT = 0.999
-"""Smallest share of pixels that must get the same cluster."""
+"""Smallest share of pixels that must get the same cluster or class."""
 
 
 class WholeModel(nn.Module):
@@ -36,6 +39,8 @@ class WholeModel(nn.Module):
 
     Normalisation is inside. The cluster of a pixel is the argmax over K.
     """
+
+    output = "cosines"
 
     def __init__(self, backbone: Backbone, segmenter: Segmenter, size: tuple[int, int]) -> None:
         super().__init__()
@@ -46,15 +51,30 @@ class WholeModel(nn.Module):
         return self.segmenter.logits(backbone_maps(self.backbone, images), self.size)
 
 
-def export_onnx(checkpoint: str | Path, out: str | Path, *, opset: int = 18) -> Path:
-    """Write backbone, head and centroids of a checkpoint as one ONNX file and return its path.
+def export_onnx(
+    checkpoint: str | Path,
+    out: str | Path,
+    *,
+    cluster: Cluster = "global",
+    size: Size | None = None,
+    opset: int = 18,
+) -> Path:
+    """Write the whole model of a checkpoint, from pixels to scores, as one ONNX file and return its path.
 
     The file is run by ONNX Runtime on random images, one and two at a time, and compared with torch before it
     gets its name; a file that differs is never kept. Its metadata hold input size, names and colours of
-    what each cluster stands for.
+    what each cluster or class stands for.
+
+    Args:
+        checkpoint: a ``round-NNNN.safetensors`` file or a run directory (its newest round).
+        out: the file.
+        cluster: "global" or a number: which network of a run with style clusters.
+        size: height and width of the images of a whole network, where not as `export_network.input_size` says.
+        opset: of ONNX.
 
     Raises:
-        UserError: onnx or onnxruntime is not installed, other weights, or the two disagree.
+        UserError: onnx or onnxruntime is not installed, other weights, a size or a cluster that cannot be, or the
+            two disagree.
     """
     try:
         import onnx
@@ -67,7 +87,7 @@ def export_onnx(checkpoint: str | Path, out: str | Path, *, opset: int = 18) -> 
             "install the extra: pip install '.[export]'."
         ) from None
     saved = load_checkpoint(checkpoint)
-    model = _whole_model(saved, str(checkpoint))
+    model, metadata = _prepare(saved, str(checkpoint), cluster, size)
     target = Path(out)
     example = torch.rand(2, 3, *model.size, generator=torch_generator(saved.config.seed, "export"))
     with atomic_path(target) as temporary:
@@ -77,7 +97,7 @@ def export_onnx(checkpoint: str | Path, out: str | Path, *, opset: int = 18) -> 
                 model,
                 (example,),
                 input_names=["images"],
-                output_names=["cosines"],
+                output_names=[model.output],
                 dynamic_shapes={"images": {0: torch.export.Dim("batch", min=1)}},
                 opset_version=opset,
                 dynamo=True,
@@ -85,7 +105,7 @@ def export_onnx(checkpoint: str | Path, out: str | Path, *, opset: int = 18) -> 
             )
         assert program is not None
         described = program.model_proto
-        for key, value in _metadata(saved).items():
+        for key, value in metadata.items():
             described.metadata_props.add(key=key, value=value)
         onnx.checker.check_model(described)
         temporary.write_bytes(described.SerializeToString())
@@ -93,6 +113,22 @@ def export_onnx(checkpoint: str | Path, out: str | Path, *, opset: int = 18) -> 
         for images in (example, example[:1]):
             _compare(model, session, images, target)
     return target
+
+
+def _prepare(
+    saved: Checkpoint, where: str, cluster: Cluster, size: Size | None
+) -> tuple[WholeModel | WholeNetwork, dict[str, str]]:
+    """Return the module of a checkpoint of any task, and what the file says of itself."""
+    if saved.config.task != "unsupervised":
+        network = whole_network(saved, where, cluster, size)
+        return network, network_metadata(saved, where, cluster, network.size)
+    refuse_cluster(saved, where, cluster)
+    if size is not None:
+        raise UserError(
+            f"--size was given, but {where} takes images of {saved.config.model.height} x {saved.config.model.width} "
+            "pixels only; leave it out."
+        )
+    return _whole_model(saved, where), _metadata(saved)
 
 
 def _whole_model(saved: Checkpoint, where: str) -> WholeModel:
@@ -121,15 +157,15 @@ def _metadata(saved: Checkpoint) -> dict[str, str]:
 
 
 @torch.no_grad()
-def _compare(model: WholeModel, session: Any, images: Tensor, target: Path) -> None:
+def _compare(model: WholeModel | WholeNetwork, session: Any, images: Tensor, target: Path) -> None:
     """Raise `UserError` where ONNX Runtime and torch do not say the same."""
     expected = model(images).numpy()
-    (given,) = session.run(["cosines"], {"images": images.numpy()})
-    difference = float(np.abs(given - expected).max())
+    (given,) = session.run([model.output], {"images": images.numpy()})
+    difference = float(np.abs(given - expected).max() / max(1.0, float(np.abs(expected).max())))
     same = float((given.argmax(axis=1) == expected.argmax(axis=1)).mean())
     if not (difference <= TOLERANCE and same >= AGREEMENT):
         raise UserError(
-            f"The ONNX file does not agree with torch (cosines differ by up to {difference:.2g}, "
-            f"{100 * same:.2f} % of pixels get the same cluster), so {target} was not written; "
+            f"The ONNX file does not agree with torch ({model.output} differ by up to {difference:.2g}, "
+            f"{100 * same:.2f} % of pixels get the same argmax), so {target} was not written; "
             "try another version of onnxruntime."
         )

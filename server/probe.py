@@ -28,7 +28,8 @@ from common.features import Features, open_features
 from common.metrics import scores
 from common.probe import MOST_OF_AN_IMAGE, PIXELS, LinearProbe, fit_linear, join, sample_pixels
 from common.segmenter import Geometry, Segmenter
-from server.evaluate_command import Protocol, apply_protocol, check_backbone, class_lines
+from server.evaluate_clusters import Protocol, apply_protocol, check_backbone
+from server.evaluate_command import class_lines
 
 On = Literal["code", "features"]
 
@@ -65,6 +66,11 @@ def probe_checkpoint(
     """
     started = time.monotonic()
     saved = load_checkpoint(checkpoint)
+    if saved.config.task != "unsupervised":
+        raise UserError(
+            f"Checkpoint {checkpoint} is of task '{saved.config.task}': a network that was trained with labels has "
+            "no frozen features to probe; score it with `evaluate`."
+        )
     table = load_table(classes) if classes is not None else None
     fitted_on = [read_shard(path, data_root, table) for path in train]
     scored_on = read_shard(test, data_root, table)

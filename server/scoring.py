@@ -24,7 +24,7 @@ from common.metrics import Confusion, Matching, match, scores
 from common.preflight import find_cache
 from common.segmenter import Segmenter
 from common.wire import Groups
-from server.evaluate_command import crf_refinement
+from server.evaluate_clusters import crf_refinement
 from server.model_state import ModelState, own_groups
 
 log = logging.getLogger(__name__)

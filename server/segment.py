@@ -7,26 +7,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING
 from urllib.parse import quote
 
-import torch
 from PIL import Image
 
 from common.atomic import atomic_path, atomic_write_text
-from common.checkpoint import Checkpoint, load_checkpoint
+from common.checkpoint import load_checkpoint
 from common.data.images import SUFFIXES, read_image
-from common.device import choose_device
 from common.errors import UserError
-from common.evaluate import backbone_maps, predict
-from common.models.inputs import prepare_image
-from common.overlay import Bytes, Legend, label_image, make_legend, overlay, present_ids, with_legend
-from common.segmenter import Segmenter
-from server.evaluate_command import check_backbone, crf_refinement
+from common.overlay import Legend, label_image, overlay, present_ids, with_legend
+from server.predictor import Cluster, load_predictor
 from server.report_html import page, section, swatch
-
-if TYPE_CHECKING:
-    from common.models.backbone import Backbone
 
 
 @dataclass(frozen=True)
@@ -45,6 +36,7 @@ def segment(
     crf: bool = False,
     flip: bool = False,
     device: str = "auto",
+    cluster: Cluster = "auto",
     alpha: float = 0.55,
     progress: Callable[[int, int], None] | None = None,
 ) -> Path:
@@ -52,34 +44,34 @@ def segment(
 
     Writes ``labels/NAME.png`` (palette picture of the picture's own size whose values are class ids, or
     cluster numbers where nobody named them), ``overlays/NAME.png`` with a legend, ``legend.json`` (id, name,
-    colour) and, last, ``index.html``. Every picture is opened before anything is written. Each is squashed
-    to the model's input, so that the whole of it is segmented even where training looked at the centre.
+    colour) and, last, ``index.html``. Every picture is opened before anything is written. The whole of it is
+    segmented even where training looked at a part.
 
     Args:
         checkpoint: a ``round-NNNN.safetensors`` file or a run directory (its newest round).
         out: folder of the results; files of the same name are replaced.
         inputs: pictures and folders; folders are searched with all their subfolders.
         crf: refine with the dense CRF.
-        flip: average codes with those of the mirrored picture.
+        flip: average codes (of a whole network: probabilities) with those of the mirrored picture.
         device: "auto", "cpu" or "cuda".
+        cluster: which network of a run with style clusters (see `predictor.Cluster`).
         alpha: strength of the colours in the overlay, 0..1.
         progress: called with (done, total) pictures.
 
     Raises:
-        UserError: no picture found, one that cannot be read, two with the same name, other weights.
+        UserError: no picture found, one that cannot be read, two with the same name, other weights, no such cluster.
     """
     folder = Path(out)
     jobs = find_pictures(inputs, exclude=folder)
     saved = load_checkpoint(checkpoint)
     for job in jobs:
         read_image(job.source)  # refuses what cannot be read, before anything is written
-    run = _Model.load(saved, device, str(checkpoint))
-    legend = make_legend(run.segmenter.num_clusters, saved.classes, saved.mapping)
-    refine = crf_refinement() if crf else None
+    predictor = load_predictor(saved, str(checkpoint), device, cluster)
+    legend = predictor.legend
     used: list[list[int]] = []
     for done, job in enumerate(jobs, start=1):
         image = read_image(job.source)
-        ids = legend.apply(predict(run.segmenter, run.code(image, flip), image.shape[:2], refine, image))
+        ids = legend.apply(predictor.labels(image, flip=flip, crf=crf))
         used.append(present_ids([ids], legend))
         _save(label_image(ids, legend), _result(folder, "labels", job))
         _save(
@@ -90,7 +82,14 @@ def segment(
             progress(done, len(jobs))
     atomic_write_text(folder / "legend.json", json.dumps(legend.as_json(), indent=2) + "\n")
     index = folder / "index.html"
-    atomic_write_text(index, _index(saved, jobs, legend, used, crf, flip))
+    words = [
+        f"{saved.config.name}, seed {saved.config.seed}, round {saved.round}",
+        f"{len(jobs)} picture" + ("" if len(jobs) == 1 else "s"),
+        *(["refined by the CRF"] if crf else []),
+        *(["averaged with the mirror image"] if flip else []),
+        *predictor.words(),
+    ]
+    atomic_write_text(index, _index(jobs, legend, used, words, predictor.named))
     return index
 
 
@@ -127,34 +126,6 @@ def find_pictures(inputs: Sequence[str | Path], exclude: Path | None = None) -> 
     return jobs
 
 
-@dataclass(frozen=True)
-class _Model:
-    """Backbone and segmenter of a checkpoint on one device."""
-
-    backbone: Backbone
-    segmenter: Segmenter
-    saved: Checkpoint
-    device: torch.device
-
-    @classmethod
-    def load(cls, saved: Checkpoint, device: str, where: str) -> _Model:
-        from common.models.backbone import load_backbone
-
-        chosen = choose_device(device)
-        model = saved.config.model.model_copy(update={"crop": "none"})
-        backbone = load_backbone(model, saved.config.seed, chosen)
-        check_backbone(saved, backbone.weights_hash, backbone.channels, where)
-        return cls(backbone, Segmenter.from_checkpoint(saved, model=model).to(chosen), saved, chosen)
-
-    @torch.no_grad()
-    def code(self, image: Bytes, flip: bool) -> torch.Tensor:
-        """Return the code [1, D, h, w] of a picture."""
-        model = self.saved.config.model.model_copy(update={"crop": "none"})
-        prepared = prepare_image(image, model).unsqueeze(0).to(self.device)
-        mirrored = backbone_maps(self.backbone, prepared.flip(-1)) if flip else None
-        return self.segmenter.code(backbone_maps(self.backbone, prepared), mirrored)
-
-
 def _below(path: Path, folder: Path) -> bool:
     return path.resolve().is_relative_to(folder.resolve())
 
@@ -169,27 +140,13 @@ def _save(picture: Image.Image, path: Path) -> None:
 
 
 def _index(
-    saved: Checkpoint,
-    jobs: Sequence[Job],
-    legend: Legend,
-    used: Sequence[Sequence[int]],
-    crf: bool,
-    flip: bool,
+    jobs: Sequence[Job], legend: Legend, used: Sequence[Sequence[int]], words: Sequence[str], named: bool
 ) -> str:
     shown = sorted({index for ids in used for index in ids})
     entries = legend.as_json()
     chips = "".join(
         f'<span class="chip">{swatch(str(entries[i]["colour"]), legend.names[i])}</span>' for i in shown
     )
-    named = saved.mapping is not None and saved.classes is not None
-    extras = [
-        word for word, on in (("refined by the CRF", crf), ("averaged with its mirror image", flip)) if on
-    ]
-    words = [
-        f"{saved.config.name}, seed {saved.config.seed}, round {saved.round}",
-        f"{len(jobs)} pictures",
-        *extras,
-    ]
     note = (
         "The pixel values of labels/*.png are the ids of legend.json."
         if named

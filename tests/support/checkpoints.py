@@ -1,4 +1,8 @@
-"""A tiny model on disk: random backbone, random head, random centroids, several clusters in any picture."""
+"""Untrained models on disk that see several clusters or classes in any picture.
+
+One of frozen features (random backbone, head and centroids), one of a whole network, with or without networks of
+style clusters.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +13,14 @@ import torch
 
 from common.checkpoint import Checkpoint, checkpoint_path, save_checkpoint
 from common.config import load_config
-from common.data.classes import ClassTable
+from common.data.classes import SYNTHETIC, ClassTable
 from common.evaluate import backbone_maps
 from common.models.backbone import Backbone, load_backbone
+from common.models.deeplab import DeepLab, build_network, network_signature, network_to_arrays
 from common.models.head import SegmentationHead, build_head, init_centroids, state_to_numpy
+from common.style import extract_style
+from common.style_clusters import StyleClusters
+from server.network_state import NetworkState
 
 
 def write_checkpoint(
@@ -58,3 +66,82 @@ def _centred_head(backbone: Backbone, head: SegmentationHead) -> dict[str, np.nd
     code = head.eval()(backbone_maps(backbone, noise.cumsum(-1) / noise.sum(-1, keepdim=True)))
     head.linear.bias.data -= code.detach().mean(dim=(0, 2, 3))
     return state_to_numpy(head)
+
+
+LAST = ("head.4.weight", "head.4.bias")
+"""The classifier of a network: the names that the clusters below have for themselves."""
+
+
+def write_network_checkpoint(
+    run_dir: Path,
+    classes: ClassTable | None = SYNTHETIC,
+    *,
+    clusters: bool = False,
+    mapping: bool = True,
+    **settings: object,
+) -> Path:
+    """Write round 1 of a run of task `supervised` and return the path of its arrays.
+
+    With ``clusters`` there are two: 0 for dark pictures, which has the shared classifier, and 1 for bright ones,
+    whose classes come in reverse order.
+    """
+    given: dict[str, object] = {
+        "name": "net",
+        "task": "supervised",
+        "network.weights": "random",
+        "transforms.height": 64,
+        "transforms.width": 96,
+        "style.height": 64,
+        "style.width": 64,
+        **settings,
+    }
+    if clusters:
+        given["clusters.layers"] = "decoder"
+    config = load_config(given)
+    number = 2 if classes is None else classes.num_classes
+    network = build_network(number, config.network, config.seed)
+    _centre_logits(network)
+    weights, statistics = network_to_arrays(network)
+    state = NetworkState(weights | statistics)
+    if clusters:
+        style = config.style.model_copy(update={"transfer": "fourier"})
+        grey = [extract_style(np.full((64, 64, 3), value, dtype=np.uint8), style) for value in (60, 200)]
+        grouping = StyleClusters(
+            np.stack(grey).reshape(2, -1).astype(np.float64), {"site-0": 0, "site-1": 1}, {2: 0.5}
+        )
+        own = {key: state.model[key] for key in LAST}
+        turned = {key: np.ascontiguousarray(value[::-1]) for key, value in own.items()}
+        state = NetworkState(state.model, clusters={0: own, 1: turned}, grouping=grouping)
+    path = checkpoint_path(run_dir, 1)
+    checkpoint = Checkpoint(
+        round=1,
+        head=state.model,
+        centroids=np.zeros((0, 0), dtype=np.float32),
+        config=config,
+        classes=classes,
+        weights_hash=network_signature(number, config.network),
+        channels=number,
+        grid=(64, 96),
+        mapping=list(range(number)) if mapping else None,
+        extra=state.to_extra(),
+    )
+    save_checkpoint(path, checkpoint)
+    return path
+
+
+@torch.no_grad()
+def _centre_logits(network: DeepLab) -> None:
+    """Give every class the same mean and spread on noise: an untrained network says one class of everything."""
+    noise = torch.rand((2, 3, 128, 192), generator=torch.Generator().manual_seed(3))
+    for module in network.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.momentum = None  # running statistics become those of the next batch
+    network.seed_dropout(0)
+    network.train()(noise)
+    logits = network.eval()(noise)
+    classifier = network.head[-1]
+    assert isinstance(classifier, torch.nn.Conv2d)
+    assert classifier.bias is not None
+    scale = 1 / logits.std(dim=(0, 2, 3))
+    classifier.bias.sub_(logits.mean(dim=(0, 2, 3))).mul_(scale)
+    classifier.weight.mul_(scale.view(-1, 1, 1, 1))

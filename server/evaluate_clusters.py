@@ -1,0 +1,133 @@
+"""How good is a model of frozen features and centroids on any labelled shard?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from common import config
+from common.checkpoint import Checkpoint
+from common.data.classes import ClassTable
+from common.data.manifest import Shard
+from common.device import choose_device
+from common.errors import UserError
+from common.evaluate import Evaluation, Refine, ScoreAt, evaluate, mirrored_features
+from common.features import open_features
+from common.metrics import match, scores
+from common.segmenter import Segmenter, Upsample
+
+Matching = Literal["hungarian", "many-to-one", "checkpoint"]
+Protocol = Literal["label-size", "center-320"]
+
+
+def evaluate_clusters(
+    saved: Checkpoint,
+    where: str,
+    pictures: Shard,
+    *,
+    crf: bool = False,
+    flip: bool = False,
+    matching: Matching | None = None,
+    protocol: Protocol = "label-size",
+    cache_dir: str | Path | None = None,
+    device: str = "auto",
+    progress: Callable[[int, int], None] | None = None,
+) -> dict[str, Any]:
+    """Return the quality fields of a record; ``where`` is the checkpoint's path, for messages.
+
+    The others are those of `evaluate_command.evaluate_checkpoint`, and so are the errors.
+    """
+    how = matching or saved.config.eval.matching
+    if how == "checkpoint" and saved.mapping is None:
+        raise UserError(
+            f"Checkpoint {where} names no classes (it was never scored); match on this shard: hungarian."
+        )
+    model, upsample, score_at = apply_protocol(saved.config.model, protocol)
+    folder = Path(cache_dir) if cache_dir is not None else pictures.path.parent / "cache"
+    chosen = choose_device(device)
+    features = open_features(
+        pictures, model, saved.config.cache, folder, device=chosen, seed=saved.config.seed, progress=progress
+    )
+    check_backbone(saved, features.weights_hash, features.channels, where)
+    segmenter = Segmenter.from_checkpoint(saved, model=model, upsample=upsample).to(chosen)
+    found = evaluate(
+        segmenter,
+        features,
+        pictures,
+        model,
+        score_at=score_at,
+        mirrored=mirrored_features(pictures, model, saved.config.seed, chosen) if flip else None,
+        refine=crf_refinement() if crf else None,
+        progress=progress,
+    )
+    return quality(found, pictures.classes, how, saved.mapping) | {"weights_sha256": features.weights_hash}
+
+
+def quality(
+    found: Evaluation, classes: ClassTable | None, how: str, known_mapping: list[int] | None = None
+) -> dict[str, Any]:
+    """Return the quality fields of a record: matched once on the summed counts; all None without labels."""
+    record: dict[str, Any] = {
+        "images": found.num_images,
+        "labelled_images": found.num_labelled,
+        "pixels": None,
+        "accuracy": None,
+        "miou": None,
+        "miou_all": None,
+        "per_class_iou": None,
+        "confusion": None,
+        "mapping": known_mapping,
+        "matching": None,
+        "classes": None if classes is None else list(classes.names),
+        "mean_cosine": found.mean_cosine,
+        "cluster_share": found.cluster_share,
+        "entropy": found.entropy,
+    }
+    if found.confusion is None or classes is None:
+        return record
+    if how == "checkpoint":
+        mapping = np.asarray(known_mapping, dtype=np.int64)
+        highest = max(int(value) for value in mapping)
+        if highest >= classes.num_classes:
+            raise UserError(
+                f"The checkpoint's clusters stand for {highest + 1} classes but the shard has "
+                f"{classes.num_classes} ({classes.name}); match on this shard instead: hungarian."
+            )
+    else:
+        mapping = match(found.confusion, "many-to-one" if how == "many-to-one" else "hungarian")
+    scored = scores(found.confusion, mapping).to_dict(classes.names)
+    return record | scored | {"confusion": found.confusion.to_list(), "matching": how}
+
+
+def check_backbone(checkpoint: Checkpoint, weights_hash: str, channels: int, where: str) -> None:
+    """Raise `UserError` where the backbone at hand is not the one that a checkpoint was trained on."""
+    if checkpoint.channels != channels:
+        raise UserError(
+            f"Checkpoint {where} was trained on features of {checkpoint.channels} channels but the backbone "
+            f"gives {channels}; use the backbone settings of the run."
+        )
+    if checkpoint.weights_hash and checkpoint.weights_hash != weights_hash:
+        raise UserError(
+            f"Checkpoint {where} was trained on the backbone weights {checkpoint.weights_hash[:12]} but "
+            f"{weights_hash[:12]} are here; use the weights of the run ({checkpoint.config.model.weights})."
+        )
+
+
+def crf_refinement() -> Refine:
+    """Return the dense CRF as `evaluate` and `segment` want it."""
+    from common.crf import refine
+
+    return refine
+
+
+def apply_protocol(model: config.Model, protocol: Protocol) -> tuple[config.Model, Upsample, ScoreAt]:
+    """Return backbone settings, order of enlarging, and where to score."""
+    if protocol == "label-size":
+        return model, "cosines", "label"
+    if protocol != "center-320":
+        raise UserError(f"Protocol {protocol!r} is unknown; expected label-size or center-320.")
+    changes = {"height": 320, "width": 320, "crop": "center", "resize": "nearest"}
+    return model.model_copy(update=changes), "code", "input"
