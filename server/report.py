@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
+from statistics import fmean, stdev
 from typing import Any
 
 from common.atomic import atomic_write_text
@@ -26,6 +27,7 @@ from server.report_html import (
 from server.report_networks import (
     classes_section,
     clusters_section,
+    columns,
     header_words,
     is_network,
     sets_chart,
@@ -33,7 +35,7 @@ from server.report_networks import (
     styles_section,
 )
 from server.report_pictures import contact_sheet, write_pictures
-from server.report_sets import find_sets, last_count, mean_and_spread
+from server.report_sets import find_sets, last_count
 from server.report_sites import rounds_section, sites_section
 from server.report_svg import (
     SERIES_COLOURS,
@@ -140,7 +142,8 @@ def _last_rounds(run: Run) -> list[tuple[str, str]]:
     values = first.last("miou", count)
     tiles_of_set = []
     if len(values) > 1:
-        tiles_of_set.append((f"{mean_and_spread(values)} %", f"mean of the last {len(values)} scored rounds"))
+        spread = f"deviation {100 * stdev(values):.1f}"
+        tiles_of_set.append((percent(fmean(values)), f"mean of the last {len(values)} rounds, {spread}"))
     if first.clustered:
         tiles_of_set.append((percent(first.final["cluster_miou"]), "mIoU of the clusters' networks"))
     return tiles_of_set
@@ -196,6 +199,8 @@ def _curves(run: Run) -> str:
 
 
 def _quality(run: Run) -> str:
+    if is_network(run) and columns(run) > 1:  # too wide to stand side by side
+        return classes_section(run) + _confusion(run)
     classes = classes_section(run) if is_network(run) else _classes(run)
     return f'<div class="row">{classes}{_confusion(run)}</div>'
 

@@ -50,8 +50,8 @@ def score_columns(methods: Sequence[Method]) -> list[Column]:
                 for method in methods
             ]
             last = [method.last_rounds(name, key) for method in methods]
-            columns.append((f"{prefix}{whose}mIoU %", [mean_and_spread(values) for values in finals]))
-            columns.append((f"{prefix}{whose}last rounds %", [mean_and_spread(values) for values in last]))
+            columns.append((f"{prefix}{whose or 'mIoU '}%", [mean_and_spread(values) for values in finals]))
+            columns.append((f"{prefix}{whose}last %", [mean_and_spread(values) for values in last]))
     prefix = f"{sets[0]} " if len(sets) > 1 else ""
     return [*columns, (prefix + accuracy[0], accuracy[1])]
 
@@ -62,10 +62,12 @@ def set_notes(methods: Sequence[Method]) -> list[str]:
         return []
     counts = sorted({last_count(run) for method in methods for run in method.runs})
     span = "/".join(map(str, counts))
-    last = f"Last rounds: the mean over the last {span} scored rounds of each run (eval.last), or over all of fewer."
+    last = f"Last: the mean mIoU over the last {span} scored rounds of each run (eval.last), or over all of fewer."
     notes = [last]
     if any(is_clustered(methods, name) for name in all_sets(methods)):
-        notes.append("Clusters: every image by the network of the style cluster nearest to it.")
+        notes.append(
+            "Clusters: mIoU where every image is segmented by the network of the style cluster nearest to it."
+        )
     return notes
 
 

@@ -20,6 +20,8 @@ RAREST = 5
 
 _LEFT, _RIGHT, _TOP, _BOTTOM = 54, 20, 12, 118
 _GAP = 17
+_MARGIN = 0.12
+"""Room left and right of the outermost classes, in powers of ten."""
 
 
 def class_shares(run: Run) -> dict[str, float]:
@@ -48,14 +50,13 @@ def frequency_chart(
     """Draw IoU (0 to 1) over the share of pixels (logarithmic): a dot a class and recipe, joined by recipe."""
     if not shares or not any(values for _, _, values in curves):
         return '<p class="soft">No labels were counted yet.</p>'
-    low = math.floor(math.log10(min(shares.values())))
-    high = max(0, math.ceil(math.log10(max(shares.values()))))
+    low, high = math.log10(min(shares.values())) - _MARGIN, math.log10(max(shares.values())) + _MARGIN
     bottom = height - _BOTTOM
     most = max((value for _, _, values in curves for value in values.values()), default=1.0)
     top_value = max(0.1, math.ceil(most * 10 - 1e-9) / 10)
 
     def x_of(share: float) -> float:
-        return _LEFT + (math.log10(share) - low) / max(high - low, 1) * (width - _LEFT - _RIGHT)
+        return _LEFT + (math.log10(share) - low) / (high - low) * (width - _LEFT - _RIGHT)
 
     def y_of(value: float) -> float:
         return bottom - value / top_value * (bottom - _TOP)
@@ -65,16 +66,22 @@ def frequency_chart(
         y = y_of(level / 10)
         parts.append(f'<line x1="{_LEFT}" x2="{width - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}" stroke="{GRID}"/>')
         parts.append(svg_text(_LEFT - 8, y + 4, percent_tick(level / 10), anchor="end"))
-    for power in range(low, high + 1):
-        x = x_of(10.0**power)
+    for share in _decades(low, high):
+        x = x_of(share)
         parts.append(f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{_TOP}" y2="{bottom}" stroke="{GRID}"/>')
-        parts.append(svg_text(x, bottom + 15, percent_tick(10.0**power), anchor="middle"))
+        parts.append(svg_text(x, bottom + 15, percent_tick(share), anchor="middle"))
     ordered = sorted(shares, key=lambda name: (shares[name], name))
     parts += _class_names(ordered, [x_of(shares[name]) for name in ordered], bottom, width)
     for name, colour, values in curves:
         parts += _curve(name, colour, [(n, x_of(shares[n]), values[n]) for n in ordered if n in values], y_of)
     parts.append(svg_text((_LEFT + width - _RIGHT) / 2, height - 2, "share of pixels", anchor="middle"))
     return "".join([*parts, "</svg>"])
+
+
+def _decades(low: float, high: float) -> list[float]:
+    """Return 1, 2 and 5 times the powers of ten between 10^low and 10^high, at most 1."""
+    marks = [step * 10.0**power for power in range(math.floor(low), 1) for step in (1, 2, 5)]
+    return [mark for mark in marks if low <= math.log10(mark) <= high and mark <= 1]
 
 
 def _class_names(names: Sequence[str], places: Sequence[float], bottom: float, width: float) -> list[str]:

@@ -36,7 +36,8 @@ th, td { padding: 6px 20px 6px 0; }
 th:last-child, td:last-child { padding-right: 0; }
 td { border-bottom: 1px solid #f0f1f4; vertical-align: middle; }
 tr:last-child td { border-bottom: 0; }
-.n { text-align: right; white-space: nowrap; }
+.n { text-align: right; }
+td.n, td:first-child { white-space: nowrap; }
 tr.total td { font-weight: 650; border-top: 1px solid var(--line); }
 .swatch { display: inline-block; width: 14px; height: 14px; border-radius: 4px; margin-right: 9px;
   border: 1px solid rgba(0, 0, 0, .18); vertical-align: -2px; }
@@ -149,11 +150,11 @@ def settings_list(pairs: Sequence[tuple[str, object]]) -> str:
 
 
 def byte_text(count: float | None) -> str:
-    """Return a byte count in decimal units: 815320 -> 0.82 MB."""
+    """Return a byte count in decimal units: 815320 -> 0.82 MB, 50788016 -> 50.8 MB."""
     if count is None:
         return "–"
     if count < 1000:
         return f"{count:.0f} B"
     if count < 1e5:
         return f"{count / 1e3:.1f} kB"
-    return f"{count / 1e6:.2f} MB"
+    return f"{count / 1e6:.2f} MB" if count < 1e7 else f"{count / 1e6:.1f} MB"

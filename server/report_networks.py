@@ -66,7 +66,7 @@ def sets_section(run: Run) -> str:
     domains = any("domain_miou_mean" in one.final for one in sets)
     head = ["test set", "images"]
     for whose in ("mIoU %", "clusters' mIoU %") if clustered else ("mIoU %",):
-        head += [whose] + ([f"{whose}, last {rounds} scored rounds"] if rounds > 1 else [])
+        head += [whose] + ([f"{whose}, last {rounds} rounds"] if rounds > 1 else [])
     head += ["accuracy %"] + (["mIoU % by domain"] if domains else [])
     rows = []
     for one in sets:
@@ -76,7 +76,7 @@ def sets_section(run: Run) -> str:
         cells.append(mean_and_spread(one.last("accuracy", 1)))
         rows.append(cells + ([_domain_spread(one)] if domains else []))
     words = [f"Round {sets[0].records[-1][0]:.0f} where nothing else is said"]
-    words += ["± over rounds: the sample deviation"] if rounds > 1 else []
+    words += [f"last {rounds} rounds: mean ± sample deviation of the last scored ones"] if rounds > 1 else []
     words += ["by domain: mean and deviation over the known domains"] if domains else []
     words += ["clusters: every image by the network of the cluster nearest to its style"] if clustered else []
     blocks = [table(head, rows), *(_domains(one) for one in sets if one.final.get("domain_miou"))]
@@ -92,6 +92,11 @@ def _domains(one: TestSet) -> str:
     found: dict[str, float] = {k: v for k, v in one.final["domain_miou"].items() if v is not None}
     bars = [(name, SERIES_COLOURS[0], value) for name, value in sorted(found.items(), key=lambda i: -i[1])]
     return f"<details><summary>{escape(one.name)} by domain</summary>{bar_chart(bars)}</details>"
+
+
+def columns(run: Run) -> int:
+    """Return how many columns of scores `classes_section` has."""
+    return len(_pairs(find_sets(run)))
 
 
 def classes_section(run: Run) -> str:
@@ -114,7 +119,7 @@ def classes_section(run: Run) -> str:
     note = "IoU; the bar shows the first column." if len(pairs) > 1 else "IoU."
     return section(
         f"Classes, round {int(pairs[0][0].records[-1][0])}",
-        table(head, rows, numbers_from=2, total=True, wide=len(pairs) > 2),
+        table(head, rows, numbers_from=2, total=True, wide=False),
         note=note,
     )
 

@@ -62,7 +62,7 @@ def make_run(folder: Path, name: str = "toy", seed: int = 0, labelled: bool = Tr
 class Page(HTMLParser):
     """Checks nesting, and collects text and references."""
 
-    VOID = frozenset({"meta", "img"})
+    VOID = frozenset({"meta", "img", "br"})
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -232,6 +232,7 @@ def test_spread_and_bytes_by_hand() -> None:
     assert mean_and_spread([0.1234]) == "12.3"
     assert mean_and_spread([]) == "–"
     assert [byte_text(count) for count in (None, 12, 4321, 815320)] == ["–", "12 B", "4.3 kB", "0.82 MB"]
+    assert byte_text(50_788_016) == "50.8 MB"
 
 
 def test_ticks_cover_and_charts_take_any_curve() -> None:

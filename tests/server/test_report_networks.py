@@ -99,7 +99,8 @@ def test_page_of_a_run_with_sets_clusters_and_styles(tmp_path: Path) -> None:
     mean, deviation = (final + before) / 2, abs(final - before) / 2**0.5
     for words in (
         f"{100 * final:.1f} % mIoU, round 4, ts1",
-        f"{100 * mean:.1f} ± {100 * deviation:.1f} % mean of the last 2 scored rounds",
+        f"{100 * mean:.1f} % mean of the last 2 rounds, deviation {100 * deviation:.1f}",
+        f"{100 * mean:.1f} ± {100 * deviation:.1f}",
         "mIoU of the clusters' networks",
         "30.0 ± 10.0",
         "dusk & <b>",
@@ -203,16 +204,16 @@ def test_recipes_side_by_side(tmp_path: Path) -> None:
     spread = abs(second - first) / 2**0.5
     assert rows["plain"]["ts1 mIoU %"] == f"{50 * (first + second):.1f} ± {100 * spread:.1f}"
     last = [(record(0.2)["miou"] + value) / 2 for value in (first, second)]
-    assert rows["plain"]["ts1 last rounds %"].startswith(f"{50 * sum(last):.1f} ± ")
-    assert rows["plain"]["ts2 clusters mIoU %"] == "–"
-    assert rows["clustered"]["ts1 clusters mIoU %"] == f"{100 * record(0.72)['miou']:.1f}"
-    assert rows["clustered"]["up / site+round"] == "50.00 MB"
+    assert rows["plain"]["ts1 last %"].startswith(f"{50 * sum(last):.1f} ± ")
+    assert rows["plain"]["ts2 clusters %"] == "–"
+    assert rows["clustered"]["ts1 clusters %"] == f"{100 * record(0.72)['miou']:.1f}"
+    assert rows["clustered"]["up / site+round"] == "50.0 MB"
     page = Page(path.read_text())
     for words in (
         "Rare classes",
         "5 rarest classes",
         "mIoU, ts2",
-        "Last rounds: the mean over the last 2 scored",
+        "Last: the mean mIoU over the last 2 scored",
     ):
         assert words in page.words, words
     assert "ts1, clusters:" in markdown
