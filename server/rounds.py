@@ -263,6 +263,7 @@ def finish_round(
         "loss": mean("loss"),
         "mean_cosine": mean("mean_cosine") if "mean_cosine" in known else score.mean_cosine,
         "displacement": mean("displacement"),
+        **({"kept": mean("kept")} if "kept" in known else {}),
         "sites": sorted(gathered.updates),
         "quarantined": gathered.quarantined | current.registry.refused,
         "counted": counted,
