@@ -170,7 +170,7 @@ def build_parser() -> argparse.ArgumentParser:
         "pretrain",
         run_pretrain,
         "Make the labelled source model of task 'adaptation', in the sites' styles where the recipe says so.",
-        "--recipe recipes/camvid-adapt-fourier.toml",
+        "--recipe recipes/camvid-adapt-pretrain-fourier.toml",
     )
     add_run_options(pretrain)
 
