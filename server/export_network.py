@@ -10,8 +10,7 @@ from common.checkpoint import Checkpoint
 from common.errors import UserError
 from common.models.deeplab import DeepLab
 from common.overlay import truth_legend
-from server.network_predictor import assemble_network, choose_networks
-from server.network_state import NetworkState
+from server.network_predictor import assemble_network, choose_networks, read_state
 from server.predictor import Cluster, need_classes
 
 Size = tuple[int, int]
@@ -40,7 +39,7 @@ def whole_network(
     By default images enter as they are scored; where that is the size on disk, as training cut them.
     Raises `UserError` for a cluster that the checkpoint does not have, or the choice by style.
     """
-    state = NetworkState.from_arrays(saved.head, saved.extra)
+    state = read_state(saved, where)
     choice = choose_networks(state, cluster, where)
     if choice == "nearest":
         raise UserError(

@@ -25,6 +25,16 @@ HELD = 3
 """Networks in memory at once, about 50 MB each; pictures of one cluster tend to come together."""
 
 
+def read_state(saved: Checkpoint, where: str) -> NetworkState:
+    """Return what a checkpoint holds; raises `UserError` where sites share nothing, so that there is no network."""
+    if saved.config.centroids.share == "none":
+        raise UserError(
+            f"Checkpoint {where} holds no shared network, because every site trained its own (centroids.share is "
+            "'none'); their scores are in the run's report."
+        )
+    return NetworkState.from_arrays(saved.head, saved.extra)
+
+
 def choose_networks(state: NetworkState, cluster: Cluster, where: str) -> int | Literal["global", "nearest"]:
     """Turn what was asked for into one network, or the choice by style.
 
@@ -68,7 +78,7 @@ class NetworkPredictor:
         self.saved, self.where = saved, where
         self.classes = need_classes(saved, where)
         self.device = choose_device(device)
-        self.state = NetworkState.from_arrays(saved.head, saved.extra)
+        self.state = read_state(saved, where)
         self.choice = choose_networks(self.state, cluster, where)
         self.images: Counter[int] = Counter()
         self._held: dict[int | None, DeepLab] = {}

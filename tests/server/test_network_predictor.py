@@ -9,10 +9,12 @@ import pytest
 import torch
 
 from common.checkpoint import load_checkpoint
+from common.config import load_config
 from common.crf import refine_logits
 from common.data.classes import SYNTHETIC
 from common.errors import UserError
 from common.overlay import Bytes
+from server.export_network import whole_network
 from server.network_predictor import NetworkPredictor, assemble_network
 from server.network_state import NetworkState
 from server.predictor import load_predictor
@@ -112,6 +114,15 @@ def test_arrays_of_another_network_and_missing_classes_are_refused(clustered_net
     saved.classes = None
     with pytest.raises(UserError, match="names no classes"):
         load_predictor(saved, "run", "cpu")
+
+
+def test_a_run_without_a_shared_network_is_refused(clustered_network: Path) -> None:
+    saved = load_checkpoint(clustered_network)
+    saved.config = load_config(saved.config.to_flat(), {"clusters.layers": "none", "centroids.share": "none"})
+    with pytest.raises(UserError, match="holds no shared network"):
+        load_predictor(saved, "run", "cpu")
+    with pytest.raises(UserError, match="holds no shared network"):
+        whole_network(saved, "run")
 
 
 def test_server_memory_survives_the_disk(clustered_network: Path) -> None:
