@@ -14,9 +14,9 @@ from common.errors import EXIT_BAD_INPUT, UserError, report_user_errors
 _CHECKS = """\
 Find out before joining whether this site can take part: one line per check, ok or what is wrong and
 what to do. Nothing leaves the site, nothing is written but what pretrained weights are fetched, and
-labels stay closed without --labels. Exit code 0 means that all is fine. A running site takes the same
-settings from --node-config or from the environment (SITESEG_SHARD, SITESEG_CACHE, ...), which count
-here too.
+labels stay closed without --labels, unless the recipe's task is 'supervised'. Exit code 0 means that
+all is fine. A running site takes the same settings from --node-config or from the environment
+(SITESEG_SHARD, SITESEG_CACHE, ...), which count here too.
 """
 
 _SERVE = """\

@@ -1,7 +1,7 @@
 """Is this site ready to join, and if not, what is wrong and what is to be done?
 
 Every check is one line, and a check that depends on a failed one is left out, not guessed. Nothing is
-written, nothing leaves the site, and no label is opened unless it was asked for.
+written, nothing leaves the site, and no label is opened unless it was asked for or task `supervised` trains on it.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from client.check_network import (
     shake_hands,
 )
 from client.site import SiteConfig
+from common.batch_sizes import check_batch_sizes
 from common.command import progress_line
 from common.config import RunConfig
 from common.data.check import check_shard
@@ -31,6 +32,8 @@ from common.preflight import cache_bytes, check_folder, check_shard_size, find_c
 
 Verdict = Literal["ok", "wrong", "left out"]
 
+NETWORK_BYTES = 51_000_000
+"""DeepLabV3 on MobileNetV2 on disk."""
 MOST_LISTED = 20
 """Faulty files that are listed one by one."""
 
@@ -78,16 +81,33 @@ def check_site(site: SiteConfig, asked: Questions) -> Iterator[Finding]:
 
 def _check_data(site: SiteConfig, asked: Questions) -> Iterator[Finding]:
     shard: Shard | None = None
-    backbone: Backbone | None = None
     config = asked.config
+    supervised = config.task == "supervised"
 
     def manifest() -> str:
         nonlocal shard
         shard = site.load_shard()
         return f"{shard.path}: {count_text(len(shard), 'image')} below {shard.root}"
 
-    def device() -> str:
-        return describe_device(site.device)
+    yield examine("manifest", manifest)
+    if shard is not None:
+        pictures: Shard = shard
+        yield check_images(pictures)
+        if asked.labels or supervised:  # that task opens them anyway
+            yield check_labels(pictures, asked.classes)
+        yield examine("size", lambda: check_size(pictures, config))
+    else:
+        yield Finding("images", "left out", "the manifest has to be readable first")
+    yield examine("device", lambda: describe_device(site.device))
+    if config.task == "unsupervised":
+        yield from _check_features(site, shard, config)
+    else:
+        yield Finding("weights", "ok", f"none needed: task '{config.task}' sends the whole network")
+    yield examine("state", lambda: check_state(site, config))
+
+
+def _check_features(site: SiteConfig, shard: Shard | None, config: RunConfig) -> Iterator[Finding]:
+    backbone: Backbone | None = None
 
     def weights() -> str:
         nonlocal backbone
@@ -100,24 +120,12 @@ def _check_data(site: SiteConfig, asked: Questions) -> Iterator[Finding]:
             "all sites must have the same"
         )
 
-    yield examine("manifest", manifest)
-    if shard is not None:
-        yield check_images(shard)
-        if asked.labels:
-            yield check_labels(shard, asked.classes)
-        yield examine("size", lambda: check_size(site.load_shard(), config))
-    else:
-        yield Finding("images", "left out", "the manifest has to be readable first")
-    yield examine("device", device)
     yield examine("weights", weights)
     if shard is not None and backbone is not None:
         pictures, network = shard, backbone
         yield examine("cache", lambda: check_cache(site, pictures, network, config))
     else:
         yield Finding("cache", "left out", "its size follows from the manifest and the weights")
-    yield examine(
-        "state", lambda: f"{site.state_dir}, {space(check_folder(site.state_dir, 0, 'state folder'))}"
-    )
 
 
 def check_images(shard: Shard) -> Finding:
@@ -151,9 +159,24 @@ def _many_faults(name: str, faults: list[str], total: int) -> Finding:
 
 
 def check_size(shard: Shard, config: RunConfig) -> str:
-    """Compare the number of images with what a training step needs."""
+    """Compare number and sizes of images with what a training step needs."""
+    if config.task != "unsupervised":
+        check_batch_sizes(shard, config.transforms, config.local.batch)
+        return f"{count_text(len(shard), 'image')} can be stacked for task '{config.task}'"
     check_shard_size(len(shard), shard.name, config)
     return f"{count_text(len(shard), 'image')} are enough for {config.loss.objective} training"
+
+
+def check_state(site: SiteConfig, config: RunConfig) -> str:
+    """Is there room for what a site remembers: in adaptation, for the networks that label its pixels?"""
+    free = check_folder(site.state_dir, 0, "state folder")
+    needed = 2 * NETWORK_BYTES if config.task == "adaptation" else 0
+    if free < needed:
+        raise UserError(
+            f"Two networks need {megabytes(needed)} but the disk of the state folder {site.state_dir} has "
+            f"{megabytes(free)} left; free some space, or choose another one with --state."
+        )
+    return f"{site.state_dir}, {space(free)}"
 
 
 def check_cache(site: SiteConfig, shard: Shard, backbone: Backbone, config: RunConfig) -> str:

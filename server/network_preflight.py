@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from common.batch_sizes import check_batch_sizes
 from common.checkpoint import load_checkpoint
 from common.command import progress_line
 from common.config import RunConfig
@@ -33,6 +34,7 @@ def check_network_run(config: RunConfig, shards: list[Shard]) -> None:
         if supervised:
             check_labelled(shard, table, "task 'supervised' trains with labels")
         check_pictures(shard, labels=supervised)
+        check_batch_sizes(shard, config.transforms, config.local.batch)
     if config.task == "adaptation":
         check_source(config, table)
     for shard in scored_shards(config, [shard.name for shard in shards]):
@@ -131,3 +133,4 @@ def check_source(config: RunConfig, table: ClassTable) -> None:
     shard = source_shard(config)
     check_labelled(shard, table, "a source is trained on with labels")
     check_pictures(shard, labels=True)
+    check_batch_sizes(shard, config.transforms, config.source.batch, "source.batch")

@@ -7,6 +7,7 @@ import os
 import socket
 import ssl
 import threading
+from collections import namedtuple
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -318,3 +319,48 @@ def test_the_whole_network_in_one_go(
     code, found = check(capsys, *words, *network)
     assert code == 2 and found["certificates"][0] == "wrong" and found["encryption"][0] == "left out"
     assert found["server"][0] == "ok"
+
+
+# --- tasks that train a whole network -------------------------------------------------------------------
+
+
+def test_a_network_needs_neither_weights_nor_a_cache_at_the_site(
+    scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def closed(*_: object) -> None:
+        raise AssertionError("a label was opened")
+
+    monkeypatch.setattr("common.data.images.read_raw_label", closed)
+    words = ["--set=task=adaptation", "--shard", scenes / "site-0.jsonl", "--cache", tmp_path / "c"]
+    code, found = check(capsys, *words, "--weights", "nowhere")
+    assert code == 0
+    assert list(found) == ["manifest", "images", "size", "device", "weights", "state", "server"]
+    assert found["weights"] == ("ok", "none needed: task 'adaptation' sends the whole network")
+    assert not list(tmp_path.iterdir())
+
+
+def test_supervised_training_opens_the_labels_so_the_check_does_too(
+    scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--set=task=supervised", "--shard", scenes / "site-0.jsonl", "--cache", tmp_path / "c"]
+    code, found = check(capsys, *words)
+    assert code == 0 and found["labels"] == ("ok", "all 10 can be read and have known values")
+    unlabelled = tmp_path / "m.jsonl"
+    images = [json.loads(line)["image"] for line in (scenes / "site-0.jsonl").read_text().splitlines()]
+    unlabelled.write_text("".join(json.dumps({"image": image}) + "\n" for image in images))
+    root = json.loads((scenes / "partition.json").read_text())["root"]
+    given = ["--set=task=supervised", "--shard", unlabelled, "--data-root", scenes / root]
+    code, found = check(capsys, *given, "--classes", "synthetic")
+    assert code == 2 and found["labels"] == ("wrong", "10 of 10 cannot be used:")
+    assert found["images"][0] == found["size"][0] == "ok"
+
+
+def test_the_state_folder_needs_room_for_the_networks_that_label(
+    scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr("shutil.disk_usage", lambda path: usage(10**9, 10**9, 60 * 10**6))
+    words = ["--shard", scenes / "site-0.jsonl", "--state", tmp_path / "s"]
+    code, found = check(capsys, "--set=task=adaptation", *words)
+    assert code == 2 and found["state"][0] == "wrong" and "Two networks need 102.0 MB" in found["state"][1]
+    assert check(capsys, "--set=task=supervised", *words)[1]["state"][0] == "ok"
