@@ -126,7 +126,7 @@ def _headline(run: Run) -> str:
     values.append((str(len(run.site_names())), "sites"))
     sent = [byte_text(run.site_bytes(key)) for key in ("bytes_up", "bytes_down")]
     values.append((sent[0] if sent[0] == sent[1] else " / ".join(sent), "up / down per site and round"))
-    values.append((f"{run.minutes:.1f} min", "all rounds"))
+    values.append((f"{run.minutes:.1f} min", "all rounds" if _setting(run, "rounds") != 0 else "in all"))
     return tiles(values)
 
 

@@ -152,8 +152,8 @@ def _body(methods: Sequence[Method], head: list[str], rows: list[list[str]], not
     cells = [[swatch(colours[m.name], row[0]), *row[1:]] for m, row in zip(methods, rows, strict=True)]
     words = "".join(f'<p class="soft">{escape(note)}</p>' for note in notes)
     tables = [table(head, cells)]
-    if len(head) > _WIDE:  # scores, then costs
-        end = 2 + len(score_columns(methods))
+    if len(head) > _WIDE:  # mIoU on every set, then accuracy and costs
+        end = 1 + len(score_columns(methods))
         tables = [table(head[:end], [row[:end] for row in cells])]
         tables.append(
             "<br>" + table(head[:1] + head[end:], [row[:1] + row[end:] for row in cells], wide=False)

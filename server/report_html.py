@@ -37,7 +37,7 @@ th:last-child, td:last-child { padding-right: 0; }
 td { border-bottom: 1px solid #f0f1f4; vertical-align: middle; }
 tr:last-child td { border-bottom: 0; }
 .n { text-align: right; }
-td.n, td:first-child { white-space: nowrap; }
+td.n, td:first-child:has(.swatch) { white-space: nowrap; }
 tr.total td { font-weight: 650; border-top: 1px solid var(--line); }
 .swatch { display: inline-block; width: 14px; height: 14px; border-radius: 4px; margin-right: 9px;
   border: 1px solid rgba(0, 0, 0, .18); vertical-align: -2px; }
