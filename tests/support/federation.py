@@ -44,3 +44,30 @@ def local_grid(sites: int, shuffle: int = 0) -> LocalGrid:
     return LocalGrid(
         client_app, {node: {"partition-id": i, "num-partitions": sites} for i, node in enumerate(ids)}
     )
+
+
+TINY_NETWORK: dict[str, Any] = {
+    "task": "supervised",
+    "rounds": 2,
+    "network.weights": "random",
+    "transforms.height": 64,
+    "transforms.width": 64,
+    "sgd.lr": 0.01,
+    "local.steps": 1,
+    "local.batch": 2,
+    "source.shard": "eval.jsonl",
+    "source.steps": 2,
+    "source.batch": 2,
+    "style.height": 64,
+    "style.width": 64,
+    "sites.wait-seconds": 1,
+    "sites.deadline-seconds": 60,
+}
+
+
+def network_config(shards: Path, folder: Path, sites: int = 4, **settings: Any) -> RunConfig:
+    """Return the smallest useful settings for a whole network; run directory and sites' state are in ``folder``."""
+    given = {dotted(key): value for key, value in settings.items()}
+    base = {"simulation.shards": str(shards), "simulation.cache": str(folder / "cache")}
+    base |= {"run-dir": str(folder / "run")}
+    return load_config(TINY_NETWORK | base | {"sites.expected": sites} | given)
