@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import re
+import time
 from collections.abc import Callable, Iterable
 
 from flwr.app import Context, Message
@@ -91,6 +92,7 @@ def evaluate(message: Message, context: Context) -> Message:
 
 def answer(message: Message, context: Context, action: str, handler: Handler) -> Message:
     """Decode, handle, write the ledger, encode; an error becomes a reply that names its reason."""
+    came = time.monotonic()
     name = str(context.node_config.get("site", "") or f"site-{context.node_config.get('partition-id', '?')}")
     state_dir = None
     private: tuple[object, ...] = (context.node_config.get("shard", ""),)
@@ -110,10 +112,20 @@ def answer(message: Message, context: Context, action: str, handler: Handler) ->
         update = wire.Update(site=name, weights_hash="", facts={"error": public_reason(error, private)})
     content = wire.encode_update(update, dtype)
     if state_dir is not None:
-        record_egress(
-            state_dir, run=run_key, round_number=round_number, action=action, sizes=wire.group_bytes(content)
-        )
-    return Message(content, reply_to=message)
+        try:
+            record_egress(
+                state_dir,
+                run=run_key,
+                round_number=round_number,
+                action=action,
+                sizes=wire.group_bytes(content),
+            )
+        except UserError as error:
+            log.exception("site %s does not answer %s", name, action)
+            # nothing but a sentence; Flower itself would send the text with its paths
+            update = wire.Update(site=name, weights_hash="", facts={"error": public_reason(error, private)})
+            content = wire.encode_update(update, dtype)
+    return wire.make_reply(content, message, time.monotonic() - came)
 
 
 def limit_threads(site: SiteConfig) -> None:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from common.errors import UserError
+
+DISK_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO})
+"""What the system says where a disk is full, over quota, read-only or broken."""
 
 
 @contextmanager
@@ -38,12 +42,23 @@ def atomic_path(path: str | Path, *, private: bool = False) -> Iterator[Path]:
             os.umask(umask)
             temporary.chmod(0o666 & ~umask)  # mkstemp makes files private; results are not
         temporary.replace(target)
+        _flush_name(target.parent)
     except OSError as error:
         raise UserError(
             f"Cannot write {target}: {error.strerror or error}; free some space or choose another folder."
         ) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _flush_name(folder: Path) -> None:
+    """Make a rename survive a power cut; what cannot do that is left as it is."""
+    with suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def atomic_write_text(path: str | Path, text: str) -> None:

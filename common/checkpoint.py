@@ -32,6 +32,7 @@ class Checkpoint:
     ``head`` and ``centroids`` ([K, D]) are the shared model. ``extra`` holds server-side state by name
     (optimiser moments, centroid momentum, the sites' own parts as ``site/NAME/head/KEY``).
     ``mapping`` names the class of each cluster as matched at the last scored round, -1 for none.
+    ``metrics`` is the round's line of ``metrics.jsonl``.
     """
 
     round: int
@@ -169,3 +170,20 @@ def prune_checkpoints(run_dir: Path, keep: int) -> None:
     for sidecar in _sidecars(run_dir / "checkpoints")[:-keep]:
         sidecar.unlink(missing_ok=True)  # first the JSON: without it the checkpoint does not exist
         sidecar.with_suffix(".safetensors").unlink(missing_ok=True)
+
+
+def drop_checkpoints(run_dir: Path, after: int) -> None:
+    """Remove the rounds after ``after``, newest first, and what a killed process left half-written.
+
+    A run that goes back writes these rounds again; until then they belong to another course of it.
+    """
+    folder = run_dir / "checkpoints"
+    for sidecar in reversed(_sidecars(folder)):
+        if int(sidecar.stem.removeprefix("round-")) > after:
+            sidecar.unlink(missing_ok=True)
+            sidecar.with_suffix(".safetensors").unlink(missing_ok=True)
+    for half in folder.glob(".round-*"):
+        half.unlink(missing_ok=True)
+    for arrays in folder.glob("round-*.safetensors"):
+        if not arrays.with_suffix(".json").exists():
+            arrays.unlink(missing_ok=True)

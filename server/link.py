@@ -39,6 +39,7 @@ class Outcome:
     content: RecordDict | None
     error: str | None
     bytes_down: int
+    silent: bool = False
 
 
 def paired(
@@ -62,8 +63,9 @@ def paired(
         yield message.metadata.dst_node_id, Outcome(content, error, down)
         del content
     for message in waiting.values():
-        silent = f"it did not answer within {deadline_seconds:.0f} s"
-        yield message.metadata.dst_node_id, Outcome(None, silent, wire.payload_bytes(message.content))
+        reason = f"it did not answer within {deadline_seconds:.0f} s"
+        down = wire.payload_bytes(message.content)
+        yield message.metadata.dst_node_id, Outcome(None, reason, down, silent=True)
 
 
 def outcomes(
@@ -117,8 +119,17 @@ class Link:
         """
         end = time.monotonic() + deadline_seconds
         sent = list(messages)
-        self.grid.push_messages(sent)
+        self.send(sent)
         return self._pull([message.metadata.message_id for message in sent], end, at_once or len(sent))
+
+    def send(self, messages: list[Message]) -> None:
+        """Send messages and wait for nothing (see `collect`)."""
+        self.grid.push_messages(messages)
+
+    def collect(self, sent: list[Message], seconds: float) -> Iterator[Message]:
+        """Yield the replies to messages of `send` that are there, or come within ``seconds``."""
+        waiting = [message.metadata.message_id for message in sent]
+        return self._pull(waiting, time.monotonic() + seconds, len(waiting))
 
     def _pull(self, waiting: list[str], end: float, at_once: int) -> Iterator[Message]:
         while waiting:

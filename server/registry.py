@@ -6,13 +6,18 @@ Node ids are random and change when a site restarts; everything that has to be r
 from __future__ import annotations
 
 import re
+import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from common import wire
 from common.config import RunConfig
-from server.link import Link, Outcome, outcomes
+from server.link import Link, Outcome, paired
+
+if TYPE_CHECKING:
+    from flwr.app import Message
 
 HELLO_LIMIT_BYTES = 1 << 16
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -31,6 +36,15 @@ class SiteInfo:
     weights_hash: str
 
 
+@dataclass(frozen=True)
+class Refusal:
+    """Why a node takes no part. ``taken`` is the name it wants that another node has."""
+
+    label: str
+    reason: str
+    taken: str = ""
+
+
 @dataclass
 class Registry:
     """Connected sites by name, and why others were refused."""
@@ -40,65 +54,105 @@ class Registry:
     server_weights_hash: str = ""
     greeting: wire.Options = field(default_factory=dict)
     sites: dict[str, SiteInfo] = field(default_factory=dict)
-    refused: dict[str, str] = field(default_factory=dict)
+    _refusals: dict[int, Refusal] = field(default_factory=dict)
+    _greeted: dict[int, tuple[Message, float]] = field(default_factory=dict)
+    """Greetings without an answer by node, and until when one may come (monotonic clock)."""
 
-    def refresh(self, link: Link, round_number: int, notice: Callable[[str], None]) -> None:
-        """Greet nodes that are new and forget those that are gone."""
-        nodes = link.node_ids()
+    @property
+    def refused(self) -> dict[str, str]:
+        """Why connected nodes are left out, by name."""
+        return {refusal.label: refusal.reason for refusal in self._refusals.values()}
+
+    def refresh(
+        self, link: Link, round_number: int, notice: Callable[[str], None], wait: bool = True
+    ) -> None:
+        """Greet nodes that are new, take in those that answered, forget those that are gone.
+
+        Without ``wait`` answers that are not there yet count at a later call: a newcomer that makes its features
+        for an hour, or never answers, holds up nobody. Refused nodes are asked again: what was wrong may be mended.
+        """
+        before, refused = set(self.sites), self.refused
+        nodes = set(link.node_ids())
         self.sites = {name: info for name, info in self.sites.items() if info.node_id in nodes}
-        known = {info.node_id for info in self.sites.values()}
-        new = [node for node in nodes if node not in known]
-        if not new:
+        self._refusals = {node: refusal for node, refusal in self._refusals.items() if node in nodes}
+        self._greeted = {node: sent for node, sent in self._greeted.items() if node in nodes}
+        for name in sorted(before - set(self.sites)):
+            notice(f"site {name} is not connected any more")
+        self._greet(link, self._strangers(nodes), round_number, notice)
+        self._listen(link, self.config.sites.deadline_seconds if wait else 0.0)
+        self._refuse_strangers()
+        if round_number:
+            for name in sorted(set(self.sites) - before):
+                notice(f"site {name} takes part from now on")
+        for name, reason in sorted(self.refused.items()):
+            if refused.get(name) != reason:
+                notice(f"site {name} is refused: {reason}")
+
+    def _strangers(self, nodes: set[int]) -> list[int]:
+        """Return the nodes that a greeting may make sites, in a fixed order."""
+        known = {info.node_id for info in self.sites.values()} | set(self._greeted)
+        barred = {node for node, refusal in self._refusals.items() if refusal.taken in self.sites}
+        return sorted(nodes - known - barred)
+
+    def _greet(self, link: Link, nodes: list[int], round_number: int, notice: Callable[[str], None]) -> None:
+        if not nodes:
             return
-        self.refused = {}
+        new = sum(node not in self._refusals for node in nodes)
+        if new:
+            notice(f"greeting {new} site(s); a site caches its features now if it has none yet")
         task = wire.Task(
             round=round_number, settings=self.config.to_wire(), run_key=self.run_key, options=self.greeting
         )
         content = wire.encode_task(task, self.config.wire.dtype)
-        caches = self.config.task == "unsupervised"
-        notice(
-            f"greeting {len(new)} site(s)"
-            + ("; a site caches its features now if it has none yet" if caches else "")
-        )
         deadline = self.config.sites.deadline_seconds
-        messages = [wire.make_message(content, node, wire.HELLO, round_number, deadline) for node in new]
-        replies = link.exchange(messages, deadline)
-        registered = link.registered_names()
-        for node, outcome in outcomes(messages, replies, deadline).items():
-            info = self._accept(node, outcome, registered.get(node))
-            if info is not None:
-                self.sites[info.name] = info
-        self._refuse_strangers()
-        for name, reason in sorted(self.refused.items()):
-            notice(f"site {name} is refused: {reason}")
+        messages = [wire.make_message(content, node, wire.HELLO, round_number, deadline) for node in nodes]
+        link.send(messages)
+        until = time.monotonic() + deadline
+        self._greeted |= {message.metadata.dst_node_id: (message, until) for message in messages}
 
-    def _accept(self, node_id: int, outcome: Outcome, registered: str | None) -> SiteInfo | None:
+    def _listen(self, link: Link, seconds: float) -> None:
+        """Read the answers to greetings that come within ``seconds``; those that are too late are refusals."""
+        if not self._greeted:
+            return
+        deadline = self.config.sites.deadline_seconds
+        sent = [message for message, _ in self._greeted.values()]
+        answers = dict(paired(sent, link.collect(sent, seconds), deadline))
+        registered = link.registered_names()
+        now = time.monotonic()
+        for node in sorted(answers):
+            outcome = answers[node]
+            if outcome.silent and now < self._greeted[node][1]:
+                continue
+            del self._greeted[node]
+            self._refusals.pop(node, None)
+            found = self._read(node, outcome, registered.get(node))
+            if isinstance(found, Refusal):
+                self._refusals[node] = found
+            else:
+                self.sites[found.name] = found
+
+    def _read(self, node_id: int, outcome: Outcome, registered: str | None) -> SiteInfo | Refusal:
         label = registered or f"node-{node_id}"
         if outcome.content is None:
-            self.refused[label] = str(outcome.error)
-            return None
+            return Refusal(label, str(outcome.error))
         try:
             update = wire.decode_update(outcome.content, HELLO_LIMIT_BYTES)
         except wire.WireError as error:
-            self.refused[wire.site_of(outcome.content) or label] = str(error)
-            return None
+            return Refusal(wire.site_of(outcome.content) or label, str(error))
         name = registered or update.site
         if not NAME.fullmatch(name):
-            self.refused[label] = f"it calls itself {name[:64]!r}; expected letters, digits, '.', '_' and '-'"
-            return None
-        if "error" in update.facts:
-            self.refused[name] = str(update.facts["error"])
-            return None
-        if name in self.sites:
-            self.refused[f"{name} (node {node_id})"] = (
-                f"another node already calls itself {name}; give every site a name of its own"
+            return Refusal(
+                label, f"it calls itself {name[:64]!r}; expected letters, digits, '.', '_' and '-'"
             )
-            return None
+        if name in self.sites:
+            taken = f"another node already calls itself {name}; give every site a name of its own"
+            return Refusal(f"{name} (node {node_id})", taken, taken=name)
+        if "error" in update.facts:
+            return Refusal(name, str(update.facts["error"]))
         numbers = {key: update.facts.get(key) for key in ("images", "channels", "grid-height", "grid-width")}
         for key, number in numbers.items():
             if isinstance(number, bool) or not isinstance(number, int) or number < 1:
-                self.refused[name] = f"its greeting is incomplete ({key} is {str(number)[:40]})"
-                return None
+                return Refusal(name, f"its greeting is incomplete ({key} is {str(number)[:40]})")
         images, channels, height, width = (int(str(number)) for number in numbers.values())
         return SiteInfo(name, node_id, images, channels, (height, width), update.weights_hash)
 
@@ -111,7 +165,8 @@ class Registry:
         common = self.server_weights_hash or min(h for h, count in votes.items() if count == most)
         for name, info in list(self.sites.items()):
             if info.weights_hash != common:
-                self.refused[name] = (
-                    f"its backbone weights ({info.weights_hash[:12]}) are not the common ones ({common[:12]})"
+                self._refusals[info.node_id] = Refusal(
+                    name,
+                    f"its backbone weights ({info.weights_hash[:12]}) are not the common ones ({common[:12]})",
                 )
                 del self.sites[name]

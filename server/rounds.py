@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from common import wire
+from common.atomic import DISK_ERRORS
 from common.checkpoint import (
     Checkpoint,
     checkpoint_path,
+    drop_checkpoints,
     load_checkpoint,
     prune_checkpoints,
     save_checkpoint,
@@ -25,7 +27,14 @@ from server.model_state import own_groups
 from server.privacy_budget import carry_over, spent
 from server.quarantine import Expectation
 from server.registry import Registry
-from server.run_dir import append_metrics, cut_metrics, prepare_run_dir, start_logging, stop_logging
+from server.run_dir import (
+    append_metrics,
+    go_back,
+    prepare_run_dir,
+    sole_writer,
+    start_logging,
+    stop_logging,
+)
 from server.scoring import Score
 from server.strategy import Gathered, SegmentationStrategy
 from server.totals_round import add_account, polish_totals, train_totals
@@ -38,7 +47,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 MAX_LOST_ROUNDS = 3
-KEPT_METRICS = ("accuracy", "miou", "miou_all", "loss")
 
 
 @dataclass
@@ -75,28 +83,48 @@ def run(grid: Grid, config: RunConfig) -> Path:
     checkpoint = load_checkpoint(config.resume) if config.resume else None
     resumed_from = checkpoint_file(config.resume, checkpoint) if checkpoint else None
     run_dir = prepare_run_dir(config, resumed_from)
-    handlers = start_logging(run_dir)
-    try:
-        log.info("results go to %s", run_dir)
-        if resumed_from is not None:
-            carry_over(resumed_from.parent.parent, run_dir)
-        current = prepare(grid, config, run_dir, checkpoint)
-        if checkpoint is None:
-            strategy, names = current.strategy, sorted(current.registry.sites)
-            strategy.state = strategy.work.prepare(strategy.state, current.ask, names, run_dir)
-        if config.rounds == 0:
-            finish_preparation(current)
-        train_rounds(current)
-        from server.report import write_report
-
-        report = write_report(run_dir)
-        log.info("report: %s", report)
-    except UserError as error:
-        log.error("the run ends: %s", error)
-        raise
-    finally:
-        stop_logging(handlers)
+    with sole_writer(run_dir):
+        handlers = start_logging(run_dir)
+        try:
+            run_in(run_dir, grid, config, checkpoint, resumed_from)
+        except UserError as error:
+            log.error("the run ends: %s", error)
+            raise
+        except OSError as error:
+            if error.errno not in DISK_ERRORS:
+                log.exception("the run ends")
+                raise
+            full = UserError(
+                f"Cannot write to {run_dir}: {error.strerror}; free some space, then go on with resume={run_dir}."
+            )
+            log.error("the run ends: %s", full)
+            raise full from error
+        except Exception:
+            log.exception("the run ends")
+            raise
+        finally:
+            stop_logging(handlers)
     return run_dir
+
+
+def run_in(
+    run_dir: Path, grid: Grid, config: RunConfig, checkpoint: Checkpoint | None, resumed_from: Path | None
+) -> None:
+    """Do everything that a run leaves in its directory."""
+    log.info("results go to %s", run_dir)
+    if resumed_from is not None:
+        carry_over(resumed_from.parent.parent, run_dir)
+    current = prepare(grid, config, run_dir, checkpoint)
+    if checkpoint is None:
+        strategy, names = current.strategy, sorted(current.registry.sites)
+        strategy.state = strategy.work.prepare(strategy.state, current.ask, names, run_dir)
+    if config.rounds == 0:
+        finish_preparation(current)
+    train_rounds(current)
+    from server.report import write_report
+
+    report = write_report(run_dir)
+    log.info("report: %s", report)
 
 
 def checkpoint_file(given: str, checkpoint: Checkpoint) -> Path:
@@ -107,7 +135,6 @@ def checkpoint_file(given: str, checkpoint: Checkpoint) -> Path:
 
 def prepare(grid: Grid, config: RunConfig, run_dir: Path, checkpoint: Checkpoint | None) -> Run:
     """Open the evaluation shard, greet the sites, and make or load the model."""
-    (run_dir / "config.json").write_text(config.to_json(), encoding="utf-8")
     scorer = scorer_for(config)
     work = work_for(config, scorer.classes)
     run_key = checkpoint.run_key if checkpoint else f"{config.name}-seed{config.seed}-{uuid.uuid4().hex[:8]}"
@@ -127,11 +154,13 @@ def prepare(grid: Grid, config: RunConfig, run_dir: Path, checkpoint: Checkpoint
     info = next(iter(registry.sites.values()))
     if checkpoint is not None:
         check_resumable(checkpoint, config, info.channels, info.weights_hash)
-        cut_metrics(run_dir, checkpoint.round)
-        state = work.restore(checkpoint)
+        state = work.restore(checkpoint)  # may refuse it: nothing is dropped or overwritten before
+        drop_checkpoints(run_dir, checkpoint.round)
+        go_back(run_dir, checkpoint)
         log.info("going on after round %d of %s", checkpoint.round, run_key)
     else:
         state = work.initial(info.channels)
+    (run_dir / "config.json").write_text(config.to_json(), encoding="utf-8")
     classes = 0 if scorer.classes is None else scorer.classes.num_classes
     spool = None if config.task == "unsupervised" else run_dir  # networks are large
     strategy = SegmentationStrategy(config, registry, work, state, run_key, classes, spool)
@@ -165,8 +194,7 @@ def train_rounds(current: Run) -> None:
     lost = 0
     for number in range(current.first_round, config.rounds + 1):
         began = time.monotonic()
-        current.registry.refresh(current.link, number, log.info)
-        names = sorted(current.registry.sites)
+        names = connected(current, number)
         strategy.state = strategy.work.begin(strategy.state, number, current.ask, names)
         counted = train_round(current, number)
         gathered = strategy.gathered
@@ -184,6 +212,29 @@ def train_rounds(current: Run) -> None:
         if last or number == 1:  # before and after
             current.scorer.draw(current.run_dir, number, current.state)
         finish_round(current, number, gathered, score, counted, time.monotonic() - began)
+
+
+def connected(current: Run, number: int) -> list[str]:
+    """Return the sites that are there for a round; wait a while where there are too few for it to count.
+
+    All may be gone at once, and come back: a network that was down, a SuperLink that started again.
+    """
+    config, link, registry = current.config, current.link, current.registry
+    registry.refresh(link, number, log.info, wait=False)
+    needed = config.sites.minimum
+    if len(registry.sites) < needed:
+        log.warning(
+            "round %d has %d sites of %d needed; waiting for others up to %.0f s",
+            number,
+            len(registry.sites),
+            needed,
+            config.sites.wait_seconds,
+        )
+    end = time.monotonic() + config.sites.wait_seconds
+    while len(registry.sites) < needed and time.monotonic() < end:
+        time.sleep(link.poll_seconds)
+        registry.refresh(link, number, log.info, wait=False)
+    return sorted(registry.sites)
 
 
 def train_round(current: Run, number: int) -> bool:
@@ -274,7 +325,7 @@ def finish_round(
     epsilon = spent(current.run_dir, current.config.privacy)
     if epsilon is not None:
         line |= {"epsilon": epsilon, "delta": current.config.privacy.delta}
-    digest = keep_checkpoint(current, number, score, {key: line[key] for key in KEPT_METRICS})
+    digest = keep_checkpoint(current, number, score, dict(line))
     line["checkpoint_sha256"] = digest
     append_metrics(current.run_dir, line)
     prune_checkpoints(current.run_dir, current.config.checkpoint.keep)
@@ -329,7 +380,7 @@ def finish_preparation(current: Run) -> None:
         "bytes_down": {},
         "seconds": round(time.monotonic() - current.started, 3),
     }
-    line["checkpoint_sha256"] = keep_checkpoint(current, 0, score, {key: line[key] for key in KEPT_METRICS})
+    line["checkpoint_sha256"] = keep_checkpoint(current, 0, score, dict(line))
     append_metrics(current.run_dir, line)
     current.scorer.draw(current.run_dir, 0, current.state)
     log.info("  ".join(["prepared", *score.words()]))

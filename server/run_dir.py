@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import logging
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
 from typing import Any
 
 from common.atomic import atomic_write_text
+from common.checkpoint import Checkpoint, arrays_hash
 from common.config import RunConfig
 from common.errors import UserError
 
@@ -99,7 +104,34 @@ def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
     return lines
 
 
-def cut_metrics(run_dir: Path, last_round: int) -> None:
-    """Drop rounds after ``last_round``: a run that goes on from there writes them again."""
-    kept = [line for line in read_metrics(run_dir) if line["round"] <= last_round]
+def go_back(run_dir: Path, checkpoint: Checkpoint) -> None:
+    """Make ``metrics.jsonl`` end with the round of a checkpoint: a run that goes on writes later ones again.
+
+    Where the process ended between checkpoint and line, the line comes from the checkpoint.
+    """
+    lines = read_metrics(run_dir)
+    kept = [line for line in lines if line["round"] <= checkpoint.round]
+    if "sites" in checkpoint.metrics and (run_dir / "checkpoints").is_dir():
+        missing = not any(line["round"] == checkpoint.round for line in kept)
+        if missing:
+            kept.append(checkpoint.metrics | {"checkpoint_sha256": arrays_hash(checkpoint.arrays())})
     atomic_write_text(run_dir / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in kept))
+
+
+@contextmanager
+def sole_writer(run_dir: Path) -> Iterator[None]:
+    """Hold a run directory: of two servers that write to it, each would lose the other's rounds.
+
+    The hold ends with the process, however that ends. Raises `UserError` where another process has it.
+    """
+    with (run_dir / ".lock").open("ab") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(
+                f"Another process still writes to {run_dir}; end it first, or choose another --run-dir."
+            ) from None
+        except OSError as error:  # a file system without locks
+            if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS):
+                raise
+        yield

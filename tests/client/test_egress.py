@@ -66,10 +66,13 @@ def test_the_application_does_not_answer_without_a_ledger(tmp_path: Path, scenes
         "state": str(tmp_path / "state"),
     }
     context = Context(run_id=42, node_id=5, node_config=node, state=RecordDict(), run_config={})
-    with pytest.raises(UserError, match="nothing was sent"):
-        client_app(message, context)
-    node["state"] = str(tmp_path / "other")
     reply: Message | Error = client_app(message, context)
+    assert isinstance(reply, Message)
+    refused = wire.decode_update(reply.content, 1 << 16)
+    assert not refused.groups and not refused.metrics and str(tmp_path) not in str(refused.facts)
+    assert "nothing was sent" in str(refused.facts["error"])
+    node["state"] = str(tmp_path / "other")
+    reply = client_app(message, context)
     assert isinstance(reply, Message)
     (line,) = read_egress(tmp_path / "other" / "clinic")
     assert line["total"] == wire.payload_bytes(reply.content)

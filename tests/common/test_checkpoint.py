@@ -138,7 +138,7 @@ def test_a_crash_before_the_json_means_no_checkpoint(saved: Path) -> None:
         (lambda path: sidecar(path, format=2), "not a checkpoint of this program"),
         (lambda path: sidecar(path, arrays_sha256="0"), "does not match its JSON"),
         (
-            lambda path: sidecar(path, config={"rounds": 0}),
+            lambda path: sidecar(path, config={"rounds": -1}),
             "settings that this version does not accept .rounds",
         ),
         (lambda path: sidecar(path, grid=[]), "is not complete"),

@@ -123,3 +123,67 @@ def test_only_new_nodes_are_greeted_and_those_that_went_are_forgotten() -> None:
 def test_a_registered_name_wins_over_the_one_that_a_site_gives(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Link, "registered_names", lambda self: {101: "clinic"})
     assert set(greet(grid_of(greeting("somebody-else"))).sites) == {"clinic"}
+
+
+def look(grid: LocalGrid, found: Registry) -> list[str]:
+    """Refresh as in the middle of a run; return what is said."""
+    heard: list[str] = []
+    found.refresh(Link(grid, poll_seconds=0.01), 5, heard.append, wait=False)
+    return heard
+
+
+def test_a_newcomer_that_does_not_answer_holds_up_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [1000.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    grid = grid_of(greeting("a"), None)
+    late = grid.node_configs.pop(102)
+    found = greet(grid)
+    grid.node_configs[102] = late
+    for _ in range(3):
+        look(grid, found)
+        assert set(found.sites) == {"a"} and not found.refused
+    assert len(grid.sent) == 2  # asked once
+    now[0] += 1  # the deadline is over
+    assert look(grid, found) == ["site node-102 is refused: it did not answer within 0 s"]
+    for _ in range(2):
+        assert look(grid, found) == []  # said once
+    assert len(grid.sent) == 3 and found.refused  # asked again
+
+
+def test_an_answer_that_comes_late_counts_when_it_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    grid = grid_of(greeting("a"), greeting("slow"))
+    late = grid.node_configs.pop(102)
+    found = greet(grid)
+    grid.node_configs[102] = late
+    pull = grid.pull_messages
+    monkeypatch.setattr(grid, "pull_messages", lambda ids: [])
+    assert look(grid, found) == ["greeting 1 site(s); a site caches its features now if it has none yet"]
+    monkeypatch.setattr(grid, "pull_messages", pull)
+    found.config = load_config({"sites.deadline-seconds": 60})
+    assert look(grid, found) == ["site slow takes part from now on"]
+    assert len(grid.sent) == 2
+    del grid.node_configs[102]
+    assert look(grid, found) == ["site slow is not connected any more"]
+
+
+def test_a_restarted_site_gets_its_name_back_when_the_old_node_is_gone() -> None:
+    grid = grid_of(greeting("a"), greeting("a"), greeting("b"))
+    found = greet(grid)
+    (label,) = found.refused
+    assert label == "a (node 102)" and found.sites["a"].node_id == 101
+    asked = len(grid.sent)
+    assert look(grid, found) == [] and len(grid.sent) == asked  # not asked while the name is taken
+    assert found.refused
+    del grid.node_configs[101]
+    look(grid, found)
+    assert found.sites["a"].node_id == 102 and not found.refused
+
+
+def test_what_is_refused_may_be_mended_and_is_said_once() -> None:
+    grid = grid_of(greeting("a"), greeting("b", error="no disk"))
+    found = greet(grid)
+    assert look(grid, found) == []
+    grid.faults[102] = lambda message, real: Message(
+        wire.encode_update(greeting("b"), "float32"), reply_to=message
+    )
+    assert look(grid, found) == ["site b takes part from now on"]
