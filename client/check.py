@@ -94,7 +94,9 @@ def _check_data(site: SiteConfig, asked: Questions) -> Iterator[Finding]:
         pictures: Shard = shard
         yield check_images(pictures)
         if asked.labels or supervised:  # that task opens them anyway
-            yield check_labels(pictures, asked.classes)
+            yield check_labels(
+                pictures, asked.classes or (None if pictures.classes else config.eval.classes or None)
+            )
         yield examine("size", lambda: check_size(pictures, config))
     else:
         yield Finding("images", "left out", "the manifest has to be readable first")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -13,7 +13,7 @@ from client.site import SiteConfig
 from client.teachers import collect_teachers
 from common import wire
 from common.config import RunConfig
-from common.data.classes import ClassTable
+from common.data.classes import TABLES, ClassTable
 from common.data.manifest import Shard
 from common.data.pictures import Batch, Pictures
 from common.data.views import entry_image
@@ -34,10 +34,15 @@ def task_classes(task: wire.Task) -> int:
 
 def training_shard(settings: RunConfig, site: SiteConfig, task: wire.Task) -> Shard:
     """Read the manifest and check that it serves the task; labels are looked at for supervised training only."""
-    shard = site.load_shard()
+    shard = with_table(site.load_shard(), settings)
     if settings.task == "supervised":
         check_classes(labelled_shard(shard, site.name), task, site.name)
     return shard
+
+
+def with_table(shard: Shard, settings: RunConfig) -> Shard:
+    """Return a shard that knows its classes: by its ``partition.json``, else by a name in the run's settings."""
+    return shard if shard.classes is not None else replace(shard, classes=TABLES.get(settings.eval.classes))
 
 
 def labelled_shard(shard: Shard, site: str) -> ClassTable:
@@ -51,7 +56,7 @@ def labelled_shard(shard: Shard, site: str) -> ClassTable:
     if shard.classes is None:
         raise UserError(
             f"{site} has labels but no class table; write its manifest with `python -m partitions`, whose "
-            "partition.json names one."
+            "partition.json names one, or let the run name one by eval.classes."
         )
     return shard.classes
 
@@ -208,6 +213,7 @@ def answer_evaluate(task: wire.Task, settings: RunConfig, site: SiteConfig) -> w
     from common.network_evaluate import evaluate_network
 
     shard = site.load_eval_shard()
+    shard = None if shard is None else with_table(shard, settings)
     if shard is None or not shard.labelled or shard.classes is None:
         raise UserError(
             f"{site.name} has no labelled evaluation shard; set eval-shard in its node config, or eval.where."

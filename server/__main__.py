@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from common.command import CommandParser, progress_line
 from common.config import RunConfig, load_config, parse_assignments, read_recipe
@@ -14,8 +12,8 @@ from common.errors import UserError, report_user_errors
 from server.arguments import add_cluster_option, image_size, positive
 
 
-def settings_of(arguments: argparse.Namespace, fixed: Mapping[str, Any] | None = None) -> RunConfig:
-    """Merge recipe, ``--set``, the options that name folders, and what a command itself fixes."""
+def settings_of(arguments: argparse.Namespace) -> RunConfig:
+    """Merge recipe, ``--set``, and the options that name folders."""
     given = {
         "simulation.shards": arguments.shards,
         "simulation.data-root": arguments.data_root,
@@ -25,7 +23,7 @@ def settings_of(arguments: argparse.Namespace, fixed: Mapping[str, Any] | None =
     layers = [read_recipe(arguments.recipe)] if arguments.recipe else []
     layers.append(parse_assignments(arguments.set))
     layers.append({key: str(value) for key, value in given.items() if value is not None})
-    return load_config(*layers, fixed or {})
+    return load_config(*layers)
 
 
 def run_simulate(arguments: argparse.Namespace) -> None:
@@ -38,12 +36,12 @@ def run_simulate(arguments: argparse.Namespace) -> None:
 
 def run_pretrain(arguments: argparse.Namespace) -> None:
     """`pretrain`: gather styles, train on the source, stop before the first round."""
-    settings = settings_of(arguments, {"rounds": 0})
+    settings = settings_of(arguments)
     if settings.task != "adaptation":
         raise UserError(f"The recipe's task is '{settings.task}'; pretraining belongs to task 'adaptation'.")
     from server.simulate import simulate
 
-    simulate(settings, arguments.gpus_per_site)
+    simulate(settings.model_copy(update={"rounds": 0}), arguments.gpus_per_site)
 
 
 def run_evaluate(arguments: argparse.Namespace) -> None:

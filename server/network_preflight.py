@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from common.batch_sizes import check_batch_sizes
@@ -10,7 +11,7 @@ from common.checkpoint import load_checkpoint
 from common.command import progress_line
 from common.config import RunConfig
 from common.data.check import check_shard
-from common.data.classes import ClassTable
+from common.data.classes import TABLES, ClassTable
 from common.data.manifest import Shard, read_shard
 from common.errors import UserError
 from server.network_scoring import evaluation_shards
@@ -30,7 +31,8 @@ def check_network_run(config: RunConfig, shards: list[Shard]) -> None:
     work.greeting()
     check_clusters(config, len(shards))
     supervised = config.task == "supervised"
-    for shard in shards:
+    named = TABLES.get(config.eval.classes)  # what sites go by that have no table of their own
+    for shard in (replace(shard, classes=shard.classes or named) for shard in shards):
         if supervised:
             check_labelled(shard, table, "task 'supervised' trains with labels")
         check_pictures(shard, labels=supervised)
@@ -91,7 +93,8 @@ def scored_shards(config: RunConfig, sites: Sequence[str]) -> list[Shard]:
         )
     folder, root = Path(config.simulation.shards), config.simulation.data_root or None
     found = {folder / config.eval.shard.format(site=site) for site in sites}
-    return [read_shard(path, root) for path in sorted(found)]
+    shards = [read_shard(path, root) for path in sorted(found)]
+    return [replace(shard, classes=shard.classes or TABLES.get(config.eval.classes)) for shard in shards]
 
 
 def check_labelled(shard: Shard, table: ClassTable, why: str) -> None:

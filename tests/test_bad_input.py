@@ -28,6 +28,7 @@ from common.models.head import build_head, init_centroids, state_to_numpy
 from server import rounds
 from tests.conftest import ROOT
 from tests.support.local_grid import LocalGrid
+from tests.support.small_network import shrink_network
 from tests.support.workshop import (
     SETTINGS,
     Workshop,
@@ -558,6 +559,264 @@ def simulate_resume_from_another_model(shop: Workshop) -> Words:
 @row("The checkpoint belongs to backbone weights .*, the sites have .*; use the same weights file")
 def simulate_resume_with_other_weights(shop: Workshop) -> Words:
     return shop.simulate("--resume", shop.checkpoint, seed=5)
+
+
+# --- python -m server simulate and pretrain: whole networks ---------------------------------------------
+
+
+def network(shop: Workshop, command: str = "simulate", **settings: object) -> Words:
+    """Two sites with labels of two classes, and the words that train a network on them; nothing is wrong yet."""
+    shrink_network(shop.monkeypatch)
+    for site in range(2):
+        names = [f"{site}-{i}.png" for i in range(3)]
+        for name in names:
+            save_label(shop.shards / "labels" / name)
+        entries = [{"image": f"images/{name}", "label": f"labels/{name}"} for name in names]
+        shop.write_manifest(f"site-{site}", entries)
+    shop.settings = {
+        "task": "supervised",
+        "network.weights": "random",
+        "rounds": 1,
+        "eval.shard": "eval.jsonl",
+        "eval.classes": "crackforest",
+        "transforms.height": 32,
+        "transforms.width": 32,
+        "style.height": 16,
+        "style.width": 16,
+    }
+    words = shop.simulate(**settings)
+    words[1] = command
+    return words
+
+
+def adaptation(shop: Workshop, command: str = "simulate", **settings: object) -> Words:
+    return network(shop, command, **{"task": "adaptation", "source__shard": "eval.jsonl", **settings})
+
+
+def write_partition(shop: Workshop, table: str, swapped: bool = False) -> None:
+    """Give the shards folder a class table."""
+    described = load_table(table).to_json()
+    if swapped:
+        described["names"] = described["names"][::-1]
+    content = {
+        "dataset": "folder",
+        "rule": "iid",
+        "seed": 0,
+        "root": ".",
+        "sites": {"site-0": 3, "site-1": 3},
+    }
+    (shop.shards / "partition.json").write_text(json.dumps(content | {"classes": described}))
+
+
+@row("Task 'supervised' needs a class table and none is known; name one by eval.classes")
+def network_without_a_class_table(shop: Workshop) -> Words:
+    return network(shop, eval__classes="")
+
+
+@row(
+    "1 of 3 images of .*site-1.jsonl have no label, but task 'supervised' trains with labels; add the labels"
+)
+def network_of_a_site_without_labels(shop: Workshop) -> Words:
+    words = network(shop)
+    names = [f"1-{i}.png" for i in range(3)]
+    entries = [{"image": f"images/{name}", "label": f"labels/{name}"} for name in names]
+    shop.write_manifest("site-1", [*entries[:2], {"image": "images/1-2.png"}])
+    return words
+
+
+@row("1-2.png holds the value 9, which class table 'crackforest'")
+def network_label_value_out_of_range(shop: Workshop) -> Words:
+    words = network(shop)
+    save_label(shop.shards / "labels/1-2.png", 9)
+    return words
+
+
+@row("site-0.jsonl has 11 classes \\(camvid\\), the run has 2 \\(crackforest\\); use one class table")
+def network_of_sites_with_another_class_table(shop: Workshop) -> Words:
+    words = network(shop)
+    write_partition(shop, "camvid")
+    return words
+
+
+@row("site-0.jsonl calls a class 'crack' .* that the run calls 'road'")
+def network_of_sites_with_classes_in_another_order(shop: Workshop) -> Words:
+    words = network(shop)
+    write_partition(shop, "crackforest", swapped=True)
+    return words
+
+
+@row("Weights file .*gone.safetensors does not exist")
+def network_missing_weights(shop: Workshop) -> Words:
+    return network(shop, network__weights=str(shop.tmp / "gone.safetensors"))
+
+
+@row("Setting 'reduction.kind' is 'mean-per-class'")
+def network_unknown_reduction(shop: Workshop) -> Words:
+    return network(shop, reduction__kind="mean-per-class")
+
+
+@row("(?i)class 'pole'")
+def network_crucial_class_that_is_none(shop: Workshop) -> Words:
+    return network(shop, reduction__kind="weighted", reduction__crucial="pole")
+
+
+@row("clusters.exact is 3 and needs 3 sites, but there are 2; lower it, or set clusters.layers to 'none'")
+def network_fewer_sites_than_clusters(shop: Workshop) -> Words:
+    return network(shop, clusters__layers="decoder", clusters__exact=3)
+
+
+@row("clusters.smallest is 2 and needs 3 sites, but there are 2")
+def network_too_few_sites_to_search_clusters(shop: Workshop) -> Words:
+    return network(shop, clusters__layers="decoder")
+
+
+@row("aggregation.optimizer is 'adam' but clusters.layers is 'all'; a server optimiser has no moments for")
+def network_clusters_with_a_server_optimiser(shop: Workshop) -> Words:
+    return network(shop, clusters__layers="all", clusters__exact=2, aggregation__optimizer="adam")
+
+
+@row("aggregation.rule is 'median' but clusters.layers is 'bn'; .* so use 'mean'")
+def network_clusters_with_a_robust_rule(shop: Workshop) -> Words:
+    return network(shop, clusters__layers="bn", clusters__exact=2, aggregation__rule="median")
+
+
+@row("clusters.layers is 'bn' but network.batchnorm is 'local', so that each site keeps what its cluster")
+def network_clusters_of_what_sites_keep(shop: Workshop) -> Words:
+    return network(shop, clusters__layers="bn", clusters__exact=2, network__batchnorm="local")
+
+
+@row("clusters.layers is 'all' but centroids.share is 'none', where sites share nothing")
+def network_clusters_of_sites_that_share_nothing(shop: Workshop) -> Words:
+    return network(shop, clusters__layers="all", clusters__exact=2, centroids__share="none")
+
+
+@row("teacher.update is 'mean', a copy of the shared model, but centroids.share is 'none'; use 'never'")
+def network_teacher_of_sites_that_share_nothing(shop: Workshop) -> Words:
+    return adaptation(shop, centroids__share="none", teacher__update="mean")
+
+
+@row("centroids.share is 'head', but a network of task 'supervised' has no centroids")
+def network_shares_a_head(shop: Workshop) -> Words:
+    return network(shop, centroids__share="head")
+
+
+@row("aggregation.keep-least-moved goes by centroids")
+def network_keeps_the_least_moved(shop: Workshop) -> Words:
+    return network(shop, aggregation__keep_least_moved=True)
+
+
+@row("privacy.clip-norm bounds what sites of task 'unsupervised' send, not the networks of task 'supervised'")
+def network_with_a_bound_that_bounds_nothing(shop: Workshop) -> Words:
+    return network(shop, privacy__clip_norm=1.0)
+
+
+@row("eval.crf is true but the rounds of task 'supervised' are scored without one; .*evaluate --crf")
+def network_scored_with_a_crf(shop: Workshop) -> Words:
+    return network(shop, eval__crf=True)
+
+
+@row("eval.jsonl names images without labels; scores of task 'supervised' need them all")
+def network_scored_without_labels(shop: Workshop) -> Words:
+    words = network(shop)
+    shop.write_manifest("eval", [{"image": "images/e-0.png"}])
+    return words
+
+
+@row("eval.shard names two manifests called eval; rename one")
+def network_scored_twice_on_one_set(shop: Workshop) -> Words:
+    return network(shop, eval__shard="eval.jsonl, eval.jsonl")
+
+
+@row("eval.where is 'sites' but eval.shard is empty; name their labelled manifests")
+def network_scored_on_sites_without_a_shard(shop: Workshop) -> Words:
+    return network(shop, eval__where="sites", eval__shard="")
+
+
+@row("The manifest .*site-0-val.jsonl does not exist")
+def network_scored_on_sites_with_a_missing_shard(shop: Workshop) -> Words:
+    return network(shop, eval__where="sites", eval__shard="{site}-val.jsonl")
+
+
+@row(
+    "0-1.png has 40 x 24 pixels and .*0-0.png 32 x 24, but transforms.crop is 'none' and a batch needs one size"
+)
+def network_images_that_cannot_be_stacked(shop: Workshop) -> Words:
+    words = network(shop, transforms__crop="none")
+    save_picture(shop.shards / "images/0-1.png", size=(24, 40))
+    save_label(shop.shards / "labels/0-1.png", size=(24, 40))
+    return words
+
+
+@row("0-1.png is 40 x 24 but its label map .* is 32 x 24 pixels; make both the same size")
+def network_label_of_another_size(shop: Workshop) -> Words:
+    words = network(shop)
+    save_picture(shop.shards / "images/0-1.png", size=(24, 40))
+    return words
+
+
+@row("The checkpoint .*round-0001.safetensors holds another network than the settings ask for")
+def network_resumed_from_another_model(shop: Workshop) -> Words:
+    return [*network(shop), "--resume", shop.checkpoint]
+
+
+@row(
+    "Task 'adaptation' starts from a pretrained model and none is named: set source.checkpoint, or source.shard"
+)
+def adaptation_without_a_source(shop: Workshop) -> Words:
+    return adaptation(shop, source__shard="")
+
+
+@row("1 of 2 images of .*eval.jsonl have no label, but a source is trained on with labels; add the labels")
+def adaptation_source_without_labels(shop: Workshop) -> Words:
+    words = adaptation(shop, eval__shard="")
+    shop.write_manifest(
+        "eval", [{"image": "images/e-0.png", "label": "labels/e-0.png"}, {"image": "images/e-1.png"}]
+    )
+    return words
+
+
+@row("The manifest .*gone.jsonl does not exist")
+def adaptation_missing_source(shop: Workshop) -> Words:
+    return adaptation(shop, source__shard="gone.jsonl")
+
+
+@row("source.checkpoint .*round-0001.safetensors holds another network .* pretrain with this recipe")
+def adaptation_from_a_model_of_another_architecture(shop: Workshop) -> Words:
+    return adaptation(shop, source__checkpoint=str(shop.checkpoint))
+
+
+@row("Checkpoint .*gone.safetensors does not exist")
+def adaptation_from_a_model_that_is_gone(shop: Workshop) -> Words:
+    return adaptation(shop, source__checkpoint=str(shop.tmp / "gone.safetensors"))
+
+
+@row("The settings do not fit together: style.side is 4; expected an odd number of bins|is .*style.side is 4")
+def adaptation_window_that_has_no_middle(shop: Workshop) -> Words:
+    return adaptation(shop, style__transfer="fourier", style__side=4)
+
+
+@row("The recipe's task is 'supervised'; pretraining belongs to task 'adaptation'")
+def pretrain_another_task(shop: Workshop) -> Words:
+    return network(shop, "pretrain")
+
+
+@row("1 of 2 images of .*eval.jsonl have no label, but a source is trained on with labels")
+def pretrain_source_without_labels(shop: Workshop) -> Words:
+    words = adaptation(shop, "pretrain", eval__shard="")
+    shop.write_manifest(
+        "eval", [{"image": "images/e-0.png", "label": "labels/e-0.png"}, {"image": "images/e-1.png"}]
+    )
+    return words
+
+
+@row("clusters.exact is 5 and needs 5 sites, but there are 2")
+def pretrain_fewer_sites_than_clusters(shop: Workshop) -> Words:
+    return adaptation(shop, "pretrain", clusters__layers="all", clusters__exact=5)
+
+
+@row("No shards were given; use --shards DIR")
+def pretrain_without_shards(shop: Workshop) -> Words:
+    return ["server", "pretrain", "--set=task=adaptation"]
 
 
 # --- python -m server evaluate, segment, export, report -------------------------------------------------
