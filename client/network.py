@@ -173,6 +173,7 @@ def answer_train(task: wire.Task, settings: RunConfig, site: SiteConfig) -> wire
         supervised,
         shard.classes if supervised else None,
         device=device,
+        plain=not supervised and settings.teacher.view == "plain",
     )
     local = settings.local
     per_epoch = math.ceil(len(pictures) / local.batch)

@@ -1,8 +1,10 @@
 """How does a site learn from images without labels, given a network that was trained elsewhere?
 
 A teacher labels the pixels of a batch, and only those of which it is sure count (Shenaj et al., WACV 2023, after
-class-balanced self-training). The teacher sees the very pixels that the student sees. Padding and turned
-corners are no part of the image and are never believed.
+class-balanced self-training). The teacher sees the very pixels that the student sees, as published, or, with
+``teacher.view`` "plain", the same cut in its own colours while the student's are changed: what is easy for the one
+is a lesson for the other (Sohn et al., FixMatch, 2020). Padding and turned corners are no part of the image and are
+never believed.
 """
 
 from __future__ import annotations
@@ -47,11 +49,12 @@ class AdaptationLoss:
     def __call__(self, logits: Tensor, batch: Batch) -> Tensor:
         """Return the weighted sum of all terms for the student's logits [B, C, H, W]."""
         settings = self.config.teacher
-        said = logits.detach() if self.teacher is None else self.logits(self.teacher, batch.images)
+        seen = batch.images if batch.plain is None else batch.plain
+        said = logits.detach() if self.teacher is None else self.logits(self.teacher, seen)
         labels = self.believed(said, batch)
         terms = {"pseudo_label": settings.weight * pseudo_label_loss(logits, labels, settings.denominator)}
         if settings.distill_weight and self.pretrained is not None:
-            first = said if self.pretrained is self.teacher else self.logits(self.pretrained, batch.images)
+            first = said if self.pretrained is self.teacher else self.logits(self.pretrained, seen)
             mask = (labels if first is said else self.believed(first, batch)) != IGNORE
             distilled = distillation_loss(logits, first, settings.distill_alpha, mask)
             terms["distillation"] = settings.distill_weight * distilled
@@ -71,9 +74,9 @@ class AdaptationLoss:
 
     @torch.no_grad()
     def logits(self, network: nn.Module, images: Tensor) -> Tensor:
-        """Return a frozen network's logits."""
+        """Return a frozen network's logits, averaged over the image and its mirror image if so set."""
         found: Tensor = network(images)
-        return found
+        return (found + network(images.flip(-1)).flip(-1)) / 2 if self.config.teacher.mirror else found
 
     def metrics(self) -> dict[str, float]:
         """Return the means over the steps so far."""

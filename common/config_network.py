@@ -165,6 +165,10 @@ class Teacher(Section):
     )
     every: int = Field(1, ge=1, description="rounds between two updates")
     start: int = Field(0, ge=0, description="mean: rounds before the first model that counts")
+    view: Literal["same", "plain"] = Field(
+        "same", description="plain: the teacher sees a cut before jitter and blur, the student after them"
+    )
+    mirror: bool = Field(False, description="average the teacher's answer with that to the mirrored cut")
     confidence: float = Field(0.9, ge=0, le=1, description="pixels above it are kept; 1: none")
     fraction: float = Field(0.66, ge=0, lt=1, description="most confident share of each class kept; 0: none")
     denominator: Literal["all", "kept"] = Field("all", description="what the loss is divided by")

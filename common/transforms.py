@@ -69,6 +69,16 @@ class JointTransform:
         size follows from resize and scale; otherwise it is ``height`` x ``width``. Raises `ValueError`
         where types or sizes do not fit.
         """
+        image, _, label = self.views(image, label, generator)
+        return image, label
+
+    def views(
+        self, image: torch.Tensor, label: torch.Tensor | None, generator: torch.Generator
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        """Return the changed image, the same cut with its own colours and sharpness, and the label.
+
+        The second is what a teacher sees whose student has it harder. See `__call__`.
+        """
         if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[0] != 3:
             raise ValueError(f"expected an image uint8 [3, H, W], got {image.dtype} {list(image.shape)}")
         if label is not None and (label.dtype != torch.uint8 or label.shape != image.shape[1:]):
@@ -79,7 +89,7 @@ class JointTransform:
         pair = self._crop(self._rotate(self._resize((image, label), drawn), drawn), drawn)
         if drawn.flip < self.transforms.flip:
             pair = mirror(pair)
-        return self._blur(self._colours(pair[0], drawn), drawn), pair[1]
+        return self._blur(self._colours(pair[0], drawn), drawn), pair[0], pair[1]
 
     def _resize(self, pair: Pair, drawn: Draws) -> Pair:
         """Resize to the fixed size and scale in one step: pixels are interpolated once."""

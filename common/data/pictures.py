@@ -31,7 +31,7 @@ AHEAD = 1
 Restyle = Callable[[Bytes, torch.Generator], Bytes]
 Visit = tuple[int, int]
 """An epoch, and the image that is looked at in it."""
-Sample = tuple[torch.Tensor, torch.Tensor]
+Sample = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -43,12 +43,14 @@ class Batch:
     indices: places in the shard, [B].
     valid: bool [B, h, w], False where padding or a turned corner lies instead of the image; only where
         there are no labels, whose 255 says the same.
+    plain: float32 [B, 3, h, w], the same cuts before colours and sharpness were changed, where asked for.
     """
 
     images: torch.Tensor
     labels: torch.Tensor | None
     indices: list[int]
     valid: torch.Tensor | None = None
+    plain: torch.Tensor | None = None
 
 
 class Pictures:
@@ -64,6 +66,7 @@ class Pictures:
         device: where batches go; to CUDA by way of pinned memory.
         workers: threads that prepare the next batch; 0: none, it is made when asked for.
         memory: bytes of decoded images and labels that are kept; what does not fit is decoded anew.
+        plain: whether batches also hold the cuts in their own colours.
         restyle: changes the decoded image uint8 [H, W, 3] before all else, with a generator of its own.
 
     Raises `UserError` where labels are to be opened and an image has none, or there is no table.
@@ -80,6 +83,7 @@ class Pictures:
         device: torch.device | str = "cpu",
         workers: int = 1,
         memory: int = MEMORY,
+        plain: bool = False,
         restyle: Restyle | None = None,
     ) -> None:
         if with_labels:
@@ -94,6 +98,7 @@ class Pictures:
         self._device = torch.device(device)
         self._workers = workers
         self._restyle = restyle
+        self._plain = plain
         self._decoded = _Decoded(memory)
 
     def __len__(self) -> int:
@@ -160,32 +165,36 @@ class Pictures:
         return self._stack(visits, [sample.result() for sample in samples])
 
     def _sample(self, visit: Visit) -> Sample:
-        """Return image uint8 [3, h, w] and label, or where labels are closed 0 and 255 outside the image."""
+        """Return image uint8 [3, h, w], its plain form, and label: 0, and 255 outside the image, where closed."""
         epoch, index = visit
         pixels, label = self._read(index)
         if self._restyle is not None:
             pixels = self._restyle(pixels, self._generator("style", epoch, index))
         image = image_tensor(pixels)
         marks = torch.zeros(image.shape[1:], dtype=torch.uint8) if label is None else torch.from_numpy(label)
-        image, changed = self._transform(image, marks, self._generator("image", epoch, index))
+        image, plain, changed = self._transform.views(image, marks, self._generator("image", epoch, index))
         assert changed is not None
-        return image, changed
+        return image, plain, changed
 
     def _stack(self, visits: list[Visit], samples: Sequence[Sample]) -> Batch:
         indices = [index for _, index in visits]
         first = samples[0][0].shape
-        for index, (image, _) in zip(indices, samples, strict=True):
+        for index, (image, _, _) in zip(indices, samples, strict=True):
             if image.shape != first:
                 raise UserError(
                     f"The images of one batch differ in size: {self.shard.image_path(indices[0])} has "
                     f"{first[2]} x {first[1]} pixels and {self.shard.image_path(index)} {image.shape[2]} x "
                     f"{image.shape[1]}; set transforms.crop to 'random' or 'resized', or the batch to 1."
                 )
-        images = self._move(torch.stack([image for image, _ in samples])).float().div_(255)
-        marks = self._move(torch.stack([label for _, label in samples]))
+        images = self._floats([image for image, _, _ in samples])
+        plain = self._floats([plain for _, plain, _ in samples]) if self._plain else None
+        marks = self._move(torch.stack([label for _, _, label in samples]))
         if self.with_labels:
-            return Batch(images, marks.long(), indices)
-        return Batch(images, None, indices, marks != IGNORE)
+            return Batch(images, marks.long(), indices, plain=plain)
+        return Batch(images, None, indices, marks != IGNORE, plain)
+
+    def _floats(self, images: Sequence[torch.Tensor]) -> torch.Tensor:
+        return self._move(torch.stack(list(images))).float().div_(255)
 
     def _move(self, stacked: torch.Tensor) -> torch.Tensor:
         """Bring bytes to the device; they become floats there, four times as large."""

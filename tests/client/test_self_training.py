@@ -196,3 +196,34 @@ def test_a_loss_that_is_not_finite_stops_the_round_by_its_number() -> None:
     teacher = Says(torch.zeros(2, CLASSES, 48, 48))
     with pytest.raises(ValueError, match=r"step 7 of the run.*the images hold NaN"):
         self_train(student, [Batch(images, None, [0, 1])], AdaptationLoss(config, teacher, None), stepper)
+
+
+class Watched(nn.Module):
+    """A teacher of one pixel-wise rule, so that mirrored answers can be worked out; remembers what it saw."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[Tensor] = []
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.seen.append(images)
+        place = torch.arange(images.shape[-1], dtype=torch.float32)  # not symmetric: a mirror image differs
+        return torch.stack(
+            [images.sum(dim=1) + place] + [place.expand_as(images[:, 0])] * (CLASSES - 1), dim=1
+        )
+
+
+def test_the_teacher_sees_the_plain_cut_where_there_is_one() -> None:
+    given = Batch(torch.rand(2, 3, *SIZE), None, [0, 1], None, torch.rand(2, 3, *SIZE))
+    teacher = Watched()
+    AdaptationLoss(settings(), teacher, None)(draws(1, 2, CLASSES, *SIZE), given)
+    assert len(teacher.seen) == 1 and given.plain is not None and torch.equal(teacher.seen[0], given.plain)
+
+
+def test_a_mirrored_teacher_answers_with_the_mean_of_both_views() -> None:
+    images = torch.rand(2, 3, *SIZE)
+    teacher = Watched()
+    found = AdaptationLoss(settings(mirror=True), teacher, None).logits(teacher, images)
+    mirrored = teacher(images.flip(-1)).flip(-1)
+    torch.testing.assert_close(found, (teacher(images) + mirrored) / 2)
+    assert not torch.allclose(found, teacher(images))

@@ -308,3 +308,14 @@ def _labels_at(shard: Shard, settings: Transforms, table: ClassTable) -> torch.T
     batches = list(Pictures(shard, settings, (0, shard.name, 0), True, table).epoch_batches(0, 3))
     assert all(batch.images.shape[1:] == (3, 256, 464) for batch in batches)
     return torch.cat([batch.labels for batch in batches if batch.labels is not None])
+
+
+def test_the_plain_form_is_the_same_cut_in_its_own_colours(shard: Shard) -> None:
+    """What the plain form shows is what comes where colours are never changed."""
+    still = Transforms(**BUSY.model_dump(exclude={"jitter"}))
+    changed = next(make(shard, BUSY, plain=True).epoch_batches(0, 10))
+    untouched = next(make(shard, still).epoch_batches(0, 10))
+    assert changed.plain is not None
+    assert torch.equal(changed.plain, untouched.images)
+    assert not torch.equal(changed.images, changed.plain)
+    assert next(make(shard, BUSY).epoch_batches(0, 10)).plain is None
