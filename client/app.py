@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import re
-import time
 from collections.abc import Callable, Iterable
 
 from flwr.app import Context, Message
@@ -92,7 +91,6 @@ def evaluate(message: Message, context: Context) -> Message:
 
 def answer(message: Message, context: Context, action: str, handler: Handler) -> Message:
     """Decode, handle, write the ledger, encode; an error becomes a reply that names its reason."""
-    came = time.monotonic()
     name = str(context.node_config.get("site", "") or f"site-{context.node_config.get('partition-id', '?')}")
     state_dir = None
     private: tuple[object, ...] = (context.node_config.get("shard", ""),)
@@ -125,7 +123,7 @@ def answer(message: Message, context: Context, action: str, handler: Handler) ->
             # nothing but a sentence; Flower itself would send the text with its paths
             update = wire.Update(site=name, weights_hash="", facts={"error": public_reason(error, private)})
             content = wire.encode_update(update, dtype)
-    return wire.make_reply(content, message, time.monotonic() - came)
+    return Message(content, reply_to=message)
 
 
 def limit_threads(site: SiteConfig) -> None:

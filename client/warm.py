@@ -14,6 +14,7 @@ import logging
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -44,6 +45,9 @@ log = logging.getLogger(__name__)
 PROJECT = frozenset({"client", "common", "server", "partitions"})
 HEAVY = ("torch", "torchvision", "client.handlers")
 """What tasks import; the last for the sake of the libraries behind it."""
+
+REFUSED_SECONDS = 5.0
+"""So long may a SuperNode not know its executor: requests carry the time, and somebody may set the clock meanwhile."""
 
 _ACQUIRE = "/flwr.proto.Runtime/AcquireTask"
 _RECEIPT_BYTES = 1 << 16
@@ -76,7 +80,8 @@ class Started:
 class WarmTasks:
     """Takes tasks from the SuperNode at ``address`` (plain HTTP on loopback) and forks a child for each.
 
-    ``secret`` is what the SuperNode knows its executor by. Raises httpx's `HTTPStatusError` where it does not.
+    ``secret`` is what the SuperNode knows its executor by. Raises httpx's `HTTPStatusError` where it does not for
+    longer than `REFUSED_SECONDS`.
     """
 
     def __init__(self, address: str, secret: bytes, notice: Callable[[str], None]) -> None:
@@ -84,6 +89,7 @@ class WarmTasks:
         self.notice = notice
         self.running: dict[int, Started] = {}
         self.reports: set[int] = set()
+        self._refused_since: float | None = None
         self._client = _runtime_client(
             address,
             RuntimeVersionHttpInterceptor(component_name="SuperExec"),
@@ -97,6 +103,15 @@ class WarmTasks:
             found = self._client.AcquireTask(AcquireTaskRequest(supported_task_types=[TaskType.CLIENT_APP]))
         except httpx.TransportError:
             return  # it is still starting, or about to end: whoever started it watches it
+        except httpx.HTTPStatusError as error:
+            if error.response.status_code != httpx.codes.UNAUTHORIZED:
+                raise
+            now = time.monotonic()
+            self._refused_since = self._refused_since or now
+            if now - self._refused_since > REFUSED_SECONDS:
+                raise
+            return
+        self._refused_since = None
         if found.token:
             self._start(found.task.task_id, found.token)
 

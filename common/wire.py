@@ -229,21 +229,9 @@ def make_message(content: RecordDict, node_id: int, action: str, round_number: i
     return Message(content, dst_node_id=node_id, message_type=action, group_id=str(round_number), ttl=ttl)
 
 
-def make_reply(content: RecordDict | Error, request: Message, seconds: float) -> Message:
-    """Answer a message ``seconds`` after it came.
-
-    A reply expires with its request, and Flower counts by the clocks of both machines: one that is an hour ahead
-    would lose every reply. So it is dated by the server's clock, as the request tells it.
-    """
-    reply = Message(content, reply_to=request)
-    reply.metadata.created_at = request.metadata.created_at + seconds
-    reply.metadata.ttl = max(request.metadata.ttl - seconds, 1e-3)
-    return reply
-
-
 def crash_reply(request: Message, reason: str) -> Message:
     """Answer a message in the place of a process that died over it, as Flower itself does after a minute."""
-    return make_reply(Error(code=ErrorCode.CLIENT_APP_CRASHED, reason=reason), request, 0.0)
+    return Message(Error(code=ErrorCode.CLIENT_APP_CRASHED, reason=reason), reply_to=request)
 
 
 def array_record(arrays: Mapping[str, np.ndarray]) -> ArrayRecord:

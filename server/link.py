@@ -19,11 +19,13 @@ if TYPE_CHECKING:
 
 POLL_SECONDS = 0.2
 
-# Flower's error codes, said in words that fit into a log line
+EXPIRED = 3
+"""Flower's error code for a message that outlived the deadline before its reply was there."""
+
+# the other codes, said in words that fit into a log line
 _REASONS = {
     1: "its client application could not be loaded",
     2: "its client application raised an error",
-    3: "it was still busy with earlier work",
     4: "its reply was lost",
     5: "it went away",
     6: "a precondition of its client application failed",
@@ -50,12 +52,15 @@ def paired(
     For some errors Flower names itself as the sender, so replies are paired by message id.
     """
     waiting = {message.metadata.message_id: message for message in sent}
+    late = f"it did not answer within {deadline_seconds:.0f} s"
     for reply in replies:
         message = waiting.pop(reply.metadata.reply_to_message_id, None)
         if message is None:
             continue
         down, content, error = wire.payload_bytes(message.content), None, None
-        if reply.has_error():
+        if reply.has_error() and reply.error.code == EXPIRED:
+            error = late
+        elif reply.has_error():
             error = _REASONS.get(reply.error.code, f"Flower reports error code {reply.error.code}")
         else:
             content = reply.content
@@ -63,9 +68,8 @@ def paired(
         yield message.metadata.dst_node_id, Outcome(content, error, down)
         del content
     for message in waiting.values():
-        reason = f"it did not answer within {deadline_seconds:.0f} s"
         down = wire.payload_bytes(message.content)
-        yield message.metadata.dst_node_id, Outcome(None, reason, down, silent=True)
+        yield message.metadata.dst_node_id, Outcome(None, late, down, silent=True)
 
 
 def outcomes(

@@ -7,8 +7,10 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import httpx
 import pytest
 from flwr.app import Context, Message, RecordDict
 from flwr.common.constant import ErrorCode, SubStatus
@@ -223,3 +225,28 @@ def test_a_supernode_that_is_not_there_yet_is_no_error() -> None:
     tasks = warm.WarmTasks("127.0.0.1:9", b"secret", print)
     tasks.step()
     assert tasks.running == {}
+
+
+def test_an_executor_that_is_refused_for_a_moment_asks_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Requests carry the time: between signing and reading one somebody may set the clock."""
+    now = [100.0]
+    monkeypatch.setattr(warm, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    tasks = warm.WarmTasks("127.0.0.1:9", b"secret", print)
+    codes: list[int] = []
+
+    def acquire(_: object) -> SimpleNamespace:
+        code = codes.pop(0)
+        if code != 200:
+            request = httpx.Request("POST", "http://127.0.0.1:9")
+            raise httpx.HTTPStatusError("no", request=request, response=httpx.Response(code, request=request))
+        return SimpleNamespace(token="")
+
+    monkeypatch.setattr(tasks, "_client", SimpleNamespace(AcquireTask=acquire))
+    codes += [401, 200, 401]
+    while codes:
+        now[0] += warm.REFUSED_SECONDS
+        tasks.step()
+    now[0] += warm.REFUSED_SECONDS + 1
+    codes += [401]
+    with pytest.raises(httpx.HTTPStatusError):
+        tasks.step()

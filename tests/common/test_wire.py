@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 import io
 import pickle
 from collections.abc import Callable
@@ -195,27 +194,3 @@ def test_facts_that_are_no_scalars_are_dropped() -> None:
     content.config_records["facts"]["fact.bytes"] = b"\0"
     content.config_records["facts"]["stray"] = 3
     assert wire.decode_update(content, LIMIT).facts == {"images": 7, "ok": True}
-
-
-def test_a_site_whose_clock_is_hours_ahead_still_answers_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Flower dates a reply by the site's clock; here it would have expired before it was written."""
-
-    class Ahead(datetime.datetime):
-        @classmethod
-        def now(cls, tz: datetime.tzinfo | None = None) -> Ahead:
-            return super().now(tz) + datetime.timedelta(hours=2)
-
-    set_identity()
-    content = wire.encode_task(wire.Task(1, "{}", "run"), "float32")
-    request = wire.make_message(content, 5, wire.TRAIN, 1, 60.0)
-    from flwr.supercore import date
-
-    monkeypatch.setattr(date.datetime, "datetime", Ahead)
-    answer = wire.encode_update(wire.Update("a", ""), "float32")
-    assert Message(answer, reply_to=request).metadata.ttl < 0  # what Flower alone would send
-    for reply in (wire.make_reply(answer, request, 7.0), wire.crash_reply(request, "killed")):
-        sent, told = request.metadata, reply.metadata
-        assert told.ttl > 0
-        assert sent.created_at <= told.created_at < sent.created_at + sent.ttl
-        assert told.created_at + told.ttl == pytest.approx(sent.created_at + sent.ttl)
-        assert told.reply_to_message_id == sent.message_id
