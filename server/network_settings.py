@@ -71,6 +71,12 @@ def _cluster_conflict(config: RunConfig) -> str | None:
             f"teacher.update is '{labelling}', a copy of the shared model, but centroids.share is 'none'; use 'never' "
             "or 'student'."
         )
+    looks = config.teacher.view == "plain" or config.teacher.mirror
+    if config.task == "adaptation" and labelling == "student" and looks and not config.teacher.distill_weight:
+        return (
+            "teacher.update is 'student', which labels what it is shown itself, but teacher.view or teacher.mirror "
+            "says how a teacher looks; leave them at 'same' and false, or choose a teacher."
+        )
     if layers == "none":
         return None
     if local:

@@ -695,6 +695,11 @@ def network_teacher_of_sites_that_share_nothing(shop: Workshop) -> Words:
     return adaptation(shop, centroids__share="none", teacher__update="mean")
 
 
+@row("teacher.update is 'student', which labels what it is shown itself, but teacher.view or teacher.mirror")
+def network_student_with_a_teachers_view(shop: Workshop) -> Words:
+    return adaptation(shop, teacher__update="student", teacher__view="plain")
+
+
 @row("centroids.share is 'head', but a network of task 'supervised' has no centroids")
 def network_shares_a_head(shop: Workshop) -> Words:
     return network(shop, centroids__share="head")

@@ -103,3 +103,53 @@ def test_unit_codes_that_all_agree_are_not_too_long() -> None:
 
 def test_without_a_hash_any_backbone_will_do() -> None:
     assert read_update(reply(good(), weights_hash="cd" * 32), Expectation.like(good()))[1] is None
+
+
+# --- whole networks -------------------------------------------------------------------------------------
+
+NETWORK: wire.Groups = {
+    "weights": {"conv.weight": np.ones((2, 3), F32)},
+    "statistics": {"norm.running_mean": np.full(2, -1, F32), "norm.running_var": np.zeros(2, F32)},
+}
+
+
+def test_a_good_network_comes_in() -> None:
+    assert read_update(reply(NETWORK), Expectation.like(NETWORK, HASH))[1] is None
+
+
+@pytest.mark.parametrize(
+    ("group", "key", "value", "words"),
+    [
+        (
+            "weights",
+            "conv.weight",
+            np.ones((2, 3)),
+            "'weights/conv.weight' has type float64, expected float32",
+        ),
+        ("statistics", "norm.running_mean", np.zeros(2, int), "has type int64, expected float32"),
+        (
+            "statistics",
+            "norm.running_var",
+            np.array([0, -1e-9], F32),
+            "'statistics/norm.running_var' holds a neg",
+        ),
+        ("statistics", "norm.running_var", np.array([0, np.inf], F32), "holds NaN or infinity"),
+        ("statistics", "norm.num_batches_tracked", np.zeros(2, F32), "other arrays than expected"),
+        ("weights", "conv.weight", np.ones((3, 2), F32), "shape (3, 2), expected (2, 3)"),
+    ],
+)
+def test_a_network_that_would_spoil_the_mean_stays_out(
+    group: str, key: str, value: np.ndarray, words: str
+) -> None:
+    groups = NETWORK | {group: NETWORK[group] | {key: value}}
+    update, reason = read_update(reply(groups), Expectation.like(NETWORK, HASH))
+    assert update is None and words in str(reason)
+
+
+@pytest.mark.parametrize(
+    "facts", [{"images": 0, "batches": 1}, {"images": 1, "batches": 0}, {"images": 1}, {}]
+)
+def test_a_network_needs_a_weight(facts: dict[str, int]) -> None:
+    """Alone in its cluster, a site of weight 0 would have no mean."""
+    update, reason = read_update(reply(NETWORK, facts=facts), Expectation.like(NETWORK, HASH))
+    assert update is None and "expected a count" in str(reason)
