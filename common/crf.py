@@ -6,7 +6,7 @@ A fully connected conditional random field (Kraehenbuehl and Koltun, NeurIPS 201
     k_s = exp(-|p_i - p_j|^2 / 2 s^2),   k_b = exp(-|p_i - p_j|^2 / 2 a^2 - |c_i - c_j|^2 / 2 b^2)
 
 with positions p in pixels and colours c in 0..255, each kernel normalised on both sides, D^-1/2 k D^-1/2.
-Mean field repeats Q_i <- softmax(-u_i + w_s (k_s Q)_i + w_b (k_b Q)_i). k_s is a small separable window; k_b,
+Mean field repeats Q_i <- softmax(-u_i + w_s (k_s Q)_i + w_b (k_b Q)_i). k_s is a small window; k_b,
 which joins far pixels of like colour, is applied on a permutohedral lattice (`common/permutohedral.py`).
 """
 
@@ -28,7 +28,7 @@ from common.segmenter import SHARPNESS
 
 Bytes = npt.NDArray[np.uint8]
 
-LATTICES = 4
+LATTICES = 2
 """How many lattices take turns; see `_Bilateral`."""
 
 
@@ -103,29 +103,24 @@ def mean_field(unary: Tensor, image: Bytes, settings: CrfSettings = DEFAULT) -> 
 
 
 class _Smoothing:
-    """k_s, normalised on both sides: a Gaussian window along rows, then along columns."""
+    """k_s, normalised on both sides: one Gaussian window on the grid."""
 
     def __init__(self, height: int, width: int, sigma: float, device: torch.device) -> None:
         self.size = (height, width)
-        radius = max(1, round(4 * sigma))  # the tail beyond weighs less than exp(-8)
-        self.window = [math.exp(-0.5 * (offset / sigma) ** 2) for offset in range(radius + 1)]
+        self.radius = max(1, math.ceil(3 * sigma))  # at sigma 1 the tail beyond weighs less than exp(-8)
+        offsets = torch.arange(-self.radius, self.radius + 1, device=device) / sigma
+        window = torch.exp(-0.5 * offsets**2)
+        self.window = window.unsqueeze(1) * window
         self.scale = torch.ones(height * width, 1, device=device)
         self.scale = self(self.scale).rsqrt_()
 
     def __call__(self, values: Tensor) -> Tensor:
         """Filter [N, K]."""
-        maps = (values * self.scale).view(*self.size, -1)
-        return self._along(self._along(maps, 0), 1).view(values.shape).mul_(self.scale)
-
-    def _along(self, maps: Tensor, side: int) -> Tensor:
-        """Filter [H, W, K] along one side; nothing lies beyond the border."""
-        length = maps.shape[side]
-        out = maps * self.window[0]
-        for offset, weight in enumerate(self.window[1:length], start=1):
-            kept = length - offset
-            out.narrow(side, offset, kept).add_(maps.narrow(side, 0, kept), alpha=weight)
-            out.narrow(side, 0, kept).add_(maps.narrow(side, offset, kept), alpha=weight)
-        return out
+        clusters = values.shape[1]
+        maps = (values * self.scale).view(1, *self.size, clusters).permute(0, 3, 1, 2)  # channels stay last
+        windows = self.window.expand(clusters, 1, -1, -1).contiguous(memory_format=torch.channels_last)
+        found = F.conv2d(maps, windows, padding=self.radius, groups=clusters)
+        return found.permute(0, 2, 3, 1).reshape(values.shape).mul_(self.scale)
 
 
 class _Bilateral:
@@ -133,7 +128,7 @@ class _Bilateral:
 
     One lattice blurs a little more in some directions than in others, depending on where a point lies in its
     simplex. Several lattices, shifted against each other, blur alike on average: the iterations take turns with
-    them, and the last one, which decides, takes their mean. Turns cost no more than a single lattice.
+    them, and the last one, which decides, takes their mean. Turns cost no more steps than a single lattice.
     """
 
     def __init__(self, image: Bytes, pixels: float, colour: float, device: torch.device) -> None:

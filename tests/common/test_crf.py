@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from common.crf import DEFAULT, CrfSettings, mean_field, refine
-from common.permutohedral import Lattice, _corners
+from common.crf import DEFAULT, CrfSettings, _Smoothing, mean_field, refine
+from common.permutohedral import Lattice, _blur_along, _corners, _with_meeting_places
 
 
 def direct_mean_field(unary: Tensor, image: np.ndarray, settings: CrfSettings = DEFAULT) -> Tensor:
@@ -132,11 +132,37 @@ def test_picture_of_another_size_is_refused() -> None:
 def test_corner_weights_are_barycentric(dimensions: int) -> None:
     points = 3 * torch.randn(500, dimensions, generator=torch.Generator().manual_seed(0))
     keys, weights, steps = _corners(points)
-    assert keys.shape == weights.shape == (500, dimensions + 1)
+    assert keys.shape == weights.shape == (dimensions + 1, 500)
     assert float(weights.min()) > -1e-5
-    torch.testing.assert_close(weights.sum(dim=1), torch.ones(500))
-    assert all(len(set(row.tolist())) == dimensions + 1 for row in keys)
-    assert int(steps.sum()) == 0  # one step in each direction leads back
+    torch.testing.assert_close(weights.sum(dim=0), torch.ones(500))
+    assert all(len(set(row.tolist())) == dimensions + 1 for row in keys.T)
+    assert sum(steps) == 0  # one step in each direction leads back
+
+
+def test_blur_joins_existing_neighbours_in_both_directions() -> None:
+    corners = torch.tensor([0, 3, 4, 7, 20])
+    rows, weights = _blur_along(corners, 4)
+    blur = torch.zeros(5, 5).index_put_((torch.arange(5).unsqueeze(1).expand(5, 3), rows), weights, True)
+    half = 0.5 * ((corners.unsqueeze(1) - corners).abs() == 4)  # 0-4 and 3-7
+    torch.testing.assert_close(blur, torch.eye(5) + half)
+
+
+def test_corners_exist_where_several_touched_ones_meet() -> None:
+    steps = [10, 100]
+    two, three = torch.tensor([90, 110]), torch.tensor([0, 90, 110])
+    assert _with_meeting_places(two, steps).tolist() == [90, 110]
+    assert _with_meeting_places(three, steps).tolist() == [0, 90, 100, 110]
+
+
+def test_smoothing_is_a_gaussian_window_scaled_on_both_sides() -> None:
+    grid = torch.stack(torch.meshgrid(torch.arange(7), torch.arange(9), indexing="ij"), dim=-1).view(-1, 2)
+    kernel = torch.exp(-0.5 * torch.cdist(grid.double(), grid.double()).square())
+    scale = kernel.sum(dim=1).rsqrt()
+    values = torch.rand(63, 4, generator=torch.Generator().manual_seed(0))
+    expected = (scale.unsqueeze(1) * kernel * scale) @ values.double()
+    torch.testing.assert_close(
+        _Smoothing(7, 9, 1.0, values.device)(values).double(), expected, rtol=2e-3, atol=1e-4
+    )
 
 
 def test_lattice_approximates_the_gaussian_and_backwards_is_its_transpose() -> None:
