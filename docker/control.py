@@ -168,11 +168,17 @@ def register(control: Control, sources: Sequence[Path]) -> None:
             print(f"{key.stem}: was registered already", flush=True)
 
 
+def resumed_run(settings: dict[str, Any]) -> str:
+    """Return the run directory that ``resume`` names, by itself or by one of its checkpoints; empty without it."""
+    given = str(settings.get("resume", ""))
+    return str(Path(given).parents[1]) if given.endswith((".safetensors", ".json")) else given
+
+
 def run(control: Control, settings: dict[str, Any], runs: Path, shown: Path, home: Path) -> int:
     """Start a run, show its log, wait for its verdict; return the exit code."""
     stamp = f"{datetime.now(UTC):%Y%m%d-%H%M%S}"
     folder = f"{settings.get('name', 'run')}-{stamp}"
-    settings.setdefault("run-dir", str(runs / folder))
+    settings.setdefault("run-dir", resumed_run(settings) or str(runs / folder))
     shown = shown / folder if settings["run-dir"] == str(runs / folder) else Path(settings["run-dir"])
     file = home / "settings.toml"
     file.write_text(settings_toml(settings), encoding="utf-8")

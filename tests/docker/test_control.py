@@ -51,6 +51,16 @@ def test_a_completed_run_is_a_success(
     assert f"report: runs/{folder.name}/report.html" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("given", ["/srv/runs/night", "/srv/runs/night/checkpoints/round-0004.safetensors"])
+def test_a_run_goes_on_where_it_was(
+    flower: dict[str, Any], capsys: pytest.CaptureFixture[str], given: str
+) -> None:
+    flower["statuses"] = ["finished:completed"]
+    assert control.main(["run", "--set", f"resume={given}"]) == 0
+    assert flower["settings"]["run-dir"] == "/srv/runs/night"
+    assert "report: /srv/runs/night/report.html" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("status", ["finished:failed", "finished:stopped"])
 def test_a_run_that_did_not_complete_is_a_failure_with_its_reason(
     flower: dict[str, Any], capsys: pytest.CaptureFixture[str], status: str
