@@ -21,6 +21,7 @@ from server.spectral import solve
 
 OPTIMIZER = "optimizer/"
 CENTROIDS = "centroids/"
+ROBUST = ("matched-median", "matched-geometric")
 
 
 def weights_of(updates: Mapping[str, Update], config: RunConfig) -> dict[str, float]:
@@ -102,9 +103,17 @@ def merge_round_centroids(
 def lloyd_pass(
     state: ModelState, updates: Mapping[str, Update], config: RunConfig, *, use_momentum: bool = True
 ) -> ModelState:
-    """Take one exact spherical k-means step from the sites' sums; polish passes look at one model only, so
-    they carry no momentum over.
+    """Take one spherical k-means step from the sites' sums: exactly, or by the robust rule of the settings.
+
+    A robust rule also holds for polish passes: the direction of a site's sums has one vote, whereas a total would
+    believe whatever counts are claimed. Polish passes look at one model only, so they carry no momentum over.
     """
+    if config.centroids.merge in ROBUST:
+        votes = {
+            name: SiteCentroids(update.groups["sums"]["sums"], update.groups["sums"]["counts"])
+            for name, update in updates.items()
+        }
+        return _with_centroids(state, merge_centroids(state.centroids, votes, config.centroids))
     sites = {
         name: SiteSums(update.groups["sums"]["sums"], update.groups["sums"]["counts"])
         for name, update in updates.items()

@@ -11,11 +11,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from common.config import Aggregation, Centroids
+from common.config import Aggregation, Centroids, load_config
 from common.metrics import Confusion, match, scores
+from common.wire import Update
 from server.aggregate import aggregate
 from server.centroid_stack import unit
 from server.centroids import SiteCentroids, merge_centroids
+from server.merge import lloyd_pass
+from server.model_state import ModelState
 
 CLASSES, CHANNELS, DIM, SITES = 6, 24, 16, 9
 HOSTILE = ("site-3", "site-7")
@@ -131,3 +134,27 @@ def test_one_robust_rule_survives_and_plain_averaging_does_not() -> None:
 def test_robust_rules_cost_little_when_nobody_is_hostile(rules: tuple[str, str]) -> None:
     world = World(0)
     assert world.miou(rules, None) > world.miou(PLAIN[1], None) - (0.06 if rules[0] == "krum" else 0.02)
+
+
+@pytest.mark.parametrize("rule", ["matched-median", "matched-geometric"])
+def test_polish_passes_keep_to_the_robust_rule_of_the_settings(rule: str) -> None:
+    world, rng = World(0), np.random.default_rng(7)
+    state = ModelState(head={}, centroids=world.centroids)
+    honest = {
+        name: Update(name, "", {"sums": {"sums": 0.8 * s.centroids * s.counts[:, None], "counts": s.counts}})
+        for name, s in world.sites.items()
+    }
+    claimed = np.full(CLASSES, 10**7)
+    rubbish = unit(rng.standard_normal((CLASSES, DIM))) * claimed[:, None]
+    attacked = honest | {
+        name: Update(name, "", {"sums": {"sums": rubbish, "counts": claimed}}) for name in HOSTILE
+    }
+
+    def polished(merge: str, updates: dict[str, Update]) -> np.ndarray:
+        config = load_config({"preset": "fuss-ref", "centroids.merge": merge})
+        return unit(lloyd_pass(state, updates, config).centroids)
+
+    exact = polished("fedcc-maximin", honest)
+    assert (polished("fedcc-maximin", attacked) * exact).sum(axis=1).max() < 0.8
+    assert (polished(rule, honest) * exact).sum(axis=1).min() > 0.95
+    assert (polished(rule, attacked) * exact).sum(axis=1).min() > 0.9
