@@ -71,19 +71,20 @@ class Registry:
         Without ``wait`` answers that are not there yet count at a later call: a newcomer that makes its features
         for an hour, or never answers, holds up nobody. Refused nodes are asked again: what was wrong may be mended.
         """
-        before, refused = set(self.sites), self.refused
+        before, refused = self.sites, self.refused
         nodes = set(link.node_ids())
         self.sites = {name: info for name, info in self.sites.items() if info.node_id in nodes}
         self._refusals = {node: refusal for node, refusal in self._refusals.items() if node in nodes}
         self._greeted = {node: sent for node, sent in self._greeted.items() if node in nodes}
-        for name in sorted(before - set(self.sites)):
+        for name in sorted(set(before) - set(self.sites)):
             notice(f"site {name} is not connected any more")
         self._greet(link, self._strangers(nodes), round_number, notice)
         self._listen(link, self.config.sites.deadline_seconds if wait else 0.0)
         self._refuse_strangers()
         if round_number:
-            for name in sorted(set(self.sites) - before):
-                notice(f"site {name} takes part from now on")
+            for name, info in sorted(self.sites.items()):
+                if name not in before or before[name].node_id != info.node_id:
+                    notice(f"site {name} takes part from now on")
         for name, reason in sorted(self.refused.items()):
             if refused.get(name) != reason:
                 notice(f"site {name} is refused: {reason}")

@@ -175,7 +175,10 @@ def test_a_restarted_site_gets_its_name_back_when_the_old_node_is_gone() -> None
     assert look(grid, found) == [] and len(grid.sent) == asked  # not asked while the name is taken
     assert found.refused
     del grid.node_configs[101]
-    look(grid, found)
+    assert look(grid, found) == [
+        "site a is not connected any more",
+        "site a takes part from now on",
+    ]
     assert found.sites["a"].node_id == 102 and not found.refused
 
 
