@@ -114,7 +114,11 @@ def test_a_checkpoint_holds_everything() -> None:
     layout = replace(LAYOUT, cluster=frozenset({"head"}), site=frozenset({"mean"}))
     state = merge(grouped(layout, {"a": 0, "b": 1}), {"a": 1.0, "b": 2.0}, layout)
     state = replace(
-        state, pretrained=network(9), teachers={"0": network(5)}, averaged=3, memory={"first.conv": np.ones(2)}
+        state,
+        pretrained=network(9),
+        teachers={"0": network(5)},
+        averaged=3,
+        memory={"first.conv": np.ones(2)},
     )
     again = NetworkState.from_arrays(state.model, state.to_extra())
     assert again.grouping is not None and again.grouping.assignment == {"a": 0, "b": 1}
