@@ -142,7 +142,7 @@ class Deployment:
             *("--auth-supernode-private-key", str(own / "site.key")),
         ]
 
-    def start_superlink(self, *options: str) -> None:
+    def start_superlink(self, *options: str, extra: Mapping[str, str] | None = None) -> None:
         """Start the server side."""
         self.start(
             "superlink",
@@ -157,6 +157,7 @@ class Deployment:
                 f"127.0.0.1:{self.fleet}",
                 *options,
             ],
+            extra,
         )
 
     def listening(self) -> bool:
@@ -164,9 +165,23 @@ class Deployment:
         with socket.socket() as probe:
             return probe.connect_ex(("127.0.0.1", self.fleet)) == 0
 
-    def superlink(self, *options: str) -> None:
+    def lasting_superlink(self, extra: Mapping[str, str] | None = None) -> None:
+        """Start a SuperLink that remembers everything when it starts again, and runs no application itself."""
+        kept = self.folder / "superlink.db"
+        self.superlink("--isolation", "process", "--database", str(kept), extra=extra)
+
+    def executor(self, extra: Mapping[str, str] | None = None) -> None:
+        """Start what runs the server applications of a SuperLink with ``--isolation process``."""
+        identity = ["--insecure"]
+        if self.certificates is not None:
+            identity = ["--root-certificates", str(self.certificates / "server" / "ca.crt")]
+        address = f"127.0.0.1:{self.http}"
+        words = [str(BIN / "flower-superexec"), *identity, "--runtime-api-address", address]
+        self.start("superexec", words, extra)
+
+    def superlink(self, *options: str, extra: Mapping[str, str] | None = None) -> None:
         """Start the server side and wait until it answers."""
-        self.start_superlink(*options)
+        self.start_superlink(*options, extra=extra)
         url, context = f"http://127.0.0.1:{self.http}/health", None
         if self.certificates is not None:
             url = url.replace("http:", "https:")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 from tests.conftest import ROOT
@@ -12,12 +13,20 @@ from tests.support.deployment import Deployment
 
 
 def start_warm_site(
-    net: Deployment, name: str, site: str, shard: Path, cache: Path, *identity: str, threads: int = 1
+    net: Deployment,
+    name: str,
+    site: str,
+    shard: Path,
+    cache: Path,
+    *identity: str,
+    threads: int = 1,
+    extra: Mapping[str, str] | None = None,
 ) -> None:
     """Start one site; ``identity`` are the words by which it joins, ``--insecure`` where there are none."""
     words = ["--site", site, "--shard", str(shard), "--cache", str(cache), "--threads", str(threads)]
     words += ["--server", f"127.0.0.1:{net.fleet}", *(identity or ("--insecure",))]
-    net.start(name, [sys.executable, "-m", "client", "serve", *words], {"PYTHONPATH": str(ROOT)})
+    environment = {"PYTHONPATH": str(ROOT), **(extra or {})}
+    net.start(name, [sys.executable, "-m", "client", "serve", *words], environment)
 
 
 def started_tasks(net: Deployment, name: str) -> list[int]:
