@@ -14,19 +14,20 @@ from typing import TYPE_CHECKING, Any
 from common import wire
 
 if TYPE_CHECKING:
-    from flwr.app import Message, RecordDict
+    from flwr.app import Error, Message, RecordDict
     from flwr.serverapp import Grid
 
 POLL_SECONDS = 0.2
 
 EXPIRED = 3
-"""Flower's error code for a message that outlived the deadline before its reply was there."""
+"""Flower's error code for a message that outlived the deadline before its reply was there; 4 is that of a reply."""
+_HALF_SENT = "objects are unavailable"
+"""What Flower says under the same code of a reply whose arrays never came: the SuperLink was killed meanwhile."""
 
 # the other codes, said in words that fit into a log line
 _REASONS = {
     1: "its client application could not be loaded",
     2: "its client application raised an error",
-    4: "its reply was lost",
     5: "it went away",
     6: "a precondition of its client application failed",
     7: "it refused the application's code",
@@ -58,10 +59,8 @@ def paired(
         if message is None:
             continue
         down, content, error = wire.payload_bytes(message.content), None, None
-        if reply.has_error() and reply.error.code == EXPIRED:
-            error = late
-        elif reply.has_error():
-            error = _REASONS.get(reply.error.code, f"Flower reports error code {reply.error.code}")
+        if reply.has_error():
+            error = _words(reply.error, late)
         else:
             content = reply.content
         del reply  # a large one goes before the next one comes
@@ -70,6 +69,12 @@ def paired(
     for message in waiting.values():
         down = wire.payload_bytes(message.content)
         yield message.metadata.dst_node_id, Outcome(None, late, down, silent=True)
+
+
+def _words(error: Error, late: str) -> str:
+    if error.code in (EXPIRED, EXPIRED + 1):
+        return "its answer was lost on the way" if _HALF_SENT in (error.reason or "") else late
+    return _REASONS.get(error.code, f"Flower reports error code {error.code}")
 
 
 def outcomes(

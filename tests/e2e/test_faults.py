@@ -104,6 +104,16 @@ class Federation:
         """Wait until a site waits in a round."""
         until((self.signs / f"reached-{place}").exists, f"nobody reached {place}", self.net)
 
+    def sent(self, site: str, number: int) -> None:
+        """Wait until the last process of a site has sent its answer of a round."""
+        log = max(self.net.folder.glob(f"{site}*.log"), key=lambda path: path.stat().st_mtime)
+
+        def done() -> bool:
+            _, round_, after = log.read_text(errors="replace").rpartition(f"ROUND {number}]")
+            return bool(round_) and "Sent successfully" in after
+
+        until(done, f"{site} has not sent round {number}", self.net)
+
     def go(self, place: str) -> None:
         """Let it go on."""
         (self.signs / f"go-{place}").touch()
@@ -283,6 +293,8 @@ def test_a_server_that_is_killed_and_runs_out_of_disk(federation: Federation, tm
 
         run_id = submit()
         federation.reached("servers-alpha-2")
+        for name in ("beta", "crook"):  # an answer that is half sent would be lost, and the hash another one
+            federation.sent(name, 2)
         net.stop("superlink", signal.SIGKILL)
         federation.superlink()
         federation.go("servers-alpha-2")

@@ -51,6 +51,18 @@ def test_every_message_ends_as_exactly_one_outcome() -> None:
     assert {outcome.bytes_down for outcome in found.values()} == {wire.payload_bytes(sent[0].content)}
 
 
+def test_an_answer_that_came_half_is_not_called_late() -> None:
+    grid = make_grid(2)
+    half = "Reply message objects are unavailable. The sender may not have completed the upload"
+    grid.faults = {1: lambda message, real: Error(3, half), 2: lambda message, real: Error(4, "expired")}
+    sent = tasks(grid)
+    found = outcomes(sent, Link(grid).exchange(sent, 60), 60)
+    assert [found[node].error for node in (1, 2)] == [
+        "its answer was lost on the way",
+        "it did not answer within 60 s",
+    ]
+
+
 def test_nobody_waits_when_all_have_answered() -> None:
     grid = make_grid(3)
     began = time.monotonic()
