@@ -141,7 +141,8 @@ def test_adaptation_alone_pretrains_what_the_table_hands_over(part: Part) -> Non
     looked_at = ("network.", "transforms.", "source.", "style.", "reduction.", "sgd.", "local.batch")
     for recipe in filter(driving.goes_on, part.recipes):
         differing = {key for key in changed(recipe, part.start) if key.startswith(looked_at)}
-        assert differing <= {"sgd.lr", "network.freeze"}, recipe  # pretraining has source.lr, and freezes nothing
+        # pretraining has source.lr, and freezes nothing
+        assert differing <= {"sgd.lr", "network.freeze"}, recipe
     assert driving.settings_of(part.start).rounds == 0
 
 
