@@ -22,7 +22,7 @@ from common.feature_source import Coloured, FeatureSource, tokens_of
 from common.keystream import KEY_BYTES, normals, subkey
 from common.losses.base import unit
 from common.models.head import SegmentationHead, load_numpy
-from common.spectral import pair_weights, pairs
+from common.spectral import RELEASE_SCALES, pair_weights, pairs
 from common.summands import Arrays, Summands
 
 _BATCH = 16
@@ -113,8 +113,8 @@ def bounded_scatter(features: FeatureSource, config: RunConfig) -> Summands:
     """Add up the scatter of a shard (`common.spectral`), each image's share bounded by ``privacy.clip-scatter``.
 
     Features longer than R = ``privacy.feature-norm`` are shortened to it. An image's share is its mean feature
-    over R, the means of x x^T and w d d^T over R^2 (one triangle each), and the mean weight of its pairs. Returns
-    ``scatter/total`` [C], ``outer``, ``difference`` [C(C+1)/2] and ``weight`` [1].
+    over R, the means of x x^T and w d d^T over R^2 (one triangle each), and the mean weight of its pairs, each times
+    its factor of `RELEASE_SCALES`. Returns ``scatter/total`` [C], ``outer``, ``difference`` [C(C+1)/2], ``weight`` [1].
     """
     if not isinstance(features, Coloured):
         raise ValueError("These features carry no colours; the spectral objective needs them.")
@@ -133,12 +133,12 @@ def bounded_scatter(features: FeatureSource, config: RunConfig) -> Summands:
         differences = (tokens[left] - tokens[right]) * weights.sqrt().unsqueeze(-1)
         outer = (tokens.T @ tokens / len(tokens)).numpy()[triangle]
         difference = (differences.T @ differences / len(weights)).numpy()[triangle]
-        share = np.concatenate([tokens.mean(0).numpy(), outer, difference, [float(weights.mean())]])
-        total += shortened(share, privacy.clip_scatter)
+        means = (tokens.mean(0).numpy(), outer, difference, np.array([float(weights.mean())]))
+        scaled = [factor * part for factor, part in zip(RELEASE_SCALES.values(), means, strict=True)]
+        total += shortened(np.concatenate(scaled), privacy.clip_scatter)
     total /= len(features) if privacy.unit == "site" else 1
     parts = np.split(total, ends)
-    names = ("total", "outer", "difference", "weight")
-    return {f"scatter/{name}": part for name, part in zip(names, parts, strict=True)}
+    return {f"scatter/{name}": part for name, part in zip(RELEASE_SCALES, parts, strict=True)}
 
 
 def noise_share(config: RunConfig, fewest: int) -> float:

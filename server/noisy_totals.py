@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.config_privacy import Privacy
-from common.spectral import PatchScatter, symmetric
+from common.spectral import RELEASE_SCALES, PatchScatter, symmetric
 from common.summands import Summands
 from common.wire import Groups
 
@@ -83,14 +83,14 @@ def clean_scatter(noisy: NoisyTotal, scatter: Summands, privacy: Privacy) -> Pat
     the semicircle law) count as different by that much: none of them may win by an accident of the noise.
     """
     units, radius = noisy.units(privacy), privacy.feature_norm
-    channels = len(scatter["total"])
-    deviation = noisy.deviation * privacy.clip_scatter / units
-    mean = scatter["total"] / units
-    second = symmetric(scatter["outer"] / units, channels)
+    means = {name: scatter[name] / (factor * units) for name, factor in RELEASE_SCALES.items()}
+    mean, channels = means["total"], len(means["total"])
+    second = symmetric(means["outer"], channels)
     covariance = _floored(second - np.outer(mean, mean), 0.0)
+    deviation = noisy.deviation * privacy.clip_scatter / (RELEASE_SCALES["difference"] * units)
     edge = 2 * deviation * np.sqrt(channels)
-    share = max(float(scatter["weight"][0]) / units, _TINY)
-    difference = _floored(symmetric(scatter["difference"] / units, channels), edge)
+    share = max(float(means["weight"][0]), _TINY)
+    difference = _floored(symmetric(means["difference"], channels), edge)
     patches = float(noisy.images * noisy.patches)
     return PatchScatter(
         patches,

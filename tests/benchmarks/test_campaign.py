@@ -34,7 +34,7 @@ def test_recipes_of_a_set_are_scored_alike_and_take_equal_steps(recipes: tuple[s
     assert len(set(recipes)) == len(recipes)
     assert len({(c.eval.shard, c.eval.matching, c.model.clusters, c.simulation.shards) for c in configs}) == 1
     stepping = [c for c in configs if c.loss.objective != "spectral"]
-    assert len({(c.rounds * c.local.steps, c.local.batch) for c in stepping}) == 1
+    assert len({(c.rounds * c.local.steps, c.local.batch) for c in stepping}) == min(1, len(stepping))
 
 
 @pytest.mark.parametrize("name", rules.SETS)

@@ -20,7 +20,7 @@ from client.private_sums import (
 from client.statistics import cluster_sums
 from common.config import RunConfig, load_config
 from common.models.head import build_head, state_to_numpy
-from common.spectral import patch_scatter, symmetric
+from common.spectral import RELEASE_SCALES, patch_scatter, symmetric
 from common.summands import Summands
 
 CHANNELS, GRID, DIM, CLUSTERS = 6, (3, 4), 3, 4
@@ -83,7 +83,8 @@ def test_without_a_bound_that_bites_the_sums_are_the_exact_ones() -> None:
 
 def test_without_a_bound_that_bites_the_scatter_is_the_exact_one() -> None:
     radius, images = 1e3, Images(5)
-    found = bounded_scatter(images, config_of(feature_norm=radius))
+    sent = bounded_scatter(images, config_of(feature_norm=radius))
+    found = {f"scatter/{name}": sent[f"scatter/{name}"] / factor for name, factor in RELEASE_SCALES.items()}
     exact = patch_scatter(images, 0.1)
     patches = GRID[0] * GRID[1]
     assert np.allclose(found["scatter/total"] * radius * patches, exact.total)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from common.config_privacy import Privacy
-from common.spectral import PatchScatter, separating_projection
+from common.spectral import RELEASE_SCALES, PatchScatter, separating_projection
 from server.noisy_totals import NoisyTotal, clean_groups, clean_sums
 
 RNG = np.random.default_rng(0)
@@ -46,6 +46,8 @@ def noisy_scatter(
         "scatter/difference": exact.difference[triangle] / radius**2,
         "scatter/weight": np.array([float(images)]),
     }
+    for name, factor in RELEASE_SCALES.items():
+        totals[f"scatter/{name}"] = factor * totals[f"scatter/{name}"]
     totals = {name: value + deviation * RNG.normal(size=value.shape) for name, value in totals.items()}
     groups = clean_groups(NoisyTotal(totals, 4, images, 1, deviation), privacy)
     return exact, PatchScatter.from_arrays(groups["scatter"])
