@@ -179,10 +179,11 @@ def answer_train(task: wire.Task, settings: RunConfig, site: SiteConfig) -> wire
     per_epoch = math.ceil(len(pictures) / local.batch)
     steps = local.steps or local.epochs * per_epoch
     network = received_network(task, settings, device)
+    measuring = int(not supervised and settings.network.site_statistics > 0)  # rounds without a step
     schedule = Schedule(
         steps=steps,
-        first_step=(task.round - 1) * steps,
-        total_steps=settings.rounds * steps,
+        first_step=max(task.round - 1 - measuring, 0) * steps,
+        total_steps=(settings.rounds - measuring) * steps,
         seed=derive(settings.seed, "train", site.name, task.round),
         freeze=settings.network.freeze,
         anchor=Anchor(local.prox_mu, task.groups["weights"]) if local.prox_mu else None,
@@ -193,12 +194,19 @@ def answer_train(task: wire.Task, settings: RunConfig, site: SiteConfig) -> wire
     if supervised:
         metrics = train_on_labels(network, batches, settings, schedule, task)
     else:
-        from client.self_training import AdaptationLoss, self_train
-
         teachers = collect_teachers(task, settings, site, device)
-        loss = AdaptationLoss(settings, teachers.teacher, teachers.pretrained)
-        metrics = self_train(network, batches, loss, schedule.stepper(network, settings))
         held = teachers.held
+        if measuring and task.round == 1:
+            from common.site_statistics import blend_statistics, whole_images
+
+            images = whole_images(shard, settings.transforms, device)
+            blend_statistics(network, images, settings.network.site_statistics)
+            metrics = {}
+        else:
+            from client.self_training import AdaptationLoss, self_train
+
+            loss = AdaptationLoss(settings, teachers.teacher, teachers.pretrained)
+            metrics = self_train(network, batches, loss, schedule.stepper(network, settings))
     weights, statistics = network_to_arrays(network)
     return wire.Update(
         site=site.name,

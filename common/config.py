@@ -294,6 +294,11 @@ class RunConfig(Section):
             raise ValueError(conflict)
         if self.rounds == 0 and self.task != "adaptation":
             raise ValueError("rounds is 0, which only task 'adaptation' knows (pretraining alone); raise it")
+        if self.network.site_statistics and self.task != "adaptation":
+            raise ValueError(
+                f"network.site-statistics is {self.network.site_statistics:g}, for a network that was pretrained "
+                f"elsewhere, but task is '{self.task}'; set it to 0, or the task to 'adaptation'"
+            )
         if self.task == "unsupervised" and self.loss.objective == "spectral":
             if self.model.nonlinear:
                 raise ValueError(

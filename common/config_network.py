@@ -40,6 +40,13 @@ class Network(Section):
     freeze: Literal["none", "encoder", "decoder", "batchnorm"] = Field(
         "none", description="what stays as received; batchnorm: scale, shift and statistics"
     )
+    site_statistics: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="adaptation: the first round takes no step but moves the running statistics this part of the "
+        "way to those of the site's own images; 0: off",
+    )
 
     @field_validator("rates")
     @classmethod

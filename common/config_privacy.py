@@ -35,7 +35,9 @@ class Privacy(Section):
         0.0, ge=0, description="largest norm of an image's centroid sums and counts per patch; 0: no limit"
     )
     clip_scatter: float = Field(
-        0.0, ge=0, description="spectral: the same of its scatter, in units of feature-norm (usual: 0.25); 0: no limit"
+        0.0,
+        ge=0,
+        description="spectral: the same of its scatter, in units of feature-norm (usual: 0.25); 0: no limit",
     )
     feature_norm: float = Field(
         0.0,

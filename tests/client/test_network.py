@@ -27,6 +27,7 @@ from common.models.deeplab import build_network, network_signature, network_to_a
 from common.network_evaluate import predict_pixels
 from common.network_training import Anchor, train_steps
 from common.seeds import derive
+from common.site_statistics import blend_statistics, whole_images
 from common.style import extract_style
 from tests.support.federation import network_config
 from tests.support.small_network import small_network
@@ -243,6 +244,29 @@ def test_adaptation_drops_the_paths_of_labels(
     assert found.metrics["steps"] == 1 and 0 < found.metrics["kept"] <= 1
     assert found.facts["holds"] == ""
     assert not same(found.groups, network(config))
+
+
+def test_the_first_round_may_measure_statistics_and_the_steps_come_after_it(
+    scenes: Path, tmp_path: Path
+) -> None:
+    """No step in round 1; rounds 2 and 3 are then at the places of rounds 1 and 2 of a run without it."""
+    given: dict[str, Any] = {"task": "adaptation", "teacher__update": "student", "local__steps": 2}
+    given["network__dropout"] = 0.0  # drawn by the round's number
+    config = settings(scenes, tmp_path, rounds=3, network__site_statistics=0.5, **given)
+    groups = network(config)
+    found = answer_train(task(config, 1, groups), config, site(scenes, tmp_path))
+    measured = build_network(CLASSES, config.network, 4)
+    shard = read_shard(scenes / "site-0.jsonl")
+    blend_statistics(measured, whole_images(shard, config.transforms), 0.5)
+    weights, statistics = network_to_arrays(measured)
+    assert same(found.groups, {"weights": weights, "statistics": statistics})
+    assert found.metrics == {} and found.facts["images"] == 10
+
+    plain = settings(scenes, tmp_path, rounds=2, **given)
+    later = answer_train(task(config, 2, groups), config, site(scenes, tmp_path))
+    first = answer_train(task(plain, 1, groups), plain, site(scenes, tmp_path))
+    assert later.metrics["steps"] == 2
+    assert same(later.groups, first.groups)
 
 
 def test_a_received_network_that_does_not_fit_is_named(scenes: Path, tmp_path: Path) -> None:

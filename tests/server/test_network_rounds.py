@@ -337,6 +337,24 @@ def test_a_teacher_travels_once_and_again_to_a_site_that_lost_it(tmp_path: Path,
     assert not list((tmp_path / "cache" / "state").rglob("*.safetensors"))  # nobody needs it any more
 
 
+def test_a_first_round_without_steps_moves_statistics_alone_and_the_teacher_learns_of_it(
+    tmp_path: Path, scenes: Path
+) -> None:
+    grid = local_grid(SITES)
+    changes = {"network__site_statistics": 0.5, "teacher__update": "rounds", "clusters__layers": "bn"}
+    config = network_config(scenes, tmp_path, task="adaptation", rounds=2, clusters__exact=2, **changes)
+    run_dir = run(grid, config)
+    first, second = lines(run_dir)
+    assert first["loss"] is None and second["loss"] > 0 and first["counted"] and second["counted"]
+    assert first["quarantined"] == second["quarantined"] == {}
+    measured = state_of(run_dir, 1)
+    assert len(measured.clusters) == 2
+    for cluster in measured.clusters:
+        before, after = measured.pretrained, measured.cluster_model(cluster)
+        moved = {key for key in after if not np.allclose(before[key], after[key], rtol=1e-6, atol=1e-7)}
+        assert moved and all(key.endswith(("running_mean", "running_var")) for key in moved)
+
+
 def test_two_clusters_have_two_teachers_and_a_disk_holds_only_its_own(tmp_path: Path, scenes: Path) -> None:
     grid = local_grid(SITES)
     kept: dict[str, list[str]] = {}
