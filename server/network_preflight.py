@@ -13,7 +13,9 @@ from common.config import RunConfig
 from common.data.check import check_shard
 from common.data.classes import TABLES, ClassTable
 from common.data.manifest import Shard, read_shard
+from common.data.views import entry_size
 from common.errors import UserError
+from common.style import half_sizes
 from server.network_scoring import evaluation_shards
 from server.network_work import NetworkWork
 from server.pretrain import load_pretrained, source_shard
@@ -137,3 +139,18 @@ def check_source(config: RunConfig, table: ClassTable) -> None:
     check_labelled(shard, table, "a source is trained on with labels")
     check_pictures(shard, labels=True)
     check_batch_sizes(shard, config.transforms, config.source.batch, "source.batch")
+    if config.style.transfer in ("fourier", "spectra"):
+        check_window(shard, config)
+
+
+def check_window(shard: Shard, config: RunConfig) -> None:
+    """Refuse a source image that is smaller than the window of frequencies that it would be given."""
+    rows, columns = (2 * half + 1 for half in half_sizes(config.style))
+    for index in range(len(shard)):
+        height, width = entry_size(shard, index)
+        if height < rows or width < columns:
+            raise UserError(
+                f"{shard.image_path(index)} has {width} x {height} pixels, but the style window has {columns} x {rows} "
+                "frequencies, and no picture has more of them than pixels; choose a smaller window (style.side, "
+                "half-size or fraction), or leave the image out."
+            )

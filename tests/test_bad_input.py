@@ -800,6 +800,16 @@ def adaptation_window_that_has_no_middle(shop: Workshop) -> Words:
     return adaptation(shop, style__transfer="fourier", style__side=4)
 
 
+@row(r"e-0.png has \d+ x \d+ pixels, but the style window has 41 x 41 frequencies.*choose a smaller window")
+def adaptation_window_larger_than_a_source_image(shop: Workshop) -> Words:
+    return adaptation(shop, style__transfer="fourier", style__side=41, style__height=64, style__width=64)
+
+
+@row("network.site-statistics is 0.5, for a network that was pretrained elsewhere, but task is 'supervised'")
+def statistics_of_sites_with_labels(shop: Workshop) -> Words:
+    return network(shop, network__site_statistics=0.5)
+
+
 @row("The recipe's task is 'supervised'; pretraining belongs to task 'adaptation'")
 def pretrain_another_task(shop: Workshop) -> Words:
     return network(shop, "pretrain")
