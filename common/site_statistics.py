@@ -58,8 +58,9 @@ def blend_statistics(network: nn.Module, batches: Iterable[Tensor], share: float
     momenta = [norm.momentum for norm in norms]
     network.eval()
     for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # a plain mean over all batches
+        assert norm.num_batches_tracked is not None, "it tracks them"
+        norm.num_batches_tracked.zero_()
+        norm.momentum = None  # a plain mean over all batches: the first one replaces what was there
         norm.train()
     for batch in batches:
         network(batch)

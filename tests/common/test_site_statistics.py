@@ -15,7 +15,7 @@ from torch import nn
 from common.config_network import Network, Transforms
 from common.data.manifest import read_shard
 from common.errors import UserError
-from common.models.deeplab import DeepLab, build_network
+from common.models.deeplab import DeepLab, PooledNorm, build_network
 from common.models.scopes import parameter_keys, statistics_keys
 from common.site_statistics import BATCH, blend_statistics, whole_images
 from tests.support.small_network import small_network
@@ -102,6 +102,14 @@ def test_a_layer_that_saw_nothing_stays_as_it_is(network: DeepLab) -> None:
     same = [key for key in statistics_keys(network) if torch.equal(before[key], after[key])]
     assert len(same) == 2  # mean and variance of one layer
     assert all(torch.isfinite(value).all() for value in after.values())
+
+    other = copy.deepcopy(network)
+    (pooled,) = (module for module in other.modules() if isinstance(module, PooledNorm))
+    assert pooled.running_mean is not None
+    pooled.running_mean.sub_(5.0)
+    blend_statistics(other, [batches(1)[0][:1]], 1.0)
+    keys = statistics_keys(network) - set(same)
+    assert any(not torch.equal(after[key], other.state_dict()[key]) for key in keys), "what it knew is used"
 
 
 def test_batches_hold_every_image_once_whole_and_spread_over_the_shard(scenes: Path) -> None:
