@@ -234,6 +234,11 @@ def crash_reply(request: Message, reason: str) -> Message:
     return Message(Error(code=ErrorCode.CLIENT_APP_CRASHED, reason=reason), reply_to=request)
 
 
+def lost_reply(request: Message, reason: str) -> Message:
+    """Answer a message in the place of an answer that never came whole, as Flower itself does after three minutes."""
+    return Message(Error(code=ErrorCode.MESSAGE_UNAVAILABLE, reason=reason), reply_to=request)
+
+
 def array_record(arrays: Mapping[str, np.ndarray]) -> ArrayRecord:
     """Return arrays as Flower's record, for callers that expect Flower's own types."""
     return _encode_group("head", arrays, "float32")

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from common import wire
+from server.pull import pull
 
 if TYPE_CHECKING:
     from flwr.app import Error, Message, RecordDict
@@ -22,7 +23,7 @@ POLL_SECONDS = 0.2
 EXPIRED = 3
 """Flower's error code for a message that outlived the deadline before its reply was there; 4 is that of a reply."""
 _HALF_SENT = "objects are unavailable"
-"""What Flower says under the same code of a reply whose arrays never came: the SuperLink was killed meanwhile."""
+"""What Flower says under the same code of a reply whose arrays never came: who sent it was killed meanwhile."""
 
 # the other codes, said in words that fit into a log line
 _REASONS = {
@@ -118,18 +119,12 @@ class Link:
         """Send messages and return the replies that came before the deadline."""
         return list(self.replies(messages, deadline_seconds))
 
-    def replies(
-        self, messages: Iterable[Message], deadline_seconds: float, at_once: int = 0
-    ) -> Iterator[Message]:
-        """Send messages now, and yield their replies as they come, until the deadline.
-
-        ``at_once`` bounds how many are fetched by one call, so that large ones are in memory one after another;
-        0: as many as there are.
-        """
+    def replies(self, messages: Iterable[Message], deadline_seconds: float) -> Iterator[Message]:
+        """Send messages now, and yield their replies as they come, until the deadline (see `pull`)."""
         end = time.monotonic() + deadline_seconds
         sent = list(messages)
         self.send(sent)
-        return self._pull([message.metadata.message_id for message in sent], end, at_once or len(sent))
+        return self._answers(sent, end)
 
     def send(self, messages: list[Message]) -> None:
         """Send messages and wait for nothing (see `collect`)."""
@@ -137,18 +132,10 @@ class Link:
 
     def collect(self, sent: list[Message], seconds: float) -> Iterator[Message]:
         """Yield the replies to messages of `send` that are there, or come within ``seconds``."""
-        waiting = [message.metadata.message_id for message in sent]
-        return self._pull(waiting, time.monotonic() + seconds, len(waiting))
+        end = time.monotonic() + seconds
+        return self._answers(sent, end)
 
-    def _pull(self, waiting: list[str], end: float, at_once: int) -> Iterator[Message]:
-        while waiting:
-            left = list(waiting)
-            for start in range(0, len(left), at_once):
-                for reply in self.grid.pull_messages(left[start : start + at_once]):
-                    answered = reply.metadata.reply_to_message_id
-                    waiting = [identity for identity in waiting if identity != answered]
-                    yield reply
-            if time.monotonic() >= end:
-                return
-            if waiting:
-                time.sleep(self.poll_seconds)
+    def _answers(self, sent: list[Message], end: float) -> Iterator[Message]:
+        by_id = {message.metadata.message_id: message for message in sent}
+        for identity, answer in pull(self.grid, by_id, end, self.poll_seconds):
+            yield answer or wire.lost_reply(by_id[identity], _HALF_SENT)

@@ -243,8 +243,7 @@ def train_round(current: Run, number: int) -> bool:
     if config.privacy.totals_only:
         return train_totals(strategy, current.link, current.run_dir, number)
     messages = list(strategy.configure_train(number, None, None, current.link.grid))  # type: ignore[arg-type]
-    at_once = 0 if strategy.spool is None else 1
-    replies = current.link.replies(messages, config.sites.deadline_seconds, at_once)
+    replies = current.link.replies(messages, config.sites.deadline_seconds)
     merged, _ = strategy.aggregate_train(number, replies)
     return merged is not None
 

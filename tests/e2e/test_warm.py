@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import ROOT
 from tests.e2e.test_deployment import SITES, metrics, run_config, start_sites
 from tests.support.deployment import CONNECTION, Deployment
 from tests.support.scripts import load_script
@@ -84,6 +85,36 @@ def test_a_task_that_is_killed_costs_one_site_one_round(
     assert lines[-1]["sites"] == everybody
     assert f"process {killed} did not finish" in (net.folder / "warm-1.log").read_text()
     assert net.processes["warm-1"].poll() is None
+
+
+def test_a_site_that_dies_while_its_answer_is_half_sent_holds_up_nobody(
+    net: Deployment, tmp_path: Path, scenes: Path
+) -> None:
+    if "warm-0" not in net.processes:
+        start_warm_sites(net, scenes, tmp_path / "cache")
+    now = tmp_path / "now"
+    path = f"{ROOT / 'tests/support/half_sent'}{os.pathsep}{ROOT}"
+    extra = {"PYTHONPATH": path, "TEST_HALF_SENT": str(now)}
+    start_warm_site(net, "half", "half", scenes / "site-3.jsonl", tmp_path / "half", extra=extra)
+    run_dir, everybody = tmp_path / "run", ["half", *(f"hospital-{index}" for index in range(SITES))]
+    settings = {"sites__expected": SITES + 1, "sites__wait_seconds": 120, "sites__deadline_seconds": 30}
+    run_id = net.submit(run_config(scenes, run_dir, rounds=4, preset="fuss-clean", **settings))
+    end = time.monotonic() + 240
+    while not metrics(run_dir) and time.monotonic() < end:
+        time.sleep(0.05)
+    now.touch()
+    net.processes["half"].wait(120)
+
+    found = net.wait(run_id, 300)
+    assert found["status"] == "finished:completed", net.everything()
+    lines = metrics(run_dir)
+    assert lines[0]["sites"] == everybody
+    lost = next(line for line in lines if "half" not in line["sites"])  # type: ignore[operator]
+    assert lost["sites"] == everybody[1:]
+    assert lost["quarantined"] == {"half": "its answer was lost on the way"}
+    assert lines[-1]["round"] == 4
+    assert lines[-1]["sites"] == everybody[1:]
+    assert lost["seconds"] < 100  # type: ignore[operator]  # Flower itself would ask for three minutes
 
 
 def test_nothing_is_left_when_a_warm_site_is_stopped_or_killed(

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import threading
 import time
 
 import pytest
 from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 
+import server.pull
 from common import wire
 from server.link import Link, outcomes
 from tests.support.local_grid import LocalGrid
@@ -71,9 +73,8 @@ def test_nobody_waits_when_all_have_answered() -> None:
 
 def test_replies_are_paired_by_message_and_not_by_order_or_sender() -> None:
     grid = make_grid(5)
-    grid.reverse = True
     sent = tasks(grid)
-    replies = Link(grid, 0.01).exchange(sent, 1)
+    replies = Link(grid, 0.01).exchange(sent, 1)[::-1]
     for reply in replies:
         reply.metadata.__dict__["_src_node_id"] = 1  # Flower itself answers for nodes that are gone
     found = outcomes(sent, replies, 1)
@@ -84,16 +85,69 @@ def test_replies_are_paired_by_message_and_not_by_order_or_sender() -> None:
 def test_replies_that_come_late_are_collected_until_the_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
     grid = make_grid(2)
     sent = tasks(grid)
-    pulls: list[int] = []
-    pull = grid.pull_messages
+    asked: list[str] = []
+    real = grid.pull_messages
 
     def slow(ids: list[str]) -> list[Message]:
-        pulls.append(len(ids))
-        return pull(ids[:1]) if len(pulls) % 2 else []
+        asked.extend(ids)
+        return real(ids) if len(asked) % 2 == 0 else []
 
     monkeypatch.setattr(grid, "pull_messages", slow)
     assert len(Link(grid, 0.01).exchange(sent, 5)) == 2
-    assert pulls == [2, 1, 1]
+    first, second = (message.metadata.message_id for message in sent)
+    assert asked == [first, second, first, first]
+
+
+def stuck(grid: LocalGrid, monkeypatch: pytest.MonkeyPatch, index: int) -> threading.Event:
+    """Let the answer to one message hang as long as the event is not set; there is no patience either."""
+    free, real = threading.Event(), grid.pull_messages
+
+    def hanging(ids: list[str]) -> list[Message]:
+        if ids == [grid.sent[index].metadata.message_id]:
+            free.wait(60)
+        return real(ids)
+
+    monkeypatch.setattr(grid, "pull_messages", hanging)
+    monkeypatch.setattr(server.pull, "PATIENCE_SECONDS", 0.05)
+    return free
+
+
+def test_an_answer_that_never_comes_whole_keeps_nobody_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    grid = make_grid(3)
+    monkeypatch.setattr(server.pull, "GRACE_SECONDS", 0.1)
+    free = stuck(grid, monkeypatch, 0)
+    sent, began = tasks(grid), time.monotonic()
+    replies = Link(grid, 0.01).replies(sent, 0.5)
+    assert [wire.site_of(next(replies).content) for _ in range(2)] == ["n2", "n3"]
+    assert time.monotonic() - began < 0.5  # the others are there long before the deadline
+    found = outcomes(sent, replies, 0.5)
+    assert 0.5 <= time.monotonic() - began < 5
+    assert found[1].error == "its answer was lost on the way"
+    free.set()
+
+
+def test_an_answer_that_began_before_the_deadline_may_end_a_little_later(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    grid = make_grid(2)
+    free = stuck(grid, monkeypatch, 1)
+    sent = tasks(grid)
+    replies = Link(grid, 0.01).replies(sent, 0.2)
+    assert wire.site_of(next(replies).content) == "n1"
+    threading.Timer(0.5, free.set).start()
+    assert wire.site_of(next(replies).content) == "n2"
+    assert list(replies) == []
+
+
+def test_an_error_of_the_grid_is_raised_where_the_answer_is_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
+    grid = make_grid(1)
+
+    def broken(ids: list[str]) -> list[Message]:
+        raise ConnectionError("the SuperLink is gone")
+
+    monkeypatch.setattr(grid, "pull_messages", broken)
+    with pytest.raises(ConnectionError, match="is gone"):
+        Link(grid, 0.01).exchange(tasks(grid), 5)
 
 
 def test_nothing_to_send_is_nothing_to_wait_for() -> None:

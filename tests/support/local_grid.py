@@ -26,7 +26,10 @@ def set_identity() -> None:
 
 
 class LocalGrid(Grid):  # type: ignore[misc]
-    """Nodes by id, each with its node configuration; ``faults`` replace or wrap a node's answer."""
+    """Nodes by id, each with its node configuration; ``faults`` replace or wrap a node's answer.
+
+    With ``reverse`` the last message is answered first, whatever is asked for first.
+    """
 
     def __init__(self, client_app: ClientApp, node_configs: dict[int, dict[str, Any]]) -> None:
         set_identity()
@@ -68,8 +71,10 @@ class LocalGrid(Grid):  # type: ignore[misc]
         return ids
 
     def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
-        found = [self._replies.pop(identity) for identity in list(message_ids) if identity in self._replies]
-        return found[::-1] if self.reverse else found
+        there = [identity for identity in message_ids if identity in self._replies]
+        if self.reverse:
+            there = [identity for identity in there if identity == next(reversed(self._replies))]
+        return [self._replies.pop(identity) for identity in there]
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
         return self.pull_messages(self.push_messages(messages))

@@ -1,0 +1,88 @@
+"""How are answers fetched so that one which never comes whole keeps nobody else waiting?
+
+A SuperLink hands out an answer as soon as its site began to send it; Flower then asks for the missing parts,
+up to three minutes after the site's last word, and gives nothing back meanwhile. So every answer is asked for
+alone, in a thread of its own that the round can leave behind.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from flwr.app import Message
+    from flwr.serverapp import Grid
+
+PATIENCE_SECONDS = 2.0
+"""For so long an answer that is on its way has the server's attention alone; after it others are asked for too."""
+
+GRACE_SECONDS = 5.0
+"""An answer that began to come before the deadline may end so much later."""
+
+_PAUSE_SHARE = 4.0
+"""Pauses are so many times as long as asking in vain took: many sites are asked less often."""
+
+
+class _Pull(threading.Thread):
+    """One call for one answer; a daemon, because a process must not wait at its end for one left behind."""
+
+    def __init__(self, grid: Grid, identity: str) -> None:
+        super().__init__(daemon=True, name=f"pull-{identity[:8]}")
+        self._grid, self._identity = grid, identity
+        self._found: list[Message] = []
+        self._error: Exception | None = None
+        self.start()
+
+    def run(self) -> None:
+        try:
+            self._found = list(self._grid.pull_messages([self._identity]))
+        except Exception as error:  # raised again in the thread that wanted the answer
+            self._error = error
+
+    def take(self, seconds: float) -> list[Message] | None:
+        """Return what came, perhaps nothing; None while the call goes on after ``seconds``."""
+        self.join(max(seconds, 0.0))
+        if self.is_alive():
+            return None
+        if self._error is not None:
+            raise self._error
+        found, self._found = self._found, []
+        return found
+
+
+def pull(
+    grid: Grid, identities: Iterable[str], end: float, pause: float
+) -> Iterator[tuple[str, Message | None]]:
+    """Yield messages' ids with their answers, as they come, until ``time.monotonic()`` is past ``end``.
+
+    None stands for an answer that began to come and was not whole in time; what never began is not among them.
+    All are asked for at least once. Between two times of asking there are at least ``pause`` seconds. Answers
+    are in memory one after another: the next one is fetched when the caller comes back for it.
+    """
+    waiting: dict[str, _Pull | None] = dict.fromkeys(identities)
+    while waiting:
+        last, vain = time.monotonic() >= end, 0.0
+        for identity, going in list(waiting.items()):
+            began = time.monotonic()
+            call = going or _Pull(grid, identity)
+            found = call.take(0.0 if going else PATIENCE_SECONDS)
+            waiting[identity] = call if found is None else None
+            if found:
+                del waiting[identity]
+                yield identity, found[0]
+            elif found is not None:
+                vain += time.monotonic() - began
+        if last:
+            break
+        if waiting:
+            rest = min(max(pause, _PAUSE_SHARE * vain), end - time.monotonic())
+            time.sleep(max(rest, 0.0))
+    until = time.monotonic() + GRACE_SECONDS
+    for identity, begun in waiting.items():
+        if begun is not None:
+            found = begun.take(until - time.monotonic())
+            if found != []:
+                yield identity, found[0] if found else None
