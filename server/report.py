@@ -116,9 +116,10 @@ def _headline(run: Run) -> str:
         values.append((f"{last['mean_cosine']:.3f}", "mean cosine to the centroid"))
     if last.get("loss") is not None and final is None:
         values.append((short(last["loss"]), "loss"))
-    if last.get("epsilon") is not None:
-        unit = _setting(run, "privacy.unit")
-        values.append((f"{last['epsilon']:.2f}", f"epsilon per {unit}, delta {last.get('delta', 0):g}"))
+    if last.get("delta") is not None:
+        unit, epsilon = _setting(run, "privacy.unit"), last.get("epsilon")
+        shown = "no bound" if epsilon is None else f"{epsilon:.2f}"
+        values.append((shown, f"epsilon per {unit}, delta {last['delta']:g}"))
     if _setting(run, "rounds") == 0:
         values.append(("0 rounds", "pretraining alone"))
     else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 import uuid
 from dataclasses import dataclass, field
@@ -322,8 +323,9 @@ def finish_round(
         "seconds": round(seconds, 3),
     }
     epsilon = spent(current.run_dir, current.config.privacy)
-    if epsilon is not None:
-        line |= {"epsilon": epsilon, "delta": current.config.privacy.delta}
+    if epsilon is not None:  # JSON knows no infinity: null beside a delta is no bound at all
+        bound = epsilon if math.isfinite(epsilon) else None
+        line |= {"epsilon": bound, "delta": current.config.privacy.delta}
     digest = keep_checkpoint(current, number, score, dict(line))
     line["checkpoint_sha256"] = digest
     append_metrics(current.run_dir, line)

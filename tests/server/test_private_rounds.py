@@ -42,6 +42,15 @@ def lines(run_dir: Path) -> list[dict[str, Any]]:
     return [json.loads(text) for text in (run_dir / "metrics.jsonl").read_text().splitlines()]
 
 
+def test_noise_that_bounds_nothing_is_null_as_json_knows_no_infinity(tmp_path: Path, scenes: Path) -> None:
+    settings = NOISE | TRAINED | {"privacy__noise_multiplier": 1e-8}
+    run_dir = run(local_grid(SITES), tiny_config(scenes, tmp_path / "run", SITES, **settings))
+    assert "Infinity" not in (run_dir / "metrics.jsonl").read_text()
+    assert all(line["epsilon"] is None and line["delta"] == 1e-5 for line in lines(run_dir))
+    assert "epsilon inf" in (run_dir / "log.txt").read_text()
+    assert "no bound" in (run_dir / "report.html").read_text()
+
+
 @pytest.mark.parametrize("secure", [False, True])
 @pytest.mark.parametrize(
     ("settings", "releases"),
