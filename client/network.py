@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from client.site import SiteConfig
-from client.teachers import collect_teachers
+from client.teachers import Teachers, collect_teachers
 from common import wire
 from common.config import RunConfig
 from common.data.classes import TABLES, ClassTable
@@ -138,6 +138,26 @@ class Schedule:
         )
 
 
+def measuring_rounds(settings: RunConfig) -> int:
+    """Return how many rounds, from the first on, measure batch norm statistics and take no step."""
+    return int(settings.task == "adaptation" and settings.network.site_statistics > 0)
+
+
+def schedule_of(task: wire.Task, settings: RunConfig, site: SiteConfig, per_epoch: int) -> Schedule:
+    """Return the schedule of a round of a site that needs ``per_epoch`` steps to see all of its images."""
+    local, measuring = settings.local, measuring_rounds(settings)
+    steps = local.steps or local.epochs * per_epoch
+    return Schedule(
+        steps=steps,
+        first_step=max(task.round - 1 - measuring, 0) * steps,
+        total_steps=(settings.rounds - measuring) * steps,
+        seed=derive(settings.seed, "train", site.name, task.round),
+        freeze=settings.network.freeze,
+        anchor=Anchor(local.prox_mu, task.groups["weights"]) if local.prox_mu else None,
+        clip_norm=local.clip_norm,
+    )
+
+
 def train_on_labels(
     network: DeepLab, batches: Iterator[Batch], settings: RunConfig, schedule: Schedule, task: wire.Task
 ) -> dict[str, float]:
@@ -161,9 +181,28 @@ def train_on_labels(
     return {"loss": found.loss + found.prox, "prox": found.prox, "steps": float(found.steps)}
 
 
+def measure_statistics(network: DeepLab, shard: Shard, settings: RunConfig, device: str) -> dict[str, float]:
+    """Move the batch norms of the network towards the site's images; there is no loss to report."""
+    from common.site_statistics import blend_statistics, whole_images
+
+    images = whole_images(shard, settings.transforms, device)
+    blend_statistics(network, images, settings.network.site_statistics)
+    return {}
+
+
+def train_on_teacher(
+    network: DeepLab, batches: Iterator[Batch], settings: RunConfig, schedule: Schedule, teachers: Teachers
+) -> dict[str, float]:
+    """Train on what the teacher is sure of and return the metrics of the round."""
+    from client.self_training import AdaptationLoss, self_train
+
+    loss = AdaptationLoss(settings, teachers.teacher, teachers.pretrained)
+    return self_train(network, batches, loss, schedule.stepper(network, settings))
+
+
 def answer_train(task: wire.Task, settings: RunConfig, site: SiteConfig) -> wire.Update:
     """Train the received network for a round: on labels, or on what a teacher makes of unlabelled images."""
-    classes, device = task_classes(task), site.torch_device()
+    device = site.torch_device()
     shard = training_shard(settings, site, task)
     supervised = settings.task == "supervised"
     pictures = Pictures(
@@ -175,42 +214,24 @@ def answer_train(task: wire.Task, settings: RunConfig, site: SiteConfig) -> wire
         device=device,
         plain=not supervised and settings.teacher.view == "plain",
     )
-    local = settings.local
-    per_epoch = math.ceil(len(pictures) / local.batch)
-    steps = local.steps or local.epochs * per_epoch
     network = received_network(task, settings, device)
-    measuring = int(not supervised and settings.network.site_statistics > 0)  # rounds without a step
-    schedule = Schedule(
-        steps=steps,
-        first_step=max(task.round - 1 - measuring, 0) * steps,
-        total_steps=(settings.rounds - measuring) * steps,
-        seed=derive(settings.seed, "train", site.name, task.round),
-        freeze=settings.network.freeze,
-        anchor=Anchor(local.prox_mu, task.groups["weights"]) if local.prox_mu else None,
-        clip_norm=local.clip_norm,
-    )
-    batches = pictures.batches(steps, local.batch, skip=schedule.first_step)
+    per_epoch = math.ceil(len(pictures) / settings.local.batch)
+    schedule = schedule_of(task, settings, site, per_epoch)
+    batches = pictures.batches(schedule.steps, settings.local.batch, skip=schedule.first_step)
     held: tuple[str, ...] = ()
     if supervised:
         metrics = train_on_labels(network, batches, settings, schedule, task)
     else:
         teachers = collect_teachers(task, settings, site, device)
         held = teachers.held
-        if measuring and task.round == 1:
-            from common.site_statistics import blend_statistics, whole_images
-
-            images = whole_images(shard, settings.transforms, device)
-            blend_statistics(network, images, settings.network.site_statistics)
-            metrics = {}
+        if task.round <= measuring_rounds(settings):
+            metrics = measure_statistics(network, shard, settings, device)
         else:
-            from client.self_training import AdaptationLoss, self_train
-
-            loss = AdaptationLoss(settings, teachers.teacher, teachers.pretrained)
-            metrics = self_train(network, batches, loss, schedule.stepper(network, settings))
+            metrics = train_on_teacher(network, batches, settings, schedule, teachers)
     weights, statistics = network_to_arrays(network)
     return wire.Update(
         site=site.name,
-        weights_hash=network_signature(classes, settings.network),
+        weights_hash=network_signature(task_classes(task), settings.network),
         groups={"weights": weights, "statistics": statistics},
         metrics=metrics,
         facts={"images": len(pictures), "batches": per_epoch, HOLDS: ",".join(held)},

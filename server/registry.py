@@ -100,7 +100,8 @@ class Registry:
             return
         new = sum(node not in self._refusals for node in nodes)
         if new:
-            notice(f"greeting {new} site(s); a site caches its features now if it has none yet")
+            work = "; a site caches its features now if it has none yet"
+            notice(f"greeting {new} site(s){work if self.config.task == 'unsupervised' else ''}")
         task = wire.Task(
             round=round_number, settings=self.config.to_wire(), run_key=self.run_key, options=self.greeting
         )

@@ -1,0 +1,86 @@
+"""Does secure summation over real processes give the plain model, and outlive a site that is lost in the middle?"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from common.checkpoint import Checkpoint, load_checkpoint
+from tests.conftest import ROOT
+from tests.e2e.test_deployment import metrics, run_config
+from tests.support.deployment import Deployment
+from tests.support.faulty_client import write_faulty_project
+from tests.support.warm import start_warm_site, started_tasks
+
+pytestmark = pytest.mark.net
+
+NAMES = ("alpha", "beta", "gamma", "delta")
+SETTINGS: dict[str, Any] = {
+    "preset": "fuss-clean",
+    "centroids__merge": "lloyd",
+    "rounds": 2,
+    "local__steps": 5,
+    "sites__expected": len(NAMES),
+    "sites__wait_seconds": 180,
+    "sites__deadline_seconds": 120,
+}
+
+
+def signs(folder: Path) -> Path:
+    """Return where the test and its sites meet."""
+    (folder / "signs").mkdir(exist_ok=True)
+    return folder / "signs"
+
+
+@pytest.fixture(scope="module")
+def net(tmp_path_factory: pytest.TempPathFactory, scenes: Path) -> Iterator[Deployment]:
+    folder = tmp_path_factory.mktemp("secure")
+    write_faulty_project(ROOT, folder / "project", {"lossy/beta/2": "waits"}, signs(folder))
+    with Deployment(folder / "net", project=folder / "project") as deployment:
+        deployment.superlink()
+        for index, name in enumerate(NAMES):
+            start_warm_site(deployment, name, name, scenes / f"site-{index}.jsonl", folder / name)
+        yield deployment
+
+
+def submit(net: Deployment, shards: Path, run_dir: Path, secure: bool) -> int:
+    words = run_config(shards, run_dir, **SETTINGS, name=run_dir.name, privacy__secure_sum=secure)
+    return net.submit(words)
+
+
+def check_equal(found: Checkpoint, expected: Checkpoint) -> None:
+    pairs = [(found.head[name], value) for name, value in expected.head.items()]
+    for one, other in [*pairs, (found.centroids, expected.centroids)]:
+        assert np.abs(one - other).max() <= 1e-4 * np.abs(other).max()
+
+
+def test_totals_alone_make_the_plain_model(net: Deployment, tmp_path: Path, scenes: Path) -> None:
+    for way in ("plain", "secure"):
+        found = net.wait(submit(net, scenes, tmp_path / way, way == "secure"), 400)
+        assert found["status"] == "finished:completed", net.everything()
+        assert [line["sites"] for line in metrics(tmp_path / way)] == [sorted(NAMES)] * 2
+    check_equal(load_checkpoint(tmp_path / "secure"), load_checkpoint(tmp_path / "plain"))
+
+
+def test_a_site_that_is_lost_after_it_shared_its_secrets_costs_the_round_only_that_site(
+    net: Deployment, tmp_path: Path, scenes: Path
+) -> None:
+    run_id = submit(net, scenes, tmp_path / "lossy", True)
+    sign, end = signs(net.folder.parent) / "reached-lossy-beta-2", time.monotonic() + 240
+    while not sign.exists() and time.monotonic() < end:
+        time.sleep(0.05)
+    os.kill(started_tasks(net, "beta")[-1], signal.SIGKILL)  # keys and shares are with the others by now
+
+    found = net.wait(run_id, 400)
+    assert found["status"] == "finished:completed", net.everything()
+    first, second = metrics(tmp_path / "lossy")
+    assert first["sites"] == sorted(NAMES)
+    assert second["sites"] == ["alpha", "delta", "gamma"] and second["counted"]
+    assert second["quarantined"] == {"beta": "its client process died"}
