@@ -138,19 +138,15 @@ class Schedule:
         )
 
 
-def measuring_rounds(settings: RunConfig) -> int:
-    """Return how many rounds, from the first on, measure batch norm statistics and take no step."""
-    return int(settings.task == "adaptation" and settings.network.site_statistics > 0)
-
-
 def schedule_of(task: wire.Task, settings: RunConfig, site: SiteConfig, per_epoch: int) -> Schedule:
     """Return the schedule of a round of a site that needs ``per_epoch`` steps to see all of its images."""
-    local, measuring = settings.local, measuring_rounds(settings)
+    local = settings.local
     steps = local.steps or local.epochs * per_epoch
+    first, last = int(settings.measures(1)), int(settings.measures(settings.rounds))
     return Schedule(
         steps=steps,
-        first_step=max(task.round - 1 - measuring, 0) * steps,
-        total_steps=(settings.rounds - measuring) * steps,
+        first_step=max(task.round - 1 - first, 0) * steps,
+        total_steps=max(settings.rounds - first - last, 1) * steps,
         seed=derive(settings.seed, "train", site.name, task.round),
         freeze=settings.network.freeze,
         anchor=Anchor(local.prox_mu, task.groups["weights"]) if local.prox_mu else None,
@@ -182,11 +178,12 @@ def train_on_labels(
 
 
 def measure_statistics(network: DeepLab, shard: Shard, settings: RunConfig, device: str) -> dict[str, float]:
-    """Move the batch norms of the network towards the site's images; there is no loss to report."""
+    """Move the batch norms of the network to the site's images, or towards them; there is no loss to report."""
     from common.site_statistics import blend_statistics, whole_images
 
     images = whole_images(shard, settings.transforms, device)
-    blend_statistics(network, images, settings.network.site_statistics)
+    share = settings.network.site_statistics if settings.task == "adaptation" else 1.0
+    blend_statistics(network, images, share)
     return {}
 
 
@@ -218,23 +215,24 @@ def answer_train(task: wire.Task, settings: RunConfig, site: SiteConfig) -> wire
     per_epoch = math.ceil(len(pictures) / settings.local.batch)
     schedule = schedule_of(task, settings, site, per_epoch)
     batches = pictures.batches(schedule.steps, settings.local.batch, skip=schedule.first_step)
-    held: tuple[str, ...] = ()
-    if supervised:
+    measuring = settings.measures(task.round)
+    teachers = Teachers(None, None, ()) if supervised else collect_teachers(task, settings, site, device)
+    if measuring:
+        metrics = measure_statistics(network, shard, settings, device)
+    elif supervised:
         metrics = train_on_labels(network, batches, settings, schedule, task)
     else:
-        teachers = collect_teachers(task, settings, site, device)
-        held = teachers.held
-        if task.round <= measuring_rounds(settings):
-            metrics = measure_statistics(network, shard, settings, device)
-        else:
-            metrics = train_on_teacher(network, batches, settings, schedule, teachers)
+        metrics = train_on_teacher(network, batches, settings, schedule, teachers)
     weights, statistics = network_to_arrays(network)
+    groups = {"weights": weights, "statistics": statistics}
+    if measuring and supervised:
+        del groups["weights"]  # they are as they came
     return wire.Update(
         site=site.name,
         weights_hash=network_signature(task_classes(task), settings.network),
-        groups={"weights": weights, "statistics": statistics},
+        groups=groups,
         metrics=metrics,
-        facts={"images": len(pictures), "batches": per_epoch, HOLDS: ",".join(held)},
+        facts={"images": len(pictures), "batches": per_epoch, HOLDS: ",".join(teachers.held)},
     )
 
 

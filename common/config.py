@@ -299,6 +299,8 @@ class RunConfig(Section):
                 f"network.site-statistics is {self.network.site_statistics:g}, for a network that was pretrained "
                 f"elsewhere, but task is '{self.task}'; set it to 0, or the task to 'adaptation'"
             )
+        if self.network.final_statistics and (conflict := self._final_statistics_conflict()):
+            raise ValueError(f"network.final-statistics is true but {conflict}")
         if self.task == "unsupervised" and self.loss.objective == "spectral":
             if self.model.nonlinear:
                 raise ValueError(
@@ -320,6 +322,26 @@ class RunConfig(Section):
                     "loss.objective 'spectral' needs 2 rounds (projection, k-means), rounds is 1; raise it"
                 )
         return self
+
+    def _final_statistics_conflict(self) -> str | None:
+        if self.task != "supervised":
+            return f"task is '{self.task}'; set it to false, or the task to 'supervised'"
+        if self.rounds < 2:
+            return f"rounds is {self.rounds} and the last one takes no step; set it to 2 or more"
+        if self.network.batchnorm != "shared" or self.centroids.share == "none":
+            return "sites keep their statistics to themselves; set it to false, or let them share all"
+        if self.network.freeze == "batchnorm":
+            return "network.freeze is 'batchnorm', which keeps the statistics received; set one of the two"
+        return None
+
+    def measures(self, number: int) -> bool:
+        """Whether round ``number`` takes no step and measures batch norm statistics, at all sites.
+
+        That is the first round of an adaptation and the last one of supervised training, where they are asked for.
+        """
+        if self.task == "adaptation":
+            return number == 1 and self.network.site_statistics > 0
+        return number == self.rounds and self.network.final_statistics
 
     def to_flat(self) -> dict[str, Scalar]:
         """Return the settings as Flower wants them: dotted kebab-case keys, scalar values."""

@@ -47,6 +47,11 @@ class Network(Section):
         description="adaptation: the first round takes no step but moves the running statistics this part of the "
         "way to those of the site's own images; 0: off",
     )
+    final_statistics: bool = Field(
+        False,
+        description="supervised: the last round takes no step; all sites measure the running statistics of the "
+        "final network, and the server pools them",
+    )
 
     @field_validator("rates")
     @classmethod

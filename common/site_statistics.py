@@ -38,8 +38,8 @@ def whole_images(
         ]
         if len({image.shape for image in images}) > 1:
             raise UserError(
-                f"{shard.name} has images of several sizes, but network.site-statistics looks at batches of whole "
-                "images; set transforms.eval-height and transforms.eval-width."
+                f"{shard.name} has images of several sizes, but network.site-statistics and final-statistics look at "
+                "batches of whole images; set transforms.eval-height and transforms.eval-width."
             )
         batch = torch.stack(images).to(device)
         yield batch.float() / 255 if batch.dtype == torch.uint8 else batch

@@ -22,12 +22,16 @@ from server.merge import weights_of
 from server.network_merge import merge_networks
 from server.network_settings import refuse_conflicts, refuse_other_form
 from server.network_state import Layout, NetworkState
+from server.pooled_statistics import merge_statistics
 from server.quarantine import Expectation
 from server.styles import gather_styles, group_sites, place_newcomers, wants_styles
 from server.teachers import update_teachers
 from server.work import Ask, Options, Saved
 
 log = logging.getLogger(__name__)
+
+STATISTICS = "statistics"
+"""The phase, and the group, of a round in which no weight changes."""
 
 HOLDS = "holds"
 """The fact in which a site names the teachers that lie on its disk, by hash."""
@@ -114,8 +118,9 @@ class NetworkWork:
         return state
 
     def phase(self, number: int) -> str:
-        """Every round trains."""
-        return "train"
+        """Every round trains, but for a last one that measures statistics alone."""
+        measuring = self.config.task == "supervised" and self.config.measures(number)
+        return STATISTICS if measuring else "train"
 
     def greeting(self) -> Options:
         """Return the number of classes and their names, and which of them the loss treats as crucial."""
@@ -160,8 +165,11 @@ class NetworkWork:
         return self.hashes[id(arrays)]
 
     def expect(self, state: NetworkState, phase: str, weights_hash: str) -> Expectation:
-        """Return the names and shapes of a trained network."""
-        return Expectation.like(self.layout.split(state.model), weights_hash)
+        """Return the names and shapes of a trained network, or of its statistics."""
+        groups = self.layout.split(state.model)
+        if phase == STATISTICS:
+            groups = {"statistics": groups["statistics"]}
+        return Expectation.like(groups, weights_hash)
 
     def expect_confusion(self, state: NetworkState, classes: int) -> Expectation:
         """Return the shape of an evaluation reply: predicted by true classes."""
@@ -171,7 +179,8 @@ class NetworkWork:
         """Merge one round."""
         for name, update in updates.items():
             self.held[name] = frozenset(str(update.facts.get(HOLDS, "")).split(","))
-        return merge_networks(state, updates, weights_of(updates, self.config), self.layout, self.config)
+        merge = merge_statistics if self.phase(number) == STATISTICS else merge_networks
+        return merge(state, updates, weights_of(updates, self.config), self.layout, self.config)
 
     def summary(self) -> str:
         """Return network, optimiser and clusters."""

@@ -13,7 +13,7 @@ SLACK_BYTES = 4096
 MOST_IMAGES = 1 << 40
 _TRAINED = frozenset({"head", "centroids", "shared", "weights", "statistics"})
 """Groups that are averaged by rules which expect one type."""
-_MODELS = ("head", "weights")
+_MODELS = ("head", "weights", "statistics")
 """Groups that come with the numbers by which their site is weighed."""
 
 
@@ -68,7 +68,8 @@ class Expectation:
 def _impossible(update: wire.Update) -> str | None:
     """Name figures that no honest site can have: negative counts, sums of unit codes longer than their number."""
     weighed = any(group in update.groups for group in _MODELS)
-    least = 1 if "weights" in update.groups else 0  # alone in its cluster, a site of weight 0 has no mean
+    # alone in its cluster, a site of weight 0 has no mean
+    least = 1 if "weights" in update.groups or "statistics" in update.groups else 0
     for key in ("images", "batches"):
         number = update.facts.get(key, None if weighed else 0)
         if isinstance(number, bool) or not isinstance(number, int) or not least <= number <= MOST_IMAGES:

@@ -66,9 +66,12 @@ class SegmentationStrategy(Strategy):  # type: ignore[misc]
     # ---- choosing and asking -------------------------------------------------------------------
 
     def choose(self, server_round: int) -> list[str]:
-        """Draw the sites of a round by name, from the seed: node ids and arrival order play no part."""
+        """Draw the sites of a round by name, from the seed: node ids and arrival order play no part.
+
+        A round that measures statistics asks all of them.
+        """
         names = sorted(self.registry.sites)
-        wanted = self.config.sites.per_round
+        wanted = 0 if self.config.measures(server_round) else self.config.sites.per_round
         if wanted and wanted < len(names):
             picked = numpy_generator(self.config.seed, "sites", server_round).choice(
                 len(names), wanted, False

@@ -810,6 +810,30 @@ def statistics_of_sites_with_labels(shop: Workshop) -> Words:
     return network(shop, network__site_statistics=0.5)
 
 
+@row(
+    "network.final-statistics is true but task is 'adaptation'; set it to false, or the task to 'supervised'"
+)
+def final_statistics_of_an_adaptation(shop: Workshop) -> Words:
+    return adaptation(shop, network__final_statistics=True)
+
+
+@row("network.final-statistics is true but rounds is 1 and the last one takes no step; set it to 2 or more")
+def final_statistics_of_the_only_round(shop: Workshop) -> Words:
+    return network(shop, network__final_statistics=True, rounds=1)
+
+
+@row("network.final-statistics is true but sites keep their statistics to themselves")
+def final_statistics_that_nobody_may_see(shop: Workshop) -> Words:
+    return network(shop, network__final_statistics=True, network__batchnorm="local-statistics", rounds=2)
+
+
+@row(
+    "network.final-statistics is true but network.freeze is 'batchnorm', which keeps the statistics received"
+)
+def final_statistics_of_frozen_batch_norms(shop: Workshop) -> Words:
+    return network(shop, network__final_statistics=True, network__freeze="batchnorm", rounds=2)
+
+
 @row("The recipe's task is 'supervised'; pretraining belongs to task 'adaptation'")
 def pretrain_another_task(shop: Workshop) -> Words:
     return network(shop, "pretrain")

@@ -269,6 +269,26 @@ def test_the_first_round_may_measure_statistics_and_the_steps_come_after_it(
     assert same(later.groups, first.groups)
 
 
+def test_the_last_round_may_measure_statistics_of_the_final_network_alone(
+    scenes: Path, tmp_path: Path
+) -> None:
+    """Round 3 takes no step and sends no weight; round 2 is the last one of the schedule."""
+    given: dict[str, Any] = {"local__steps": 2, "sgd__schedule": "poly"}
+    config = settings(scenes, tmp_path, rounds=3, network__final_statistics=True, **given)
+    groups = network(config)
+    found = answer_train(task(config, 3, groups), config, site(scenes, tmp_path))
+    measured = build_network(CLASSES, config.network, 4)
+    shard = read_shard(scenes / "site-0.jsonl")
+    blend_statistics(measured, whole_images(shard, config.transforms), 1.0)
+    assert list(found.groups) == ["statistics"] and found.metrics == {}
+    assert same(found.groups, {"statistics": network_to_arrays(measured)[1]})
+    assert found.facts["images"] == 10
+
+    plain = settings(scenes, tmp_path, rounds=2, **given)
+    before = answer_train(task(config, 2, groups), config, site(scenes, tmp_path))
+    assert same(before.groups, answer_train(task(plain, 2, groups), plain, site(scenes, tmp_path)).groups)
+
+
 def test_a_received_network_that_does_not_fit_is_named(scenes: Path, tmp_path: Path) -> None:
     config = settings(scenes, tmp_path)
     groups = network(config)

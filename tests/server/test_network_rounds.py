@@ -355,6 +355,23 @@ def test_a_first_round_without_steps_moves_statistics_alone_and_the_teacher_lear
         assert moved and all(key.endswith(("running_mean", "running_var")) for key in moved)
 
 
+def test_a_last_round_without_steps_asks_all_sites_for_the_statistics_alone(
+    tmp_path: Path, scenes: Path
+) -> None:
+    changes = SUPERVISED | {"sites__per_round": 1, "network__final_statistics": True}
+    run_dir = run(local_grid(SITES), network_config(scenes, tmp_path, **changes))
+    _, second, third = lines(run_dir)
+    assert len(second["sites"]) == 1 and len(third["sites"]) == SITES
+    assert third["counted"] and third["quarantined"] == {} and third["loss"] is None
+    assert max(third["bytes_up"].values()) < min(second["bytes_up"].values()) / 5
+    before, after = state_of(run_dir, 2), state_of(run_dir, 3)
+    for key, value in after.model.items():
+        same = np.array_equal(value, before.model[key])
+        assert same != key.endswith(("running_mean", "running_var")), key
+    for key, value in after.memory.items():
+        np.testing.assert_array_equal(value, before.memory[key])
+
+
 def test_two_clusters_have_two_teachers_and_a_disk_holds_only_its_own(tmp_path: Path, scenes: Path) -> None:
     grid = local_grid(SITES)
     kept: dict[str, list[str]] = {}
