@@ -8,7 +8,7 @@ from pathlib import Path
 from statistics import fmean
 
 from common.atomic import atomic_write_text
-from common.config import flatten
+from common.config import RunConfig, flatten
 from common.errors import UserError
 from server.report_compare_sets import (
     frequency_section,
@@ -67,9 +67,11 @@ def _notes(methods: Sequence[Method]) -> list[str]:
         matched = "" if has_networks(methods) else ", each matched by itself"
         notes.append(f"* nothing is shared: the mean over the sites' own models{matched}.")
     notes += set_notes(methods)
+    known = RunConfig().to_flat()  # what an older release could not be told, it did as is usual today
     for method in methods:
         settings = [
-            {k: v for k, v in flatten(run.config).items() if k not in _DIFFER_FREELY} for run in method.runs
+            {k: v for k, v in (known | flatten(run.config)).items() if k not in _DIFFER_FREELY}
+            for run in method.runs
         ]
         odd = sorted({k for one in settings for k in one if one[k] != settings[0].get(k)})
         if odd:
