@@ -22,9 +22,9 @@ demo: setup
 	@$(BIN)/python -m server report $(DEMO:%=demo/runs/%) --out demo/comparison
 	@echo "pictures, classes, sites and bytes of the federation: demo/runs/default/report.html"
 
-# two workers, a thread each: files that start networks and files that compute take turns on two cores
+# three workers for two cores, a thread each: those whose networks wait leave room for those that compute
 test: setup lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 3 --dist loadfile
 
 lint: setup
 	$(BIN)/ruff format --check .

@@ -97,7 +97,7 @@ def test_a_site_that_dies_while_its_answer_is_half_sent_holds_up_nobody(
     extra = {"PYTHONPATH": path, "TEST_HALF_SENT": str(now)}
     start_warm_site(net, "half", "half", scenes / "site-3.jsonl", tmp_path / "half", extra=extra)
     run_dir, everybody = tmp_path / "run", ["half", *(f"hospital-{index}" for index in range(SITES))]
-    settings = {"sites__expected": SITES + 1, "sites__wait_seconds": 120, "sites__deadline_seconds": 30}
+    settings = {"sites__expected": SITES + 1, "sites__wait_seconds": 120, "sites__deadline_seconds": 20}
     run_id = net.submit(run_config(scenes, run_dir, rounds=4, preset="fuss-clean", **settings))
     end = time.monotonic() + 240
     while not metrics(run_dir) and time.monotonic() < end:
