@@ -14,7 +14,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from common.config import RunConfig
+from common.config import Aggregation, RunConfig
 from common.wire import Arrays, Update
 from server.aggregate import aggregate, ordered_mean
 from server.network_state import Layout, NetworkState
@@ -32,19 +32,19 @@ def merge_networks(
     sent = {name: update.groups["weights"] | update.groups["statistics"] for name, update in updates.items()}
     clustered = layout.cluster if state.clusters else frozenset()
     everyone = layout.shared | (layout.cluster - clustered)  # before clusters exist their names are shared
-    merged, memory = merge_shared(state, _only(sent, everyone), weights, layout, config)
+    merged, memory = merge_shared(state, only(sent, everyone), weights, layout, config)
     model = state.model | merged
     clusters = dict(state.clusters)
     if clustered:
         for cluster in sorted(clusters):
             members = {name: arrays for name, arrays in sent.items() if state.cluster_of(name) == cluster}
             if members:
-                clusters[cluster] = ordered_mean(_only(members, clustered), weights)
+                clusters[cluster] = ordered_mean(only(members, clustered), weights)
         # the shared values of clusters' names: every cluster counts once (LADD's rule), absent ones as they are
         model |= ordered_mean({str(cluster): arrays for cluster, arrays in clusters.items()})
     own = dict(state.own)
     if layout.site:
-        mine = _only(sent, layout.site)
+        mine = only(sent, layout.site)
         own |= {
             name: {key: np.array(value) for key, value in arrays.items()} for name, arrays in mine.items()
         }
@@ -63,15 +63,20 @@ def merge_shared(
     """Return the shared arrays of the next state, and the server optimiser's memory."""
     if not next(iter(sent.values())):
         return {}, state.memory
-    rule = config.aggregation.rule
-    average = (
-        ordered_mean(sent, weights) if rule == "mean" else aggregate(sent, weights, config.aggregation).arrays
-    )
+    average = merged_by_rule(sent, weights, config.aggregation)
     trained = {key: value for key, value in average.items() if key in layout.parameters}
     before = {key: state.model[key] for key in trained}
     stepped, memory = server_step(before, trained, state.memory, config.aggregation)
     return average | stepped, memory
 
 
-def _only(sent: Mapping[str, Arrays], keys: Collection[str]) -> dict[str, Arrays]:
+def merged_by_rule(sent: Mapping[str, Arrays], weights: Mapping[str, float], settings: Aggregation) -> Arrays:
+    """Merge whole networks, or parts of them, by the rule of the settings."""
+    if settings.rule == "mean":
+        return ordered_mean(sent, weights)
+    return aggregate(sent, weights, settings).arrays
+
+
+def only(sent: Mapping[str, Arrays], keys: Collection[str]) -> dict[str, Arrays]:
+    """Return what every site sent under some names."""
     return {name: {key: arrays[key] for key in sorted(keys)} for name, arrays in sent.items()}

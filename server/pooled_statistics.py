@@ -8,14 +8,14 @@ Johnson, "Rethinking Batch in BatchNorm", 2021).
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
 
 from common.config import RunConfig
 from common.wire import Arrays, Update
-from server.aggregate import aggregate, ordered_mean
+from server.network_merge import merged_by_rule, only
 from server.network_state import Layout, NetworkState
 
 MEAN, VARIANCE = "running_mean", "running_var"
@@ -27,10 +27,7 @@ def pooled(sent: Mapping[str, Arrays], weights: Mapping[str, float], config: Run
     Sites count by ``weights``; the rule that merges heads merges the two moments.
     """
     moments = {site: _moments(arrays) for site, arrays in sent.items()}
-    rule = config.aggregation
-    merged = (
-        ordered_mean(moments, weights) if rule.rule == "mean" else aggregate(moments, weights, rule).arrays
-    )
+    merged = merged_by_rule(moments, weights, config.aggregation)
     found: Arrays = {}
     for name, value in merged.items():
         if name.endswith(VARIANCE):
@@ -58,16 +55,12 @@ def merge_statistics(
     """Replace the running statistics by those of all sites, clusters' own by those of their sites."""
     sent = {name: update.groups["statistics"] for name, update in updates.items()}
     clustered = (layout.cluster if state.clusters else frozenset()) & layout.statistics
-    model = state.model | pooled(_only(sent, layout.statistics - clustered), weights, config)
+    model = state.model | pooled(only(sent, layout.statistics - clustered), weights, config)
     clusters = dict(state.clusters)
     if clustered:
         for cluster in clusters:
             members = {name: arrays for name, arrays in sent.items() if state.cluster_of(name) == cluster}
             if members:
-                clusters[cluster] = clusters[cluster] | pooled(_only(members, clustered), weights, config)
-        model |= pooled(_only(sent, clustered), weights, config)
+                clusters[cluster] = clusters[cluster] | pooled(only(members, clustered), weights, config)
+        model |= pooled(only(sent, clustered), weights, config)
     return replace(state, model=model, clusters=clusters)
-
-
-def _only(sent: Mapping[str, Arrays], keys: Collection[str]) -> dict[str, Arrays]:
-    return {name: {key: arrays[key] for key in sorted(keys)} for name, arrays in sent.items()}

@@ -60,15 +60,17 @@ def pull(
 
     None stands for an answer that began to come and was not whole in time; what never began is not among them.
     All are asked for at least once. Between two times of asking there are at least ``pause`` seconds. Answers
-    are in memory one after another: the next one is fetched when the caller comes back for it.
+    are in memory one after another: the next one is fetched when the caller comes back for it. Calls that hang
+    (the SuperLink is away) hold up the end by twice `GRACE_SECONDS` at most, however many they are.
     """
     waiting: dict[str, _Pull | None] = dict.fromkeys(identities)
     while waiting:
         last, vain = time.monotonic() >= end, 0.0
+        until = max(time.monotonic(), end) + GRACE_SECONDS
         for identity, going in list(waiting.items()):
             began = time.monotonic()
             call = going or _Pull(grid, identity)
-            found = call.take(0.0 if going else PATIENCE_SECONDS)
+            found = call.take(0.0 if going else min(PATIENCE_SECONDS, until - began))
             waiting[identity] = call if found is None else None
             if found:
                 del waiting[identity]
@@ -80,7 +82,6 @@ def pull(
         if waiting:
             rest = min(max(pause, _PAUSE_SHARE * vain), end - time.monotonic())
             time.sleep(max(rest, 0.0))
-    until = time.monotonic() + GRACE_SECONDS
     for identity, begun in waiting.items():
         if begun is not None:
             found = begun.take(until - time.monotonic())

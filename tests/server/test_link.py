@@ -139,6 +139,19 @@ def test_an_answer_that_began_before_the_deadline_may_end_a_little_later(
     assert list(replies) == []
 
 
+def test_however_many_calls_hang_the_end_is_near(monkeypatch: pytest.MonkeyPatch) -> None:
+    grid, free = make_grid(30), threading.Event()
+    monkeypatch.setattr(grid, "pull_messages", lambda ids: free.wait(60) and [])
+    monkeypatch.setattr(server.pull, "PATIENCE_SECONDS", 0.3)  # 9 s for all of them
+    monkeypatch.setattr(server.pull, "GRACE_SECONDS", 0.3)
+    sent, began = tasks(grid), time.monotonic()
+    replies = Link(grid, 0.01).exchange(sent, 0.2)
+    assert time.monotonic() - began < 4
+    found = outcomes(sent, replies, 0.2)
+    assert {outcome.error for outcome in found.values()} == {"its answer was lost on the way"}
+    free.set()
+
+
 def test_an_error_of_the_grid_is_raised_where_the_answer_is_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
     grid = make_grid(1)
 
