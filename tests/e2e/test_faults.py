@@ -215,8 +215,8 @@ def test_bad_answers_lost_sites_and_wrong_clocks(federation: Federation, tmp_pat
         assert words in lines[number]["quarantined"][name], lines[number]["quarantined"]
         assert f"site {name} is left out: {lines[number]['quarantined'][name]}" in log
     for number, line in lines.items():  # what others do costs a site nothing, nor does a clock set by minutes
-        assert "alpha" in line["sites"], line
-        assert "beta" in line["sites"] or number in (5, 6, 7, 8), line
+        assert "alpha" in line["sites"], line["quarantined"]
+        assert "beta" in line["sites"] or number in (5, 6, 7, 8), line["quarantined"]
     assert lines[6]["sites"] == ["alpha"]
     assert lines[rounds]["sites"] == sorted(SITES)
     for name in ("beta", "crook"):
