@@ -12,13 +12,18 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from common import wire
-from server.pull import pull
+from server.pull import GRACE_SECONDS, patiently, pull
 
 if TYPE_CHECKING:
     from flwr.app import Error, Message, RecordDict
     from flwr.serverapp import Grid
 
 POLL_SECONDS = 0.2
+
+MARGIN_SECONDS = GRACE_SECONDS + 10.0
+"""So much longer than the deadline a message lives: Flower drops the answer together with a message whose time is
+over, and the last look for answers comes after the deadline.
+"""
 
 EXPIRED = 3
 """Flower's error code for a message that outlived the deadline before its reply was there; 4 is that of a reply."""
@@ -87,6 +92,11 @@ def outcomes(
     return {message.metadata.dst_node_id: found[message.metadata.dst_node_id] for message in messages}
 
 
+def time_to_live(deadline_seconds: float) -> float:
+    """Return for how many seconds a message with this deadline, and with it its answer, has to be kept."""
+    return deadline_seconds + MARGIN_SECONDS
+
+
 class Link:
     """Messages to sites and back, on top of Flower's grid."""
 
@@ -96,11 +106,11 @@ class Link:
 
     def node_ids(self) -> list[int]:
         """Return the nodes that are connected now, in a fixed order."""
-        return sorted(self.grid.get_node_ids())
+        return sorted(patiently(self.grid.get_node_ids))
 
     def registered_names(self) -> dict[int, str]:
         """Return the names under which nodes' keys were registered, where there are any."""
-        nodes: list[Any] = list(self.grid.get_nodes())
+        nodes: list[Any] = list(patiently(self.grid.get_nodes))
         return {node.node_id: node.name for node in nodes if getattr(node, "name", "")}
 
     def wait_for_nodes(self, count: int, seconds: float, notice: Callable[[int], None]) -> list[int]:

@@ -7,14 +7,21 @@ alone, in a thread of its own that the round can leave behind.
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
-from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, TypeVar
+
+import httpx
 
 if TYPE_CHECKING:
     from flwr.app import Message
     from flwr.serverapp import Grid
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 PATIENCE_SECONDS = 2.0
 """For so long an answer that is on its way has the server's attention alone; after it others are asked for too."""
@@ -24,6 +31,29 @@ GRACE_SECONDS = 5.0
 
 _PAUSE_SHARE = 4.0
 """Pauses are so many times as long as asking in vain took: many sites are asked less often."""
+
+_LONGEST_PAUSE_SECONDS = 2.0
+"""What such a pause may add to the time of asking: else a loaded machine would hardly ask at all."""
+
+TROUBLE_SECONDS = 60.0
+"""For so long a SuperLink that answers every call with an error of its own (a locked database) is asked again."""
+
+
+def patiently(call: Callable[[], T]) -> T:
+    """Return what a call to the SuperLink returns; where that has trouble of its own, ask again for a while.
+
+    Flower does so itself where nobody answers, but not where the answer is an error within the server.
+    """
+    end, pause = time.monotonic() + TROUBLE_SECONDS, 0.2
+    while True:
+        try:
+            return call()
+        except httpx.HTTPStatusError as error:
+            if error.response.status_code < httpx.codes.INTERNAL_SERVER_ERROR or time.monotonic() >= end:
+                raise
+            log.warning("the SuperLink has trouble (%d); asking again", error.response.status_code)
+        time.sleep(pause)
+        pause = min(2 * pause, 5.0)
 
 
 class _Pull(threading.Thread):
@@ -38,7 +68,7 @@ class _Pull(threading.Thread):
 
     def run(self) -> None:
         try:
-            self._found = list(self._grid.pull_messages([self._identity]))
+            self._found = patiently(lambda: list(self._grid.pull_messages([self._identity])))
         except Exception as error:  # raised again in the thread that wanted the answer
             self._error = error
 
@@ -51,6 +81,11 @@ class _Pull(threading.Thread):
             raise self._error
         found, self._found = self._found, []
         return found
+
+
+def rest_seconds(pause: float, vain: float, left: float) -> float:
+    """Return how long to rest after ``vain`` seconds of asking in vain, when ``left`` are left until the end."""
+    return max(0.0, min(max(pause, min(_PAUSE_SHARE * vain, vain + _LONGEST_PAUSE_SECONDS)), left))
 
 
 def pull(
@@ -80,8 +115,7 @@ def pull(
         if last:
             break
         if waiting:
-            rest = min(max(pause, _PAUSE_SHARE * vain), end - time.monotonic())
-            time.sleep(max(rest, 0.0))
+            time.sleep(rest_seconds(pause, vain, end - time.monotonic()))
     for identity, begun in waiting.items():
         if begun is not None:
             found = begun.take(until - time.monotonic())

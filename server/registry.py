@@ -14,12 +14,14 @@ from typing import TYPE_CHECKING
 
 from common import wire
 from common.config import RunConfig
-from server.link import Link, Outcome, paired
+from server.link import Link, Outcome, paired, time_to_live
 
 if TYPE_CHECKING:
     from flwr.app import Message
 
 HELLO_LIMIT_BYTES = 1 << 16
+HEARING_SECONDS = 60.0
+"""What merging and scoring may add to the time between two looks for answers to greetings."""
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 """What a site may call itself: its name becomes a part of keys in checkpoints and of lines in the log."""
 
@@ -45,6 +47,15 @@ class Refusal:
     taken: str = ""
 
 
+@dataclass(frozen=True)
+class Greeting:
+    """A greeting without an answer: when that is ``late``, and until when it may come (monotonic clock)."""
+
+    message: Message
+    late: float
+    until: float
+
+
 @dataclass
 class Registry:
     """Connected sites by name, and why others were refused."""
@@ -55,8 +66,7 @@ class Registry:
     greeting: wire.Options = field(default_factory=dict)
     sites: dict[str, SiteInfo] = field(default_factory=dict)
     _refusals: dict[int, Refusal] = field(default_factory=dict)
-    _greeted: dict[int, tuple[Message, float]] = field(default_factory=dict)
-    """Greetings without an answer by node, and until when one may come (monotonic clock)."""
+    _greeted: dict[int, Greeting] = field(default_factory=dict)
 
     @property
     def refused(self) -> dict[str, str]:
@@ -106,26 +116,36 @@ class Registry:
             round=round_number, settings=self.config.to_wire(), run_key=self.run_key, options=self.greeting
         )
         content = wire.encode_task(task, self.config.wire.dtype)
+        # It may be heard a whole round later, and a round may last its deadline.
         deadline = self.config.sites.deadline_seconds
-        messages = [wire.make_message(content, node, wire.HELLO, round_number, deadline) for node in nodes]
+        seconds = 2 * deadline + HEARING_SECONDS
+        ttl = time_to_live(seconds)
+        messages = [wire.make_message(content, node, wire.HELLO, round_number, ttl) for node in nodes]
         link.send(messages)
-        until = time.monotonic() + deadline
-        self._greeted |= {message.metadata.dst_node_id: (message, until) for message in messages}
+        now = time.monotonic()
+        for message in messages:
+            node = message.metadata.dst_node_id
+            self._greeted[node] = Greeting(message, now + deadline, now + seconds)
 
     def _listen(self, link: Link, seconds: float) -> None:
-        """Read the answers to greetings that come within ``seconds``; those that are too late are refusals."""
+        """Read the answers to greetings that come within ``seconds``.
+
+        A node that is late is refused, and taken in all the same if its answer still comes.
+        """
         if not self._greeted:
             return
         deadline = self.config.sites.deadline_seconds
-        sent = [message for message, _ in self._greeted.values()]
+        sent = [greeting.message for greeting in self._greeted.values()]
         answers = dict(paired(sent, link.collect(sent, seconds), deadline))
         registered = link.registered_names()
         now = time.monotonic()
         for node in sorted(answers):
             outcome = answers[node]
-            if outcome.silent and now < self._greeted[node][1]:
+            greeting = self._greeted[node]
+            if outcome.silent and now < greeting.late:
                 continue
-            del self._greeted[node]
+            if not outcome.silent or now >= greeting.until:
+                del self._greeted[node]
             self._refusals.pop(node, None)
             found = self._read(node, outcome, registered.get(node))
             if isinstance(found, Refusal):

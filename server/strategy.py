@@ -17,7 +17,7 @@ from flwr.serverapp.strategy import Strategy
 from common import wire
 from common.config import RunConfig
 from common.seeds import numpy_generator
-from server.link import paired
+from server.link import paired, time_to_live
 from server.quarantine import Expectation, read_update
 from server.registry import Registry
 from server.spool import spooled
@@ -83,7 +83,7 @@ class SegmentationStrategy(Strategy):  # type: ignore[misc]
         self, names: Iterable[str], action: str, server_round: int, options: Options | None = None
     ) -> list[Message]:
         """Build one message per site, with the groups that this site starts from; ``options`` win."""
-        deadline = self.config.sites.deadline_seconds
+        ttl = time_to_live(self.config.sites.deadline_seconds)
         settings = self.config.to_wire()
         self.sent = []
         encoded: wire.Encoded = {}
@@ -98,7 +98,7 @@ class SegmentationStrategy(Strategy):  # type: ignore[misc]
             )
             content = wire.encode_task(task, self.config.wire.dtype, encoded)
             node = self.registry.sites[name].node_id
-            self.sent.append(wire.make_message(content, node, action, server_round, deadline))
+            self.sent.append(wire.make_message(content, node, action, server_round, ttl))
         return self.sent
 
     def gather(self, replies: Iterable[Message], expectation: Expectation) -> Gathered:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from common import wire
-from server.link import Link
+from server.link import Link, time_to_live
 from server.privacy_budget import releases_of, spend
 from server.quarantine import Expectation
 from server.secure_sum import Letter
@@ -39,7 +39,8 @@ class RoundPost:
             task = wire.Task(self.number, settings, strategy.run_key, letter.groups, letter.options)
             node = strategy.registry.sites[name].node_id
             content = wire.encode_task(task, config.wire.dtype)
-            strategy.sent.append(wire.make_message(content, node, action, self.number, deadline))
+            ttl = time_to_live(deadline)
+            strategy.sent.append(wire.make_message(content, node, action, self.number, ttl))
         found = strategy.gather(self.link.exchange(strategy.sent, deadline), expectation)
         add_account(self.account, found)
         return found.updates

@@ -13,6 +13,7 @@ from common.models.deeplab import build_network, network_to_arrays
 from server.run_dir import read_metrics
 from tests.support.deployment import Deployment
 from tests.support.federation import TINY_NETWORK
+from tests.support.warm import start_warm_site
 
 pytestmark = pytest.mark.net
 
@@ -42,9 +43,7 @@ def test_two_sites_train_a_whole_network_over_grpc(tmp_path: Path, scenes: Path)
     with Deployment(tmp_path / "net") as net:
         net.superlink()
         for i in range(SITES):
-            net.supernode(
-                f"site-{i}", f'site="city-{i}" shard="{scenes}/site-{i}.jsonl" cache="{cache}/{i}" threads=1'
-            )
+            start_warm_site(net, f"site-{i}", f"city-{i}", scenes / f"site-{i}.jsonl", cache / str(i))
         found = net.wait(net.submit(run_config(scenes, run_dir)), 480)
         assert found["status"] == "finished:completed", net.everything()
     (line,) = read_metrics(run_dir)

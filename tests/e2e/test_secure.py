@@ -12,15 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from client.app import app as client_app
 from common.checkpoint import Checkpoint, load_checkpoint
 from server.rounds import run
 from tests.conftest import ROOT
 from tests.e2e.test_deployment import metrics, run_config
 from tests.support.deployment import Deployment
 from tests.support.faulty_client import write_faulty_project
-from tests.support.federation import tiny_config
-from tests.support.local_grid import LocalGrid
+from tests.support.federation import named_grid, tiny_config
 from tests.support.warm import start_warm_site, started_tasks
 
 pytestmark = pytest.mark.net
@@ -61,12 +59,8 @@ def submit(net: Deployment, shards: Path, run_dir: Path) -> int:
 
 def plain(shards: Path, folder: Path) -> Checkpoint:
     """Return the model of the same sites in this process, each of which shows what it has."""
-    nodes = {
-        100 + index: {"site": name, "shard": str(shards / f"site-{index}.jsonl"), "cache": str(folder / name)}
-        for index, name in enumerate(NAMES)
-    }
     config = tiny_config(shards, folder / "run", len(NAMES), **SETTINGS | {"sites__wait_seconds": 1})
-    return load_checkpoint(run(LocalGrid(client_app, nodes), config))
+    return load_checkpoint(run(named_grid(NAMES, shards, folder), config))
 
 
 def check_equal(found: Checkpoint, expected: Checkpoint) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ROOT
-from tests.e2e.test_deployment import SITES, metrics, run_config, start_sites
+from tests.e2e.test_deployment import NAMES, SITES, check_same, in_one_process, metrics, run_config
 from tests.support.deployment import CONNECTION, Deployment
 from tests.support.scripts import load_script
 from tests.support.warm import children, gone, start_warm_site, started_tasks
@@ -24,8 +24,9 @@ certs = load_script("certs")
 def start_warm_sites(net: Deployment, scenes: Path, cache: Path) -> None:
     """Start the sites of the plain deployment, warm."""
     for index in range(SITES):
-        name = f"warm-{index}"
-        start_warm_site(net, name, f"hospital-{index}", scenes / f"site-{index}.jsonl", cache / str(index))
+        start_warm_site(
+            net, f"warm-{index}", NAMES[index], scenes / f"site-{index}.jsonl", cache / str(index)
+        )
 
 
 @pytest.fixture(scope="module")
@@ -35,23 +36,14 @@ def net(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
         yield deployment
 
 
-def test_warm_sites_end_with_the_model_of_plain_ones(net: Deployment, tmp_path: Path, scenes: Path) -> None:
+def test_warm_sites_end_with_the_model_of_one_process(net: Deployment, tmp_path: Path, scenes: Path) -> None:
     settings = {"rounds": 2, "preset": "fuss-clean"}
-    start_sites(net, scenes, tmp_path / "plain-cache")
-    found = net.wait(net.submit(run_config(scenes, tmp_path / "plain", **settings)), 300)
-    assert found["status"] == "finished:completed", net.everything()
-    for index in range(SITES):
-        net.stop(f"site-{index}")
-
-    start_warm_sites(net, scenes, tmp_path / "warm-cache")
+    start_warm_sites(net, scenes, tmp_path / "cache")
     found = net.wait(net.submit(run_config(scenes, tmp_path / "warm", **settings)), 300)
     assert found["status"] == "finished:completed", net.everything()
-
-    plain, warm = metrics(tmp_path / "plain"), metrics(tmp_path / "warm")
-    assert len(plain) == len(warm) == 2
-    assert all(len(line["sites"]) == SITES for line in plain + warm)  # type: ignore[arg-type]
-    for key in ("checkpoint_sha256", "miou", "loss", "bytes_up"):
-        assert [line[key] for line in warm] == [line[key] for line in plain], key
+    lines = metrics(tmp_path / "warm")
+    assert all(len(line["sites"]) == SITES for line in lines)  # type: ignore[arg-type]
+    check_same(lines, in_one_process(scenes, tmp_path / "apart", **settings))  # plain sites do so too
     # each message had a process of its own
     assert len(set(started_tasks(net, "warm-0"))) == len(started_tasks(net, "warm-0")) >= 3
 
@@ -76,7 +68,7 @@ def test_a_task_that_is_killed_costs_one_site_one_round(
     found = net.wait(run_id, 300)
     assert found["status"] == "finished:completed", net.everything()
     lines = metrics(run_dir)
-    everybody = [f"hospital-{index}" for index in range(SITES)]
+    everybody = NAMES
     lost = [line for line in lines if line["sites"] != everybody]
     assert len(lost) == 1, lines
     assert lost[0]["sites"] == ["hospital-0", "hospital-2"]
@@ -96,7 +88,7 @@ def test_a_site_that_dies_while_its_answer_is_half_sent_holds_up_nobody(
     path = f"{ROOT / 'tests/support/half_sent'}{os.pathsep}{ROOT}"
     extra = {"PYTHONPATH": path, "TEST_HALF_SENT": str(now)}
     start_warm_site(net, "half", "half", scenes / "site-3.jsonl", tmp_path / "half", extra=extra)
-    run_dir, everybody = tmp_path / "run", ["half", *(f"hospital-{index}" for index in range(SITES))]
+    run_dir, everybody = tmp_path / "run", ["half", *NAMES]
     settings = {"sites__expected": SITES + 1, "sites__wait_seconds": 120, "sites__deadline_seconds": 20}
     run_id = net.submit(run_config(scenes, run_dir, rounds=4, preset="fuss-clean", **settings))
     end = time.monotonic() + 240

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
+from typing import Any
 
+import httpx
 import pytest
 from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 import server.pull
 from common import wire
-from server.link import Link, outcomes
+from server.link import Link, outcomes, time_to_live
+from server.pull import rest_seconds
 from tests.support.local_grid import LocalGrid
 
 
@@ -27,9 +31,9 @@ def make_grid(nodes: int) -> LocalGrid:
     return LocalGrid(app, {node: {} for node in range(nodes, 0, -1)})
 
 
-def tasks(grid: LocalGrid) -> list[Message]:
+def tasks(grid: LocalGrid, ttl: float = 60.0) -> list[Message]:
     content = wire.encode_task(wire.Task(1, "{}", "run"), "float32")
-    return [wire.make_message(content, node, wire.TRAIN, 1, 60.0) for node in sorted(grid.node_configs)]
+    return [wire.make_message(content, node, wire.TRAIN, 1, ttl) for node in sorted(grid.node_configs)]
 
 
 def test_every_message_ends_as_exactly_one_outcome() -> None:
@@ -150,6 +154,71 @@ def test_however_many_calls_hang_the_end_is_near(monkeypatch: pytest.MonkeyPatch
     found = outcomes(sent, replies, 0.2)
     assert {outcome.error for outcome in found.values()} == {"its answer was lost on the way"}
     free.set()
+
+
+def test_an_answer_from_between_the_last_two_looks_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    grid, deadline = make_grid(1), 0.6
+    real, looks = grid.pull_messages, list[int]()
+
+    def loaded(ids: list[str]) -> list[Message]:  # a look takes so long that the next one is the last
+        looks.append(len(looks))
+        time.sleep(0.2)
+        return real(ids) if len(looks) > 1 else []
+
+    monkeypatch.setattr(grid, "pull_messages", loaded)
+    sent, began = tasks(grid, time_to_live(deadline)), time.monotonic()
+    replies = Link(grid, 0.01).exchange(sent, deadline)
+    assert len(looks) == 2 and time.monotonic() - began > deadline
+    assert [wire.site_of(reply.content) for reply in replies] == ["n1"]
+    assert time_to_live(deadline) > deadline + server.pull.GRACE_SECONDS
+
+
+def test_pauses_follow_the_time_of_asking_within_bounds() -> None:
+    assert rest_seconds(0.2, 0.01, 60) == 0.2  # few sites
+    assert rest_seconds(0.2, 0.1, 60) == pytest.approx(0.4)
+    assert rest_seconds(0.2, 3.0, 60) == pytest.approx(5.0)  # a loaded machine: 12 s would lose a round
+    assert rest_seconds(0.2, 3.0, 1.0) == 1.0
+    assert rest_seconds(0.2, 3.0, -1.0) == 0.0
+
+
+def trouble(code: int) -> httpx.HTTPStatusError:
+    request = httpx.Request("POST", "http://127.0.0.1/v1/runtime/pull-messages")
+    return httpx.HTTPStatusError("trouble", request=request, response=httpx.Response(code, request=request))
+
+
+def test_a_superlink_with_trouble_of_its_own_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    grid = make_grid(2)
+    left = {"pull_messages": 2, "get_node_ids": 1}
+
+    def failing(name: str, real: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*given: object) -> Any:
+            left[name] -= 1
+            if left[name] >= 0:
+                raise trouble(500)
+            return real(*given)
+
+        return call
+
+    for name in left:
+        monkeypatch.setattr(grid, name, failing(name, getattr(grid, name)))
+    assert Link(grid).node_ids() == [1, 2]
+    assert len(Link(grid).exchange(tasks(grid), 60)) == 2
+    assert left["pull_messages"] < 0 and left["get_node_ids"] < 0
+
+
+@pytest.mark.parametrize(("code", "seconds"), [(500, 0.0), (401, 60.0)])
+def test_trouble_that_lasts_and_refusals_are_raised(
+    code: int, seconds: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    grid = make_grid(1)
+
+    def failing(ids: list[str]) -> list[Message]:
+        raise trouble(code)
+
+    monkeypatch.setattr(grid, "pull_messages", failing)
+    monkeypatch.setattr(server.pull, "TROUBLE_SECONDS", seconds)
+    with pytest.raises(httpx.HTTPStatusError):
+        Link(grid).exchange(tasks(grid), 5)
 
 
 def test_an_error_of_the_grid_is_raised_where_the_answer_is_wanted(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ from flwr.clientapp import ClientApp
 from common import wire
 from common.config import load_config
 from server.link import Link
-from server.registry import Registry
+from server.registry import HEARING_SECONDS, Registry
 from tests.support.local_grid import LocalGrid
 
 HASH = "ab" * 32
@@ -147,7 +147,29 @@ def test_a_newcomer_that_does_not_answer_holds_up_nobody(monkeypatch: pytest.Mon
     assert look(grid, found) == ["site node-102 is refused: it did not answer within 0 s"]
     for _ in range(2):
         assert look(grid, found) == []  # said once
+    assert len(grid.sent) == 2 and found.refused  # its answer may still come
+    now[0] += 2 * 0.2 + HEARING_SECONDS
+    for _ in range(2):
+        assert look(grid, found) == []
     assert len(grid.sent) == 3 and found.refused  # asked again
+
+
+def test_a_newcomer_is_heard_after_a_round_that_lasted_its_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [1000.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    grid = grid_of(greeting("a"), greeting("slow"))
+    late = grid.node_configs.pop(102)
+    found = greet(grid)
+    grid.node_configs[102] = late
+    with monkeypatch.context() as busy:
+        busy.setattr(grid, "pull_messages", lambda ids: [])
+        look(grid, found)
+        now[0] += 0.25  # the deadline is 0.2 s, and a round that waited for a silent site lasted longer
+        grid.seconds += 0.25
+        look(grid, found)
+        assert set(found.sites) == {"a"} and found.refused["node-102"].startswith("it did not answer")
+    assert look(grid, found) == ["site slow takes part from now on"]
+    assert not found.refused and len(grid.sent) == 2
 
 
 def test_an_answer_that_comes_late_counts_when_it_is_there(monkeypatch: pytest.MonkeyPatch) -> None:

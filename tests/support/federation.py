@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,20 @@ def local_grid(sites: int, shuffle: int = 0) -> LocalGrid:
     return LocalGrid(
         client_app, {node: {"partition-id": i, "num-partitions": sites} for i, node in enumerate(ids)}
     )
+
+
+def named_grid(names: Sequence[str], shards: Path, cache: Path) -> LocalGrid:
+    """Return a grid whose sites know their names and shards, as those of a deployment do."""
+    nodes = {
+        100 + index: {
+            "site": name,
+            "shard": str(shards / f"site-{index}.jsonl"),
+            "cache": str(cache / name),
+            "threads": 1,
+        }
+        for index, name in enumerate(names)
+    }
+    return LocalGrid(client_app, nodes)
 
 
 TINY_NETWORK: dict[str, Any] = {
