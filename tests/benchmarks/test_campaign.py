@@ -59,6 +59,17 @@ def test_rules_differ_in_nothing_but_the_rule() -> None:
             assert len(changed) > 1, recipe
 
 
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_what_is_odd_in_the_published_method_stays_with_its_own_rows(path: Path) -> None:
+    config = settings(path.stem)
+    odd = (config.loss.negative_draw, config.local.neighbour_dropout, config.local.prox_parameters)
+    plain = "-objective-" in path.stem or path.stem.endswith(("-correspondence", "-smoothness"))
+    if config.preset == "fuss-ref" and not plain:
+        assert odd == ("published", 0.1, "nonlinear")
+    else:
+        assert odd == ("derangement", 0.0, "all")
+
+
 def write_run(folder: Path, rounds: int, last: int) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps({"rounds": rounds}))
