@@ -116,10 +116,58 @@ def test_a_failed_run_leaves_the_others_alone(tmp_path: Path, monkeypatch: pytes
         return type("Done", (), {"returncode": int(run.name == "b-seed0")})
 
     monkeypatch.setattr("subprocess.run", fake)
+    monkeypatch.setattr(campaign, "settings_of", lambda name: load_config({"rounds": 4}))
     write_run(tmp_path / "a-seed1", 4, 4)
     assert campaign.run_all(["a", "b"], 2, tmp_path) == ["b-seed0"]
     assert started == ["a-seed0", "b-seed0", "b-seed1"]
     assert campaign.verdict(["b-seed0"]) == 1 and campaign.verdict([]) == 0
+
+
+def test_a_run_of_an_older_recipe_is_set_aside_and_made_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    started: list[str] = []
+
+    def fake(command: list[str], **_: object) -> object:
+        run = Path(command[command.index("--run-dir") + 1])
+        assert not run.exists() and "--resume" not in command
+        started.append(run.name)
+        write_run(run, 4, 4)
+        return type("Done", (), {"returncode": 0})
+
+    monkeypatch.setattr("subprocess.run", fake)
+    monkeypatch.setattr(campaign, "settings_of", lambda name: load_config({"rounds": 4}))
+    for seed, older in enumerate(({"local.lr": 0.1}, {"rounds": 9}, {})):
+        run = write_run(tmp_path / f"a-seed{seed}", 4, 4)
+        (run / "config.json").write_text(load_config({"rounds": 4}, older).to_json())
+        (run / "checkpoints").mkdir()
+        (run / "checkpoints" / "round-0004.json").touch()
+        assert campaign.current(run, load_config({"rounds": 4})) == (older == {})
+    (tmp_path / "a-seed0.old-1").mkdir()
+    assert campaign.run_all(["a"], 3, tmp_path) == []
+    assert started == ["a-seed0", "a-seed1"]
+    assert json.loads((tmp_path / "a-seed0.old-2" / "config.json").read_text())["local"]["lr"] == 0.1
+    assert (tmp_path / "a-seed1.old-1" / "checkpoints" / "round-0004.json").is_file()
+    assert "a-seed0: local.lr changed; the old run is now" in capsys.readouterr().out
+    assert campaign.run_all(["a"], 3, tmp_path) == [] and len(started) == 2
+
+
+def test_settings_are_compared_but_not_where_files_lie(tmp_path: Path) -> None:
+    wanted = settings("camvid-fuss-ref")
+    run = write_run(tmp_path / "run", 4, 4)
+
+    def differing(**changes: object) -> list[str]:
+        layer = {key.replace("__", ".").replace("_", "-"): value for key, value in changes.items()}
+        (run / "config.json").write_text(load_config(wanted.to_flat(), layer).to_json())
+        return campaign.differing(run, wanted)
+
+    weights = "/elsewhere/mobilenet_v2_imagenet.safetensors"
+    assert differing(model__weights=weights, seed=3, simulation__shards="/x", run_dir="y", resume="z") == []
+    assert differing(model__weights="random", sites__expected=9) == ["model.weights"]
+    assert differing(loss__negative_draw="derangement") == ["loss.negative-draw"]
+    (run / "config.json").write_text('{"rounds": 4, "gone": 1}')
+    assert campaign.differing(run, wanted) == ["config.json"]
+    assert campaign.differing(tmp_path / "none", wanted) == []
 
 
 def test_missing_shards_are_named_before_anything_runs(tmp_path: Path) -> None:
