@@ -72,7 +72,9 @@ class Model(Section):
         description="mean and std; auto: the timm model's own if 'pretrained', else ImageNet's; "
         "image: each picture's own, which takes light and tint away",
     )
-    clusters: int = Field(27, ge=2, description="K, the number of semantic centroids")
+    clusters: int = Field(
+        27, ge=2, le=255, description="K, the number of semantic centroids; labels are bytes, 255 means none"
+    )
     dim: int = Field(24, ge=2, description="length of a code")
     dropout: float = Field(0.1, ge=0, lt=1, description="channel dropout of the features while training")
     nonlinear: bool = Field(False, description="add a two-layer branch to the linear one")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import sys
 from pathlib import Path
@@ -12,7 +13,9 @@ import pytest
 from common.config import RunConfig, load_config, read_recipe
 from common.errors import UserError
 from partitions.__main__ import build_parser
+from partitions.__main__ import main as partition
 from tests.conftest import ROOT
+from tests.support.replicas import put_label, put_picture
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
@@ -185,13 +188,37 @@ def test_every_recipe_is_explained() -> None:
     assert sorted(word for word in named if not campaign.recipe_path(word).is_file()) == []
 
 
-def test_every_partition_command_of_the_page_is_understood() -> None:
+def test_every_partition_command_of_the_page_and_of_recipes_is_understood() -> None:
     text = (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8")
     commands = re.findall(r"`python -m partitions ([^`]+)`", text)
     assert len(commands) == 10
+    comments = [path.read_text(encoding="utf-8").replace("\\\n#", "") for path in RECIPES]
+    found = [re.findall(r"^#.*python -m partitions ([^\n#]+)", comment, re.MULTILINE) for comment in comments]
+    commands += [command for several in found for command in several]
+    assert len(commands) == 21
     read = {settings(path.stem).simulation.shards for path in RECIPES}
     read |= {f"shards/{Path(settings(path.stem).source.shard).parent.name}" for path in RECIPES}
+    read.add(os.path.normpath(Path("shards/binary", settings("binary-fuss-ref").eval.shard).parent))
     for words in commands:
         arguments = build_parser().parse_args(words.split())
         assert arguments.out.startswith("shards/")
         assert arguments.out in read, arguments.out
+
+
+def test_the_commands_for_a_folder_of_ones_own_make_shards_of_a_flat_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for split in ("train", "val"):
+        for number in range(8):
+            put_picture(tmp_path / f"DATA/{split}/images/{number}.png", (32, 32), grey=number)
+    for number in range(8):
+        put_label(tmp_path / f"DATA/val/masks/{number}.png", [0, 1], (32, 32))
+    (tmp_path / "TABLE.json").write_text('{"name": "own", "names": ["rest", "defect"]}')
+    text = campaign.recipe_path("binary-fuss-ref").read_text(encoding="utf-8").replace("\\\n#", "")
+    commands = re.findall(r"^# python -m partitions (.+)", text, re.MULTILINE)
+    assert len(commands) == 2
+    assert [partition(command.split()) for command in commands] == [0, 0]
+    config = settings("binary-fuss-ref")
+    assert len(list((tmp_path / config.simulation.shards).glob("site-*.jsonl"))) == 4
+    assert (tmp_path / config.simulation.shards / config.eval.shard).is_file()
