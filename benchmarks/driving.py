@@ -19,19 +19,14 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from campaign import add_options, check, compare, finished, recipe_path, run_all, verdict
+from campaign import add_options, check, compare, current, run_all, settings_of, verdict
 from driving_tables import SITES, TABLES, Part, Row
 
 from common.atomic import atomic_write_text
-from common.config import RunConfig, load_config, read_recipe
+from common.config import RunConfig
 from common.errors import UserError, report_user_errors
 from server.report_data import read_run
 from server.report_sets import TestSet, find_sets, mean_and_spread
-
-
-def settings_of(recipe: str) -> RunConfig:
-    """Return the settings of a recipe."""
-    return load_config(read_recipe(recipe_path(recipe)))
 
 
 def site_epochs(config: RunConfig) -> int:
@@ -110,7 +105,8 @@ def table_text(part: Part, seeds: int, out: Path) -> str:
     head = ["", "recipe", *(f"{name}, published" for name in published), *part.columns, "seeds"]
     lines = [head, ["---", "---", *["---:"] * (len(head) - 2)]]
     for row in part.rows:
-        done = [run for seed in range(seeds) if finished(run := out / f"{row.recipe}-seed{seed}")]
+        wanted = settings_of(row.recipe)
+        done = [run for seed in range(seeds) if current(run := out / f"{row.recipe}-seed{seed}", wanted)]
         runs = [{found.name: found for found in find_sets(read_run(run))} for run in done]
         measured = [cell(runs, name) for name in part.columns.values()]
         lines.append([*known_cells(row), *measured, str(len(runs)) if runs else "–"])

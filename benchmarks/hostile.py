@@ -31,7 +31,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from campaign import ROOT, absolute, check, finished, recipe_path
+from campaign import ROOT, absolute, check, finished, recipe_path, set_aside
 
 from common import wire
 from common.atomic import atomic_write_text
@@ -214,6 +214,7 @@ def run_dir_of(task: Task) -> Path:
 def work(task: Task) -> tuple[Task, float]:
     """Make one run, unless it is there; returns its mIoU."""
     run_dir = run_dir_of(task)
+    set_aside(run_dir, settings(task, run_dir))
     if not finished(run_dir):
         shutil.rmtree(run_dir, ignore_errors=True)  # of a run that was stopped
         with contextlib.redirect_stdout(io.StringIO()):  # the run's own log is log.txt

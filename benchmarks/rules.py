@@ -78,9 +78,18 @@ SETS = {
     # cracks against road surface: a hard case; `python benchmarks/darkness.py` gives the baseline
     "crackforest": (
         "crackforest-local-only",
+        "crackforest-rule-mean",
+        "crackforest-rule-fedcc-kmeans",
         "crackforest-fuss-ref",
+        "crackforest-rule-matched",
+        "crackforest-rule-lloyd",
         "crackforest-correspondence",
+        "crackforest-objective-auto-shift",
+        "crackforest-objective-reconstruction",
+        "crackforest-objective-crf",
         "crackforest-smoothness",
+        "crackforest-objective-modularity",
+        "crackforest-objective-alignment",
         "crackforest-default",
         "crackforest-centralised",
     ),

@@ -19,7 +19,7 @@ from common.losses.anchoring import Anchors
 from common.losses.base import Batch, Objective, View
 from common.losses.objective import build_objective
 from common.models.head import SegmentationHead, load_numpy, state_to_numpy
-from common.seeds import torch_generator
+from common.seeds import derive, torch_generator
 
 METRICS = (
     "loss",  # mean over the steps, of everything that trains the head
@@ -117,7 +117,7 @@ def train_local(
         load_moments(centroids_fit.optimizer, state, "adam-centroids")
     anchors = Anchors(model, _without_prefix(state or {}, "previous/"), local)
 
-    neighbours = _neighbour_table(features, local.neighbours) if objective.wants_positives else None
+    neighbours = _neighbour_table(features, config, site) if objective.wants_positives else None
     batches = epochs_of(len(features), local.batch, generator)
     steps = count_steps(local, len(features))
     sums = dict.fromkeys(METRICS, 0.0)
@@ -200,10 +200,17 @@ def _on_demand(
     return colours, augmented
 
 
-def _neighbour_table(features: FeatureSource, wanted: int) -> np.ndarray | None:
-    """Return [N, k] possible positives; fewer than wanted in a small shard, none for a single image."""
-    available = min(wanted, len(features) - 1)
-    return features.neighbours(available) if available else None
+def _neighbour_table(features: FeatureSource, config: RunConfig, site: str) -> np.ndarray | None:
+    """Return [N, k] possible positives; fewer than wanted in a small shard, none for a single image.
+
+    The same table in every round, whatever channels are dropped: the draw knows seed and site only.
+    """
+    available = min(config.local.neighbours, len(features) - 1)
+    if not available:
+        return None
+    return features.neighbours(
+        available, config.local.neighbour_dropout, derive(config.seed, "neighbours", site)
+    )
 
 
 def _without_prefix(arrays: Mapping[str, np.ndarray], prefix: str) -> Arrays:

@@ -72,7 +72,9 @@ class Model(Section):
         description="mean and std; auto: the timm model's own if 'pretrained', else ImageNet's; "
         "image: each picture's own, which takes light and tint away",
     )
-    clusters: int = Field(27, ge=2, description="K, the number of semantic centroids")
+    clusters: int = Field(
+        27, ge=2, le=255, description="K, the number of semantic centroids; labels are bytes, 255 means none"
+    )
     dim: int = Field(24, ge=2, description="length of a code")
     dropout: float = Field(0.1, ge=0, lt=1, description="channel dropout of the features while training")
     nonlinear: bool = Field(False, description="add a two-layer branch to the linear one")
@@ -104,6 +106,9 @@ class Local(Section):
     lr: float = Field(5e-4, gt=0, description="Adam learning rate of the head")
     centroid_lr: float = Field(5e-3, gt=0, description="Adam learning rate of locally optimised centroids")
     neighbours: int = Field(7, ge=1, description="nearest images of the shard that may serve as positives")
+    neighbour_dropout: float = Field(
+        0.0, ge=0, lt=1, description="share of an image's channels that the search for its neighbours misses"
+    )
     clip_norm: float = Field(0.0, ge=0, description="largest norm of the gradient of a step; 0: no limit")
     keep_optimizer: bool = Field(False, description="keep Adam's moments on the site between rounds")
     prox_mu: float = Field(0.0, ge=0, description="FedProx strength; 0: off")
@@ -135,6 +140,10 @@ class Loss(Section):
     negative_shift: float = Field(0.46)
     samples: int = Field(11, ge=2, description="side of the grid of random positions per image")
     negatives: int = Field(5, ge=1, description="random partners per step in the negative term")
+    negative_draw: Literal["derangement", "published"] = Field(
+        "derangement",
+        description="published: STEGO's draw, where an image may be drawn twice, and a single one meets itself",
+    )
     salience: bool = Field(False, description="draw 90 % of the positions from patches that stand out")
     pointwise: bool = Field(True, description="centre the feature correlations row by row")
     zero_clamp: bool = Field(True, description="no gradient where code correlations are below 0")
@@ -301,6 +310,8 @@ class RunConfig(Section):
             )
         if self.network.final_statistics and (conflict := self._final_statistics_conflict()):
             raise ValueError(f"network.final-statistics is true but {conflict}")
+        if self.task == "unsupervised" and (conflict := self._unused_draw()):
+            raise ValueError(conflict)
         if self.task == "unsupervised" and self.loss.objective == "spectral":
             if self.model.nonlinear:
                 raise ValueError(
@@ -322,6 +333,27 @@ class RunConfig(Section):
                     "loss.objective 'spectral' needs 2 rounds (projection, k-means), rounds is 1; raise it"
                 )
         return self
+
+    def _unused_draw(self) -> str | None:
+        """Say which setting of the published method has nothing to act on."""
+        loss, local = self.loss, self.local
+        corresponds = loss.objective == "correspondence"
+        if loss.negative_draw == "published" and not (corresponds and loss.negative_weight):
+            return (
+                "loss.negative-draw is 'published' but there is no negative term of objective 'correspondence'; "
+                "set it to 'derangement'"
+            )
+        if local.neighbour_dropout and not (corresponds and loss.inter_weight):
+            return (
+                f"local.neighbour-dropout is {local.neighbour_dropout:g} but no neighbours are searched without "
+                "the inter term of objective 'correspondence'; set it to 0"
+            )
+        if local.prox_mu and local.prox_parameters == "nonlinear" and not self.model.nonlinear:
+            return (
+                f"local.prox-mu is {local.prox_mu:g} for the two-layer branch (local.prox-parameters) but "
+                "model.nonlinear is false; set local.prox-parameters to 'all'"
+            )
+        return None
 
     def _final_statistics_conflict(self) -> str | None:
         if self.task != "supervised":

@@ -33,8 +33,11 @@ class FeatureSource(Protocol):
     def batch(self, indices: list[int]) -> torch.Tensor:
         """Return the features of these images: float32 [B, C, h, w]."""
 
-    def neighbours(self, k: int) -> np.ndarray:
-        """Return each image's k most similar other images, nearest first: int64 [N, k]."""
+    def neighbours(self, k: int, dropout: float = 0.0, seed: int = 0) -> np.ndarray:
+        """Return each image's k most similar other images, nearest first: int64 [N, k].
+
+        They are compared without a share ``dropout`` of the channels, drawn by ``seed`` for each image.
+        """
 
 
 @runtime_checkable

@@ -28,7 +28,7 @@ from common.device import choose_device
 from common.errors import UserError
 from common.models import backbone as backbones
 from common.models.inputs import backbone_settings, is_cnn, prepare_image, weights_key
-from common.neighbours import nearest_neighbours
+from common.neighbours import drop_channels, nearest_neighbours
 
 Indices = Sequence[int] | NDArray[np.integer] | torch.Tensor
 Progress = Callable[[int, int], None]
@@ -134,9 +134,9 @@ class Features:
         maps: torch.Tensor = rows.transpose(1, 2).unflatten(2, self.grid)  # type: ignore[no-untyped-call]
         return maps, torch.stack(places).to(self.device)
 
-    def neighbours(self, k: int) -> NDArray[np.int64]:
+    def neighbours(self, k: int, dropout: float = 0.0, seed: int = 0) -> NDArray[np.int64]:
         """Return each image's k most similar other images, int64 [N, k] (see `nearest_neighbours`)."""
-        return nearest_neighbours(self.pooled, k, self.name)
+        return nearest_neighbours(drop_channels(self.pooled, dropout, seed), k, self.name)
 
 
 class UncachedFeatures:
@@ -176,9 +176,9 @@ class UncachedFeatures:
         pictures = [prepare_image(entry_image(self._shard, int(index)), self._model) for index in indices]
         return cell_colours(torch.stack(pictures), self.grid).to(self.device)
 
-    def neighbours(self, k: int) -> NDArray[np.int64]:
+    def neighbours(self, k: int, dropout: float = 0.0, seed: int = 0) -> NDArray[np.int64]:
         """Return each image's k most similar other images, int64 [N, k]."""
-        return nearest_neighbours(self.pooled, k, self._shard.name)
+        return nearest_neighbours(drop_channels(self.pooled, dropout, seed), k, self._shard.name)
 
     def _encode(self, indices: Sequence[int]) -> Iterator[tuple[Sequence[int], torch.Tensor, torch.Tensor]]:
         return encode(self._backbone, self._shard, self._model, indices, self.device)

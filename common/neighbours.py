@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.errors import UserError
+from common.seeds import numpy_generator
 
 _BLOCK_ELEMENTS = 4_000_000
 """Similarities held at once (32 MB in float64)."""
@@ -48,6 +49,18 @@ def nearest_neighbours(pooled: NDArray[np.float32], k: int, name: str = "the sha
         distance[own, start + own] = np.inf
         found[start : start + rows] = _k_smallest(distance, k)
     return found
+
+
+def drop_channels(pooled: NDArray[np.float32], dropout: float, seed: int) -> NDArray[np.float32]:
+    """Return pooled features [N, C] without a random share of their channels, another draw for each image.
+
+    What pooling gives under channel dropout: a mask holds for all patches of an image, so that masking the
+    mean is masking the patches. The factor 1 / (1 - dropout) is left out, as no cosine knows of it.
+    """
+    if not dropout:
+        return pooled
+    kept = numpy_generator(seed).random(pooled.shape, dtype=np.float32) >= dropout
+    return np.where(kept, pooled, np.float32(0))
 
 
 def _k_smallest(values: NDArray[np.float64], k: int) -> NDArray[np.int64]:

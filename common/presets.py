@@ -27,9 +27,17 @@ _FUSS_OBJECTIVE: dict[str, str | int | float | bool] = {
 
 PRESETS: dict[str, dict[str, str | int | float | bool]] = {
     "default": {},
-    # the published method, faithfully: raw-space FedCC by maximin, weights by batches, Adam reset every round
+    # the published method, faithfully: raw-space FedCC by maximin, weights by batches, Adam reset every round,
+    # and what is odd in it; docs/presets.md lists what is left out on purpose
     "fuss-ref": _FUSS_OBJECTIVE
     | {
+        "model.height": 224,
+        "model.width": 224,
+        "model.resize": "nearest",
+        "model.crop": "center",
+        "local.neighbour-dropout": 0.1,  # the features of the search still pass the head's dropout
+        "local.prox-parameters": "nonlinear",  # where FedProx is switched on
+        "loss.negative-draw": "published",
         "centroids.merge": "fedcc-maximin",
         "centroids.spherical": False,
         "centroids.weighted": False,

@@ -318,6 +318,11 @@ def simulate_one_cluster(shop: Workshop) -> Words:
     return shop.simulate(model__clusters=1)
 
 
+@row("Setting 'model.clusters' is 256: .*less than or equal to 255")
+def simulate_more_clusters_than_a_byte_counts(shop: Workshop) -> Words:
+    return shop.simulate(model__clusters=256)
+
+
 @row("Setting 'preset' is 'best'; expected one of default")
 def simulate_unknown_preset(shop: Workshop) -> Words:
     return shop.simulate(preset="best")

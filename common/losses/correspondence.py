@@ -16,7 +16,14 @@ import torch
 
 from common import config
 from common.losses.base import Batch, Objective, View, unit
-from common.losses.sampling import bilinear, derangements, gather, salient_coords, uniform_coords
+from common.losses.sampling import (
+    bilinear,
+    derangements,
+    gather,
+    published_partners,
+    salient_coords,
+    uniform_coords,
+)
 from common.models.head import SegmentationHead
 
 AUTO_NEGATIVE_FACTOR = 3.5
@@ -52,7 +59,8 @@ def draw(
         anchor, partner = (uniform_coords(batch, points, generator) for _ in range(2))
     else:
         anchor, partner = (salient_coords(mask, points, generator) for mask in salience)
-    return Draw(anchor, partner, derangements(batch, settings.negatives, generator))
+    pair = published_partners if settings.negative_draw == "published" else derangements
+    return Draw(anchor, partner, pair(batch, settings.negatives, generator))
 
 
 @dataclass(frozen=True)
@@ -110,8 +118,8 @@ def correspondence_loss(
 
     ``positive`` holds a neighbour of each image, or is ``None`` (no inter term). The intra term compares an
     image with itself at the same positions, the inter term with its neighbour, the negative term with
-    ``draw.negatives`` at the partner's positions; a batch of one has no negative term. Terms of weight 0
-    are left out.
+    ``draw.negatives`` at the partner's positions, where there are any (for a batch of one `derangements` draws
+    none). Terms of weight 0 are left out.
     """
     batch = len(anchor.features)
     weights_and_shifts: list[tuple[float, float]] = []

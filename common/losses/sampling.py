@@ -37,9 +37,8 @@ def derangements(batch: int, count: int, generator: torch.Generator) -> torch.Te
     """Draw ``count`` permutations without a fixed point, uniformly: int64 [count, batch].
 
     They pair every image with another one, each exactly once. A batch of one has no other image, so that
-    the result is then empty ([0, 1]): it never stands in as its own negative. (STEGO moves each fixed point
-    of a random permutation one further, which for small batches mostly is no permutation any more, and
-    pairs a single image with itself.)
+    the result is then empty ([0, 1]): it never stands in as its own negative. (STEGO draws otherwise, see
+    `published_partners`.)
     """
     if batch < 2:
         return torch.empty(0, batch, dtype=torch.long)
@@ -50,6 +49,18 @@ def derangements(batch: int, count: int, generator: torch.Generator) -> torch.Te
         if not (candidate == identity).any():
             found.append(candidate)
     return torch.stack(found) if found else torch.empty(0, batch, dtype=torch.long)
+
+
+def published_partners(batch: int, count: int, generator: torch.Generator) -> torch.Tensor:
+    """Draw ``count`` rows of negative partners as STEGO's code does: int64 [count, batch].
+
+    A random permutation whose fixed points move one further, modulo the batch. For two images or more no one
+    is its own partner, but a moved one may meet the partner of another image, so that some images are drawn
+    twice and others never. A single image is its own negative.
+    """
+    identity = torch.arange(batch)
+    drawn = [torch.randperm(batch, generator=generator) for _ in range(count)]
+    return torch.stack([torch.where(row == identity, row + 1, row) % batch for row in drawn])
 
 
 def bilinear(coords: torch.Tensor, grid: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:

@@ -46,7 +46,7 @@ class Images:
     def colours(self, indices: list[int]) -> torch.Tensor:
         return self._colours[indices]
 
-    def neighbours(self, k: int) -> np.ndarray:
+    def neighbours(self, k: int, dropout: float = 0.0, seed: int = 0) -> np.ndarray:
         raise NotImplementedError
 
 

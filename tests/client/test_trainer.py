@@ -123,6 +123,27 @@ def test_positives_are_neighbours_of_the_anchors() -> None:
         assert all(p in table[a] for a, p in zip(anchors, positives, strict=True))
 
 
+def test_neighbours_under_dropout_follow_from_seed_and_site_in_every_round() -> None:
+    asked = []
+
+    class Asked(Recorder):
+        def neighbours(self, k: int, dropout: float = 0.0, seed: int = 0) -> np.ndarray:
+            asked.append((k, dropout, seed))
+            return super().neighbours(k, dropout, seed)
+
+    source = Asked.from_arrays(features().tokens, GRID)
+    source.asked = []
+    config = settings(local__neighbour_dropout=0.25)
+    for changes in ({}, {"round_number": 2}, {"site": "south"}):
+        train(config, source, **changes)
+    train(settings(local__neighbour_dropout=0.25, seed=1), source)
+    assert {(k, dropout) for k, dropout, _ in asked} == {(2, 0.25)}
+    first, second_round, elsewhere, other_seed = (seed for *_, seed in asked)
+    assert first == second_round and len({first, elsewhere, other_seed}) == 3
+    train(settings(), source)
+    assert asked[-1][1] == 0
+
+
 @pytest.mark.parametrize("images", [1, 2, 5])
 def test_small_shards_train_too(images: int) -> None:
     found = train(settings(local__steps=0, local__epochs=2), features(images))

@@ -42,6 +42,16 @@ def test_what_pyproject_lists_leaves_the_choice_to_the_preset() -> None:
         assert {key: config[key] for key in preset} == preset
 
 
+def test_the_published_preset_keeps_what_is_odd_in_the_method() -> None:
+    published, clean = (load_config({"preset": name}) for name in ("fuss-ref", "fuss-clean"))
+    model = published.model
+    assert (model.height, model.width, model.resize, model.crop) == (224, 224, "nearest", "center")
+    assert published.local.neighbour_dropout == model.dropout == 0.1
+    assert (published.loss.negative_draw, published.local.prox_parameters) == ("published", "nonlinear")
+    assert clean.model.resize == "bilinear" and clean.local.neighbour_dropout == 0
+    assert (clean.loss.negative_draw, clean.local.prox_parameters) == ("derangement", "all")
+
+
 def test_presets_name_existing_keys_only() -> None:
     known = RunConfig().to_flat()
     assert all(key in known for preset in PRESETS.values() for key in preset)
@@ -69,6 +79,11 @@ def test_json_round_trip() -> None:
         ({"local.lr": float("nan")}, ["'local.lr'", "finite"]),
         ({"sites.per-round": 2, "sites.minimum": 3}, ["sites.minimum is 3", "sites.per-round is 2"]),
         ({"name": "../up"}, ["'name'", "pattern"]),
+        ({"preset": "fuss-ref", "loss.objective": "smoothness"}, ["loss.negative-draw is 'published'"]),
+        ({"preset": "fuss-ref", "loss.negative-weight": 0}, ["negative-draw", "set it to 'derangement'"]),
+        ({"preset": "fuss-ref", "loss.inter-weight": 0}, ["local.neighbour-dropout is 0.1", "set it to 0"]),
+        ({"local.neighbour-dropout": 0.2}, ["local.neighbour-dropout is 0.2", "'correspondence'"]),
+        ({"preset": "fuss-ref", "local.prox-mu": 1, "model.nonlinear": False}, ["prox-parameters to 'all'"]),
     ],
 )
 def test_bad_settings_are_refused_with_key_and_value(settings: dict[str, object], words: list[str]) -> None:

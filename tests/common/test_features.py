@@ -29,6 +29,7 @@ from common.features import CPU_BATCH, Features, UncachedFeatures, open_features
 from common.models import backbone as backbones
 from common.models.inputs import prepare_image, weights_key
 from common.neighbours import nearest_neighbours
+from common.seeds import numpy_generator
 
 ROOT = Path(__file__).resolve().parents[2]
 MODEL = Model(backbone="test_vit", weights="random", depth=1, height=32, width=48, clusters=4, dim=8)
@@ -483,6 +484,21 @@ def test_ties_go_to_the_lower_index_and_never_to_oneself() -> None:
     found = nearest_neighbours(pooled, 2)
     assert found.dtype == np.int64
     assert found.tolist() == [[1, 2], [0, 2], [0, 1], [0, 1], [0, 1], [0, 1]]
+
+
+def test_neighbours_under_dropout_are_those_of_pooled_dropped_patches() -> None:
+    tokens = np.random.default_rng(8).normal(size=(9, 4, 50)).astype(np.float32)
+    features = Features.from_arrays(tokens, (2, 2))
+    kept = numpy_generator(5).random((9, 50), dtype=np.float32) >= 0.3
+    assert 0.6 < kept.mean() < 0.8 and len({row.tobytes() for row in kept}) == 9
+    dropped = np.where(kept[:, None], tokens / 0.7, 0).mean(axis=1)  # as Dropout2d, then pooled
+    found = features.neighbours(3, 0.3, 5)
+    assert found.tolist() == slow_neighbours(dropped.astype(np.float64), 3)
+    assert not np.array_equal(found, features.neighbours(3))
+    assert not np.array_equal(found, features.neighbours(3, 0.3, 6))
+    assert np.array_equal(
+        features.neighbours(3), nearest_neighbours(features.pooled, 3)
+    )  # nothing stays dropped
 
 
 @pytest.mark.parametrize(

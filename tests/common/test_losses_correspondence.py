@@ -14,7 +14,14 @@ from common.config import Loss, Model
 from common.losses.base import Batch, View
 from common.losses.centroids import cosine_cluster_loss
 from common.losses.correspondence import Correspondence, Draw, correspondence_loss, draw, standing_out
-from common.losses.sampling import bilinear, derangements, gather, salient_coords, uniform_coords
+from common.losses.sampling import (
+    bilinear,
+    derangements,
+    gather,
+    published_partners,
+    salient_coords,
+    uniform_coords,
+)
 from common.models.head import build_head, channel_mask
 
 GRID = (3, 5)
@@ -255,6 +262,29 @@ def test_negatives_are_drawn_uniformly() -> None:
     _, counts = torch.unique(drawn, dim=0, return_counts=True)
     assert len(counts) == 9  # the derangements of four
     assert counts.min() > 850 and counts.max() < 1150
+
+
+@pytest.mark.parametrize("batch", [2, 3, 8])
+def test_published_negatives_are_a_permutation_with_its_fixed_points_moved_on(batch: int) -> None:
+    drawn = published_partners(batch, 300, generator(3))
+    again, repeated = generator(3), 0
+    for row in drawn.tolist():
+        expected = torch.randperm(batch, generator=again).tolist()
+        assert row == [(p + 1) % batch if p == i else p for i, p in enumerate(expected)]
+        assert all(p != i for i, p in enumerate(row))
+        repeated += len(set(row)) < batch
+    assert (repeated > 50) == (batch > 2)  # two images can only be each other's partners
+
+
+def test_a_single_image_is_its_own_negative_only_as_published() -> None:
+    assert published_partners(1, 5, generator()).tolist() == [[0]] * 5
+    anchor = maps(2, 1)
+    losses = {}
+    for how in ("derangement", "published"):
+        settings = Loss(negative_draw=how, intra_weight=0, inter_weight=0, negative_weight=1)
+        losses[how] = correspondence_loss(anchor, None, GRID, draw(1, settings, generator(1)), settings)
+    assert losses["derangement"].total == 0
+    assert losses["published"].total != 0 and losses["published"].total == losses["published"].negative
 
 
 def test_salient_positions_fall_on_salient_patches() -> None:

@@ -14,6 +14,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message
 
 from common.checkpoint import checkpoint_path, load_checkpoint
 from common.errors import UserError
+from server.centroid_stack import unit
 from server.evaluate_command import evaluate_checkpoint
 from server.rounds import run
 from tests.support.federation import local_grid, tiny_config
@@ -289,20 +290,26 @@ def test_local_only_scores_every_sites_own_model(
     assert all(np.array_equal(start[key], load_checkpoint(run_dir).head[key]) for key in start)
 
 
-@pytest.mark.parametrize("preset", ["default", "fuss-clean"])
+@pytest.mark.parametrize("preset", ["default", "fuss-ref", "fuss-clean"])
 def test_one_site_is_centralised_training_bit_for_bit(tmp_path: Path, scenes: Path, preset: str) -> None:
-    """Merging one site changes nothing: the federation's head is the one that site trained."""
+    """Merging one site changes nothing: the federation's head and centroids are those that site trained."""
     settings = {"preset": preset, "sites__pool": True}
     merged = run(local_grid(1), tiny_config(scenes, tmp_path / "a", 1, **settings))
     alone = run(local_grid(1), tiny_config(scenes, tmp_path / "b", 1, centroids__share="none", **settings))
-    own = {
-        k.removeprefix("site/pooled/head/"): v
-        for k, v in load_checkpoint(alone).extra.items()
-        if "head/" in k
-    }
-    head = load_checkpoint(merged).head
-    assert own.keys() == head.keys()
-    assert all(np.array_equal(own[key], head[key]) for key in head)
+    kept, whole = load_checkpoint(alone).extra, load_checkpoint(merged)
+    own = {k.removeprefix("site/pooled/head/"): v for k, v in kept.items() if "head/" in k}
+    assert own.keys() == whole.head.keys()
+    assert all(np.array_equal(own[key], whole.head[key]) for key in whole.head)
+    if preset == "fuss-clean":  # the mean on the sphere is a direction: after a round others start from there
+        first = [load_checkpoint(checkpoint_path(folder, 1)) for folder in (merged, alone)]
+        centroids = [unit(first[0].centroids), unit(first[1].extra["site/pooled/centroids/centroids"])]
+        np.testing.assert_allclose(*centroids, atol=1e-6)
+        return
+    centroids = [whole.centroids, kept["site/pooled/centroids/centroids"]]
+    if preset == "fuss-ref":  # maximin numbers the rows in the order in which it selects them
+        assert not np.array_equal(*centroids)
+        centroids = [rows[np.lexsort(rows.T)] for rows in centroids]
+    assert np.array_equal(*centroids)
 
 
 @pytest.mark.parametrize("preset", ["default", "fuss-ref"])
