@@ -19,6 +19,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from common.config_network import Clusters, Network, Reduction, Sgd, Source, Style, Teacher, Transforms
 from common.config_privacy import Privacy, privacy_conflict
+from common.config_unsupervised import unsupervised_conflict
 from common.errors import UserError
 from common.presets import FROM_PRESET, PRESETS
 from common.section import Section
@@ -301,26 +302,8 @@ class RunConfig(Section):
             )
         if self.network.final_statistics and (conflict := self._final_statistics_conflict()):
             raise ValueError(f"network.final-statistics is true but {conflict}")
-        if self.task == "unsupervised" and self.loss.objective == "spectral":
-            if self.model.nonlinear:
-                raise ValueError(
-                    "loss.objective 'spectral' finds a linear head but model.nonlinear is true; "
-                    "set it to false, or choose another objective"
-                )
-            if self.centroids.merge != "lloyd":
-                raise ValueError(
-                    f"loss.objective 'spectral' needs centroids.merge 'lloyd', not '{self.centroids.merge}'; "
-                    "its sites send sums, not centroids of their own"
-                )
-            if self.model.clusters > 2 * self.model.dim**2:
-                raise ValueError(
-                    f"loss.objective 'spectral' starts k-means from {2 * self.model.dim**2} directions of codes of "
-                    f"length {self.model.dim} but model.clusters is {self.model.clusters}; raise model.dim"
-                )
-            if self.rounds < 2:
-                raise ValueError(
-                    "loss.objective 'spectral' needs 2 rounds (projection, k-means), rounds is 1; raise it"
-                )
+        if conflict := unsupervised_conflict(self):
+            raise ValueError(conflict)
         return self
 
     def _final_statistics_conflict(self) -> str | None:
