@@ -19,6 +19,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from common.config_network import Clusters, Network, Reduction, Sgd, Source, Style, Teacher, Transforms
 from common.config_privacy import Privacy, privacy_conflict
+from common.config_unsupervised import unsupervised_conflict
 from common.errors import UserError
 from common.presets import FROM_PRESET, PRESETS
 from common.section import Section
@@ -310,50 +311,9 @@ class RunConfig(Section):
             )
         if self.network.final_statistics and (conflict := self._final_statistics_conflict()):
             raise ValueError(f"network.final-statistics is true but {conflict}")
-        if self.task == "unsupervised" and (conflict := self._unused_draw()):
+        if conflict := unsupervised_conflict(self):
             raise ValueError(conflict)
-        if self.task == "unsupervised" and self.loss.objective == "spectral":
-            if self.model.nonlinear:
-                raise ValueError(
-                    "loss.objective 'spectral' finds a linear head but model.nonlinear is true; "
-                    "set it to false, or choose another objective"
-                )
-            if self.centroids.merge != "lloyd":
-                raise ValueError(
-                    f"loss.objective 'spectral' needs centroids.merge 'lloyd', not '{self.centroids.merge}'; "
-                    "its sites send sums, not centroids of their own"
-                )
-            if self.model.clusters > 2 * self.model.dim**2:
-                raise ValueError(
-                    f"loss.objective 'spectral' starts k-means from {2 * self.model.dim**2} directions of codes of "
-                    f"length {self.model.dim} but model.clusters is {self.model.clusters}; raise model.dim"
-                )
-            if self.rounds < 2:
-                raise ValueError(
-                    "loss.objective 'spectral' needs 2 rounds (projection, k-means), rounds is 1; raise it"
-                )
         return self
-
-    def _unused_draw(self) -> str | None:
-        """Say which setting of the published method has nothing to act on."""
-        loss, local = self.loss, self.local
-        corresponds = loss.objective == "correspondence"
-        if loss.negative_draw == "published" and not (corresponds and loss.negative_weight):
-            return (
-                "loss.negative-draw is 'published' but there is no negative term of objective 'correspondence'; "
-                "set it to 'derangement'"
-            )
-        if local.neighbour_dropout and not (corresponds and loss.inter_weight):
-            return (
-                f"local.neighbour-dropout is {local.neighbour_dropout:g} but no neighbours are searched without "
-                "the inter term of objective 'correspondence'; set it to 0"
-            )
-        if local.prox_mu and local.prox_parameters == "nonlinear" and not self.model.nonlinear:
-            return (
-                f"local.prox-mu is {local.prox_mu:g} for the two-layer branch (local.prox-parameters) but "
-                "model.nonlinear is false; set local.prox-parameters to 'all'"
-            )
-        return None
 
     def _final_statistics_conflict(self) -> str | None:
         if self.task != "supervised":

@@ -6,10 +6,10 @@ replies arrive changes nothing.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
-from common.config import RunConfig
+from common.config import Aggregation, RunConfig
 from common.phases import Phase
 from common.wire import Arrays, Groups, Update
 from server.aggregate import aggregate, site_weight, weighted_mean
@@ -21,6 +21,7 @@ from server.spectral import solve
 
 OPTIMIZER = "optimizer/"
 CENTROIDS = "centroids/"
+OWN_CENTROIDS = "own-centroids/"
 ROBUST = ("matched-median", "matched-geometric")
 
 
@@ -51,40 +52,54 @@ def merge_round(
     if "centroids" not in own:
         merged = merge_round_centroids(merged, updates, weights, config)
     if own:
-        kept: dict[str, Groups] = {
-            name: {group: own_arrays(update, group) for group in own} for name, update in updates.items()
-        }
+        kept = {name: own_parts(update, own) for name, update in updates.items()}
         merged = replace(merged, own=merged.own | kept)
     if "centroids" in own and config.centroids.merge == "lloyd":
         merged = own_lloyd_pass(merged, state, updates, config)
-    if state.shared:
-        shared = {name: update.groups["shared"] for name, update in updates.items()}
-        merged = replace(merged, shared=weighted_mean(shared, weights))
-    if config.aggregation.keep_least_moved and config.centroids.share == "both":
+    if config.aggregation.keep_least_moved:
         # the published 'custom' variant: one site goes on with its own model; it is nobody else's
         least = min(sorted(updates), key=lambda name: updates[name].metrics.get("displacement", 0.0))
-        groups = {group: own_arrays(updates[least], group) for group in ("head", "centroids")}
+        groups = own_parts(updates[least], ("head", "shared", "centroids"))
         merged = replace(merged, own={least: groups})
     return merged
 
 
-def own_arrays(update: Update, group: str) -> Arrays:
-    """Return the part of an update that its site goes on with by itself."""
-    if group == "head":
-        return dict(update.groups["head"])
-    return {"centroids": update.groups["centroids"]["centroids"]}
+def own_parts(update: Update, groups: Iterable[str]) -> Groups:
+    """Return the parts of an update that its site goes on with by itself; not every objective has ``shared``."""
+    parts: Groups = {group: dict(update.groups[group]) for group in groups if group in update.groups}
+    if "centroids" in parts:
+        del parts["centroids"]["counts"]
+    return parts
 
 
 def merge_heads(
     state: ModelState, updates: Mapping[str, Update], weights: Mapping[str, float], config: RunConfig
 ) -> ModelState:
-    """Aggregate the heads by the rule of the settings and take the server optimiser's step."""
+    """Aggregate the heads by the rule of the settings and take the server optimiser's step.
+
+    What the objective trains beside the head is aggregated by the same rule, without a step.
+    """
     heads = {name: update.groups["head"] for name, update in updates.items()}
-    average = aggregate(heads, weights, config.aggregation).arrays
+    average = aggregate(heads, weights, config.aggregation)
     moments = {k.removeprefix(OPTIMIZER): v for k, v in state.memory.items() if k.startswith(OPTIMIZER)}
-    head, moments = server_step(state.head, average, moments, config.aggregation)
+    head, moments = server_step(state.head, average.arrays, moments, config.aggregation)
     memory = {k: v for k, v in state.memory.items() if not k.startswith(OPTIMIZER)}
-    return replace(state, head=head, memory=memory | {OPTIMIZER + k: v for k, v in moments.items()})
+    memory |= {OPTIMIZER + k: v for k, v in moments.items()}
+    shared = merge_beside(updates, weights, average.sites, config.aggregation) if state.shared else {}
+    return replace(state, head=head, shared=shared, memory=memory)
+
+
+def merge_beside(
+    updates: Mapping[str, Update], weights: Mapping[str, float], chosen: Iterable[str], settings: Aggregation
+) -> Arrays:
+    """Merge what the objective trains beside the head by the head's rule.
+
+    The Krum rules choose whole sites: here those ``chosen`` by their heads, and `krum` believes no weight.
+    """
+    arrays = {name: updates[name].groups["shared"] for name in chosen}
+    if settings.rule in ("krum", "multi-krum"):
+        return weighted_mean(arrays, weights if settings.rule == "multi-krum" else None)
+    return aggregate(arrays, weights, settings).arrays
 
 
 def merge_round_centroids(
@@ -130,19 +145,35 @@ def lloyd_pass(
 
 
 def own_lloyd_pass(
-    state: ModelState, before: ModelState, updates: Mapping[str, Update], config: RunConfig
+    state: ModelState,
+    before: ModelState,
+    updates: Mapping[str, Update],
+    config: RunConfig,
+    *,
+    use_momentum: bool = True,
 ) -> ModelState:
     """Take every site's own k-means step from its own sums alone: centroids that are not shared.
 
-    ``before`` holds the centroids that the sums were taken under.
+    ``before`` holds the centroids that the sums were taken under. With momentum every site has a running total
+    of its own; polish passes carry none over (see `lloyd_pass`).
     """
-    own = dict(state.own)
+    own, memory = dict(state.own), dict(state.memory)
+    momentum = config.centroids.momentum if use_momentum else 0.0
     for name, update in updates.items():
         current = before.groups_for(name)["centroids"]["centroids"]
         sums = SiteSums(update.groups["sums"]["sums"], update.groups["sums"]["counts"])
-        merged = merge_lloyd(current, total_sums({name: sums}, current), empty=config.centroids.empty)
+        prefix = f"{OWN_CENTROIDS}{name}/"
+        merged = merge_lloyd(
+            current,
+            total_sums({name: sums}, current),
+            {k.removeprefix(prefix): v for k, v in memory.items() if k.startswith(prefix)},
+            momentum=momentum,
+            empty=config.centroids.empty,
+        )
         own[name] = own.get(name, {}) | {"centroids": {"centroids": merged.centroids}}
-    return replace(state, own=own)
+        if momentum:
+            memory |= {prefix + k: v for k, v in merged.state.items()}
+    return replace(state, own=own, memory=memory)
 
 
 def _with_centroids(state: ModelState, merged: Merged) -> ModelState:

@@ -14,8 +14,8 @@ from common.wire import Arrays, Groups
 class ModelState:
     """The shared model, the sites' own parts, and the server's memory.
 
-    ``centroids`` is [K, D]. ``own`` holds, by site name, the groups that are not shared (``head`` and/or
-    ``centroids``): the server keeps them on the sites' behalf, so that a run can be scored and resumed.
+    ``centroids`` is [K, D]. ``own`` holds, by site name, the groups that are not shared (see `own_groups`):
+    the server keeps them on the sites' behalf, so that a run can be scored and resumed.
     ``memory`` is whatever an aggregation rule remembers (optimiser moments, momentum of the sums).
     """
 
@@ -25,12 +25,14 @@ class ModelState:
     own: dict[str, Groups] = field(default_factory=dict)
     memory: Arrays = field(default_factory=dict)
 
+    def shared_groups(self) -> Groups:
+        """Return the shared model."""
+        groups: Groups = {"head": self.head, "centroids": {"centroids": self.centroids}}
+        return groups | ({"shared": self.shared} if self.shared else {})
+
     def groups_for(self, site: str) -> Groups:
         """Return what a site starts its round from: shared parts, its own in their place where it has any."""
-        groups: Groups = {"head": self.head, "centroids": {"centroids": self.centroids}}
-        if self.shared:
-            groups["shared"] = self.shared
-        return groups | self.own.get(site, {})
+        return self.shared_groups() | self.own.get(site, {})
 
     def with_own(self, site: str, groups: Groups) -> ModelState:
         """Return a state in which ``site`` has these groups for itself."""
@@ -63,7 +65,11 @@ class ModelState:
 
 
 def own_groups(config: RunConfig) -> tuple[str, ...]:
-    """Return which groups stay with each site under ``centroids.share``."""
-    return {"both": (), "head": ("centroids",), "centroids": ("head",), "none": ("head", "centroids")}[
+    """Return which groups stay with each site under ``centroids.share``.
+
+    What an objective trains beside the head (``shared``) goes where the head goes.
+    """
+    head, centroids = ("head", "shared"), ("centroids",)
+    return {"both": (), "head": centroids, "centroids": head, "none": head + centroids}[
         config.centroids.share
     ]

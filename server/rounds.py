@@ -271,7 +271,9 @@ def polish(current: Run, work: UnsupervisedWork, number: int, gathered: Gathered
         if shared:
             strategy.state = lloyd_pass(strategy.state, found.updates, config, use_momentum=False)
         else:
-            strategy.state = own_lloyd_pass(strategy.state, strategy.state, found.updates, config)
+            strategy.state = own_lloyd_pass(
+                strategy.state, strategy.state, found.updates, config, use_momentum=False
+            )
 
 
 def score_round(current: Run, number: int, gathered: Gathered) -> Score:

@@ -25,7 +25,7 @@ def solve(state: ModelState, updates: Mapping[str, Update], config: RunConfig) -
     kept = dict(state.own)
     for name, update in updates.items() if own else ():
         parts = {"head": head_from({name: update}, config), "centroids": first}
-        kept[name] = kept.get(name, {}) | {group: parts[group] for group in own}
+        kept[name] = kept.get(name, {}) | {group: parts[group] for group in own if group in parts}
     head = state.head if "head" in own else head_from(updates, config)
     centroids = state.centroids if "centroids" in own else first["centroids"]
     return replace(state, head=head, centroids=centroids, own=kept)

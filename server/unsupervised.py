@@ -13,7 +13,7 @@ from common.phases import Phase, phase_of
 from common.spectral import PatchScatter
 from server.initial import initial_state
 from server.merge import merge_round
-from server.model_state import ModelState
+from server.model_state import ModelState, own_groups
 from server.quarantine import Expectation
 from server.work import Ask, Options, Saved
 
@@ -53,8 +53,14 @@ class UnsupervisedWork:
         return {}
 
     def parts(self, state: ModelState, site: str, number: int, action: str) -> tuple[wire.Groups, Options]:
-        """Return the shared model, the site's own parts in their place."""
-        return state.groups_for(site), {"phase": self.phase(number)}
+        """Return the shared model, the site's own parts in their place.
+
+        Under ``keep-least-moved`` one site trains a model of its own, but counts and scores for the shared one:
+        what it sends is added to what the others found under that.
+        """
+        kept_aside = action != wire.TRAIN and not own_groups(self.config)
+        groups = state.shared_groups() if kept_aside else state.groups_for(site)
+        return groups, {"phase": self.phase(number)}
 
     def expect(self, state: ModelState, phase: str, weights_hash: str) -> Expectation:
         """Return the groups, names and shapes of a training reply."""

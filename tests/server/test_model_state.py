@@ -15,7 +15,12 @@ CENTROIDS = np.arange(8, dtype=np.float32).reshape(4, 2)
 
 @pytest.mark.parametrize(
     ("share", "expected"),
-    [("both", ()), ("head", ("centroids",)), ("centroids", ("head",)), ("none", ("head", "centroids"))],
+    [
+        ("both", ()),
+        ("head", ("centroids",)),
+        ("centroids", ("head", "shared")),
+        ("none", ("head", "shared", "centroids")),
+    ],
 )
 def test_what_is_not_shared_stays_with_each_site(share: str, expected: tuple[str, ...]) -> None:
     assert own_groups(load_config({"centroids.share": share})) == expected
