@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
@@ -9,6 +10,7 @@ import ssl
 import threading
 from collections import namedtuple
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -232,12 +234,13 @@ def test_certificates_are_read_and_their_time_is_told(tmp_path: Path) -> None:
         check_certificates(tmp_path / "x.crt")
 
 
-@pytest.fixture
-def tls_server(tmp_path: Path) -> Iterator[tuple[Address, Path]]:
-    """A server on loopback that shakes hands and hangs up; yields its address and certificate."""
-    certificate, key = make_certificate(tmp_path / "tls")
+@contextlib.contextmanager
+def tls_server(certificate: Path, key: Path, protocols: list[str]) -> Iterator[Address]:
+    """A server on loopback that shakes hands and hangs up; it chooses among ``protocols``, if there are any."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate, key)
+    if protocols:
+        context.set_alpn_protocols(protocols)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         listener.settimeout(20)
 
@@ -254,14 +257,39 @@ def tls_server(tmp_path: Path) -> Iterator[tuple[Address, Path]]:
 
         thread = threading.Thread(target=serve, daemon=True)
         thread.start()
-        yield Address("localhost", listener.getsockname()[1]), certificate
+        yield Address("localhost", listener.getsockname()[1])
 
 
-def test_a_handshake_needs_the_right_certificate(tls_server: tuple[Address, Path], tmp_path: Path) -> None:
-    address, certificate = tls_server
-    assert "its certificate is good" in shake_hands(address, certificate)
-    with pytest.raises(UserError, match="does not vouch for"):
-        shake_hands(address, make_certificate(tmp_path / "other")[0])
+def test_a_handshake_needs_the_right_certificate(tmp_path: Path) -> None:
+    certificate, key = make_certificate(tmp_path / "tls")
+    with tls_server(certificate, key, ["h2"]) as address:
+        assert "its certificate is good" in shake_hands(address, certificate)
+        with pytest.raises(UserError, match="does not vouch for"):
+            shake_hands(address, make_certificate(tmp_path / "other")[0])
+
+
+@pytest.mark.parametrize("protocols", [["http/1.1"], []])
+def test_the_control_port_is_not_taken_for_the_fleet_api(tmp_path: Path, protocols: list[str]) -> None:
+    certificate, key = make_certificate(tmp_path / "tls")  # the same for both ports of a SuperLink
+    with (
+        tls_server(certificate, key, protocols) as address,
+        pytest.raises(UserError, match=r"is not the Fleet API .* usually 9092"),
+    ):
+        shake_hands(address, certificate)
+
+
+def test_a_grpc_server_is_the_right_port(tmp_path: Path) -> None:
+    import grpc
+
+    certificate, key = make_certificate(tmp_path / "tls")
+    server = grpc.server(ThreadPoolExecutor(1))
+    identity = grpc.ssl_server_credentials([(key.read_bytes(), certificate.read_bytes())])
+    port = server.add_secure_port("127.0.0.1:0", identity)
+    server.start()
+    try:
+        assert "its certificate is good" in shake_hands(Address("localhost", port), certificate)
+    finally:
+        server.stop(None)
 
 
 def test_a_server_without_tls_is_told(tmp_path: Path) -> None:
@@ -307,16 +335,17 @@ def test_keys_are_what_flower_wants(tmp_path: Path) -> None:
 
 
 def test_the_whole_network_in_one_go(
-    words: list[object], tls_server: tuple[Address, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    words: list[object], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    address, certificate = tls_server
+    certificate, server_key = make_certificate(tmp_path / "tls")
     key = make_key(tmp_path / "key")
-    network: list[object] = ["--server", address, "--root-certificates", certificate, "--key", key]
-    code, found = check(capsys, *words, *network)
-    assert code == 0
-    assert [found[name][0] for name in ("certificates", "key", "server", "encryption")] == ["ok"] * 4
-    os.unlink(certificate)  # noqa: PTH108
-    code, found = check(capsys, *words, *network)
+    with tls_server(certificate, server_key, ["h2"]) as address:
+        network: list[object] = ["--server", address, "--root-certificates", certificate, "--key", key]
+        code, found = check(capsys, *words, *network)
+        assert code == 0
+        assert [found[name][0] for name in ("certificates", "key", "server", "encryption")] == ["ok"] * 4
+        os.unlink(certificate)  # noqa: PTH108
+        code, found = check(capsys, *words, *network)
     assert code == 2 and found["certificates"][0] == "wrong" and found["encryption"][0] == "left out"
     assert found["server"][0] == "ok"
 
