@@ -13,10 +13,13 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 from client.__main__ import main
+from client.check import describe_device
 from client.check_network import Address, check_certificates, check_key, connect, parse_address, shake_hands
 from common.errors import UserError
 
@@ -100,6 +103,32 @@ def test_faults_do_not_hide_each_other(tmp_path: Path, capsys: pytest.CaptureFix
     }
     assert found["images"][1] == "3 of 3 cannot be used:"
     assert found["cache"] == ("left out", "its size follows from the manifest and the weights")
+
+
+def test_a_share_of_the_gpu_is_set_before_the_gpu_works_and_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[object] = []
+    ones = torch.ones
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", lambda *given: done.append(given))
+    monkeypatch.setattr(torch, "ones", lambda *shape, device: done.append(str(device)) or ones(*shape))
+    monkeypatch.setattr(
+        torch.cuda, "get_device_properties", lambda _: SimpleNamespace(total_memory=80_000_000_000)
+    )
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "Big")
+    assert describe_device("cuda:0", 0.25) == "cuda:0: Big, 80 GB, of which this site takes 20.0 GB at most"
+    assert done == [(0.25, 0), "cuda:0"]
+    assert describe_device("cuda:0") == "cuda:0: Big, 80 GB"
+    assert done[2:] == ["cuda:0"]
+
+
+def test_a_share_without_a_gpu_is_wrong(
+    words: list[object], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    words[words.index("cpu")] = "auto"
+    code, found = check(capsys, *words, "--gpu-share", "0.5")
+    assert code == 2 and found["device"][0] == "wrong"
+    assert "gpu-share is 0.5 but this site has no GPU" in found["device"][1]
 
 
 def test_features_that_are_there_need_no_room(
