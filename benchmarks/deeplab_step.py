@@ -27,8 +27,11 @@ from itertools import repeat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))  # so that the script runs without an installation
+sys.path.insert(
+    0, str(Path(__file__).resolve().parents[1])
+)  # so that the script runs without an installation
+
+from common.errors import report_user_errors
 
 if TYPE_CHECKING:
     import torch
@@ -212,9 +215,13 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     return options
 
 
+@report_user_errors
 def main() -> None:
     """Measure and print."""
+    from common.device import choose_device
+
     options = parse()
+    choose_device(options.device)  # one that is not there is refused before anything is built
     if options.child:
         print(json.dumps(measure_memory(options.child, options.device)))
     elif options.memory:

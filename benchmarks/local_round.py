@@ -22,8 +22,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))  # so that the script runs without an installation
+sys.path.insert(
+    0, str(Path(__file__).resolve().parents[1])
+)  # so that the script runs without an installation
+
+from common.errors import report_user_errors
 
 BACKBONES = ("vit_small_patch16_224", "vit_small_patch8_224")
 COLUMNS = (
@@ -98,9 +101,11 @@ def measure(how: str, backbone: str, folder: Path, options: argparse.Namespace) 
     if how != "caching":
         head = state_to_numpy(build_head(features.channels, config.model, config.seed))
         centroids = np.asarray(init_centroids(config.model.clusters, config.model.dim, config.seed))
-        # torch imports parts of itself at the first optimiser step; neither way shall pay for that alone
+        # torch imports parts of itself at the first optimiser step, and CUDA loads what it runs for the first time;
+        # neither way shall pay for that alone
         shape = (2, features.grid[0] * features.grid[1], features.channels)
         warm_up = Features.from_arrays(np.ones(shape, dtype=np.float32), features.grid)
+        warm_up.device = features.device
         train_local(warm_up, head, centroids, one_step, 1, "warm-up")
         started = time.perf_counter()
         trained = train_local(features, head, centroids, config, 1, "site-0")
@@ -182,6 +187,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     return options
 
 
+@report_user_errors
 def main() -> None:
     """Measure and print the table."""
     options = parse()
@@ -189,6 +195,9 @@ def main() -> None:
         how, backbone, folder = options.child
         print(json.dumps(measure(how, backbone, Path(folder), options)))
         return
+    from common.device import choose_device
+
+    choose_device(options.device)  # one that is not there is refused once, not by a child
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_pictures(folder, options.images, options.side)

@@ -2,12 +2,14 @@
 
     python benchmarks/long_run.py [--rounds 200] [--sites 8] [--per-round 0]
     python benchmarks/long_run.py --rounds 100 --sites 1000 --per-round 20
+    python benchmarks/long_run.py --deployment [--rounds 30] [--sites 3]
 
 Prints one table: memory of the server's process, its Python objects, the log with its older parts, metrics,
 checkpoints. The server is this process. Sites are the project's own ClientApp on tiny drawn pictures, in
 worker processes of their own, so that their memory does not count. Of what they are asked, a share is lost:
 `Churn` draws deaths and slow answers from the seed. A slow answer is Flower's message that the deadline has
-passed, which nobody waits for here.
+passed, which nobody waits for here. With `--deployment` all processes are real, and it is the SuperLink that is
+measured (`benchmarks/deployed_run.py`).
 """
 
 from __future__ import annotations
@@ -198,8 +200,9 @@ def settings(shards: Path, run_dir: Path, options: argparse.Namespace) -> RunCon
 def main(given: Sequence[str] | None = None) -> None:
     """Run and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=200)
-    parser.add_argument("--sites", type=int, default=8)
+    parser.add_argument("--deployment", action="store_true", help="real processes; 30 rounds of 3 sites")
+    parser.add_argument("--rounds", type=int, help="(default 200)")
+    parser.add_argument("--sites", type=int, help="(default 8)")
     parser.add_argument("--per-round", type=int, default=0, help="0: all")
     parser.add_argument("--images", type=int, default=3, help="of a site")
     parser.add_argument("--keep", type=int, default=3, help="checkpoints (checkpoint.keep)")
@@ -207,6 +210,15 @@ def main(given: Sequence[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
     options = parser.parse_args(given)
+    options.rounds = options.rounds or (30 if options.deployment else 200)
+    options.sites = options.sites or (3 if options.deployment else 8)
+    if options.deployment:
+        if options.per_round:
+            parser.error("--per-round goes with the simulated grid only; leave it out beside --deployment")
+        from benchmarks.deployed_run import measure
+
+        measure(options)
+        return
 
     from client.app import app
     from partitions.synthetic import write_synthetic

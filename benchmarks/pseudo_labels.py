@@ -27,6 +27,8 @@ sys.path.insert(
 )  # so that the script runs without an installation
 
 from common.data.classes import IGNORE
+from common.device import choose_device
+from common.errors import report_user_errors
 from common.losses.self_training import kept_pixels, predictions, sure_pixels
 from common.seeds import torch_generator
 
@@ -99,7 +101,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--width", type=int, default=928, help="pixels (default 928)")
     parser.add_argument("--classes", type=int, default=19, help="classes (default 19)")
     parser.add_argument("--repeats", type=int, default=5, help="runs that are timed (default 5)")
-    parser.add_argument("--device", default="cpu", help="cpu or cuda (default cpu)")
+    parser.add_argument("--device", default="cpu", help="auto, cpu or cuda (default cpu)")
     options = parser.parse_args(arguments)
     if min(options.batch, options.height, options.width, options.repeats) < 1 or options.classes < 2:
         parser.error("--batch, --height, --width and --repeats have to be at least 1, --classes at least 2")
@@ -132,9 +134,11 @@ def row(logits: torch.Tensor, sharpness: float, options: argparse.Namespace) -> 
     ]
 
 
+@report_user_errors
 def main() -> None:
     """Measure and print the table."""
     options = parse()
+    options.device = str(choose_device(options.device))
     print("| " + " | ".join(COLUMNS) + " |")
     print("|" + "---|" * len(COLUMNS))
     for sharpness in SHARPNESS:

@@ -25,7 +25,7 @@ with flower-supernode, which does the same work. Runs until SIGTERM or Ctrl-C, a
 of the SuperNode inside. Settings that are not given come from the environment (SITESEG_SHARD, ...).
 """
 
-_SITE_SETTINGS = ("shard", "data_root", "cache", "state", "weights", "device", "threads", "site")
+_SITE_SETTINGS = ("shard", "data_root", "cache", "state", "weights", "device", "gpu_share", "threads", "site")
 
 
 def settings_of(arguments: argparse.Namespace) -> RunConfig:
@@ -50,6 +50,7 @@ def run_check(arguments: argparse.Namespace) -> int:
         "state": arguments.state,
         "weights": arguments.weights,
         "device": arguments.device,
+        "gpu-share": arguments.gpu_share,
         "site": arguments.site,
     }
     site = site_config({key: str(value) for key, value in given.items() if value is not None}, settings)
@@ -120,6 +121,9 @@ def add_means(group: argparse._ArgumentGroup) -> None:
         "--weights", metavar="F", help="this site's file of the backbone's weights, or 'random'"
     )
     group.add_argument("--device", metavar="D", help="auto, cpu, cuda or cuda:0 (default: auto)")
+    group.add_argument(
+        "--gpu-share", metavar="X", help="share of the GPU's memory for this site, above 0 to 1 (default: 1)"
+    )
     group.add_argument("--cache", type=Path, metavar="DIR", help="folder for features (default: beside S)")
     group.add_argument("--state", type=Path, metavar="DIR", help="folder for what a site remembers")
 

@@ -104,6 +104,7 @@ def answer(message: Message, context: Context, action: str, handler: Handler) ->
         private = site.private_paths()
         round_number, run_key = task.round, task.run_key
         limit_threads(site)
+        prepare_device(site, settings)
         update = handler(task, settings, site)
     except Exception as error:
         log.exception("site %s could not answer %s", name, action)
@@ -132,6 +133,14 @@ def limit_threads(site: SiteConfig) -> None:
 
     if site.threads and torch.get_num_threads() != site.threads:
         torch.set_num_threads(site.threads)
+
+
+def prepare_device(site: SiteConfig, settings: RunConfig) -> None:
+    """Do what has to be done before the GPU is used: reproducible arithmetic, and no more memory than this site's."""
+    from common.device import choose_device, limit_memory, set_deterministic
+
+    set_deterministic(settings.deterministic)
+    limit_memory(choose_device(site.device), site.gpu_share)
 
 
 _FILE_TYPES = "jpe?g|png|tiff?|bmp|webp|gif|dcm|nii|gz|jsonl?|csv|txt|toml|npy|bin|pem|pt|pth|safetensors"

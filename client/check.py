@@ -100,7 +100,7 @@ def _check_data(site: SiteConfig, asked: Questions) -> Iterator[Finding]:
         yield examine("size", lambda: check_size(pictures, config))
     else:
         yield Finding("images", "left out", "the manifest has to be readable first")
-    yield examine("device", lambda: describe_device(site.device))
+    yield examine("device", lambda: describe_device(site.device, site.gpu_share))
     if config.task == "unsupervised":
         yield from _check_features(site, shard, config)
     else:
@@ -184,7 +184,7 @@ def check_state(site: SiteConfig, config: RunConfig) -> str:
 def check_cache(site: SiteConfig, shard: Shard, backbone: Backbone, config: RunConfig) -> str:
     """Is there room for the features, or are they there already?"""
     model = site.apply_weights(config.model)
-    found = find_cache(shard, model, config.cache, site.cache_dir, config.seed)
+    found = find_cache(shard, model, config.cache, site.cache_dir, config.seed, site.torch_device())
     if found is not None:
         return f"{site.cache_dir} holds the features of all {len(shard)} images already"
     needed = cache_bytes(len(shard), backbone, model, config.cache, config.seed)
@@ -192,14 +192,15 @@ def check_cache(site: SiteConfig, shard: Shard, backbone: Backbone, config: RunC
     return f"{site.cache_dir}, features need {megabytes(needed)}, {space(free)}"
 
 
-def describe_device(name: str) -> str:
-    """Find the device and let it work for a moment."""
+def describe_device(name: str, share: float = 1.0) -> str:
+    """Find the device and let it work for a moment, within its share of a GPU's memory."""
     import torch
 
-    from common.device import choose_device
+    from common.device import choose_device, limit_memory
 
     device = choose_device(name)
     try:
+        limit_memory(device, share)
         torch.ones(8, 8, device=device).sum().item()
     except RuntimeError as error:
         reason = str(error).splitlines()[0]
@@ -207,9 +208,15 @@ def describe_device(name: str) -> str:
             f"Device '{device}' does not work ({reason}); set --device cpu, or mend its driver."
         ) from None
     if device.type != "cuda":
+        if share < 1:
+            raise UserError(
+                f"gpu-share is {share:g} but this site has no GPU that torch can use; leave it out, or install a "
+                "torch build that fits the driver."
+            )
         return f"{device}, {torch.get_num_threads()} threads"
-    memory = torch.cuda.get_device_properties(device).total_memory
-    return f"{device}: {torch.cuda.get_device_name(device)}, {memory / 1e9:.0f} GB"
+    memory = torch.cuda.get_device_properties(device).total_memory / 1e9
+    limit = f", of which this site takes {share * memory:.1f} GB at most" if share < 1 else ""
+    return f"{device}: {torch.cuda.get_device_name(device)}, {memory:.0f} GB{limit}"
 
 
 def _check_network(asked: Questions) -> Iterator[Finding]:

@@ -14,6 +14,8 @@ from common.errors import UserError
 
 TIMEOUT_SECONDS = 5.0
 SOON_DAYS = 30
+GRPC_PROTOCOL = "h2"
+"""What a TLS server of gRPC, and so the Fleet API, always agrees on; the control port (HTTP/1.1) never does."""
 
 
 @dataclass(frozen=True)
@@ -60,28 +62,42 @@ def connect(address: Address, timeout: float = TIMEOUT_SECONDS) -> socket.socket
 
 
 def shake_hands(address: Address, root_certificates: Path, timeout: float = TIMEOUT_SECONDS) -> str:
-    """Open a TLS connection that the certificates must vouch for; says what was agreed on."""
+    """Open a TLS connection that the certificates must vouch for; says what was agreed on.
+
+    Raises `UserError` also where a good certificate belongs to a port that does not speak gRPC.
+    """
     context = ssl.create_default_context(cafile=str(root_certificates))
-    context.set_alpn_protocols(["h2"])
+    context.set_alpn_protocols([GRPC_PROTOCOL])
     began = time.monotonic()
     try:
         with (
             connect(address, timeout) as plain,
             context.wrap_socket(plain, server_hostname=address.host) as secure,
         ):
-            version = secure.version()
+            version, protocol = secure.version(), secure.selected_alpn_protocol()
     except ssl.SSLCertVerificationError as error:
         raise UserError(
             f"{address} shows a certificate that {root_certificates} does not vouch for ({error.verify_message}); "
             "ask the server's engineer for the right root certificate, or correct the host name."
         ) from None
     except (ssl.SSLError, ConnectionError, TimeoutError) as error:
+        if getattr(error, "reason", None) == "TLSV1_ALERT_NO_APPLICATION_PROTOCOL":
+            raise _wrong_port(address) from None  # some servers hang up instead of choosing nothing
         raise UserError(
             f"{address} does not speak TLS ({getattr(error, 'reason', None) or error}); "
             "ask whether the server runs with certificates, and on this port."
         ) from None
+    if protocol != GRPC_PROTOCOL:
+        raise _wrong_port(address)
     return (
         f"{address} speaks {version} and its certificate is good, {1000 * (time.monotonic() - began):.0f} ms"
+    )
+
+
+def _wrong_port(address: Address) -> UserError:
+    return UserError(
+        f"{address} shows a good certificate but is not the Fleet API (it does not speak gRPC); give the port "
+        "that sites connect to, usually 9092."
     )
 
 

@@ -177,10 +177,15 @@ def answer_evaluate(task: wire.Task, settings: RunConfig, site: SiteConfig) -> w
         raise UserError(
             f"The evaluation shard of {site.name} has no labels; give one whose lines name label files."
         )
+    matrix = found.confusion.matrix
+    if settings.privacy.minimum_count:
+        from client.private_sums import without_small_cells
+
+        matrix = without_small_cells(matrix, found.patches, settings.privacy.minimum_count)
     return wire.Update(
         site=site.name,
         weights_hash=features.weights_hash,
-        groups={"confusion": {"confusion": found.confusion.matrix}},
+        groups={"confusion": {"confusion": matrix}},
         metrics={"mean_cosine": found.mean_cosine},
         facts={"images": found.num_images},
     )

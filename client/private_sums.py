@@ -66,6 +66,18 @@ def without_small(
     return found
 
 
+def without_small_cells(
+    confusion: NDArray[np.int64], patches: NDArray[np.int64], minimum: int
+) -> NDArray[np.int64]:
+    """Return a confusion matrix [K, C] of pixels that tells of no cluster, and of no cell, that is small.
+
+    A cluster of fewer than ``minimum`` of the K ``patches`` is empty, as in the sums; of the others, cells of fewer
+    pixels than that are 0.
+    """
+    hidden = (patches < minimum)[:, None] | (confusion < minimum)
+    return np.where(hidden, 0, confusion)
+
+
 def noisy(values: Summands, deviation: float, key: bytes, purpose: str) -> Summands:
     """Return values with Gaussian noise of this standard deviation on every number."""
     drawn = normals(subkey(key, purpose), sum(value.size for value in values.values()))

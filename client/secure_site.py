@@ -2,8 +2,9 @@
 
 Four messages a round (`common.secure_masks`): public keys; shares of this site's secrets, encrypted for the
 other sites; the masked numbers; and at last the shares that the total needs. Secrets lie in the site's state
-folder, readable by its user only, because every message may be handled by a new process; they are replaced
-in the next round. A site answers the last message once, and never gives away both secrets of any other site.
+folder, readable by its user only, because every message may be handled by a new process; each is blanked when
+its last use is over, and all are replaced in the next sum. A site answers the last message once, and never gives away
+both secrets of any other site.
 """
 
 from __future__ import annotations
@@ -139,14 +140,13 @@ def mask_summands(summands: Summands, task: wire.Task, site: SiteConfig) -> wire
         for name in names
         if name != site.name
     }
+    mask = site_mask(bytes.fromhex(kept.seed), pairs, kept.session, site.name, len(vector))
     kept.included = sorted(names)
+    kept.seed = kept.mask_key = (
+        ""  # the other sites hold shares of them; even if this sum fails, they are gone here
+    )
     _save(site, kept)  # before anything leaves: the same secrets never mask two vectors
-    return {
-        "masked": {
-            "vector": vector
-            + site_mask(bytes.fromhex(kept.seed), pairs, kept.session, site.name, len(vector))
-        }
-    }
+    return {"masked": {"vector": vector + mask}}
 
 
 def answer_unmask(task: wire.Task, settings: RunConfig, site: SiteConfig) -> wire.Update:
@@ -176,7 +176,7 @@ def answer_unmask(task: wire.Task, settings: RunConfig, site: SiteConfig) -> wir
             raise UserError(f"The shares that were passed on in the name of site {name} are of another sum.")
         found.append(_bytes(plain[:SHARE_BYTES] if name in stayed else plain[SHARE_BYTES : 2 * SHARE_BYTES]))
     kept.answered = True
-    kept.seed = kept.mask_key = ""  # never needed again
+    kept.cipher_key, kept.own_shares = "", []  # nothing is left that opens anything
     _save(site, kept)
     return _reply(site, {"shares": np.stack(found)})
 

@@ -33,6 +33,7 @@ class SiteConfig(BaseModel):
     weights: Path | None = None
     device: str = "auto"
     threads: int = Field(0, ge=0)
+    gpu_share: float = Field(1.0, gt=0, le=1)
 
     def load_shard(self) -> Shard:
         """Read the manifest (several are joined: centralised training)."""
@@ -101,12 +102,20 @@ def site_config(node_config: Mapping[str, object], settings: RunConfig) -> SiteC
             f"or set {ENVIRONMENT_PREFIX}SHARD."
         )
     values |= {"cache_dir": base, "state_dir": Path(own("state") or base / "state")}
-    values |= {key: own(key) for key in ("weights", "device", "threads") if own(key) is not None}
+    found = {key: own(key.replace("_", "-")) for key in ("weights", "device", "threads", "gpu_share")}
+    values |= {key: value for key, value in found.items() if value is not None}
     try:
-        return SiteConfig.model_validate(values)
+        site = SiteConfig.model_validate(values)
     except ValidationError as error:
         first = error.errors()[0]
-        raise UserError(f"Site setting '{first['loc'][0]}' is {first['input']!r}: {first['msg']}.") from None
+        name = str(first["loc"][0]).replace("_", "-")
+        raise UserError(f"Site setting '{name}' is {first['input']!r}: {first['msg']}.") from None
+    if site.device == "cpu" and site.gpu_share < 1:
+        raise UserError(
+            f"Site setting 'gpu-share' is {site.gpu_share:g}, but device is 'cpu'; leave it out, or set device to "
+            "'cuda'."
+        )
+    return site
 
 
 def shard_paths(folder: Path) -> list[Path]:

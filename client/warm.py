@@ -81,7 +81,7 @@ class WarmTasks:
     """Takes tasks from the SuperNode at ``address`` (plain HTTP on loopback) and forks a child for each.
 
     ``secret`` is what the SuperNode knows its executor by. Raises httpx's `HTTPStatusError` where it does not for
-    longer than `REFUSED_SECONDS`.
+    longer than `REFUSED_SECONDS`, or where the request itself is wrong (other statuses of the 400s).
     """
 
     def __init__(self, address: str, secret: bytes, notice: Callable[[str], None]) -> None:
@@ -104,6 +104,8 @@ class WarmTasks:
         except httpx.TransportError:
             return  # it is still starting, or about to end: whoever started it watches it
         except httpx.HTTPStatusError as error:
+            if error.response.is_server_error:
+                return  # likewise: it answers 503 while it shuts down
             if error.response.status_code != httpx.codes.UNAUTHORIZED:
                 raise
             now = time.monotonic()

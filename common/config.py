@@ -93,6 +93,9 @@ class Cache(Section):
     """The feature cache on a site's disk."""
 
     dtype: Literal["float16", "float32"] = Field("float16", description="float16 halves the disk space")
+    mixed_precision: bool = Field(
+        False, description="float16 arithmetic of the backbone on CUDA; the CPU stays at float32"
+    )
     views: int = Field(
         0, ge=0, description="augmented views per image, each as large as the image's features"
     )
@@ -265,6 +268,9 @@ class RunConfig(Section):
     name: str = Field("run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="names the run directory")
     rounds: int = Field(10, ge=0, description="0: pretraining alone (task adaptation)")
     seed: int = Field(0, ge=0)
+    deterministic: bool = Field(
+        False, description="CUDA: the same bits in every run, by slower operations; a CPU needs no setting"
+    )
     run_dir: str = Field("", description="folder of the results; empty: runs/NAME-seedSEED")
     resume: str = Field("", description="a checkpoint to go on from")
     sites: Sites = Sites()

@@ -45,7 +45,10 @@ class Privacy(Section):
         description="spectral: features of a patch that are longer are shortened to it; 0: no limit",
     )
     minimum_count: int = Field(
-        0, ge=0, description="a cluster with fewer patches at a site is sent as empty (with noise: in total)"
+        0,
+        ge=0,
+        description="a cluster with fewer patches at a site is sent as empty (with noise: in total); "
+        "eval.where 'sites': so is a cell with fewer pixels",
     )
 
     @property

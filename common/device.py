@@ -1,10 +1,16 @@
-"""Which device does the work run on?"""
+"""Which device does the work run on, how much of it may it take, and does it give the same bits every time?"""
 
 from __future__ import annotations
+
+import os
 
 import torch
 
 from common.errors import UserError
+
+WORKSPACES = (":4096:8", ":16:8")
+"""Values of CUBLAS_WORKSPACE_CONFIG with which cuBLAS gives the same bits every time (NVIDIA's cuBLAS manual)."""
+_WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
 
 
 def choose_device(device: str | torch.device | None = None) -> torch.device:
@@ -24,3 +30,32 @@ def choose_device(device: str | torch.device | None = None) -> torch.device:
             "give 'auto' or 'cpu', or install a torch build that fits the driver."
         )
     return chosen
+
+
+def limit_memory(device: torch.device, share: float) -> None:
+    """Let this process allocate at most ``share`` (above 0, at most 1) of a GPU's memory; a CPU is left alone.
+
+    What CUDA itself needs, some hundred megabytes a process, comes on top. Starts CUDA where a limit is set.
+    """
+    if device.type == "cuda" and share < 1:
+        torch.cuda.set_per_process_memory_fraction(share, device.index)
+
+
+def set_deterministic(wanted: bool) -> None:
+    """Have CUDA give the same bits in every run, or give up on that; a CPU does anyway.
+
+    Operations that exist in no such form still run, and torch names each in a warning. To be called before the
+    process first uses CUDA: cuBLAS reads its setting once. Raises `UserError` where that is too late.
+    """
+    if not torch.cuda.is_available():
+        return
+    if wanted and os.environ.get(_WORKSPACE) not in WORKSPACES:
+        if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+            raise UserError(
+                f"deterministic is true but this process has used CUDA without it; start it with "
+                f"{_WORKSPACE}={WORKSPACES[0]} in its environment."
+            )
+        os.environ[_WORKSPACE] = WORKSPACES[0]
+    torch.use_deterministic_algorithms(wanted, warn_only=True)
+    torch.backends.cudnn.deterministic = wanted
+    torch.backends.cudnn.benchmark = False

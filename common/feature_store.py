@@ -123,9 +123,11 @@ class Stored:
     colours: NDArray[np.float16]
 
 
-def cache_key(shard: Shard, model: Model, weights: str, dtype: str, views: str = "") -> Key:
+def cache_key(
+    shard: Shard, model: Model, weights: str, dtype: str, views: str = "", arithmetic: str = ""
+) -> Key:
     """Identify a cache by all that its content follows from; ``views`` tells augmented views, if there
-    are any.
+    are any, ``arithmetic`` in what the backbone computes, if that is not float32.
 
     Images count by path below the root, view, size and modification time, in the order of the shard, so that
     a data root may be mounted elsewhere. Raises `UserError` where an image is missing.
@@ -143,7 +145,8 @@ def cache_key(shard: Shard, model: Model, weights: str, dtype: str, views: str =
             ) from None
         shown = [entry.image] if entry.view is None else [entry.image, entry.view]
         images.update(json.dumps([*shown, state.st_size, state.st_mtime_ns]).encode())
-    features = json.dumps([FORMAT, weights, backbone_settings(model), dtype, views], sort_keys=True)
+    parts = [FORMAT, weights, backbone_settings(model), dtype, views]
+    features = json.dumps(parts + ([arithmetic] if arithmetic else []), sort_keys=True)
     return Key(f"{slug}-{_short(f'{where}|{shard.name}', 8)}", _short(features, 16), images.hexdigest()[:16])
 
 

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from common import feature_store as store
 from common.augment import Augmentation
+from common.backbone_pass import BackbonePass, in_float16
 from common.config import Cache, Model
 from common.data.manifest import Shard
 from common.data.views import entry_image
@@ -32,11 +33,6 @@ from common.neighbours import drop_channels, nearest_neighbours
 
 Indices = Sequence[int] | NDArray[np.integer] | torch.Tensor
 Progress = Callable[[int, int], None]
-
-BATCH = 16
-"""Images that the backbone sees at once on a GPU."""
-CPU_BATCH = 2
-"""On the CPU more is no faster, but takes memory: activations of a whole picture per image."""
 
 
 @dataclass(frozen=True)
@@ -181,13 +177,14 @@ class UncachedFeatures:
         return nearest_neighbours(drop_channels(self.pooled, dropout, seed), k, self._shard.name)
 
     def _encode(self, indices: Sequence[int]) -> Iterator[tuple[Sequence[int], torch.Tensor, torch.Tensor]]:
-        return encode(self._backbone, self._shard, self._model, indices, self.device)
+        return encode(BackbonePass(self._backbone, self.device), self._shard, self._model, indices)
 
 
-def features_key(shard: Shard, model: Model, cache: Cache, seed: int) -> store.Key:
-    """Identify the cache that the features of a shard lie in; raises `UserError` where a file is missing."""
+def features_key(shard: Shard, model: Model, cache: Cache, seed: int, device: torch.device) -> store.Key:
+    """Identify the cache of a shard's features as ``device`` makes them; `UserError` where a file is missing."""
     views = f"{cache.views}:{seed}" if cache.views else ""  # views follow from the seed as well
-    return store.cache_key(shard, model, weights_key(model, seed), cache.dtype, views)
+    arithmetic = "float16" if in_float16(cache, device) else ""
+    return store.cache_key(shard, model, weights_key(model, seed), cache.dtype, views, arithmetic)
 
 
 def features_header(
@@ -219,7 +216,7 @@ def open_features(
     Args:
         shard: which images; no label is opened.
         model: backbone, weights, input size, crop: all that features depend on is part of the key.
-        cache: precision on disk.
+        cache: precision on disk and, on CUDA, of the arithmetic.
         cache_dir: folder on the site's own disk; several shards and models may share it.
         device: runs the backbone, and receives batches; None: CUDA where there is any.
         seed: of random backbone weights.
@@ -227,13 +224,13 @@ def open_features(
 
     Raises:
         UserError: missing or broken images, backbones that do not load (see `load_backbone`), a disk
-            that is full or read-only, features that are not finite.
+            that is full or read-only, features that are not finite, a GPU without room for one picture.
     """
     if not len(shard):
         raise UserError(f"Shard {shard.name} holds no images; list at least one in {shard.path}.")
     folder = Path(cache_dir)
     place = choose_device(device)
-    key = features_key(shard, model, cache, seed)
+    key = features_key(shard, model, cache, seed, place)
     stored = store.read(folder, key)
     if stored is None:
         with store.shard_lock(folder, key):
@@ -276,13 +273,14 @@ def _build(
     """Run the backbone once over the shard, then over each round of augmented views; write what it says."""
     backbone = backbones.load_backbone(model, seed, device)
     header = features_header(len(shard), backbone, model, cache, seed)
+    run = BackbonePass(backbone, device, in_float16(cache, device))
     with store.writing(folder, key, header) as writer:
         done = 0
         for view in range(-1, cache.views):  # -1: the picture as it is
             seen = None if view < 0 else functools.partial(_augment, seed=seed, view=view)
-            for indices, tokens, colours in encode(backbone, shard, model, range(len(shard)), device, seen):
+            for indices, tokens, colours in encode(run, shard, model, range(len(shard)), seen):
                 values = tokens.cpu().numpy()
-                _check_finite(values, cache.dtype, shard, indices)
+                _check_finite(values, cache.dtype, shard, indices, run.float16)
                 writer.append(values, tokens.mean(dim=1).cpu().numpy(), colours.numpy())
                 done += len(indices)
                 if progress is not None:
@@ -294,15 +292,14 @@ def _augment(picture: torch.Tensor, index: int, seed: int, view: int) -> torch.T
 
 
 def encode(
-    backbone: backbones.Backbone,
+    run: BackbonePass,
     shard: Shard,
     model: Model,
     indices: Sequence[int],
-    device: torch.device,
     change: Callable[[torch.Tensor, int], torch.Tensor] | None = None,
 ) -> Iterator[tuple[Sequence[int], torch.Tensor, torch.Tensor]]:
     """Yield (indices, tokens float32 [b, h*w, C], colours [b, h*w, 3]) for a few images at a
-    time.
+    time, as many as ``run`` takes at once.
 
     ``change`` makes another picture of picture [3, H, W] and index, before the backbone sees it.
     """
@@ -312,13 +309,12 @@ def encode(
         return picture if change is None else change(picture, index)
 
     # decoding releases the interpreter lock, so that threads help wherever there are cores
-    size = CPU_BATCH if device.type == "cpu" else BATCH
-    with ThreadPoolExecutor(max_workers=min(size, os.cpu_count() or 1)) as pool:
-        for start in range(0, len(indices), size):
-            part = indices[start : start + size]
+    with ThreadPoolExecutor(max_workers=min(run.batch, os.cpu_count() or 1)) as pool:
+        left = indices
+        while len(left):
+            part, left = left[: run.batch], left[run.batch :]
             pictures = torch.stack(list(pool.map(load, part)))
-            colours = cell_colours(pictures, backbone.grid)
-            yield part, backbone(pictures.to(device)).contiguous(), colours
+            yield part, run(pictures), cell_colours(pictures, run.backbone.grid)
 
 
 def cell_colours(pictures: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
@@ -326,11 +322,18 @@ def cell_colours(pictures: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
     return torch.nn.functional.adaptive_avg_pool2d(pictures, grid).flatten(2).transpose(1, 2)
 
 
-def _check_finite(values: NDArray[np.float32], dtype: str, shard: Shard, indices: Sequence[int]) -> None:
+def _check_finite(
+    values: NDArray[np.float32], dtype: str, shard: Shard, indices: Sequence[int], float16: bool
+) -> None:
     """Refuse features that are not finite, as computed or as stored; name the first image with any."""
     finite = np.isfinite(values).all(axis=(1, 2))
     if not finite.all():
         culprit = shard.image_path(indices[int(np.argmin(finite))])
+        if float16:  # the likelier cause: 65504 is its largest number
+            raise UserError(
+                f"The backbone gives features that are not finite for {culprit}, computed in float16; set "
+                "cache.mixed-precision to false."
+            )
         raise UserError(
             f"The backbone gives features that are not finite for {culprit}; check model.weights (a damaged "
             "file, or another architecture's)."

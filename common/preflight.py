@@ -13,6 +13,7 @@ from pathlib import Path
 from common import feature_store as store
 from common.config import Cache, Model, RunConfig
 from common.data.manifest import Shard
+from common.device import choose_device
 from common.errors import UserError
 from common.features import features_header, features_key
 from common.losses.objective import build_objective
@@ -40,12 +41,14 @@ def check_shard_size(images: int, name: str, config: RunConfig) -> None:
         )
 
 
-def find_cache(shard: Shard, model: Model, cache: Cache, cache_dir: Path, seed: int) -> store.Header | None:
-    """Return the header of a shard's feature cache where a fitting one exists.
+def find_cache(
+    shard: Shard, model: Model, cache: Cache, cache_dir: Path, seed: int, device: str | None = None
+) -> store.Header | None:
+    """Return the header of a shard's feature cache where a fitting one exists for this device (None: as found).
 
     Raises `UserError` where an image or the weights file is missing.
     """
-    found = store.read(cache_dir, features_key(shard, model, cache, seed))
+    found = store.read(cache_dir, features_key(shard, model, cache, seed, choose_device(device)))
     return None if found is None else found.header
 
 

@@ -21,6 +21,7 @@ from common.checkpoint import (
     save_checkpoint,
 )
 from common.config import RunConfig
+from common.device import set_deterministic
 from common.errors import UserError
 from server.link import Link
 from server.merge import lloyd_pass, own_lloyd_pass
@@ -81,6 +82,7 @@ def run(grid: Grid, config: RunConfig) -> Path:
     Raises `UserError` where a setting, a checkpoint or the sites make a run impossible. A site that dies,
     hangs, raises or sends nonsense costs the round that site and nothing else.
     """
+    set_deterministic(config.deterministic)
     checkpoint = load_checkpoint(config.resume) if config.resume else None
     resumed_from = checkpoint_file(config.resume, checkpoint) if checkpoint else None
     run_dir = prepare_run_dir(config, resumed_from)

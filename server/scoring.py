@@ -230,6 +230,12 @@ class Scorer:
         if not confusions or self.classes is None:
             return Score()
         total = sum((confusions[name].astype(np.int64) for name in sorted(confusions)), start=np.int64(0))
+        if self.config.privacy.minimum_count and not np.any(total):
+            log.warning(
+                "no score: no count of any site reaches privacy.minimum-count %d",
+                self.config.privacy.minimum_count,
+            )
+            return Score()
         return scored(
             Confusion.from_list(np.asarray(total).tolist()), self.classes, self.config.eval.matching
         )

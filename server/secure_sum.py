@@ -58,12 +58,13 @@ class Post(Protocol):
 
 @dataclass(frozen=True)
 class SecureTotal:
-    """The total in the ring over ``replies``, or ``None`` and the reason."""
+    """The total in the ring over ``replies``, or ``None`` and the reason; ``needed`` sites had to stay."""
 
     vector: Ring | None
     replies: dict[str, wire.Update] = field(default_factory=dict)
     bits: dict[str, int] = field(default_factory=dict)
     reason: str = ""
+    needed: int = 0
 
 
 def secure_total(
@@ -146,7 +147,7 @@ def secure_total(
     total = np.zeros(length, dtype=np.uint64)
     for name in sorted(masked):
         total = total + masked[name].groups["masked"]["vector"].astype(np.uint64)
-    return SecureTotal(total - masks, dict(sorted(masked.items())), digits)
+    return SecureTotal(total - masks, dict(sorted(masked.items())), digits, needed=needed)
 
 
 def _failed(reason: str) -> SecureTotal:

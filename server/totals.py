@@ -16,7 +16,6 @@ import numpy as np
 from common import wire
 from common.config import RunConfig
 from common.fixed_point import decode, digits_of, fraction_bits
-from common.secure_masks import threshold
 from common.summands import Shapes, Summands, from_summands, summand_shapes, summed_groups, unpack
 from server.noisy_totals import NoisyTotal, clean_groups
 from server.quarantine import Expectation
@@ -141,7 +140,7 @@ def total_round(
         vector = np.sum([u.groups["noisy"]["vector"] for u in found.replies.values()], axis=0)
         totals = unpack(np.asarray(vector, dtype=np.float64), shapes)
     try:
-        return _as_update(totals, found.replies, expectation, asked, config), found.replies
+        return _as_update(totals, found, expectation, asked, config), found.replies
     except ValueError as error:
         log.warning("the total of round %d is of no use: %s", round_number, error)
         return None, {}
@@ -161,25 +160,27 @@ def _decoded(found: SecureTotal, shapes: Shapes) -> Summands:
 
 def _as_update(
     totals: Summands,
-    replies: Mapping[str, wire.Update],
+    found: SecureTotal,
     expectation: Expectation,
     asked: Mapping[str, SiteInfo],
     config: RunConfig,
 ) -> wire.Update:
     """Turn the total into an update; raises ValueError where no site can have sent such numbers."""
+    replies = found.replies
     facts = {key: sum(int(u.facts.get(key, 0)) for u in replies.values()) for key in ("images", "batches")}
     total = wire.Update(ALL_SITES, expectation.weights_hash or "", facts=dict(facts))
     privacy = config.privacy
     if not privacy.noise_multiplier:
-        found = from_summands(totals, len(replies))
-        update = replace(total, groups=found.groups, metrics=found.metrics)
+        means = from_summands(totals, len(replies))
+        update = replace(total, groups=means.groups, metrics=means.metrics)
         shapes = summed_groups(expectation.shapes, config)
         fault = Expectation(shapes, expectation.weights_hash).fault(update)
         if fault:
             raise ValueError(fault)
         return update
-    # each site adds the whole noise, or under secure summation what the fewest sites need to make it up
-    parts = threshold(len(asked), privacy.quorum) if privacy.secure_sum else 1
+    # each site adds the whole noise, or under secure summation what the fewest sites need to make it up: of those
+    # that sent keys, as the sites themselves count
+    parts = found.needed if privacy.secure_sum else 1
     height, width = next(iter(asked.values())).grid
     noisy = NoisyTotal(
         totals,

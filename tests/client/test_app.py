@@ -9,9 +9,11 @@ import pytest
 from flwr.app import Context, Message, RecordDict
 
 from client.app import app as client_app
-from client.app import public_reason
+from client.app import prepare_device, public_reason
+from client.site import SiteConfig
 from common import wire
 from common.config import load_config
+from common.device import choose_device
 from common.errors import UserError
 from tests.support.local_grid import set_identity
 
@@ -46,6 +48,20 @@ def test_known_paths_go_whatever_they_look_like() -> None:
         UserError("Cannot open /srv/Jane Doe and sons today"), [Path("/srv/Jane Doe and sons")]
     )
     assert "Jane" not in text and "sons" not in text and text.endswith("today")
+
+
+def test_the_gpu_is_made_ready_before_any_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[tuple[object, ...]] = []
+    monkeypatch.setattr("common.device.set_deterministic", lambda wanted: done.append(("bits", wanted)))
+    monkeypatch.setattr("common.device.limit_memory", lambda *given: done.append(given))
+    site = SiteConfig(name="a", shards=(), cache_dir=Path(), state_dir=Path(), gpu_share=0.5)
+    prepare_device(site, load_config({"deterministic": True}))
+    assert done == [("bits", True), (choose_device("auto"), 0.5)]  # a limit starts CUDA, so it comes second
+
+
+def test_a_wrong_device_is_an_answer_before_features_are_made() -> None:
+    found = ask({"shard": "/nowhere/a.jsonl", "device": "gpu"})
+    assert str(found.facts["error"]).startswith("Device 'gpu' is unknown")
 
 
 def test_other_errors_are_named_and_long_ones_cut() -> None:

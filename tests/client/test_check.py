@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
@@ -9,12 +10,16 @@ import ssl
 import threading
 from collections import namedtuple
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 from client.__main__ import main
+from client.check import describe_device
 from client.check_network import Address, check_certificates, check_key, connect, parse_address, shake_hands
 from common.errors import UserError
 
@@ -98,6 +103,32 @@ def test_faults_do_not_hide_each_other(tmp_path: Path, capsys: pytest.CaptureFix
     }
     assert found["images"][1] == "3 of 3 cannot be used:"
     assert found["cache"] == ("left out", "its size follows from the manifest and the weights")
+
+
+def test_a_share_of_the_gpu_is_set_before_the_gpu_works_and_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[object] = []
+    ones = torch.ones
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", lambda *given: done.append(given))
+    monkeypatch.setattr(torch, "ones", lambda *shape, device: done.append(str(device)) or ones(*shape))
+    monkeypatch.setattr(
+        torch.cuda, "get_device_properties", lambda _: SimpleNamespace(total_memory=80_000_000_000)
+    )
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "Big")
+    assert describe_device("cuda:0", 0.25) == "cuda:0: Big, 80 GB, of which this site takes 20.0 GB at most"
+    assert done == [(0.25, 0), "cuda:0"]
+    assert describe_device("cuda:0") == "cuda:0: Big, 80 GB"
+    assert done[2:] == ["cuda:0"]
+
+
+def test_a_share_without_a_gpu_is_wrong(
+    words: list[object], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    words[words.index("cpu")] = "auto"
+    code, found = check(capsys, *words, "--gpu-share", "0.5")
+    assert code == 2 and found["device"][0] == "wrong"
+    assert "gpu-share is 0.5 but this site has no GPU" in found["device"][1]
 
 
 def test_features_that_are_there_need_no_room(
@@ -232,12 +263,13 @@ def test_certificates_are_read_and_their_time_is_told(tmp_path: Path) -> None:
         check_certificates(tmp_path / "x.crt")
 
 
-@pytest.fixture
-def tls_server(tmp_path: Path) -> Iterator[tuple[Address, Path]]:
-    """A server on loopback that shakes hands and hangs up; yields its address and certificate."""
-    certificate, key = make_certificate(tmp_path / "tls")
+@contextlib.contextmanager
+def tls_server(certificate: Path, key: Path, protocols: list[str]) -> Iterator[Address]:
+    """A server on loopback that shakes hands and hangs up; it chooses among ``protocols``, if there are any."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate, key)
+    if protocols:
+        context.set_alpn_protocols(protocols)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         listener.settimeout(20)
 
@@ -254,14 +286,39 @@ def tls_server(tmp_path: Path) -> Iterator[tuple[Address, Path]]:
 
         thread = threading.Thread(target=serve, daemon=True)
         thread.start()
-        yield Address("localhost", listener.getsockname()[1]), certificate
+        yield Address("localhost", listener.getsockname()[1])
 
 
-def test_a_handshake_needs_the_right_certificate(tls_server: tuple[Address, Path], tmp_path: Path) -> None:
-    address, certificate = tls_server
-    assert "its certificate is good" in shake_hands(address, certificate)
-    with pytest.raises(UserError, match="does not vouch for"):
-        shake_hands(address, make_certificate(tmp_path / "other")[0])
+def test_a_handshake_needs_the_right_certificate(tmp_path: Path) -> None:
+    certificate, key = make_certificate(tmp_path / "tls")
+    with tls_server(certificate, key, ["h2"]) as address:
+        assert "its certificate is good" in shake_hands(address, certificate)
+        with pytest.raises(UserError, match="does not vouch for"):
+            shake_hands(address, make_certificate(tmp_path / "other")[0])
+
+
+@pytest.mark.parametrize("protocols", [["http/1.1"], []])
+def test_the_control_port_is_not_taken_for_the_fleet_api(tmp_path: Path, protocols: list[str]) -> None:
+    certificate, key = make_certificate(tmp_path / "tls")  # the same for both ports of a SuperLink
+    with (
+        tls_server(certificate, key, protocols) as address,
+        pytest.raises(UserError, match=r"is not the Fleet API .* usually 9092"),
+    ):
+        shake_hands(address, certificate)
+
+
+def test_a_grpc_server_is_the_right_port(tmp_path: Path) -> None:
+    import grpc
+
+    certificate, key = make_certificate(tmp_path / "tls")
+    server = grpc.server(ThreadPoolExecutor(1))
+    identity = grpc.ssl_server_credentials([(key.read_bytes(), certificate.read_bytes())])
+    port = server.add_secure_port("127.0.0.1:0", identity)
+    server.start()
+    try:
+        assert "its certificate is good" in shake_hands(Address("localhost", port), certificate)
+    finally:
+        server.stop(None)
 
 
 def test_a_server_without_tls_is_told(tmp_path: Path) -> None:
@@ -307,16 +364,17 @@ def test_keys_are_what_flower_wants(tmp_path: Path) -> None:
 
 
 def test_the_whole_network_in_one_go(
-    words: list[object], tls_server: tuple[Address, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    words: list[object], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    address, certificate = tls_server
+    certificate, server_key = make_certificate(tmp_path / "tls")
     key = make_key(tmp_path / "key")
-    network: list[object] = ["--server", address, "--root-certificates", certificate, "--key", key]
-    code, found = check(capsys, *words, *network)
-    assert code == 0
-    assert [found[name][0] for name in ("certificates", "key", "server", "encryption")] == ["ok"] * 4
-    os.unlink(certificate)  # noqa: PTH108
-    code, found = check(capsys, *words, *network)
+    with tls_server(certificate, server_key, ["h2"]) as address:
+        network: list[object] = ["--server", address, "--root-certificates", certificate, "--key", key]
+        code, found = check(capsys, *words, *network)
+        assert code == 0
+        assert [found[name][0] for name in ("certificates", "key", "server", "encryption")] == ["ok"] * 4
+        os.unlink(certificate)  # noqa: PTH108
+        code, found = check(capsys, *words, *network)
     assert code == 2 and found["certificates"][0] == "wrong" and found["encryption"][0] == "left out"
     assert found["server"][0] == "ok"
 

@@ -16,6 +16,7 @@ from client.private_sums import (
     noise_key,
     noise_share,
     without_small,
+    without_small_cells,
 )
 from client.statistics import cluster_sums
 from common.config import RunConfig, load_config
@@ -139,6 +140,13 @@ def test_small_clusters_look_empty() -> None:
     received = np.full((3, 2), 7.0)
     kept = without_small({"centroids": arrays["sums"], "counts": arrays["counts"]}, "centroids", 10, received)
     assert kept["centroids"].tolist() == [[7, 7], [1, 1], [7, 7]]
+
+
+def test_small_clusters_and_small_cells_of_a_confusion_matrix_look_empty() -> None:
+    pixels = np.array([[900, 9], [50, 60], [10, 500]])
+    found = without_small_cells(pixels, np.array([10, 9, 11]), 10)
+    assert found.tolist() == [[900, 0], [0, 0], [10, 500]]
+    assert without_small_cells(pixels, np.array([0, 1, 2]), 0).tolist() == pixels.tolist()
 
 
 def test_noise_has_the_deviation_of_its_bound_and_is_fresh_for_every_key() -> None:

@@ -278,7 +278,16 @@ def test_secrets_are_readable_by_their_owner_only_and_go_when_they_are_used(tmp_
     path = tmp_path / "site-1" / "secure-sum.json"
     assert path.stat().st_mode & 0o077 == 0
     kept = json.loads(path.read_text())
-    assert kept["seed"] == kept["mask_key"] == ""
+    assert kept["answered"] and kept["keys"]
+    assert [kept[name] for name in ("seed", "mask_key", "cipher_key", "own_shares")] == ["", "", "", []]
+
+
+def test_what_hides_a_sites_numbers_is_gone_when_a_sum_fails(tmp_path: Path) -> None:
+    lost = {"site-1": AFTER["masks"], "site-2": AFTER["masks"]}
+    assert Sites(tmp_path, values_of(3), lost).total().vector is None
+    kept = json.loads((tmp_path / "site-0" / "secure-sum.json").read_text())
+    assert kept["included"] and not kept["answered"]
+    assert kept["seed"] == kept["mask_key"] == ""  # its numbers have left, masked by these
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,18 @@ from common.errors import UserError
 
 @pytest.fixture(autouse=True)
 def _clean(monkeypatch: pytest.MonkeyPatch) -> None:
-    for key in ("SHARD", "SITE", "CACHE", "STATE", "WEIGHTS", "DEVICE", "THREADS", "DATA_ROOT", "EVAL_SHARD"):
+    for key in (
+        "SHARD",
+        "SITE",
+        "CACHE",
+        "STATE",
+        "WEIGHTS",
+        "DEVICE",
+        "GPU_SHARE",
+        "THREADS",
+        "DATA_ROOT",
+        "EVAL_SHARD",
+    ):
         monkeypatch.delenv(f"SITESEG_{key}", raising=False)
 
 
@@ -103,6 +114,13 @@ def test_each_site_has_its_own_evaluation_shard_where_sites_score() -> None:
     assert site_config({"partition-id": 1}, at_server).load_eval_shard() is None
 
 
+def test_a_share_of_the_gpu_comes_from_the_site(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert site_config({"shard": "/s/a.jsonl"}, settings()).gpu_share == 1
+    monkeypatch.setenv("SITESEG_GPU_SHARE", "0.25")
+    assert site_config({"shard": "/s/a.jsonl"}, settings()).gpu_share == 0.25
+    assert site_config({"shard": "/s/a.jsonl", "gpu-share": 0.5}, settings()).gpu_share == 0.5
+
+
 @pytest.mark.parametrize(
     ("node", "words"),
     [
@@ -113,6 +131,12 @@ def test_each_site_has_its_own_evaluation_shard_where_sites_score() -> None:
         ({"shard": "/s/our clinic.jsonl"}, "Site setting 'name' is 'our clinic'"),
         ({"shard": "/s/a.jsonl", "threads": "many"}, "Site setting 'threads' is 'many'"),
         ({"shard": "/s/a.jsonl", "threads": -1}, "Site setting 'threads' is '-1'"),
+        ({"shard": "/s/a.jsonl", "gpu-share": 0}, "Site setting 'gpu-share' is '0'"),
+        ({"shard": "/s/a.jsonl", "gpu-share": 1.5}, "Site setting 'gpu-share' is '1.5'"),
+        (
+            {"shard": "/s/a.jsonl", "gpu-share": 0.5, "device": "cpu"},
+            "'gpu-share' is 0.5, but device is 'cpu'",
+        ),
     ],
 )
 def test_what_is_missing_or_wrong_is_named(node: dict[str, object], words: str) -> None:

@@ -227,12 +227,8 @@ def test_a_supernode_that_is_not_there_yet_is_no_error() -> None:
     assert tasks.running == {}
 
 
-def test_an_executor_that_is_refused_for_a_moment_asks_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Requests carry the time: between signing and reading one somebody may set the clock."""
-    now = [100.0]
-    monkeypatch.setattr(warm, "time", SimpleNamespace(monotonic=lambda: now[0]))
-    tasks = warm.WarmTasks("127.0.0.1:9", b"secret", print)
-    codes: list[int] = []
+def answer_by(codes: list[int], tasks: warm.WarmTasks, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have the SuperNode answer with these codes, one after the other, and never with a task."""
 
     def acquire(_: object) -> SimpleNamespace:
         code = codes.pop(0)
@@ -242,6 +238,27 @@ def test_an_executor_that_is_refused_for_a_moment_asks_again(monkeypatch: pytest
         return SimpleNamespace(token="")
 
     monkeypatch.setattr(tasks, "_client", SimpleNamespace(AcquireTask=acquire))
+
+
+def test_a_supernode_that_shuts_down_is_no_error_and_a_wrong_request_is(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    tasks = warm.WarmTasks("127.0.0.1:9", b"secret", print)
+    codes = [503, 500, 200, 404]
+    answer_by(codes, tasks, monkeypatch)
+    while codes[:1] != [404]:
+        tasks.step()
+    with pytest.raises(httpx.HTTPStatusError):
+        tasks.step()
+
+
+def test_an_executor_that_is_refused_for_a_moment_asks_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Requests carry the time: between signing and reading one somebody may set the clock."""
+    now = [100.0]
+    monkeypatch.setattr(warm, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    tasks = warm.WarmTasks("127.0.0.1:9", b"secret", print)
+    codes: list[int] = []
+    answer_by(codes, tasks, monkeypatch)
     codes += [401, 200, 401]
     while codes:
         now[0] += warm.REFUSED_SECONDS

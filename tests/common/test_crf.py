@@ -188,3 +188,15 @@ def test_far_points_do_not_meet_and_too_wide_spread_is_refused() -> None:
     assert float(filtered[0]) > 0.0
     with pytest.raises(ValueError, match="spread too widely"):
         Lattice(torch.tensor([[0.0] * 5, [1e6] * 5]))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_cuda_says_what_the_cpu_says() -> None:
+    picture, region = scene(40, 56, 0)
+    unary = -torch.log_softmax(12 * coarse_cosines(region, 5, 0), dim=0)
+    expected, found = mean_field(unary, picture), mean_field(unary.cuda(), picture)
+    assert found.is_cuda
+    # a point on the border of two cells of the lattice may fall into either, by the last bit
+    assert (found.cpu() - expected).abs().mean() < 1e-3
+    assert (found.cpu().argmax(dim=0) == expected.argmax(dim=0)).float().mean() > 0.995

@@ -21,11 +21,12 @@ from PIL import Image
 
 from common import feature_store as store
 from common.augment import Augmentation
+from common.backbone_pass import CPU_BATCH
 from common.config import Cache, Model, load_config
 from common.data.images import read_image
 from common.data.manifest import Entry, Shard, read_shard, write_manifest
 from common.errors import UserError
-from common.features import CPU_BATCH, Features, UncachedFeatures, open_features
+from common.features import Features, UncachedFeatures, features_key, open_features
 from common.models import backbone as backbones
 from common.models.inputs import prepare_image, weights_key
 from common.neighbours import nearest_neighbours
@@ -167,6 +168,28 @@ def test_head_settings_do_not_matter_and_backbone_settings_do(
     assert len(builds) == 4 and len(folders(tmp_path / "c")) == 4
     cached(shard, tmp_path / "c")  # all of these lie side by side
     assert len(builds) == 4
+
+
+def test_only_what_is_really_computed_in_float16_has_a_cache_of_its_own(shard: Shard) -> None:
+    def key(mixed: bool, device: str) -> store.Key:
+        return features_key(shard, MODEL, Cache(mixed_precision=mixed), 0, torch.device(device))
+
+    assert key(True, "cpu") == key(False, "cpu") == key(False, "cuda")
+    assert key(True, "cuda").folder != key(False, "cuda").folder
+    assert key(True, "cuda").shard == key(False, "cuda").shard
+
+
+def test_float16_that_overflows_is_named_as_the_cause(
+    shard: Shard, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def overflowing(self: backbones.Backbone, images: torch.Tensor) -> torch.Tensor:
+        return torch.full((len(images), 6, 64), torch.inf)
+
+    monkeypatch.setattr(backbones.Backbone, "forward", overflowing)
+    monkeypatch.setattr("common.features.in_float16", lambda cache, device: cache.mixed_precision)
+    with pytest.raises(UserError, match=r"computed in float16; set cache\.mixed-precision to false"):
+        cached(shard, tmp_path / "c", cache=Cache(mixed_precision=True))
+    assert folders(tmp_path / "c") == []
 
 
 def test_least_recently_used_variants_go(shard: Shard, tmp_path: Path, builds: list[str]) -> None:

@@ -123,6 +123,21 @@ def test_a_broken_account_is_refused(tmp_path: Path, text: str) -> None:
         read_releases(tmp_path)
 
 
+def test_small_counts_of_confusion_matrices_stay_at_the_site(tmp_path: Path, scenes: Path) -> None:
+    settings = {"eval__where": "sites", "eval__shard": "{site}.jsonl"}
+    found = []
+    for minimum in (0, 5, 10**9):
+        config = tiny_config(
+            scenes, tmp_path / str(minimum), SITES, privacy__minimum_count=minimum, **settings
+        )
+        line = lines(run(local_grid(SITES), config))[0]  # in round 1 the model is the same
+        found.append(line.get("confusion"))
+    assert found[2] is None  # nothing to score, and the run goes on
+    plain, bounded = np.asarray(found[0]), np.asarray(found[1])
+    assert 0 < bounded.sum() < plain.sum()
+    assert (bounded <= plain).all() and bounded[bounded > 0].min() >= 5
+
+
 def test_clipping_and_small_counts_also_bound_plain_answers(tmp_path: Path, scenes: Path) -> None:
     settings = TRAINED | {
         "eval__where": "none",

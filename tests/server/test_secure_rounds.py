@@ -12,7 +12,9 @@ import pytest
 from flwr.app import Message
 
 from client.egress import read_egress
+from common import wire
 from common.checkpoint import load_checkpoint
+from common.config_privacy import Privacy
 from server.rounds import run
 from tests.support.federation import local_grid, tiny_config
 from tests.support.local_grid import Answer
@@ -120,6 +122,26 @@ def test_a_round_without_two_of_eight_counts(
     plain_faults = {i: lost_at("train") for i in faults} if in_total == 6 else None
     plain = start(eight, tmp_path / "plain", plain_faults, rounds=2)
     assert relative(load_checkpoint(secure).centroids, load_checkpoint(plain).centroids) <= 1e-4
+
+
+def test_the_noise_that_is_reckoned_with_is_that_of_the_sites_that_sent_keys(
+    tmp_path: Path, eight: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from server import totals
+
+    reckoned: list[float] = []
+    clean = totals.clean_groups
+
+    def noted(noisy: totals.NoisyTotal, privacy: Privacy) -> wire.Groups:
+        reckoned.append(noisy.deviation)
+        return clean(noisy, privacy)
+
+    monkeypatch.setattr(totals, "clean_groups", noted)
+    noise = {"noise_multiplier": 2.0, "clip_sums": 1.0, "clip_scatter": 0.25, "feature_norm": 10.0}
+    settings = {f"privacy__{key}": value for key, value in noise.items()} | {"privacy__unit": "image"}
+    start(eight, tmp_path, {3: lost_at("query.secure_keys")}, privacy__secure_sum=True, rounds=2, **settings)
+    # of eight sites six have to stay, of the seven that sent keys in round 2 five; all of them add their part
+    assert reckoned == pytest.approx([2 * (8 / 6) ** 0.5, 2 * (7 / 5) ** 0.5])
 
 
 def test_without_the_quorum_a_round_does_not_count(tmp_path: Path, eight: Path) -> None:
