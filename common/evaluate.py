@@ -103,7 +103,8 @@ def evaluate(
         score_at: "label" compares at the label's own size (the part of it that the crop kept);
             "input" resizes labels to the input size by nearest neighbour, as the reference protocol does.
         mirrored: gives the features of mirrored images (see `mirrored_features`): flip averaging.
-        refine: turns cosines [K, H, W] and the picture uint8 [H, W, 3] into clusters uint8 [H, W].
+        refine: turns cosines [K, H, W] and the picture uint8 [H, W, 3] into clusters uint8 [H, W]. With
+            score_at "input" the picture is the backbone's own input, as in the reference protocol.
         keep: indices of images whose cluster maps are wanted.
         batch: images per step; memory does not depend on the number of images.
         progress: called with (done, total) images.
@@ -139,7 +140,7 @@ def evaluate(
             if label is None and index not in keep:
                 continue
             size = label.shape if label is not None else _prediction_size(shard, index, model, score_at)
-            picture = None if refine is None else seen_image(shard, index, model)
+            picture = None if refine is None else seen_image(shard, index, model, score_at)
             predicted = predict(segmenter, code[offset : offset + 1], size, refine, picture)
             if label is not None and result.confusion is not None:
                 result.confusion.update(predicted, label)
@@ -211,9 +212,12 @@ def seen_label(shard: Shard, index: int, model: config.Model, score_at: ScoreAt 
     return np.ascontiguousarray(label[top:bottom, left:right])
 
 
-def seen_image(shard: Shard, index: int, model: config.Model) -> Bytes:
-    """Read one image and keep what the backbone saw of it."""
+def seen_image(shard: Shard, index: int, model: config.Model, score_at: ScoreAt = "label") -> Bytes:
+    """Read one image and keep what the backbone saw of it, at its own size or ("input") as it went in."""
     image = entry_image(shard, index)
+    if score_at == "input":
+        pixels = prepare_image(image, model).permute(1, 2, 0) * 255
+        return np.asarray(pixels.round().to(torch.uint8).numpy())
     left, top, right, bottom = _whole_box(image.shape[:2], model)
     return np.ascontiguousarray(image[top:bottom, left:right])
 

@@ -147,8 +147,24 @@ class Segmenter(nn.Module):
         """
         code: Tensor = self.head(feats)
         if mirrored is not None:
-            code = (code + self.head(mirrored).flip(-1)) / 2
+            code = (code + self._mirrored_back(self.head(mirrored))) / 2
         return code
+
+    def _mirrored_back(self, code: Tensor) -> Tensor:
+        """Mirror maps [B, X, h, w] back, onto the cells of the picture as it is.
+
+        Patches tile the input and come to lie where they were. The cells of a CNN start at the first pixel, those
+        of the mirrored picture at the last: between the two lies what the stride leaves over of the width, and
+        values are interpolated (at the rim: those of the outer cell).
+        """
+        code = code.flip(-1)
+        stride, cells = self.geometry.stride, code.shape[-1]
+        left_over = 0 if stride is None else (self.geometry.width - 1) % stride
+        if stride is None or not left_over:
+            return code
+        position = (np.arange(cells) - left_over / stride).clip(0, cells - 1)
+        across = (1 - np.abs(position[:, None] - np.arange(cells))).clip(0, None)
+        return code @ torch.from_numpy(across).to(code).T
 
     def cosines(self, code: Tensor) -> Tensor:
         """Return the cosine [B, K, h, w] of each code [B, D, h, w] to each centroid."""

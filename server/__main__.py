@@ -9,7 +9,7 @@ from pathlib import Path
 from common.command import CommandParser, progress_line
 from common.config import RunConfig, load_config, parse_assignments, read_recipe
 from common.errors import UserError, report_user_errors
-from server.arguments import add_cluster_option, image_size, positive
+from server.arguments import add_cluster_option, add_refinements, image_size, positive
 
 
 def settings_of(arguments: argparse.Namespace) -> RunConfig:
@@ -78,6 +78,8 @@ def run_probe(arguments: argparse.Namespace) -> None:
         on=arguments.on,
         steps=arguments.steps,
         protocol=arguments.protocol,
+        crf=arguments.crf,
+        flip=arguments.flip,
         progress=progress_line("probing"),
     )
     print_probe(result)
@@ -184,8 +186,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     evaluate.add_argument("--data-root", type=Path, metavar="R", help="folder the manifest's paths refer to")
     evaluate.add_argument("--classes", metavar="T", help="class table: a name or a JSON file")
-    evaluate.add_argument("--crf", action="store_true", help="refine with a dense CRF")
-    evaluate.add_argument("--flip", action="store_true", help="average with the mirrored image")
+    add_refinements(evaluate)
     evaluate.add_argument(
         "--matching",
         choices=("hungarian", "many-to-one", "checkpoint"),
@@ -229,6 +230,7 @@ def build_parser() -> argparse.ArgumentParser:
         default="label-size",
         help="as in `evaluate`; holds for fitting and scoring",
     )
+    add_refinements(probe)
     probe.add_argument("--json", type=Path, metavar="OUT", help="write all figures to this file")
 
     segment = add(
@@ -239,8 +241,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     segment.add_argument("--checkpoint", type=Path, required=True, metavar="C", help="file or run directory")
     segment.add_argument("--out", type=Path, required=True, metavar="DIR", help="where the results go")
-    segment.add_argument("--crf", action="store_true", help="refine with a dense CRF")
-    segment.add_argument("--flip", action="store_true", help="average with the mirrored image")
+    add_refinements(segment)
     add_cluster_option(segment, "auto")
     segment.add_argument("inputs", type=Path, nargs="+", metavar="IMAGE_OR_FOLDER")
 

@@ -27,6 +27,12 @@ def image_size(text: str) -> tuple[int, int]:
     return int(height), int(width)
 
 
+def add_refinements(command: argparse.ArgumentParser) -> None:
+    """Add what may be done to a prediction before it is scored or written."""
+    command.add_argument("--crf", action="store_true", help="refine with a dense CRF")
+    command.add_argument("--flip", action="store_true", help="average with the mirrored image")
+
+
 def add_cluster_option(command: argparse.ArgumentParser, default: str) -> None:
     """Add the choice between the networks of a run with style clusters."""
     command.add_argument(

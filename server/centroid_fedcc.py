@@ -42,13 +42,18 @@ def merge_fedcc(
     KMeans(K, random_state=42, n_init=10) on the raw rows, or maximin from row 0 of the first site, whose
     result are the selected rows themselves.
 
-    Where fewer than K different live rows exist, those are the new centroids of the clusters that they
-    match best, and the other clusters are reported as dead and keep the current centroid.
+    Where fewer than K different rows exist (dead ones count in the published form), those are the new centroids
+    of the clusters that they match best, and the other clusters are reported as dead and keep the current centroid.
     """
     clusters = len(current)
     points = stack.rows.reshape(-1, current.shape[1])
     if not (spherical or weighted):
-        centres = _kmeans(points, clusters) if how == "kmeans" else points[farthest_first(points, clusters)]
+        if len(few := _distinct(points)) < clusters:
+            centres = few
+        elif how == "kmeans":
+            centres = _kmeans(points, clusters)
+        else:
+            centres = points[farthest_first(points, clusters)]
     else:
         live = stack.live.ravel()
         points, counts = points[live], stack.counts.ravel()[live].astype(np.float64)
@@ -56,6 +61,11 @@ def merge_fedcc(
         centres = cluster(points, counts if weighted else None, min(clusters, len(points)), spherical)
     new, dead = _place(centres, current, keep_index)
     return Merged(new, displacement(current, new), dead)
+
+
+def _distinct(points: np.ndarray) -> np.ndarray:
+    """Return the rows [M, D] without repetitions: k-means and maximin would fill up with copies of them."""
+    return np.asarray(np.unique(points, axis=0))
 
 
 def _kmeans(points: np.ndarray, clusters: int, weights: NDArray[np.float64] | None = None) -> np.ndarray:
@@ -75,7 +85,8 @@ def _cluster_by_kmeans(
     if not clusters:
         return points
     if not spherical:
-        return _kmeans(points, clusters, weights)
+        few = _distinct(points)
+        return few if len(few) < clusters else _kmeans(points, clusters, weights)
     if len(points) <= _SAMPLE:
         found = spherical_kmeans(points, clusters, PUBLISHED_SEED, weights=weights)
         return np.asarray(found.centres[np.bincount(found.labels, minlength=clusters) > 0])

@@ -102,12 +102,11 @@ def evaluation_text(record: dict[str, Any]) -> str:
     lines = [f"{record['run']}, seed {record['seed']}, round {record['round']} on {record['split']}"]
     lines[0] += f": {record['images']} images"
     if record["miou"] is not None:
-        extras = [name for name in ("crf", "flip") if record[name]]
         lines.append(
             f"  mIoU {100 * record['miou']:6.1f} %   (all classes: {100 * record['miou_all']:.1f} %)"
         )
         lines.append(f"  accuracy {100 * record['accuracy']:.1f} %   matching: {record['matching']}")
-        lines[-1] += f"   protocol: {' + '.join([record['protocol'], *extras])}"
+        lines[-1] += f"   protocol: {protocol_text(record)}"
         lines += class_lines(record["per_class_iou"])
     if record["mean_cosine"] is not None:
         compact, even = record["mean_cosine"], record["entropy"]
@@ -115,6 +114,11 @@ def evaluation_text(record: dict[str, Any]) -> str:
     if "cluster" in record:
         lines += network_lines(record)
     return "\n".join(lines)
+
+
+def protocol_text(record: Mapping[str, Any]) -> str:
+    """Return how a record was scored, for example ``center-320 + crf + flip``."""
+    return " + ".join([record["protocol"], *(name for name in ("crf", "flip") if record[name])])
 
 
 def class_lines(per_class_iou: Mapping[str, float | None]) -> list[str]:

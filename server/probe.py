@@ -19,17 +19,18 @@ from torch import nn
 from common import config
 from common.atomic import atomic_write_text
 from common.checkpoint import Checkpoint, load_checkpoint
+from common.crf import refine_logits
 from common.data.classes import ClassTable, load_table
 from common.data.manifest import Shard, read_shard
 from common.device import choose_device
 from common.errors import UserError
-from common.evaluate import evaluate
+from common.evaluate import evaluate, mirrored_features
 from common.features import Features, open_features
 from common.metrics import scores
 from common.probe import MOST_OF_AN_IMAGE, PIXELS, LinearProbe, fit_linear, join, sample_pixels
 from common.segmenter import Geometry, Segmenter
 from server.evaluate_clusters import Protocol, apply_protocol, check_backbone
-from server.evaluate_command import class_lines
+from server.evaluate_command import class_lines, protocol_text
 
 On = Literal["code", "features"]
 
@@ -45,6 +46,8 @@ def probe_checkpoint(
     on: On = "code",
     steps: int = 200,
     protocol: Protocol = "label-size",
+    crf: bool = False,
+    flip: bool = False,
     device: str = "auto",
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
@@ -60,6 +63,9 @@ def probe_checkpoint(
         on: "code" for what the head makes of the features, "features" for the backbone's alone.
         steps: of L-BFGS, at most.
         protocol: see `evaluate_checkpoint`; it holds for both shards.
+        crf: refine what is scored with the dense CRF; unaries are the classifier's own log-probabilities.
+        flip: average the codes that are scored with those of the mirrored image. As published, neither is part
+            of the fit.
 
     Raises:
         UserError: checkpoint, shards, class tables or weights do not fit together, or labels are missing.
@@ -110,7 +116,16 @@ def probe_checkpoint(
     fit = fit_linear(pixels.codes, pixels.classes, known.num_classes, steps)
     features = features_of(scored_on)
     probe = LinearProbe(segmenter, fit)
-    found = evaluate(probe, features, scored_on, model, score_at=score_at, progress=progress)
+    found = evaluate(
+        probe,
+        features,
+        scored_on,
+        model,
+        score_at=score_at,
+        mirrored=mirrored_features(scored_on, model, saved.config.seed, chosen) if flip else None,
+        refine=refine_logits if crf else None,
+        progress=progress,
+    )
     assert found.confusion is not None, "the shard has labels and classes"
     identity = np.arange(known.num_classes)
     record = {
@@ -134,6 +149,8 @@ def probe_checkpoint(
         "matching": "identity",
         "classes": list(known.names),
         "protocol": protocol,
+        "crf": crf,
+        "flip": flip,
         "weights_sha256": features.weights_hash,
         "seconds": round(time.monotonic() - started, 3),
     }
@@ -192,7 +209,7 @@ def probe_text(record: dict[str, Any]) -> str:
     lines = [
         f"{run}: linear probe, with labels, on the {where}",
         f"  fitted to {sample} in {train['steps']} steps (cross entropy {train['loss']:.3f})",
-        f"  scored on {record['split']}: {record['labelled_images']} images, {record['protocol']}",
+        f"  scored on {record['split']}: {record['labelled_images']} images, {protocol_text(record)}",
         f"  mIoU {100 * record['miou']:6.1f} %   (all classes: {100 * record['miou_all']:.1f} %)",
         f"  accuracy {100 * record['accuracy']:.1f} %",
     ]

@@ -202,6 +202,25 @@ def test_refinement_sees_cosines_and_picture_at_label_size(make_shard: Callable[
     assert found.confusion.matrix[:2].sum() == 0
 
 
+def test_refinement_of_the_reference_protocol_sees_the_input_of_the_backbone(
+    make_shard: Callable[..., Shard], tmp_path: Path
+) -> None:
+    shard = make_shard(enlarged(CELL_CLASSES, 20))
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "0.png")
+    model = MODEL.model_copy(update={"height": 20, "width": 20, "crop": "center", "resize": "nearest"})
+    seen: list[np.ndarray] = []
+
+    def refine(cosines: Tensor, image: np.ndarray) -> np.ndarray:
+        seen.append(image)
+        return np.zeros(image.shape[:2], dtype=np.uint8)
+
+    features = Features.from_arrays(one_hot(CELL_CLASSES[:, :2])[None], (2, 2))
+    evaluate(toy_segmenter(20, 20), features, shard, model, score_at="input", refine=refine)
+    # every other pixel of the central square, none of them a mixture
+    assert np.array_equal(seen[0], pixels[1::2, 11:50:2])
+
+
 def test_mirrored_features_are_averaged_in(make_shard: Callable[..., Shard]) -> None:
     shard = make_shard(None)
     uniform = np.zeros((2, 3), dtype=int)

@@ -113,6 +113,17 @@ def test_flip_averaging_treats_both_sides_alike(rng: torch.Generator) -> None:
     assert (one - segmenter.logits(feats, (40, 60))).abs().max() > 0.1
 
 
+@pytest.mark.parametrize("width", [65, 80, 70])
+def test_mirrored_cells_of_a_cnn_come_to_lie_on_the_cells_of_the_picture(width: int) -> None:
+    """Cells 16 pixels apart: those of the mirrored picture start at its other rim, 15 pixels off for 80."""
+    cells = -(-width // 16)
+    here = 16.0 * torch.arange(cells).expand(1, 1, 3, cells)
+    in_the_mirror = width - 1 - here  # where the cells of the mirrored picture lie in the picture
+    code = toy(torch.eye(1), Geometry(33, width, 16)).code(here, in_the_mirror)
+    torch.testing.assert_close(code[..., 1:], here[..., 1:])  # a ramp stays what it is
+    assert code[0, 0, 0, 0] == (width - 1) % 16 / 2  # left of the mirrored cells: the first of them
+
+
 def test_built_from_what_travels_and_never_in_training_mode() -> None:
     model = Model(backbone="vit_tiny_patch16_224", height=64, width=96, dim=6, dropout=0.5)
     head = build_head(12, model, seed=3)

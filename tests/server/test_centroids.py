@@ -217,10 +217,17 @@ def test_too_few_live_rows_leave_the_other_clusters_as_they_are(how: str) -> Non
     assert np.array_equal(merged.centroids, current) and merged.dead == (0, 1, 2, 3, 4)
 
 
-def test_equal_rows_do_not_become_several_centroids() -> None:
-    current = unit(gaussian(3, 4)).astype(np.float32)
-    same = SiteCentroids(np.tile(current[1], (3, 1)), np.array([4, 5, 6]))
-    merged = merge_centroids(current, {"a": same, "b": same}, settings("fedcc-maximin"))
+@pytest.mark.parametrize("how", ["kmeans", "maximin"])
+@pytest.mark.parametrize("spherical", [True, False])
+@pytest.mark.parametrize("weighted", [True, False])
+@pytest.mark.parametrize("keep_index", [True, False])
+def test_equal_rows_do_not_become_several_centroids(
+    how: str, spherical: bool, weighted: bool, keep_index: bool
+) -> None:
+    current = unit(gaussian(4, 5)).astype(np.float32)
+    sites = {name: SiteCentroids(current[[1, 3, 1, 1]], np.array([4, 5, 6, 7])) for name in "ab"}
+    options = {"spherical": spherical, "weighted": weighted, "keep_index": keep_index}
+    merged = merge_centroids(current, sites, settings(f"fedcc-{how}", **options))
     assert np.allclose(merged.centroids, current, atol=1e-6)
     assert merged.dead == (0, 2)
 

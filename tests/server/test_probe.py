@@ -140,6 +140,18 @@ def test_the_reference_protocol_holds_for_both_shards(saved: Path, scenes: Path)
     assert found["protocol"] == "center-320" and found["pixels"] <= 6 * 320 * 320
 
 
+def test_flip_and_crf_belong_to_the_score_and_not_to_the_fit(
+    saved: Path, scenes: Path, record: dict[str, Any]
+) -> None:
+    flipped = probe_checkpoint(saved, sites(scenes), scenes / "eval.jsonl", flip=True)
+    refined = probe_checkpoint(saved, sites(scenes), scenes / "eval.jsonl", crf=True)
+    assert flipped["train"] == refined["train"] == record["train"]
+    assert len({json.dumps(found["confusion"]) for found in (record, flipped, refined)}) == 3
+    assert (flipped["crf"], flipped["flip"], refined["crf"], refined["flip"]) == (False, True, True, False)
+    assert "label-size + flip" in probe_text(flipped) and "label-size + crf" in probe_text(refined)
+    assert "label-size\n" in probe_text(record)
+
+
 def test_text_says_that_labels_were_used(record: dict[str, Any]) -> None:
     text = probe_text(record)
     assert "linear probe, with labels, on the codes of the head" in text
