@@ -160,7 +160,8 @@ def answer_evaluate(task: wire.Task, settings: RunConfig, site: SiteConfig) -> w
         from client import network
 
         return network.answer_evaluate(task, settings, site)
-    from common.evaluate import evaluate
+    from common.crf import refine
+    from common.evaluate import evaluate, mirrored_features
     from common.segmenter import Segmenter
 
     shard = site.load_eval_shard()
@@ -172,7 +173,16 @@ def answer_evaluate(task: wire.Task, settings: RunConfig, site: SiteConfig) -> w
     segmenter = Segmenter.from_arrays(
         task.groups["head"], task.groups["centroids"]["centroids"], features.channels, settings.model
     )
-    found = evaluate(segmenter, features, shard, settings.model)
+    model = site.apply_weights(settings.model)
+    mirrored = mirrored_features(shard, model, settings.seed, site.torch_device())
+    found = evaluate(
+        segmenter,
+        features,
+        shard,
+        model,
+        mirrored=mirrored if settings.eval.flip else None,
+        refine=refine if settings.eval.crf else None,
+    )
     if found.confusion is None:
         raise UserError(
             f"The evaluation shard of {site.name} has no labels; give one whose lines name label files."

@@ -248,7 +248,9 @@ def answer_evaluate(task: wire.Task, settings: RunConfig, site: SiteConfig) -> w
         )
     check_classes(shard.classes, task, site.name)
     network = received_network(task, settings, site.torch_device()).eval()
-    found = evaluate_network(lambda _: network, shard, shard.classes, settings.transforms)
+    found = evaluate_network(
+        lambda _: network, shard, shard.classes, settings.transforms, flip=settings.eval.flip
+    )
     return wire.Update(
         site=site.name,
         weights_hash=network_signature(task_classes(task), settings.network),

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from common import config
 from common.checkpoint import Checkpoint, load_checkpoint
 from common.models.inputs import CNN_STRIDE, is_cnn
+from common.site_models import chosen_model
 
 Upsample = Literal["cosines", "code"]
 
@@ -115,15 +116,21 @@ class Segmenter(nn.Module):
         cls,
         checkpoint: Checkpoint | str | Path,
         *,
+        site: str | None = None,
         model: config.Model | None = None,
         upsample: Upsample = "cosines",
     ) -> Segmenter:
-        """Build the shared model of a checkpoint (an object, a file or a run directory).
+        """Build the shared model of a checkpoint (an object, a file or a run directory), or that of a ``site``.
 
-        ``model`` replaces the run's backbone settings where images enter at another size.
+        ``model`` replaces the run's backbone settings where images enter at another size. Raises `UserError`
+        where sites share no whole model and none is named.
         """
-        if not isinstance(checkpoint, Checkpoint):
+        where = str(checkpoint)
+        if isinstance(checkpoint, Checkpoint):
+            where = f"of {checkpoint.config.name}, round {checkpoint.round},"
+        else:
             checkpoint = load_checkpoint(checkpoint)
+        checkpoint = chosen_model(checkpoint, where, site)
         model = model or checkpoint.config.model
         return cls.from_arrays(
             checkpoint.head, checkpoint.centroids, checkpoint.channels, model, upsample=upsample

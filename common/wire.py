@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -37,6 +37,12 @@ _EXACT_GROUPS = frozenset(
     {"sums", "confusion", "style", "statistics", "teacher-statistics", "pretrained-statistics"}
 )  # statistics keep their precision on the wire
 _ALLOWED_KINDS = frozenset("fiub")
+
+MOST_ENTRIES = 64
+"""Facts, and metrics, that an update may have; the largest number that any site sends is far below."""
+LONGEST_FACT = 1 << 14
+"""Characters of a fact; the hashes of the teachers that a site holds need 65 each."""
+_LONGEST_KEY = 64
 
 
 class WireError(ValueError):
@@ -112,6 +118,31 @@ def _decode_array(array: Array, where: str, limit: int) -> np.ndarray:
     return value.astype(np.float32) if dtype == np.float16 else np.asarray(value)
 
 
+def _refuse_strange(content: RecordDict, expected: Mapping[str, Collection[str]]) -> None:
+    """Raise `WireError` for arrays that nobody asked for, before any of them is read."""
+    for name, record in content.array_records.items():
+        if name not in expected:
+            raise WireError(f"unexpected group '{name[:40]}'")
+        strange = sorted(key for key in record if key not in expected[name])
+        if strange:
+            raise WireError(f"'{name}' has other arrays than expected ({', '.join(strange)[:80]})")
+
+
+def _refuse_endless(kind: str, record: Mapping[str, object]) -> None:
+    """Raise `WireError` for more, or longer, entries than a site has any use for."""
+    if len(record) > MOST_ENTRIES:
+        raise WireError(f"{len(record)} {kind}, at most {MOST_ENTRIES} are expected")
+    for key, value in record.items():
+        if len(key) > _LONGEST_KEY:
+            raise WireError(
+                f"a name of {len(key)} characters among its {kind}, at most {_LONGEST_KEY} are expected"
+            )
+        if isinstance(value, str | bytes | list) and len(value) > LONGEST_FACT:
+            raise WireError(
+                f"'{key}' among its {kind} has length {len(value)}, at most {LONGEST_FACT} is expected"
+            )
+
+
 def _decode_groups(content: RecordDict, limit: int) -> Groups:
     groups: Groups = {}
     for name, record in content.array_records.items():
@@ -176,18 +207,25 @@ def encode_update(update: Update, dtype: str) -> RecordDict:
     return content
 
 
-def decode_update(content: RecordDict, limit: int) -> Update:
+def decode_update(
+    content: RecordDict, limit: int, expected: Mapping[str, Collection[str]] | None = None
+) -> Update:
     """Read an update whose arrays may have at most ``limit`` bytes each.
 
-    Raises `WireError` for another wire version, missing parts, oversized, truncated or strange arrays.
+    ``expected`` are the arrays that it may hold, by group; without it, any. Raises `WireError` for another wire
+    version, missing parts, oversized, truncated or strange arrays, and facts or metrics without end.
     """
     facts = content.config_records.get(_FACTS)
     if facts is None or not isinstance(facts.get("site"), str):
         raise WireError("the reply does not say which site it comes from")
     version = facts.get("wire-version")
     if version != WIRE_VERSION:
-        raise WireError(f"wire version {version!r}, expected {WIRE_VERSION}")
+        raise WireError(f"wire version {repr(version)[:40]}, expected {WIRE_VERSION}")
     metrics: Mapping[str, object] = content.metric_records.get(_METRICS) or {}
+    _refuse_endless("facts", facts)
+    _refuse_endless("metrics", metrics)
+    if expected is not None:
+        _refuse_strange(content, expected)
     return Update(
         site=str(facts["site"]),
         weights_hash=str(facts.get("weights-hash", "")),

@@ -9,7 +9,7 @@ from pathlib import Path
 from common.command import CommandParser, progress_line
 from common.config import RunConfig, load_config, parse_assignments, read_recipe
 from common.errors import UserError, report_user_errors
-from server.arguments import add_cluster_option, add_refinements, image_size, positive
+from server.arguments import add_cluster_option, add_refinements, add_site_option, image_size, positive
 
 
 def settings_of(arguments: argparse.Namespace) -> RunConfig:
@@ -59,6 +59,7 @@ def run_evaluate(arguments: argparse.Namespace) -> None:
         matching=arguments.matching,
         protocol=arguments.protocol,
         cluster=arguments.cluster,
+        site=arguments.site,
         progress=progress_line("segmenting"),
     )
     print_evaluation(result)
@@ -76,6 +77,7 @@ def run_probe(arguments: argparse.Namespace) -> None:
         classes=arguments.classes,
         json_path=arguments.json,
         on=arguments.on,
+        site=arguments.site,
         steps=arguments.steps,
         protocol=arguments.protocol,
         crf=arguments.crf,
@@ -102,6 +104,7 @@ def run_segment(arguments: argparse.Namespace) -> None:
         crf=arguments.crf,
         flip=arguments.flip,
         cluster=arguments.cluster,
+        site=arguments.site,
         progress=progress_line("segmenting"),
     )
     print(index)
@@ -111,7 +114,14 @@ def run_export(arguments: argparse.Namespace) -> None:
     """`export`."""
     from server.export import export_onnx
 
-    print(export_onnx(arguments.checkpoint, arguments.out, cluster=arguments.cluster, size=arguments.size))
+    path = export_onnx(
+        arguments.checkpoint,
+        arguments.out,
+        cluster=arguments.cluster,
+        site=arguments.site,
+        size=arguments.size,
+    )
+    print(path)
 
 
 def run_report(arguments: argparse.Namespace) -> None:
@@ -200,6 +210,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="score at the label's size, or the centre crop of 320 pixels as in the published evaluation",
     )
     add_cluster_option(evaluate, "auto")
+    add_site_option(evaluate, every=True)
     evaluate.add_argument("--json", type=Path, metavar="OUT", help="write all figures to this file")
 
     probe = add(
@@ -221,6 +232,7 @@ def build_parser() -> argparse.ArgumentParser:
         default="code",
         help="what the head makes of the features (default), or the features of the backbone themselves",
     )
+    add_site_option(probe)
     probe.add_argument(
         "--steps", type=positive, default=200, metavar="N", help="steps at most (default: 200)"
     )
@@ -243,6 +255,7 @@ def build_parser() -> argparse.ArgumentParser:
     segment.add_argument("--out", type=Path, required=True, metavar="DIR", help="where the results go")
     add_refinements(segment)
     add_cluster_option(segment, "auto")
+    add_site_option(segment)
     segment.add_argument("inputs", type=Path, nargs="+", metavar="IMAGE_OR_FOLDER")
 
     export = add(
@@ -254,6 +267,7 @@ def build_parser() -> argparse.ArgumentParser:
     export.add_argument("--checkpoint", type=Path, required=True, metavar="C", help="file or run directory")
     export.add_argument("--out", type=Path, required=True, metavar="FILE", help="the ONNX file")
     add_cluster_option(export, "global")
+    add_site_option(export)
     export.add_argument(
         "--size",
         type=image_size,

@@ -33,6 +33,16 @@ def add_refinements(command: argparse.ArgumentParser) -> None:
     command.add_argument("--flip", action="store_true", help="average with the mirrored image")
 
 
+def add_site_option(command: argparse.ArgumentParser, every: bool = False) -> None:
+    """Add the choice of a site's own model; ``every`` knows the word for all of them."""
+    command.add_argument(
+        "--site",
+        metavar="all|NAME" if every else "NAME",
+        help="of a run whose sites do not share all (centroids.share): this site's own model"
+        + (", or each by itself, and their mean" if every else ""),
+    )
+
+
 def add_cluster_option(command: argparse.ArgumentParser, default: str) -> None:
     """Add the choice between the networks of a run with style clusters."""
     command.add_argument(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
@@ -18,6 +19,8 @@ from common.evaluate import Evaluation, Refine, ScoreAt, evaluate, mirrored_feat
 from common.features import open_features
 from common.metrics import match, scores
 from common.segmenter import Segmenter, Upsample
+from common.site_models import chosen_model, own_sites
+from server.site_scores import site_fields
 
 Matching = Literal["hungarian", "many-to-one", "checkpoint"]
 Protocol = Literal["label-size", "center-320"]
@@ -64,6 +67,31 @@ def evaluate_clusters(
         progress=progress,
     )
     return quality(found, pictures.classes, how, saved.mapping) | {"weights_sha256": features.weights_hash}
+
+
+def evaluate_own_models(saved: Checkpoint, where: str, pictures: Shard, **options: Any) -> dict[str, Any]:
+    """Score the model of every site by itself and return what they say together (see `site_scores`).
+
+    Options are those of `evaluate_clusters`. What only one model has (``miou``, a confusion, names of clusters) is
+    None; ``mean_cosine`` and ``entropy`` are means over sites.
+    """
+    found = {
+        name: evaluate_clusters(chosen_model(saved, where, name), where, pictures, **options)
+        for name in own_sites(saved)
+    }
+    records = list(found.values())
+    of_one = ("accuracy", "miou", "miou_all", "per_class_iou", "confusion", "mapping", "cluster_share")
+    together = records[0] | dict.fromkeys(of_one)
+    for key in ("mean_cosine", "entropy"):
+        together[key] = statistics.mean(record[key] for record in records)
+    scored = {name: record for name, record in found.items() if record["miou"] is not None}
+    if not scored:
+        return together
+    by_key = {
+        key: {name: record[key] for name, record in scored.items()}
+        for key in ("miou", "accuracy", "per_class_iou")
+    }
+    return together | site_fields(by_key["miou"], by_key["accuracy"], by_key["per_class_iou"])
 
 
 def quality(

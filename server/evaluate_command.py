@@ -12,9 +12,13 @@ from common.atomic import atomic_write_text
 from common.checkpoint import load_checkpoint
 from common.data.classes import load_table
 from common.data.manifest import read_shard
-from server.evaluate_clusters import Matching, Protocol, evaluate_clusters
+from common.site_models import chosen_model, refuse_site, unshared
+from server.evaluate_clusters import Matching, Protocol, evaluate_clusters, evaluate_own_models
 from server.evaluate_networks import evaluate_network_checkpoint, network_lines, refuse_matching
 from server.predictor import Cluster, refuse_cluster
+
+ALL_SITES = "all"
+"""The word for every site's own model, one after the other."""
 
 
 def evaluate_checkpoint(
@@ -29,6 +33,7 @@ def evaluate_checkpoint(
     matching: Matching | None = None,
     protocol: Protocol = "label-size",
     cluster: Cluster = "auto",
+    site: str | None = None,
     cache_dir: str | Path | None = None,
     device: str = "auto",
     progress: Callable[[int, int], None] | None = None,
@@ -48,13 +53,15 @@ def evaluate_checkpoint(
         protocol: "center-320" is the reference evaluation: shorter side to 320 by nearest neighbour,
             central 320 x 320, codes enlarged before they are compared. Scores are then on that square only.
         cluster: which network of a run with style clusters (see `predictor.Cluster`).
+        site: whose own model, of a run whose sites do not share all; "all" scores each of them by itself and tells
+            their means as ``site_miou_mean`` and so on, never as ``miou``.
         cache_dir: where features are cached; by default ``cache`` beside the manifest.
 
     Clusters without any label get quality fields of None, and the label-free figures stand alone. A whole network
     needs a label for every image, and nothing is matched.
 
     Raises:
-        UserError: checkpoint, shard, class table or weights do not fit together.
+        UserError: checkpoint, shard, class table or weights do not fit together, or a site is missing or unknown.
     """
     started = time.monotonic()
     saved = load_checkpoint(checkpoint)
@@ -63,8 +70,10 @@ def evaluate_checkpoint(
     where = str(checkpoint)
     if saved.config.task == "unsupervised":
         refuse_cluster(saved, where, cluster)
-        found = evaluate_clusters(
-            saved,
+        every = site == ALL_SITES and bool(unshared(saved))
+        score = evaluate_own_models if every else evaluate_clusters
+        found = score(
+            saved if every else chosen_model(saved, where, site),
             where,
             pictures,
             crf=crf,
@@ -76,6 +85,7 @@ def evaluate_checkpoint(
             progress=progress,
         )
     else:
+        refuse_site(saved, where, site)
         refuse_matching(saved, where, matching, protocol)
         found = evaluate_network_checkpoint(
             saved, where, pictures, crf=crf, flip=flip, cluster=cluster, device=device, progress=progress
@@ -86,6 +96,7 @@ def evaluate_checkpoint(
         "run": saved.config.name,
         "seed": saved.config.seed,
         "split": pictures.name,
+        "site": site,
         **found,
         "protocol": protocol,
         "crf": crf,
@@ -101,6 +112,8 @@ def evaluation_text(record: dict[str, Any]) -> str:
     """Return a record as lines for a terminal."""
     lines = [f"{record['run']}, seed {record['seed']}, round {record['round']} on {record['split']}"]
     lines[0] += f": {record['images']} images"
+    if record["site"] not in (None, ALL_SITES):
+        lines[0] += f", the model of {record['site']}"
     if record["miou"] is not None:
         lines.append(
             f"  mIoU {100 * record['miou']:6.1f} %   (all classes: {100 * record['miou_all']:.1f} %)"
@@ -108,6 +121,8 @@ def evaluation_text(record: dict[str, Any]) -> str:
         lines.append(f"  accuracy {100 * record['accuracy']:.1f} %   matching: {record['matching']}")
         lines[-1] += f"   protocol: {protocol_text(record)}"
         lines += class_lines(record["per_class_iou"])
+    if "site_miou" in record:
+        lines += site_lines(record)
     if record["mean_cosine"] is not None:
         compact, even = record["mean_cosine"], record["entropy"]
         lines.append(f"  mean cosine to the centroid {compact:.3f}, evenness {even:.3f}")
@@ -119,6 +134,20 @@ def evaluation_text(record: dict[str, Any]) -> str:
 def protocol_text(record: Mapping[str, Any]) -> str:
     """Return how a record was scored, for example ``center-320 + crf + flip``."""
     return " + ".join([record["protocol"], *(name for name in ("crf", "flip") if record[name])])
+
+
+def site_lines(record: Mapping[str, Any]) -> list[str]:
+    """Return what a terminal shows of sites' own models: their mean, each of them, and the mean of every class."""
+    scores = record["site_miou"]
+    mean, spread = 100 * record["site_miou_mean"], 100 * record["site_miou_std"]
+    width = max(len(name) for name in scores)
+    return [
+        f"  mIoU of {len(scores)} sites' own models: mean {mean:.1f} %, deviation {spread:.1f} %",
+        *(f"    {name:<{width}}  {100 * value:5.1f} %" for name, value in scores.items()),
+        f"  accuracy: mean {100 * record['site_accuracy_mean']:.1f} %   matching: {record['matching']}, each by itself",
+        "  IoU by class, mean over these models:",
+        *class_lines(record["site_per_class_iou"]),
+    ]
 
 
 def class_lines(per_class_iou: Mapping[str, float | None]) -> list[str]:

@@ -19,6 +19,7 @@ from common.evaluate import backbone_maps
 from common.overlay import make_legend
 from common.seeds import torch_generator
 from common.segmenter import Segmenter
+from common.site_models import chosen_model, refuse_site
 from server.evaluate_clusters import check_backbone
 from server.export_network import Size, WholeNetwork, network_metadata, whole_network
 from server.predictor import Cluster, refuse_cluster
@@ -56,6 +57,7 @@ def export_onnx(
     out: str | Path,
     *,
     cluster: Cluster = "global",
+    site: str | None = None,
     size: Size | None = None,
     opset: int = 18,
 ) -> Path:
@@ -69,12 +71,13 @@ def export_onnx(
         checkpoint: a ``round-NNNN.safetensors`` file or a run directory (its newest round).
         out: the file.
         cluster: "global" or a number: which network of a run with style clusters.
+        site: whose own model, of a run whose sites do not share all.
         size: height and width of the images of a whole network, where not as `export_network.input_size` says.
         opset: of ONNX.
 
     Raises:
-        UserError: onnx or onnxruntime is not installed, other weights, a size or a cluster that cannot be, or the
-            two disagree.
+        UserError: onnx or onnxruntime is not installed, other weights, a size, a cluster or a site that cannot be,
+            or the two disagree.
     """
     try:
         import onnx
@@ -87,7 +90,7 @@ def export_onnx(
             "install the extra: pip install '.[export]'."
         ) from None
     saved = load_checkpoint(checkpoint)
-    model, metadata = _prepare(saved, str(checkpoint), cluster, size)
+    model, metadata = _prepare(saved, str(checkpoint), cluster, site, size)
     target = Path(out)
     example = torch.rand(2, 3, *model.size, generator=torch_generator(saved.config.seed, "export"))
     with atomic_path(target) as temporary:
@@ -116,10 +119,11 @@ def export_onnx(
 
 
 def _prepare(
-    saved: Checkpoint, where: str, cluster: Cluster, size: Size | None
+    saved: Checkpoint, where: str, cluster: Cluster, site: str | None, size: Size | None
 ) -> tuple[WholeModel | WholeNetwork, dict[str, str]]:
     """Return the module of a checkpoint of any task, and what the file says of itself."""
     if saved.config.task != "unsupervised":
+        refuse_site(saved, where, site)
         network = whole_network(saved, where, cluster, size)
         return network, network_metadata(saved, where, cluster, network.size)
     refuse_cluster(saved, where, cluster)
@@ -128,7 +132,8 @@ def _prepare(
             f"--size was given, but {where} takes images of {saved.config.model.height} x {saved.config.model.width} "
             "pixels only; leave it out."
         )
-    return _whole_model(saved, where), _metadata(saved)
+    chosen = chosen_model(saved, where, site)
+    return _whole_model(chosen, where), _metadata(chosen) | ({} if site is None else {"site": site})
 
 
 def _whole_model(saved: Checkpoint, where: str) -> WholeModel:

@@ -164,20 +164,20 @@ class NetworkScorer:
         result = Score()
         for name in sorted(state.own):
             found = self.evaluate(state.model_for(name), self.shards[0])
-            one = network_score(found.confusion, self.classes)
-            if one.miou is not None and one.accuracy is not None:
-                result.sites[name], result.site_accuracy[name] = one.miou, one.accuracy
+            result.add_site(name, network_score(found.confusion, self.classes))
         return result
 
     def score_confusions(self, confusions: Mapping[str, np.ndarray]) -> Score:
-        """Score the sum of the sites' counts; each site's own mIoU stands beside it as a spread."""
+        """Score the sum of the sites' counts; each site's own mIoU stands beside it as a spread.
+
+        Where sites keep networks of their own there is none that the sum could be the score of.
+        """
         if not confusions or self.classes is None:
             return Score()
-        total = network_score(sum_confusions(confusions), self.classes)
+        local = self.config.centroids.share == "none"
+        total = Score() if local else network_score(sum_confusions(confusions), self.classes)
         for name in sorted(confusions):
-            one = network_score(sum_confusions({name: confusions[name]}), self.classes)
-            if one.miou is not None and one.accuracy is not None:
-                total.sites[name], total.site_accuracy[name] = one.miou, one.accuracy
+            total.add_site(name, network_score(sum_confusions({name: confusions[name]}), self.classes))
         return total
 
     def network(self, model: Arrays) -> DeepLab:

@@ -18,6 +18,7 @@ from common.evaluate import backbone_maps, predict
 from common.models.inputs import prepare_image
 from common.overlay import Bytes, Legend, make_legend
 from common.segmenter import SHARPNESS, Segmenter
+from common.site_models import chosen_model, refuse_site
 from server.evaluate_clusters import check_backbone, crf_refinement
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ class Predictor(Protocol):
 
 
 def load_predictor(
-    saved: Checkpoint, where: str, device: str = "auto", cluster: Cluster = "auto"
+    saved: Checkpoint, where: str, device: str = "auto", cluster: Cluster = "auto", site: str | None = None
 ) -> Predictor:
     """Return what segments pictures as a checkpoint says.
 
@@ -59,13 +60,15 @@ def load_predictor(
         where: its path, for messages.
         device: "auto", "cpu" or "cuda".
         cluster: see `Cluster`.
+        site: whose own model, of a run whose sites do not share all (see `common.site_models`).
 
     Raises:
-        UserError: weights that do not fit, or a cluster that the run does not have.
+        UserError: weights that do not fit, a cluster or a site that the run does not have, or a site that is missing.
     """
     if saved.config.task == "unsupervised":
         refuse_cluster(saved, where, cluster)
-        return ClusterPredictor(saved, where, device)
+        return ClusterPredictor(chosen_model(saved, where, site), where, device)
+    refuse_site(saved, where, site)
     from server.network_predictor import NetworkPredictor
 
     return NetworkPredictor(saved, where, device, cluster)

@@ -29,6 +29,7 @@ from common.features import Features, open_features
 from common.metrics import scores
 from common.probe import MOST_OF_AN_IMAGE, PIXELS, LinearProbe, fit_linear, join, sample_pixels
 from common.segmenter import Geometry, Segmenter
+from common.site_models import chosen_model
 from server.evaluate_clusters import Protocol, apply_protocol, check_backbone
 from server.evaluate_command import class_lines, protocol_text
 
@@ -44,6 +45,7 @@ def probe_checkpoint(
     json_path: str | Path | None = None,
     *,
     on: On = "code",
+    site: str | None = None,
     steps: int = 200,
     protocol: Protocol = "label-size",
     crf: bool = False,
@@ -61,6 +63,7 @@ def probe_checkpoint(
         classes: name or JSON file of the class table, if not as recorded.
         json_path: where the record goes; written in one step, at the end.
         on: "code" for what the head makes of the features, "features" for the backbone's alone.
+        site: whose own head, of a run whose sites do not share it; features need none.
         steps: of L-BFGS, at most.
         protocol: see `evaluate_checkpoint`; it holds for both shards.
         crf: refine what is scored with the dense CRF; unaries are the classifier's own log-probabilities.
@@ -68,7 +71,8 @@ def probe_checkpoint(
             of the fit.
 
     Raises:
-        UserError: checkpoint, shards, class tables or weights do not fit together, or labels are missing.
+        UserError: checkpoint, shards, class tables or weights do not fit together, labels are missing, or the site
+            whose head is meant.
     """
     started = time.monotonic()
     saved = load_checkpoint(checkpoint)
@@ -77,6 +81,8 @@ def probe_checkpoint(
             f"Checkpoint {checkpoint} is of task '{saved.config.task}': a network that was trained with labels has "
             "no frozen features to probe; score it with `evaluate`."
         )
+    if on == "code" or site is not None:
+        saved = chosen_model(saved, str(checkpoint), site, needed=("head",))
     table = load_table(classes) if classes is not None else None
     fitted_on = [read_shard(path, data_root, table) for path in train]
     scored_on = read_shard(test, data_root, table)
@@ -134,6 +140,7 @@ def probe_checkpoint(
         "run": saved.config.name,
         "seed": saved.config.seed,
         "on": on,
+        "site": site,
         "train": {
             "splits": [shard.name for shard in fitted_on],
             "images": pixels.images,
@@ -162,7 +169,7 @@ def probe_checkpoint(
 def _frozen(saved: Checkpoint, model: config.Model, on: On) -> Segmenter:
     """Return what the probe sits on: the checkpoint's head, or nothing but the backbone."""
     if on == "code":
-        return Segmenter.from_checkpoint(saved, model=model)
+        return Segmenter.from_arrays(saved.head, saved.centroids, saved.channels, model)
     return Segmenter(nn.Identity(), torch.zeros(1, saved.channels), Geometry.of(model))
 
 
@@ -204,6 +211,7 @@ def probe_text(record: dict[str, Any]) -> str:
     """Return a record as lines for a terminal."""
     train = record["train"]
     where = "codes of the head" if record["on"] == "code" else "features of the backbone"
+    where += f" of {record['site']}" if record["site"] is not None else ""
     run = f"{record['run']}, seed {record['seed']}, round {record['round']}"
     sample = f"{train['pixels']} pixels of {train['images']} images"
     lines = [

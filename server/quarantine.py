@@ -61,8 +61,9 @@ class Expectation:
                     return f"'{name}/{key}' has shape {value.shape}, expected {shape}"
                 if not np.isfinite(value).all():
                     return f"'{name}/{key}' holds NaN or infinity"
-        extra = sorted(set(update.groups) - set(self.shapes))
-        return f"unexpected group '{extra[0]}'" if extra else _impossible(update)
+        if extra := sorted(set(update.groups) - set(self.shapes)):
+            return f"unexpected group '{extra[0][:40]}'"
+        return _impossible(update)
 
 
 def _impossible(update: wire.Update) -> str | None:
@@ -96,7 +97,7 @@ def _impossible(update: wire.Update) -> str | None:
 def read_update(content: object, expectation: Expectation) -> tuple[wire.Update | None, str | None]:
     """Decode and check a reply; returns the update, or None and the reason why it is left out."""
     try:
-        update = wire.decode_update(content, expectation.limit_bytes)  # type: ignore[arg-type]
+        update = wire.decode_update(content, expectation.limit_bytes, expectation.shapes)  # type: ignore[arg-type]
     except wire.WireError as error:
         return None, str(error)
     except Exception as error:  # a reply is hostile input: whatever it breaks, it must not break the round

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from common import wire
 from common.config import RunConfig
 from server.link import Link, Outcome, paired, time_to_live
+from server.site_words import site_words
 
 if TYPE_CHECKING:
     from flwr.app import Message
@@ -24,6 +25,7 @@ HEARING_SECONDS = 60.0
 """What merging and scoring may add to the time between two looks for answers to greetings."""
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 """What a site may call itself: its name becomes a part of keys in checkpoints and of lines in the log."""
+LONGEST_LABEL = 100
 
 
 @dataclass(frozen=True)
@@ -40,11 +42,19 @@ class SiteInfo:
 
 @dataclass(frozen=True)
 class Refusal:
-    """Why a node takes no part. ``taken`` is the name it wants that another node has."""
+    """Why a node takes no part. ``taken`` is the name it wants that another node has.
+
+    ``label`` and ``reason`` may quote a site: they are kept to one printable line.
+    """
 
     label: str
     reason: str
     taken: str = ""
+
+    def __post_init__(self) -> None:
+        """Bound what may be a site's own words."""
+        object.__setattr__(self, "label", site_words(self.label, LONGEST_LABEL))
+        object.__setattr__(self, "reason", site_words(self.reason))
 
 
 @dataclass(frozen=True)
@@ -158,9 +168,10 @@ class Registry:
         if outcome.content is None:
             return Refusal(label, str(outcome.error))
         try:
-            update = wire.decode_update(outcome.content, HELLO_LIMIT_BYTES)
+            update = wire.decode_update(outcome.content, HELLO_LIMIT_BYTES, {})
         except wire.WireError as error:
-            return Refusal(wire.site_of(outcome.content) or label, str(error))
+            said = wire.site_of(outcome.content) or ""
+            return Refusal(said if NAME.fullmatch(said) else label, str(error))
         name = registered or update.site
         if not NAME.fullmatch(name):
             return Refusal(

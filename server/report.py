@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 from statistics import fmean, stdev
@@ -208,15 +208,11 @@ def _quality(run: Run) -> str:
 
 def _classes(run: Run) -> str:
     final = run.final
-    if final is None or not final.get("per_class_iou"):
+    if final is None:
+        return _own_classes(run)
+    if not final.get("per_class_iou"):
         return ""
-    rows = []
-    for position, (name, value) in enumerate(final["per_class_iou"].items()):
-        colour = run.colour_of(name, position)
-        if value is None:
-            rows.append([swatch(colour, name), '<span class="soft">not in the labels</span>', "–"])
-        else:
-            rows.append([swatch(colour, name), bar(value, colour), percent(value)])
+    rows = _class_rows(run, final["per_class_iou"])
     rows.append(["mean over classes in the labels", "", percent(final["miou"])])
     if final.get("miou_all") is not None and abs(final["miou_all"] - final["miou"]) > 1e-9:
         rows.append(["mean over all classes", "", percent(final["miou_all"])])
@@ -225,6 +221,31 @@ def _classes(run: Run) -> str:
         table(["class", "", "IoU"], rows, numbers_from=2, wide=False),
         note="Clusters were matched to classes once, on the summed confusion of all scored images"
         + (f" of '{final['split']}'." if final.get("split") else "."),
+    )
+
+
+def _class_rows(run: Run, values: Mapping[str, float | None]) -> list[list[str]]:
+    """Return one line a class with its IoU as a bar."""
+    rows = []
+    for position, (name, value) in enumerate(values.items()):
+        colour = run.colour_of(name, position)
+        if value is None:
+            rows.append([swatch(colour, name), '<span class="soft">not in the labels</span>', "–"])
+        else:
+            rows.append([swatch(colour, name), bar(value, colour), percent(value)])
+    return rows
+
+
+def _own_classes(run: Run) -> str:
+    """Return the classes of a run whose sites keep their own models: means over these, which are no model's."""
+    own = [row for row in run.scored("site_miou_mean") if row.get("site_per_class_iou")]
+    if not own:
+        return ""
+    rows = _class_rows(run, own[-1]["site_per_class_iou"])
+    return section(
+        f"Classes, round {own[-1]['round']}, mean over the sites' own models",
+        table(["class", "", "mean IoU"], rows, numbers_from=2, wide=False),
+        note="Clusters were matched to classes for each model by itself.",
     )
 
 

@@ -29,10 +29,15 @@ _WIDE = 10
 """More columns than this do not fit the page."""
 
 
+def _title(method: Method) -> str:
+    """Return a method's name, marked where its figures are means over sites' own models."""
+    return method.name + (" *" if method.own_models else "")
+
+
 def _figures(methods: Sequence[Method]) -> tuple[list[str], list[list[str]]]:
     """Return head and rows of the main table, as plain text."""
     columns = [
-        ("method", [method.name + (" *" if method.own_models else "") for method in methods]),
+        ("method", [_title(method) for method in methods]),
         ("seeds", [str(len(method.runs)) for method in methods]),
         *score_columns(methods),
         ("rounds", ["/".join(sorted({str(run.rows[-1]["round"]) for run in m.runs})) for m in methods]),
@@ -47,8 +52,8 @@ def _figures(methods: Sequence[Method]) -> tuple[list[str], list[list[str]]]:
 def _class_names(methods: Sequence[Method], test_set: str | None) -> list[str]:
     names: dict[str, None] = {}
     for method in methods:
-        for one in method.sets(test_set):
-            names |= dict.fromkeys(one.final.get("per_class_iou") or {})
+        for record in method.class_records(test_set):
+            names |= dict.fromkeys(record)
     return list(names)
 
 
@@ -65,7 +70,7 @@ def _notes(methods: Sequence[Method]) -> list[str]:
         notes.append("Careful: the runs were scored on different splits.")
     if any(method.own_models for method in methods):
         matched = "" if has_networks(methods) else ", each matched by itself"
-        notes.append(f"* nothing is shared: the mean over the sites' own models{matched}.")
+        notes.append(f"* no whole model is shared: the mean over the sites' own models{matched}.")
     notes += set_notes(methods)
     known = RunConfig().to_flat()  # what an older release could not be told, it did as is usual today
     for method in methods:
@@ -110,7 +115,7 @@ def _class_tables(methods: Sequence[Method]) -> list[tuple[str, list[str], list[
             ]
             title = ", ".join(word for word in (name, "clusters" if clusters else "") if word)
             if rows and scored:
-                tables.append((title, ["IoU %", *(method.name for method in scored)], rows))
+                tables.append((title, ["IoU %", *(_title(method) for method in scored)], rows))
     return tables
 
 
@@ -229,7 +234,7 @@ def _class_section(methods: Sequence[Method]) -> str:
 
 def _marked_table(methods: Sequence[Method], head: list[str], rows: list[list[str]]) -> str:
     """Return a table of classes in which the best mean of a class is bold."""
-    run = next(method.runs[0] for method in methods if method.name == head[1])
+    run = next(method.runs[0] for method in methods if _title(method) == head[1])
     cells = []
     for position, (name, *texts) in enumerate(rows):
         means = [float(text.split()[0]) if text != "–" else -1.0 for text in texts]

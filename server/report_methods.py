@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
+from typing import Any
 
 from common.errors import UserError
 from server.report_data import Run
@@ -33,10 +34,20 @@ class Method:
         return [float(r[-1][source]) for r in rows if r and isinstance(r[-1].get(source), int | float)]
 
     def class_iou(self, name: str, test_set: str | None = None, clusters: bool = False) -> list[float]:
-        """IoU of one class in the last scored round of each seed, on the first or the named test set."""
-        key = "cluster_per_class_iou" if clusters else "per_class_iou"
-        found = [one.final.get(key) or {} for one in self.sets(test_set)]
+        """IoU of one class in the last scored round of each seed, on the first or the named test set.
+
+        Where each site keeps its own model, it is the mean over those models, which see one test set.
+        """
+        found = self.class_records(test_set, clusters)
         return [float(values[name]) for values in found if values.get(name) is not None]
+
+    def class_records(self, test_set: str | None = None, clusters: bool = False) -> list[Mapping[str, Any]]:
+        """Return the IoU by class of the last scored round of each seed (see `class_iou`)."""
+        if self.own_models and test_set is None:
+            rows = [run.scored("site_miou_mean")[-1] for run in self.runs]
+            return [row.get("site_per_class_iou") or {} for row in rows]
+        key = "cluster_per_class_iou" if clusters else "per_class_iou"
+        return [one.final.get(key) or {} for one in self.sets(test_set)]
 
     def sets(self, name: str | None = None) -> list[TestSet]:
         """Return one test set, by default the first, of every seed that has it."""

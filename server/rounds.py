@@ -38,6 +38,7 @@ from server.run_dir import (
     stop_logging,
 )
 from server.scoring import Score
+from server.site_words import site_words
 from server.strategy import Gathered, SegmentationStrategy
 from server.totals_round import add_account, polish_totals, train_totals
 from server.unsupervised import UnsupervisedWork
@@ -289,7 +290,7 @@ def score_round(current: Run, number: int, gathered: Gathered) -> Score:
     current.strategy.aggregate_evaluate(number, replies)
     found = current.strategy.gathered
     for name, reason in found.quarantined.items():
-        gathered.quarantined[name] = f"while scoring, {reason}"
+        gathered.quarantined[name] = site_words(f"while scoring, {reason}")
     return current.scorer.score_confusions(
         {name: update.groups["confusion"]["confusion"] for name, update in found.updates.items()}
     )

@@ -26,6 +26,7 @@ from common.segmenter import Segmenter
 from common.wire import Groups
 from server.evaluate_clusters import crf_refinement
 from server.model_state import ModelState, own_groups
+from server.site_scores import site_fields
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +52,14 @@ class Score:
     entropy: float | None = None
     sites: dict[str, float] = field(default_factory=dict)
     site_accuracy: dict[str, float] = field(default_factory=dict)
+    site_classes: dict[str, dict[str, float | None]] = field(default_factory=dict)
     sets: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def add_site(self, name: str, one: Score) -> None:
+        """Take in the score of one site's model, where there were labels to score it by."""
+        if one.miou is not None and one.accuracy is not None:
+            self.sites[name], self.site_accuracy[name] = one.miou, one.accuracy
+            self.site_classes[name] = one.per_class_iou or {}
 
     def fields(self) -> dict[str, Any]:
         """Return the quality fields of a metrics line."""
@@ -68,13 +76,7 @@ class Score:
         if self.cluster_share is not None:
             found["cluster_share"] = self.cluster_share
         if self.sites:
-            found |= {
-                "site_miou": self.sites,
-                "site_miou_mean": statistics.mean(self.sites.values()),
-                "site_miou_std": statistics.pstdev(self.sites.values()),
-                "site_accuracy": self.site_accuracy,
-                "site_accuracy_mean": statistics.mean(self.site_accuracy.values()),
-            }
+            found |= site_fields(self.sites, self.site_accuracy, self.site_classes)
         return found
 
     def words(self) -> list[str]:
@@ -208,13 +210,10 @@ class Scorer:
         if self.features is None or self.shard is None:
             return Score()
         if not own_groups(self.config):  # under 'keep-least-moved' a site has its own beside the shared model
-            return self._score_one(self._evaluate(state.groups_for("")))
+            return self._score_one(self._evaluate(state.shared_groups()))
         result = Score()
         for name in sorted(state.own):
-            one = self._score_one(self._evaluate(state.groups_for(name)))
-            if one.miou is not None and one.accuracy is not None:
-                result.sites[name] = one.miou
-                result.site_accuracy[name] = one.accuracy
+            result.add_site(name, self._score_one(self._evaluate(state.groups_for(name))))
         return result
 
     def _score_one(self, found: Evaluation) -> Score:
@@ -226,9 +225,19 @@ class Scorer:
         )
 
     def score_confusions(self, confusions: Mapping[str, np.ndarray]) -> Score:
-        """Sum the sites' matrices in the order of their names and match once."""
+        """Sum the sites' matrices in the order of their names and match once.
+
+        Clusters of models that are not the same have nothing but their numbers in common: where sites keep parts
+        of their own, every matrix is matched and scored by itself.
+        """
         if not confusions or self.classes is None:
             return Score()
+        if own_groups(self.config):
+            result = Score()
+            for name in sorted(confusions):
+                counts = Confusion.from_list(confusions[name].tolist())
+                result.add_site(name, scored(counts, self.classes, self.config.eval.matching))
+            return result
         total = sum((confusions[name].astype(np.int64) for name in sorted(confusions)), start=np.int64(0))
         if self.config.privacy.minimum_count and not np.any(total):
             log.warning(
@@ -270,7 +279,8 @@ class Scorer:
         shard = self.shard
         count = min(PICTURES, len(shard))
         chosen = [round(i * (len(shard) - 1) / max(count - 1, 1)) for i in range(count)]
-        groups = state.groups_for(min(state.own, default="") if own_groups(self.config) else "")
+        own = own_groups(self.config) and state.own
+        groups = state.groups_for(min(state.own)) if own else state.shared_groups()
         found = self._evaluate(groups, keep=chosen)
         labelled = self.classes is not None and found.confusion is not None
         truths = [seen_label(shard, index, self.config.model) if labelled else None for index in chosen]

@@ -37,6 +37,7 @@ def segment(
     flip: bool = False,
     device: str = "auto",
     cluster: Cluster = "auto",
+    site: str | None = None,
     alpha: float = 0.55,
     progress: Callable[[int, int], None] | None = None,
 ) -> Path:
@@ -55,18 +56,20 @@ def segment(
         flip: average codes (of a whole network: probabilities) with those of the mirrored picture.
         device: "auto", "cpu" or "cuda".
         cluster: which network of a run with style clusters (see `predictor.Cluster`).
+        site: whose own model, of a run whose sites do not share all.
         alpha: strength of the colours in the overlay, 0..1.
         progress: called with (done, total) pictures.
 
     Raises:
-        UserError: no picture found, one that cannot be read, two with the same name, other weights, no such cluster.
+        UserError: no picture found, one that cannot be read, two with the same name, other weights, no such cluster or
+            site.
     """
     folder = Path(out)
     jobs = find_pictures(inputs, exclude=folder)
     saved = load_checkpoint(checkpoint)
     for job in jobs:
         read_image(job.source)  # refuses what cannot be read, before anything is written
-    predictor = load_predictor(saved, str(checkpoint), device, cluster)
+    predictor = load_predictor(saved, str(checkpoint), device, cluster, site)
     legend = predictor.legend
     used: list[list[int]] = []
     for done, job in enumerate(jobs, start=1):
@@ -84,6 +87,7 @@ def segment(
     index = folder / "index.html"
     words = [
         f"{saved.config.name}, seed {saved.config.seed}, round {saved.round}",
+        *([f"the model of {site}"] if site is not None else []),
         f"{len(jobs)} picture" + ("" if len(jobs) == 1 else "s"),
         *(["refined by the CRF"] if crf else []),
         *(["averaged with the mirror image"] if flip else []),

@@ -20,6 +20,7 @@ from common.seeds import numpy_generator
 from server.link import paired, time_to_live
 from server.quarantine import Expectation, read_update
 from server.registry import Registry
+from server.site_words import site_words
 from server.spool import spooled
 from server.work import Options, Work
 
@@ -112,12 +113,12 @@ class SegmentationStrategy(Strategy):  # type: ignore[misc]
             name = names[node]
             found.bytes_down[name] = outcome.bytes_down
             if outcome.content is None:
-                found.quarantined[name] = str(outcome.error)
+                found.quarantined[name] = site_words(str(outcome.error))
                 continue
             found.bytes_up[name] = wire.payload_bytes(outcome.content)
             update, reason = read_update(outcome.content, expectation)
             if update is None:
-                found.quarantined[name] = str(reason)
+                found.quarantined[name] = site_words(str(reason))
             else:
                 found.updates[name] = update if self.spool is None else spooled(update, self.spool)
         found = Gathered(

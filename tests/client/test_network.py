@@ -24,7 +24,7 @@ from common.data.pictures import Pictures
 from common.errors import UserError
 from common.losses.reductions import reduce_cross_entropy
 from common.models.deeplab import build_network, network_signature, network_to_arrays
-from common.network_evaluate import predict_pixels
+from common.network_evaluate import evaluate_network, predict_pixels
 from common.network_training import Anchor, train_steps
 from common.seeds import derive
 from common.site_statistics import blend_statistics, whole_images
@@ -298,6 +298,18 @@ def test_a_received_network_that_does_not_fit_is_named(scenes: Path, tmp_path: P
 
 
 # --- scores on the site ---------------------------------------------------------------------------------
+
+
+def test_a_site_mirrors_its_images_where_the_settings_say_so(scenes: Path, tmp_path: Path) -> None:
+    here = site(scenes, tmp_path, eval_shard=scenes / "eval.jsonl")
+    model = build_network(CLASSES, settings(scenes, tmp_path).network, 4).eval()
+    shard = read_shard(scenes / "eval.jsonl")
+    for flip in (False, True):
+        config = settings(scenes, tmp_path, eval__flip=flip)
+        found = answer_evaluate(task(config, 1, network(config)), config, here)
+        assert shard.classes is not None
+        expected = evaluate_network(lambda _: model, shard, shard.classes, config.transforms, flip=flip)
+        assert np.array_equal(found.groups["confusion"]["confusion"], expected.confusion.matrix)
 
 
 def test_scores_are_counts_of_the_sites_own_evaluation_shard(scenes: Path, tmp_path: Path) -> None:

@@ -194,3 +194,60 @@ def test_facts_that_are_no_scalars_are_dropped() -> None:
     content.config_records["facts"]["fact.bytes"] = b"\0"
     content.config_records["facts"]["stray"] = 3
     assert wire.decode_update(content, LIMIT).facts == {"images": 7, "ok": True}
+
+
+# --- what nobody asked for ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("group", "key", "words"),
+    [
+        ("features", "x", "unexpected group 'features'"),
+        ("n" * 999, "x", "unexpected group 'n{40}'$"),
+        ("head", "x", r"'head' has other arrays than expected \(x\)"),
+        ("head", "y" * 999, r"expected \(y{80}\)$"),
+    ],
+)
+def test_arrays_that_nobody_asked_for_are_refused_unread(
+    group: str, key: str, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = wire.encode_update(update(groups={group: {key: np.zeros(3)}}), "float32")
+    assert wire.decode_update(content, LIMIT).groups[group][key].shape == (3,)
+
+    def never(*_: object) -> np.ndarray:
+        raise AssertionError("an array was read")
+
+    monkeypatch.setattr(wire, "_decode_array", never)
+    with pytest.raises(wire.WireError, match=words):
+        wire.decode_update(content, LIMIT, {"head": ["linear.weight", "bias"]})
+
+
+def test_fewer_arrays_than_expected_are_the_callers_business() -> None:
+    content = wire.encode_update(update(groups={"head": {"bias": np.zeros(3)}}), "float32")
+    found = wire.decode_update(content, LIMIT, {"head": ["linear.weight", "bias"], "sums": ["sums"]})
+    assert list(found.groups) == ["head"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"metrics": {f"m{i}": 0.0 for i in range(65)}}, "65 metrics, at most 64"),
+        ({"facts": {f"f{i}": 0 for i in range(62)}}, "65 facts, at most 64"),  # three are the message's own
+        ({"facts": {"k" * 100: 0}}, "a name of 105 characters among its facts"),
+        ({"metrics": {"k" * 100: 0.0}}, "a name of 100 characters among its metrics"),
+        ({"facts": {"error": "x" * 20_000}}, "'fact.error' among its facts has length 20000"),
+        ({"site": "x" * 20_000}, "'site' among its facts has length 20000"),
+    ],
+)
+def test_facts_and_metrics_have_an_end(changes: dict[str, object], words: str) -> None:
+    content = wire.encode_update(update(groups={}, **changes), "float32")
+    with pytest.raises(wire.WireError, match=words):
+        wire.decode_update(content, LIMIT)
+
+
+def test_as_many_facts_and_metrics_as_are_allowed_arrive() -> None:
+    given = update(
+        groups={}, metrics={f"m{i}": 0.0 for i in range(64)}, facts={f"f{i}": 0 for i in range(61)}
+    )
+    found = wire.decode_update(wire.encode_update(given, "float32"), LIMIT)
+    assert len(found.metrics) == 64 and len(found.facts) == 61

@@ -9,10 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from common.checkpoint import load_checkpoint, save_checkpoint
 from common.data.classes import SYNTHETIC, ClassTable
 from common.data.manifest import read_shard, write_manifest
 from common.errors import UserError
 from common.metrics import Confusion, match, scores
+from common.site_models import chosen_model
 from server.evaluate_command import evaluate_checkpoint, evaluation_text
 from tests.support.checkpoints import write_checkpoint
 
@@ -114,3 +116,71 @@ def test_what_does_not_fit_is_refused(scenes: Path, saved: Path, tmp_path: Path)
     table.write_text(json.dumps(two.to_json()))
     with pytest.raises(UserError, match="stand for 6 classes but the shard has 2"):
         evaluate_checkpoint(saved, scenes / "eval.jsonl", classes=table, matching="checkpoint")
+
+
+# --- sites that keep their own models -------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def apart(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_checkpoint(tmp_path_factory.mktemp("apart"), SYNTHETIC, sites=3)
+
+
+def test_a_sites_own_model_gets_the_score_that_it_has_alone(
+    apart: Path, scenes: Path, tmp_path: Path
+) -> None:
+    found = evaluate_checkpoint(apart, scenes / "eval.jsonl", site="b")
+    alone = tmp_path / "round-0001.safetensors"
+    save_checkpoint(alone, chosen_model(load_checkpoint(apart), "", "b"))
+    expected = evaluate_checkpoint(alone, scenes / "eval.jsonl")
+    assert found["site"] == "b" and expected["site"] is None
+    for key in ("miou", "accuracy", "per_class_iou", "confusion", "mapping", "mean_cosine"):
+        assert found[key] == expected[key]
+    assert "on eval: 6 images, the model of b" in evaluation_text(found)
+
+
+def test_all_sites_own_models_are_scored_one_by_one_and_averaged_under_other_names(
+    apart: Path, scenes: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "all.json"
+    found = evaluate_checkpoint(apart, scenes / "eval.jsonl", site="all", json_path=out)
+    assert json.loads(out.read_text()) == found
+    singles = {name: evaluate_checkpoint(apart, scenes / "eval.jsonl", site=name) for name in "abc"}
+    assert found["site_miou"] == {name: one["miou"] for name, one in singles.items()}
+    assert len(set(found["site_miou"].values())) == 3
+    assert found["site_miou_mean"] == pytest.approx(np.mean(list(found["site_miou"].values())))
+    assert found["site_accuracy_mean"] == pytest.approx(
+        np.mean([one["accuracy"] for one in singles.values()])
+    )
+    for name, value in found["site_per_class_iou"].items():
+        assert value == pytest.approx(np.mean([one["per_class_iou"][name] for one in singles.values()]))
+    for key in ("miou", "miou_all", "accuracy", "per_class_iou", "confusion", "mapping"):
+        assert found[key] is None
+    text = evaluation_text(found)
+    assert f"mIoU of 3 sites' own models: mean {100 * found['site_miou_mean']:.1f} %" in text
+    assert "matching: hungarian, each by itself" in text and "person" in text
+
+
+def test_all_sites_without_labels_have_label_free_figures(apart: Path, scenes: Path, tmp_path: Path) -> None:
+    shard = read_shard(scenes / "eval.jsonl")
+    write_manifest(tmp_path / "bare.jsonl", [type(e)(e.image) for e in shard.entries])
+    found = evaluate_checkpoint(apart, tmp_path / "bare.jsonl", data_root=shard.root, site="all")
+    assert found["miou"] is None and "site_miou" not in found and found["mean_cosine"] > 0
+    assert "mean cosine" in evaluation_text(found)
+
+
+def test_a_model_that_was_never_trained_is_not_scored(
+    apart: Path, saved: Path, clustered_network: Path, scenes: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=r"no site was named; give --site and one of: a, b, c .*--site all"):
+        evaluate_checkpoint(apart, scenes / "eval.jsonl", json_path=tmp_path / "o.json")
+    assert not (tmp_path / "o.json").exists()
+    with pytest.raises(UserError, match="--site d was given"):
+        evaluate_checkpoint(apart, scenes / "eval.jsonl", site="d")
+    for word in ("all", "a"):
+        with pytest.raises(UserError, match=f"--site {word} was given, .* only the shared one; leave it out"):
+            evaluate_checkpoint(saved, scenes / "eval.jsonl", site=word)
+    with pytest.raises(UserError, match="never scored"):
+        evaluate_checkpoint(apart, scenes / "eval.jsonl", site="all", matching="checkpoint")
+    with pytest.raises(UserError, match=r"--site a was given, but .* is of task 'supervised'"):
+        evaluate_checkpoint(clustered_network, scenes / "eval.jsonl", site="a")

@@ -181,3 +181,20 @@ def test_training_never_comes_near_the_probe() -> None:
             if named & {"common.probe", "server.probe"}:
                 users.add(path.relative_to(ROOT).as_posix())
     assert users == {"server/__main__.py", "server/probe.py"}
+
+
+def test_a_sites_own_head_is_probed_and_an_untrained_one_never(scenes: Path, tmp_path: Path) -> None:
+    apart = write_checkpoint(tmp_path / "apart", sites=2)
+    shards: tuple[Any, ...] = (sites(scenes)[:1], scenes / "eval.jsonl")
+    with pytest.raises(UserError, match="give --site and one of: a, b"):
+        probe_checkpoint(apart, *shards)
+    found = {site: probe_checkpoint(apart, *shards, site=site, steps=5) for site in "ab"}
+    assert found["a"]["confusion"] != found["b"]["confusion"]
+    assert "on the codes of the head of b" in probe_text(found["b"])
+    bare = probe_checkpoint(apart, *shards, on="features", steps=5)  # no head is looked at
+    assert bare["site"] is None
+
+
+def test_a_shared_head_is_probed_though_centroids_are_not(scenes: Path, tmp_path: Path) -> None:
+    heads = write_checkpoint(tmp_path / "heads", **{"centroids.share": "head"})
+    assert probe_checkpoint(heads, sites(scenes)[:1], scenes / "eval.jsonl", steps=2)["site"] is None

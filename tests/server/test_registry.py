@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 from flwr.app import Context, Error, Message
 from flwr.clientapp import ClientApp
@@ -212,3 +213,23 @@ def test_what_is_refused_may_be_mended_and_is_said_once() -> None:
         wire.encode_update(greeting("b"), "float32"), reply_to=message
     )
     assert look(grid, found) == ["site b takes part from now on"]
+
+
+def test_what_a_node_says_of_itself_is_kept_short_and_on_one_line() -> None:
+    strange = "b\n" * 5000
+    nodes = [
+        greeting("a", error="no\ndisk" * 999),
+        wire.Update(strange, HASH, wire_version=0),
+        greeting(strange),
+        wire.Update("c", HASH, wire_version="9\n" * 999),  # type: ignore[arg-type]
+    ]
+    found = greet(grid_of(*nodes))
+    assert list(found.refused) == ["a", "node-102", "node-103", "c"] and not found.sites
+    assert all(len(reason) <= 400 and reason.isprintable() for reason in found.refused.values())
+    assert found.refused["a"].startswith("no diskno disk")
+    assert found.refused["node-102"] == "wire version 0, expected 1"
+
+
+def test_a_greeting_brings_no_arrays() -> None:
+    heavy = wire.Update("a", HASH, groups={"head": {"w": np.zeros(9)}}, facts=greeting("a").facts)
+    assert greet(grid_of(heavy)).refused == {"a": "unexpected group 'head'"}

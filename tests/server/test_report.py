@@ -141,13 +141,33 @@ def test_own_models_are_never_called_the_miou_of_a_model(tmp_path: Path) -> None
         "per_class_iou": None,
         "confusion": None,
         "site_accuracy_mean": 0.6,
+        "site_per_class_iou": {"sky": 0.25, "road & <path>": 0.35, "car": None},
     }
     run = make_run(tmp_path, labelled=False, **own, **none)
     page = Page(write_report(run).read_text())
     assert "mean mIoU of 2 sites' own models" in page.words
     assert "own model, mIoU" in page.words
+    assert "mean over the sites' own models" in page.words and "25.0 %" in page.words
+    assert "not in the labels" in page.words and "mean over classes" not in page.words
     assert "toy *" in comparison_text([run])
     assert "30.0" in comparison_text([run])
+
+
+def test_classes_of_own_models_are_compared_as_means_and_marked(tmp_path: Path) -> None:
+    own = {"site_miou": {"a": 0.3}, "site_miou_mean": 0.3, "site_miou_std": 0.0, "site_accuracy_mean": 0.6}
+    seeds = []
+    for seed, sky in ((0, 0.1), (1, 0.3)):
+        means = {"site_per_class_iou": {"sky": sky, "road & <path>": 0.5, "car": None}}
+        seeds.append(make_run(tmp_path, "alone", seed, labelled=False, **own, **means))
+    shared = make_run(tmp_path, "shared")
+    compare([*seeds, shared], tmp_path / "out")
+    markdown = (tmp_path / "out" / "compare.md").read_text()
+    assert "| IoU % | shared | alone * |" in markdown
+    assert "| sky | 50.0 | 20.0 ± 14.1 |" in markdown and "| car | – | – |" in markdown
+    assert "* no whole model is shared: the mean over the sites' own models" in markdown
+    assert "alone *" in Page((tmp_path / "out" / "compare.html").read_text()).words
+    compare(seeds, tmp_path / "alone")
+    assert "| sky | 20.0 ± 14.1 |" in (tmp_path / "alone" / "compare.md").read_text()
 
 
 def test_confusion_shares_by_hand() -> None:

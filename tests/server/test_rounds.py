@@ -384,3 +384,18 @@ def test_a_site_that_keeps_its_own_model_leaves_the_shared_one_to_be_scored(
     assert line["miou"] is not None and "site_miou" not in line
     own = {key.split("/")[1] for key in load_checkpoint(run_dir).extra if key.startswith("site/")}
     assert len(own) == 1
+
+
+def test_sites_that_share_no_whole_model_are_scored_one_by_one(tmp_path: Path, scenes: Path) -> None:
+    settings = {"preset": "fuss-ref", "centroids__share": "head", "rounds": 1}
+    settings |= {"eval__where": "sites", "eval__shard": "eval.jsonl"}
+    on_sites = run(local_grid(SITES), tiny_config(scenes, tmp_path / "sites", SITES, **settings))
+    settings |= {"eval__where": "server"}
+    at_server = run(local_grid(SITES), tiny_config(scenes, tmp_path / "server", SITES, **settings))
+    found, expected = lines(on_sites)[0], lines(at_server)[0]
+    assert found["miou"] is None and "confusion" not in found
+    assert sorted(found["site_miou"]) == [f"site-{i}" for i in range(SITES)]
+    for key in ("site_miou", "site_accuracy", "site_per_class_iou"):
+        assert found[key] == expected[key]
+    record = evaluate_checkpoint(at_server, scenes / "eval.jsonl", site="all")
+    assert record["site_miou"] == expected["site_miou"]

@@ -82,6 +82,21 @@ def test_unscored_model_shows_numbered_clusters(pictures: Path, tmp_path: Path) 
     assert "Nobody named the clusters" in index.read_text()
 
 
+def test_a_sites_own_model_segments_and_an_untrained_one_never(pictures: Path, tmp_path: Path) -> None:
+    apart = write_checkpoint(tmp_path / "apart", SYNTHETIC, [3, -1, 0, 1, 7, 2], sites=2)
+    with pytest.raises(UserError, match="give --site and one of: a, b"):
+        segment(apart, tmp_path / "out", [pictures / "a.png"])
+    assert not (tmp_path / "out").exists()
+    drawn = {}
+    for site in "ab":
+        index = segment(apart, tmp_path / site, [pictures / "a.png"], site=site)
+        assert (
+            f"the model of {site}" in index.read_text() and "Nobody named the clusters" in index.read_text()
+        )
+        drawn[site] = np.asarray(Image.open(tmp_path / site / "labels" / "a.png"))
+    assert len(np.unique(drawn["a"])) > 1 and not np.array_equal(drawn["a"], drawn["b"])
+
+
 def test_whole_picture_is_segmented_even_where_training_looked_at_the_centre(
     pictures: Path, tmp_path: Path
 ) -> None:

@@ -28,9 +28,14 @@ def write_checkpoint(
     classes: ClassTable | None = None,
     mapping: list[int] | None = None,
     weights_hash: str | None = None,
+    sites: int = 0,
     **settings: object,
 ) -> Path:
-    """Write round 1 of a run and return the path of its arrays."""
+    """Write round 1 of a run and return the path of its arrays.
+
+    With ``sites`` the model is not shared: the sites a, b and so on have a head and centroids of their own, and what
+    stands in the place of the shared ones is all alike.
+    """
     given: dict[str, object] = {
         "name": "tiny",
         "model.weights": "random",
@@ -38,22 +43,33 @@ def write_checkpoint(
         "model.width": 97,
         "model.clusters": 6,
         "model.dim": 8,
+        **({"centroids.share": "none"} if sites else {}),
         **settings,
     }
     config = load_config(given)
     backbone = load_backbone(config.model, config.seed, "cpu")
     head = _centred_head(backbone, build_head(backbone.channels, config.model, seed=1))
+    centroids = init_centroids(config.model.clusters, config.model.dim, seed=2)
+    extra: dict[str, np.ndarray] = {}
+    for index in range(sites):
+        own = _centred_head(backbone, build_head(backbone.channels, config.model, seed=10 + index))
+        prefix = f"site/{chr(ord('a') + index)}"
+        extra |= {f"{prefix}/head/{key}": value for key, value in own.items()}
+        extra[f"{prefix}/centroids/centroids"] = np.roll(centroids, index + 1, axis=0)
+    if sites:
+        head, centroids = {key: 0 * value for key, value in head.items()}, np.ones_like(centroids)
     path = checkpoint_path(run_dir, 1)
     checkpoint = Checkpoint(
         round=1,
         head=head,
-        centroids=init_centroids(config.model.clusters, config.model.dim, seed=2),
+        centroids=centroids,
         config=config,
         classes=classes,
         weights_hash=backbone.weights_hash if weights_hash is None else weights_hash,
         channels=backbone.channels,
         grid=backbone.grid,
         mapping=mapping,
+        extra=extra,
     )
     save_checkpoint(path, checkpoint)
     return path
