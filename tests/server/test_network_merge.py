@@ -98,8 +98,15 @@ def test_a_sites_own_statistics_stay_with_it() -> None:
     np.testing.assert_allclose(merged.model_for("b")["mean"], 7.0)
     np.testing.assert_allclose(merged.model["mean"], (3 + 3 * 7) / 4)
     np.testing.assert_allclose(merged.model_for("a")["conv"], 3.0)
-    later = merge(merged, {"b": 8.0}, layout)
-    np.testing.assert_allclose(later.model_for("a")["mean"], 3.0)
+    resumed = NetworkState.from_arrays(merged.model, merged.to_extra())
+    for state in (merged, resumed):
+        later = merge(state, {"b": 8.0}, layout)
+        np.testing.assert_allclose(later.model_for("a")["mean"], 3.0)
+        np.testing.assert_allclose(
+            later.model["mean"], (3 + 3 * 11) / 4
+        )  # the absent site is an owner as before
+    grown = merge(later, {"c": 1.0}, layout)
+    np.testing.assert_allclose(grown.model_for("stranger")["mean"], (3 + 3 * 11 + 2 * 4) / 6)
 
 
 def test_the_order_of_answers_changes_nothing() -> None:
