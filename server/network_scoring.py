@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 
 from common.config import RunConfig
-from common.data.classes import ClassTable, load_table
-from common.data.manifest import Shard, read_shard
+from common.data.classes import ClassTable
+from common.data.manifest import Shard
 from common.data.pairs import entry_pair
 from common.data.views import entry_image
 from common.device import choose_device
@@ -28,7 +28,7 @@ from common.network_evaluate import NetworkEvaluation, evaluate_network, identit
 from common.style import extract_style, style_kind
 from common.wire import Arrays
 from server.network_state import NetworkState
-from server.scoring import Score, known_classes
+from server.scoring import Score, known_classes, scored_shard
 
 PICTURES = 4
 
@@ -36,20 +36,16 @@ PICTURES = 4
 def evaluation_shards(config: RunConfig) -> list[Shard]:
     """Read the manifests that the server scores on; relative paths may start in the shards folder.
 
-    Raises `UserError` where one is missing, has no labels, or two have one name.
+    Raises `UserError` as `scored_shard` does, where one has no labels, and where two have one name.
     """
     if config.eval.where != "server" or not config.eval.shard:
         return []
-    table = load_table(config.eval.classes) if config.eval.classes else None
     shards = []
     for part in config.eval.shard.split(","):
-        path = Path(part.strip())
-        if config.simulation.shards and not path.is_absolute() and not path.is_file():
-            path = Path(config.simulation.shards) / path
-        shard = read_shard(path, config.simulation.data_root or None, table)
+        shard = scored_shard(part.strip(), config)
         if not shard.labelled:
             raise UserError(
-                f"{path} names images without labels; scores of task '{config.task}' need them all."
+                f"{shard.path} names images without labels; scores of task '{config.task}' need them all."
             )
         shards.append(shard)
     names = [shard.name for shard in shards]

@@ -498,6 +498,12 @@ def simulate_labels_without_a_class_table(shop: Workshop) -> Words:
     return shop.simulate(eval__classes="")
 
 
+@row("eval.jsonl has the classes of table 'camvid' but eval.classes is 'crackforest', whose names are others")
+def simulate_scored_labels_of_other_classes(shop: Workshop) -> Words:
+    write_partition(shop, "camvid")
+    return shop.simulate()
+
+
 @row("labels/e-1.png does not exist")
 def simulate_missing_label(shop: Workshop) -> Words:
     (shop.shards / "labels/e-1.png").unlink()
