@@ -223,7 +223,8 @@ class Eval(Section):
         description="labelled manifests, relative to the shards folder, separated by commas; empty: no scores",
     )
     classes: str = Field(
-        "", description="class table, by name or JSON file, of shards without one; empty: that of the shards folder"
+        "",
+        description="class table, by name or JSON file, of shards without one; empty: that of the shards folder",
     )
     every: int = Field(1, ge=0, description="score every so many rounds, and the last; 0: only the last")
     last: int = Field(

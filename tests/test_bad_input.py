@@ -651,6 +651,18 @@ def network_of_sites_with_classes_in_another_order(shop: Workshop) -> Words:
     return words
 
 
+@row("alone in a batch \\(3 images, local.batch = 2\\), a single feature at output stride 32")
+def network_image_of_one_feature_alone_in_a_batch(shop: Workshop) -> Words:
+    return network(shop, local__batch=2)
+
+
+@row("0-0.png is the only image of site-0 and 32 x 24 pixels are a single feature at output stride 32")
+def network_statistics_of_one_small_image(shop: Workshop) -> Words:
+    words = adaptation(shop, network__site_statistics=0.5, network__freeze="batchnorm")
+    shop.write_manifest("site-0", [{"image": "images/0-0.png"}])
+    return words
+
+
 @row("Weights file .*gone.safetensors does not exist")
 def network_missing_weights(shop: Workshop) -> Words:
     return network(shop, network__weights=str(shop.tmp / "gone.safetensors"))
