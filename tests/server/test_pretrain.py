@@ -13,7 +13,7 @@ import torch
 
 from common.checkpoint import Checkpoint, checkpoint_path, save_checkpoint
 from common.config import RunConfig
-from common.data.classes import SYNTHETIC, TABLES
+from common.data.classes import SYNTHETIC, TABLES, ClassTable
 from common.data.pictures import Pictures
 from common.errors import UserError
 from common.losses.reductions import reduce_cross_entropy
@@ -130,7 +130,7 @@ def test_a_relative_source_lies_in_the_shards_folder(scenes: Path, tmp_path: Pat
         source_shard(settings(scenes, tmp_path, source__shard=""))
 
 
-def write(folder: Path, config: RunConfig, classes: int = 8) -> Path:
+def write(folder: Path, config: RunConfig, classes: int = 8, table: ClassTable | None = None) -> Path:
     model = build_network(classes, config.network, 5)
     weights, statistics = network_to_arrays(model)
     saved = Checkpoint(
@@ -138,7 +138,7 @@ def write(folder: Path, config: RunConfig, classes: int = 8) -> Path:
         head=weights | statistics,
         centroids=np.zeros((0, 0), np.float32),
         config=config,
-        classes=None,
+        classes=table,
         weights_hash=network_signature(classes, config.network),
         channels=classes,
         grid=(64, 64),
@@ -170,6 +170,24 @@ def test_a_network_of_another_architecture_is_refused(
     config = settings(scenes, tmp_path, source__checkpoint=str(folder))
     with pytest.raises(UserError, match=words):
         load_pretrained(config, SYNTHETIC)
+
+
+def test_a_network_of_other_classes_of_the_same_number_is_refused(scenes: Path, tmp_path: Path) -> None:
+    names = ("sky", "building", "road", "footway", *SYNTHETIC.names[4:])
+    other = ClassTable("other", names, SYNTHETIC.colours)
+    renamed = ClassTable("renamed", SYNTHETIC.names, SYNTHETIC.colours)
+    config = settings(scenes, tmp_path, source__checkpoint=str(tmp_path / "saved"))
+    write(tmp_path / "saved", settings(scenes, tmp_path), table=other)
+    with pytest.raises(UserError, match=r"calls a class 'footway' \(other\) that the run calls 'pavement'"):
+        load_pretrained(config, SYNTHETIC)
+    write(tmp_path / "saved", settings(scenes, tmp_path), table=renamed)
+    assert load_pretrained(config, SYNTHETIC)
+
+
+def test_networks_that_sites_keep_to_themselves_are_no_start(scenes: Path, tmp_path: Path) -> None:
+    folder = write(tmp_path / "saved", settings(scenes, tmp_path, centroids__share="none"))
+    with pytest.raises(UserError, match=r"centroids\.share = 'none', whose sites have networks of their own"):
+        load_pretrained(settings(scenes, tmp_path, source__checkpoint=str(folder)), SYNTHETIC)
 
 
 def test_pretraining_leaves_the_global_generators_alone(scenes: Path, tmp_path: Path) -> None:
