@@ -55,6 +55,7 @@ class NetworkState:
     that adaptation started from; ``teachers`` the labelling models, by cluster or for everyone, and
     ``averaged`` how many models a running mean has seen. ``memory`` is the server optimiser's. ``weights`` says
     what each site in ``own`` last counted for: its part of the mean, also in rounds in which it is absent.
+    ``trained`` counts the rounds in which a site took steps that were merged.
     """
 
     model: Arrays
@@ -66,6 +67,7 @@ class NetworkState:
     averaged: int = 0
     memory: Arrays = field(default_factory=dict)
     weights: dict[str, float] = field(default_factory=dict)
+    trained: dict[str, int] = field(default_factory=dict)
 
     def cluster_of(self, site: str) -> int | None:
         """Return a site's cluster, None where there are none."""
@@ -91,6 +93,7 @@ class NetworkState:
         extra = {f"pretrained/{key}": value for key, value in self.pretrained.items()}
         extra |= {f"memory/{key}": value for key, value in self.memory.items()}
         extra |= {f"weight/{name}": np.array(value, dtype=np.float64) for name, value in self.weights.items()}
+        extra |= {f"trained/{name}": np.array(count, dtype=np.int64) for name, count in self.trained.items()}
         extra["averaged"] = np.array(self.averaged, dtype=np.int64)
         named = [("cluster", str(key), arrays) for key, arrays in self.clusters.items()]
         named += [("site", name, arrays) for name, arrays in self.own.items()]
@@ -105,7 +108,13 @@ class NetworkState:
     def from_arrays(cls, model: Arrays, extra: Arrays) -> NetworkState:
         """Rebuild what `to_extra` flattened."""
         parts: dict[str, dict[str, Arrays]] = {"cluster": {}, "site": {}, "teacher": {}}
-        flat: dict[str, Arrays] = {"pretrained": {}, "memory": {}, "grouping": {}, "weight": {}}
+        flat: dict[str, Arrays] = {
+            "pretrained": {},
+            "memory": {},
+            "grouping": {},
+            "weight": {},
+            "trained": {},
+        }
         for key, value in extra.items():
             kind, _, rest = key.partition("/")
             if kind in parts:
@@ -123,6 +132,7 @@ class NetworkState:
             averaged=int(extra["averaged"].item()) if "averaged" in extra else 0,  # a file makes it [1]
             memory=flat["memory"],
             weights={name: float(value.item()) for name, value in flat["weight"].items()},
+            trained={name: int(value.item()) for name, value in flat["trained"].items()},
         )
 
     def with_clusters(self, grouping: StyleClusters, layout: Layout) -> NetworkState:

@@ -141,6 +141,7 @@ class NetworkWork:
         options: Options = self.greeting() | {"phase": self.phase(number)}
         if action == wire.STYLE:
             return {}, options
+        options["trained"] = state.trained.get(site, 0)
         groups: wire.Groups = dict(self.layout.split(state.model_for(site)))
         if self.config.task != "adaptation" or action != wire.TRAIN:
             return groups, options
@@ -180,7 +181,12 @@ class NetworkWork:
         for name, update in updates.items():
             self.held[name] = frozenset(str(update.facts.get(HOLDS, "")).split(","))
         merge = merge_statistics if self.phase(number) == STATISTICS else merge_networks
-        return merge(state, updates, weights_of(updates, self.config), self.layout, self.config)
+        state = merge(state, updates, weights_of(updates, self.config), self.layout, self.config)
+        if self.config.measures(number):
+            return state
+        return replace(
+            state, trained=state.trained | {name: state.trained.get(name, 0) + 1 for name in updates}
+        )
 
     def summary(self) -> str:
         """Return network, optimiser and clusters."""
