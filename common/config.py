@@ -304,6 +304,8 @@ class RunConfig(Section):
             )
         if self.network.final_statistics and (conflict := self._final_statistics_conflict()):
             raise ValueError(f"network.final-statistics is true but {conflict}")
+        if self.source.styles and (conflict := self._styles_conflict()):
+            raise ValueError(f"source.styles names styles to pretrain in but {conflict}; leave it empty")
         if self.task == "unsupervised" and self.loss.objective == "spectral":
             if self.model.nonlinear:
                 raise ValueError(
@@ -335,6 +337,15 @@ class RunConfig(Section):
             return "sites keep their statistics to themselves; set it to false, or let them share all"
         if self.network.freeze == "batchnorm":
             return "network.freeze is 'batchnorm', which keeps the statistics received; set one of the two"
+        return None
+
+    def _styles_conflict(self) -> str | None:
+        if self.task != "adaptation":
+            return f"task '{self.task}' does not pretrain"
+        if self.source.checkpoint:
+            return "source.checkpoint names a model that is pretrained already"
+        if self.style.transfer == "none":
+            return "style.transfer is 'none', which leaves the source as it is"
         return None
 
     def measures(self, number: int) -> bool:

@@ -16,6 +16,7 @@ from common.data.manifest import Shard, read_shard
 from common.data.views import entry_size
 from common.errors import UserError
 from common.style import half_sizes
+from common.style_bank import StyleBank
 from server.network_scoring import evaluation_shards
 from server.network_work import NetworkWork
 from server.pretrain import load_pretrained, source_shard
@@ -142,6 +143,10 @@ def check_source(config: RunConfig, table: ClassTable) -> None:
     check_features(
         shard, config.transforms, config.network.output_stride, config.source.batch, "source.batch"
     )
+    if config.source.styles:
+        StyleBank.load(config.source.styles, config.style).restyle(
+            config.style
+        )  # one that is empty is refused too
     if config.style.transfer in ("fourier", "spectra"):
         check_window(shard, config)
 

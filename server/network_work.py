@@ -18,6 +18,7 @@ from common.errors import UserError
 from common.losses.reductions import crucial_classes
 from common.models.deeplab import build_network, network_signature, network_to_arrays
 from common.models.scopes import cluster_keys, site_keys
+from common.style_bank import StyleBank
 from server.merge import weights_of
 from server.network_merge import merge_networks
 from server.network_settings import refuse_conflicts, refuse_other_form
@@ -99,7 +100,9 @@ class NetworkWork:
         if self.config.task == "adaptation":
             from server.pretrain import pretrained_model
 
-            model = pretrained_model(self.config, self.classes, state.model, styles, run_dir)
+            kept = self.config.source.styles
+            bank = StyleBank.load(kept, self.config.style) if kept else styles
+            model = pretrained_model(self.config, self.classes, state.model, bank, run_dir)
             state = replace(state, model=model, pretrained=model)
         if styles is not None and self.config.clusters.layers != "none":
             state = replace(state, grouping=group_sites(styles, self.config, run_dir))

@@ -22,7 +22,9 @@ from common.network_training import train_steps
 from common.style import extract_style
 from common.style_bank import StyleBank
 from common.wire import Arrays
+from server.network_work import NetworkWork
 from server.pretrain import STYLES_PICTURE, load_pretrained, pretrained_model, source_shard
+from server.styles import wants_styles
 from tests.support.federation import network_config
 from tests.support.small_network import small_network
 
@@ -91,6 +93,25 @@ def test_source_images_take_on_the_styles_of_sites(scenes: Path, tmp_path: Path)
     plain = settings(scenes, tmp_path)
     assert not same(found, pretrained_model(plain, SYNTHETIC, start(plain), None, tmp_path))
     assert (tmp_path / "pictures" / STYLES_PICTURE).is_file()
+
+
+def test_styles_of_an_earlier_run_are_taken_instead_of_asking(scenes: Path, tmp_path: Path) -> None:
+    config = settings(scenes, tmp_path, style__transfer="fourier")
+    bank = StyleBank.of(
+        config.style, {"night": extract_style(np.full((64, 64, 3), 20, np.uint8), config.style)}
+    )
+    bank.save(tmp_path / "kept.safetensors")
+    kept = {"style__transfer": "fourier", "source__styles": str(tmp_path / "kept.safetensors")}
+    work = NetworkWork.of(settings(scenes, tmp_path, **kept), SYNTHETIC)
+
+    def ask(*_: object) -> Any:
+        raise AssertionError("a site was asked for its style")
+
+    state = work.prepare(work.initial(0), ask, ["site-0"], tmp_path)
+    assert same(state.pretrained, by_hand(config, scenes, bank, 2))
+    assert wants_styles(config)
+    grouped = {"clusters__layers": "bn", "clusters__exact": 2}
+    assert wants_styles(settings(scenes, tmp_path, **kept, **grouped))  # who is like whom is another question
 
 
 def test_a_bank_that_only_clusters_changes_no_picture(scenes: Path, tmp_path: Path) -> None:
