@@ -64,6 +64,14 @@ class Split:
             chosen = [replace(entry, view=view) for entry in chosen for view in self.dataset.views]
         return chosen if self.keeps_labels else [replace(entry, label=None) for entry in chosen]
 
+    def evaluation(self, name: str) -> list[Entry]:
+        """Return the lines of an evaluation manifest; those of `TRAIN_EVAL` say which site trains on the image."""
+        entries = self.dataset.evaluation[name]
+        if name != TRAIN_EVAL:
+            return entries
+        owner = {entry.image: site for i, site in enumerate(self.names()) for entry in self.photos(i)}
+        return [replace(entry, site=owner.get(entry.image)) for entry in entries]
+
     @property
     def keeps_labels(self) -> bool:
         """Whether label paths stand in the site manifests."""
@@ -294,7 +302,7 @@ def write(split: Split, folder: Path, final: Path) -> None:
     """Write manifests, ``partition.json`` and ``split.png`` into ``folder``, which will become ``final``."""
     for i, name in enumerate(split.names()):
         write_manifest(folder / f"{name}.jsonl", split.entries(i))
-    for name, entries in split.dataset.evaluation.items():
-        write_manifest(folder / f"{name}.jsonl", entries)
+    for name in split.dataset.evaluation:
+        write_manifest(folder / f"{name}.jsonl", split.evaluation(name))
     write_partition(folder, split.partition(), final)
     draw(split).save(folder / "split.png", optimize=True)  # type: ignore[attr-defined]

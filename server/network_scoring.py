@@ -16,7 +16,7 @@ import numpy as np
 
 from common.config import RunConfig
 from common.data.classes import ClassTable
-from common.data.manifest import Shard
+from common.data.manifest import Shard, natural_key
 from common.data.pairs import entry_pair
 from common.data.views import entry_image
 from common.device import choose_device
@@ -68,7 +68,7 @@ def network_score(confusion: Confusion, table: ClassTable) -> Score:
 
 
 def set_fields(found: NetworkEvaluation, table: ClassTable) -> dict[str, Any]:
-    """Return the record of one test set: its qualities, and the spread over its known domains."""
+    """Return the record of one test set: its qualities, and the spread over its known domains and sites."""
     score = network_score(found.confusion, table)
     record: dict[str, Any] = {
         "accuracy": score.accuracy,
@@ -76,17 +76,16 @@ def set_fields(found: NetworkEvaluation, table: ClassTable) -> dict[str, Any]:
         "per_class_iou": score.per_class_iou,
         "images": found.num_images,
     }
-    if len(found.domains) > 1:
-        by_domain = {
-            name: network_score(counts, table).miou for name, counts in sorted(found.domains.items())
-        }
-        values = [value for value in by_domain.values() if value is not None]  # None: all of it is ignored
-        record["domain_miou"] = by_domain
-        if values:
-            record |= {
-                "domain_miou_mean": statistics.mean(values),
-                "domain_miou_std": statistics.pstdev(values),
-            }
+    for kind, parts in (("domain", found.domains), ("site", found.sites)):
+        if len(parts) > 1:
+            each = {name: network_score(parts[name], table).miou for name in sorted(parts, key=natural_key)}
+            values = [value for value in each.values() if value is not None]  # None: all of it is ignored
+            record[f"{kind}_miou"] = each
+            if values:
+                record |= {
+                    f"{kind}_miou_mean": statistics.mean(values),
+                    f"{kind}_miou_std": statistics.pstdev(values),
+                }
     return record
 
 
