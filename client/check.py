@@ -20,7 +20,7 @@ from client.check_network import (
     shake_hands,
 )
 from client.site import SiteConfig
-from common.batch_sizes import check_batch_sizes
+from common.batch_sizes import check_batches
 from common.command import progress_line
 from common.config import RunConfig
 from common.data.check import check_shard
@@ -163,7 +163,7 @@ def _many_faults(name: str, faults: list[str], total: int) -> Finding:
 def check_size(shard: Shard, config: RunConfig) -> str:
     """Compare number and sizes of images with what a training step needs."""
     if config.task != "unsupervised":
-        check_batch_sizes(shard, config.transforms, config.local.batch)
+        check_batches(shard, config)
         return f"{count_text(len(shard), 'image')} can be stacked for task '{config.task}'"
     check_shard_size(len(shard), shard.name, config)
     return f"{count_text(len(shard), 'image')} are enough for {config.loss.objective} training"

@@ -205,7 +205,7 @@ def answer_train(task: wire.Task, settings: RunConfig, site: SiteConfig) -> wire
     pictures = Pictures(
         shard,
         settings.transforms,
-        (settings.seed, site.name),  # and the epoch: a round goes on where the one before it stopped
+        (settings.seed, site.name),  # and the epoch
         supervised,
         shard.classes if supervised else None,
         device=device,
@@ -214,7 +214,9 @@ def answer_train(task: wire.Task, settings: RunConfig, site: SiteConfig) -> wire
     network = received_network(task, settings, device)
     per_epoch = math.ceil(len(pictures) / settings.local.batch)
     schedule = schedule_of(task, settings, site, per_epoch)
-    batches = pictures.batches(schedule.steps, settings.local.batch, skip=schedule.first_step)
+    # a site goes on where its own last round stopped, which the server counts: its memory survives a resumed run
+    skip = int(task.options.get("trained", 0)) * schedule.steps
+    batches = pictures.batches(schedule.steps, settings.local.batch, skip=skip)
     measuring = settings.measures(task.round)
     teachers = Teachers(None, None, ()) if supervised else collect_teachers(task, settings, site, device)
     if measuring:

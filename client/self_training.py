@@ -3,8 +3,8 @@
 A teacher labels the pixels of a batch, and only those of which it is sure count (Shenaj et al., WACV 2023, after
 class-balanced self-training). The teacher sees the very pixels that the student sees, as published, or, with
 ``teacher.view`` "plain", the same cut in its own colours while the student's are changed: what is easy for the one
-is a lesson for the other (Sohn et al., FixMatch, 2020). Padding and turned corners are no part of the image and are
-never believed.
+is a lesson for the other (Sohn et al., FixMatch, 2020). Padding and turned corners are no part of the image: they
+are never believed and count in no share or mean of pixels but ``kept`` and what is divided by all pixels.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class AdaptationLoss:
             distilled = distillation_loss(logits, first, settings.distill_alpha, mask)
             terms["distillation"] = settings.distill_weight * distilled
         if settings.entropy_weight:
-            terms["entropy"] = settings.entropy_weight * entropy_loss(logits)
+            terms["entropy"] = settings.entropy_weight * entropy_loss(logits, batch.valid)
         for name, term in terms.items():
             self.sums[name] += term.item()
         self.sums["kept"] += (labels != IGNORE).float().mean().item()
@@ -69,8 +69,7 @@ class AdaptationLoss:
     def believed(self, logits: Tensor, batch: Batch) -> Tensor:
         """Return the labels of sure pixels, int64 [B, H, W], 255 elsewhere."""
         settings = self.config.teacher
-        labels = kept_pixels(logits, settings.confidence, settings.fraction)
-        return labels if batch.valid is None else torch.where(batch.valid, labels, IGNORE)
+        return kept_pixels(logits, settings.confidence, settings.fraction, batch.valid)
 
     @torch.no_grad()
     def logits(self, network: nn.Module, images: Tensor) -> Tensor:

@@ -1,11 +1,57 @@
-"""Will the images of a shard have one size in a batch, asked before anything is trained?"""
+"""Will the images of a shard make batches that a network can take, asked before anything is trained?
+
+They need one size, and no batch may be a single feature: batch norm divides by its deviation.
+"""
 
 from __future__ import annotations
 
+from common.config import RunConfig
 from common.config_network import Transforms
 from common.data.manifest import Shard
 from common.data.views import entry_size
 from common.errors import UserError
+
+
+def check_features(
+    shard: Shard, transforms: Transforms, stride: int, batch: int, key: str = "local.batch"
+) -> None:
+    """Raise `UserError` where an image that is alone in its batch is no larger than one cell of the features.
+
+    stride: pixels a cell. batch: images in a step; the last one of an epoch takes what is left. key: the setting
+    that says so. Not for batch norms that stay as received (``network.freeze`` "batchnorm").
+    """
+    if batch > 1 and len(shard) % batch != 1:
+        return
+    height, width = transforms.height, transforms.width
+    cut = transforms.crop != "none"
+    for index in range(1 if cut or transforms.resize_height else len(shard)):
+        if not cut:
+            size = (transforms.resize_height, transforms.resize_width)
+            height, width = (
+                max(1, round(side * transforms.scale_min))
+                for side in (size if size[0] else entry_size(shard, index))
+            )
+        if max(height, width) <= stride:
+            raise UserError(
+                f"{shard.image_path(index)} would be trained on at {width} x {height} pixels and alone in a batch "
+                f"({len(shard)} images, {key} = {batch}), a single feature at output stride {stride}, on which batch "
+                f"norm cannot train; give larger images, or another {key}."
+            )
+
+
+def check_lone_image(shard: Shard, transforms: Transforms, stride: int) -> None:
+    """Raise `UserError` where batch norm statistics would be measured on a single feature: one small image."""
+    height, width = transforms.eval_height, transforms.eval_width
+    if len(shard) > 1:
+        return  # batches are of nearly equal size
+    if not height:
+        height, width = entry_size(shard, 0)
+    if max(height, width) <= stride:
+        raise UserError(
+            f"{shard.image_path(0)} is the only image of {shard.name} and {width} x {height} pixels are a single "
+            f"feature at output stride {stride}, of which network.site-statistics and final-statistics can measure "
+            "no variance; set transforms.eval-height and eval-width, or leave the site out."
+        )
 
 
 def check_batch_sizes(shard: Shard, transforms: Transforms, batch: int, key: str = "local.batch") -> None:
@@ -32,3 +78,13 @@ def check_batch_sizes(shard: Shard, transforms: Transforms, batch: int, key: str
                 f"{first[1]} x {first[0]}, but transforms.crop is 'none' and a batch needs one size; {advice}, or "
                 "transforms.resize-height and resize-width."
             )
+
+
+def check_batches(shard: Shard, config: RunConfig) -> None:
+    """Ask all of the above for a site of a run; raises `UserError`."""
+    check_batch_sizes(shard, config.transforms, config.local.batch)
+    stride = config.network.output_stride
+    if config.network.freeze != "batchnorm":
+        check_features(shard, config.transforms, stride, config.local.batch)
+    if config.network.site_statistics or config.network.final_statistics:
+        check_lone_image(shard, config.transforms, stride)

@@ -235,7 +235,10 @@ class Eval(Section):
         "",
         description="labelled manifests, relative to the shards folder, separated by commas; empty: no scores",
     )
-    classes: str = Field("", description="class table by name or JSON file; empty: that of the shards folder")
+    classes: str = Field(
+        "",
+        description="class table, by name or JSON file, of shards without one; empty: that of the shards folder",
+    )
     every: int = Field(1, ge=0, description="score every so many rounds, and the last; 0: only the last")
     last: int = Field(
         5, ge=1, description="a report tells mean and deviation of this many last scored rounds"
@@ -319,6 +322,8 @@ class RunConfig(Section):
             raise ValueError(f"network.final-statistics is true but {conflict}")
         if conflict := unsupervised_conflict(self):
             raise ValueError(conflict)
+        if self.source.styles and (conflict := self._styles_conflict()):
+            raise ValueError(f"source.styles names styles to pretrain in but {conflict}; leave it empty")
         return self
 
     def _final_statistics_conflict(self) -> str | None:
@@ -330,6 +335,15 @@ class RunConfig(Section):
             return "sites keep their statistics to themselves; set it to false, or let them share all"
         if self.network.freeze == "batchnorm":
             return "network.freeze is 'batchnorm', which keeps the statistics received; set one of the two"
+        return None
+
+    def _styles_conflict(self) -> str | None:
+        if self.task != "adaptation":
+            return f"task '{self.task}' does not pretrain"
+        if self.source.checkpoint:
+            return "source.checkpoint names a model that is pretrained already"
+        if self.style.transfer == "none":
+            return "style.transfer is 'none', which leaves the source as it is"
         return None
 
     def measures(self, number: int) -> bool:

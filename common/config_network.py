@@ -217,6 +217,7 @@ class Source(Section):
     shard: str = Field("", description="labelled manifest, relative to the shards folder")
     data_root: str = Field("", description="folder of its paths; empty: as for the sites")
     checkpoint: str = Field("", description="a pretrained model to start from; empty: pretrain first")
+    styles: str = Field("", description="styles.safetensors of an earlier run; empty: the sites are asked")
     steps: int = Field(0, ge=0, description="optimiser steps of pretraining; 0: count epochs")
     epochs: int = Field(10, ge=1, description="passes over the source, where steps is 0")
     batch: int = Field(16, ge=1, description="images per step")

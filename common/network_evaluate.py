@@ -1,7 +1,7 @@
 """How good is a whole network on a labelled shard?
 
 One confusion matrix over all pixels, rows predicted and columns true, summed over images: never a mean of
-scores of images. The same counts are kept by domain, so that the spread over known domains can be told.
+scores of images. The same counts are kept by domain and by site, so that the spread over them can be told.
 """
 
 from __future__ import annotations
@@ -28,10 +28,11 @@ Bytes = npt.NDArray[np.uint8]
 
 @dataclass
 class NetworkEvaluation:
-    """Counts [C, C] of a shard, of each of its domains, and predictions of the images asked for, by index."""
+    """Counts [C, C] of a shard, of its known domains and sites, and predictions of images asked for, by index."""
 
     confusion: Confusion
     domains: dict[str, Confusion] = field(default_factory=dict)
+    sites: dict[str, Confusion] = field(default_factory=dict)
     predictions: dict[int, Bytes] = field(default_factory=dict)
     num_images: int = 0
 
@@ -139,10 +140,11 @@ def count_agreement(
         image, label = entry_pair(shard, index, table)
         predicted = predict(index, image)
         found.confusion.update(predicted, label)
-        domain = shard.entries[index].domain
-        if domain is not None:
-            counts = found.domains.setdefault(domain, Confusion(table.num_classes, table.num_classes))
-            counts.update(predicted, label)
+        entry = shard.entries[index]
+        for parts, name in ((found.domains, entry.domain), (found.sites, entry.site)):
+            if name is not None:
+                counts = parts.setdefault(name, Confusion(table.num_classes, table.num_classes))
+                counts.update(predicted, label)
         if index in keep:
             found.predictions[index] = predicted
         found.num_images += 1

@@ -7,6 +7,7 @@ cut into several files of a folder. Flat: ``{id: [name, ...]}``. Text: one name 
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,13 +34,18 @@ Clients = dict[str, list[Sample]]
 
 
 def read_names(path: Path) -> list[str]:
-    """Return the lines of a text list without blank ones; `UserError` where there are none."""
+    """Return the lines of a text list without blank ones; `UserError` where there are none, or two are equal."""
     try:
         names = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"The list {path} cannot be read ({error}); expected one image per line.") from None
+        raise UserError(
+            f"The list {path} cannot be read ({error}); expected one image name per line."
+        ) from None
     if not names:
         raise UserError(f"The list {path} names no image; expected one per line.")
+    repeated = next((name for name, count in Counter(names).items() if count > 1), None)
+    if repeated is not None:
+        raise UserError(f"The list {path} names {repeated!r} more than once; keep one of the lines.")
     return names
 
 

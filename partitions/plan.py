@@ -15,7 +15,7 @@ from common.data.manifest import REPAIR_SIZES, Entry, Partition, Shard, write_ma
 from common.errors import UserError
 from partitions.picture import Row, draw_split
 from partitions.rules import by_domain, characteristic_class, check_sites, dirichlet, iid
-from partitions.sources.base import Dataset, Progress
+from partitions.sources.base import TRAIN_EVAL, Dataset, Progress
 
 Histograms = npt.NDArray[np.int64]
 NO_DOMAIN = "(none)"
@@ -63,6 +63,14 @@ class Split:
         if self.dataset.views:
             chosen = [replace(entry, view=view) for entry in chosen for view in self.dataset.views]
         return chosen if self.keeps_labels else [replace(entry, label=None) for entry in chosen]
+
+    def evaluation(self, name: str) -> list[Entry]:
+        """Return the lines of an evaluation manifest; those of `TRAIN_EVAL` say which site trains on the image."""
+        entries = self.dataset.evaluation[name]
+        if name != TRAIN_EVAL:
+            return entries
+        owner = {entry.image: site for i, site in enumerate(self.names()) for entry in self.photos(i)}
+        return [replace(entry, site=owner.get(entry.image)) for entry in entries]
 
     @property
     def keeps_labels(self) -> bool:
@@ -115,7 +123,7 @@ def _labelled(entries: Sequence[Entry]) -> bool:
 
 @dataclass
 class _Inspector:
-    """Decodes images and labels, each once: training images may be evaluation images too."""
+    """Decodes images and labels, each once: those of `TRAIN_EVAL` are training images too."""
 
     data: Dataset
     skip: bool
@@ -189,11 +197,33 @@ def _assign(data: Dataset, histograms: Histograms | None, request: Request) -> l
     return dirichlet(groups, request.sites, request.alpha, request.seed)
 
 
+def check_apart(data: Dataset) -> None:
+    """Refuse an image that has two roles: trained on and scored, or twice in one list.
+
+    The manifest `TRAIN_EVAL` is the exception: it is there to be the images trained on.
+    """
+    trained = {entry.image for entry in data.images}
+    for name, entries in {"the training images": data.images, **data.evaluation}.items():
+        seen: set[str] = set()
+        for entry in entries:
+            if entry.image in seen:
+                raise UserError(
+                    f"The image {entry.image!r} of {data.name} stands in {name} more than once; name it once."
+                )
+            seen.add(entry.image)
+        both = sorted(trained & seen) if name in data.evaluation and name != TRAIN_EVAL else []
+        if both:
+            raise UserError(
+                f"The lists train on {both[0]!r} and score it in {name}; an image has one role, so restore the lists."
+            )
+
+
 def plan(data: Dataset, request: Request, progress: Progress | None = None) -> Split:
     """Check the files of ``data`` and divide them; nothing is written.
 
     Raises `UserError` for files that cannot be used and for a request that cannot be met.
     """
+    check_apart(data)
     if request.sites is not None:
         check_sites(request.sites, len(data.images))
     images = data.images
@@ -272,7 +302,7 @@ def write(split: Split, folder: Path, final: Path) -> None:
     """Write manifests, ``partition.json`` and ``split.png`` into ``folder``, which will become ``final``."""
     for i, name in enumerate(split.names()):
         write_manifest(folder / f"{name}.jsonl", split.entries(i))
-    for name, entries in split.dataset.evaluation.items():
-        write_manifest(folder / f"{name}.jsonl", entries)
+    for name in split.dataset.evaluation:
+        write_manifest(folder / f"{name}.jsonl", split.evaluation(name))
     write_partition(folder, split.partition(), final)
     draw(split).save(folder / "split.png", optimize=True)  # type: ignore[attr-defined]

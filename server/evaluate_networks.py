@@ -29,8 +29,9 @@ def evaluate_network_checkpoint(
 ) -> dict[str, Any]:
     """Return the quality fields of a network's record: one confusion, nothing matched.
 
-    Beside the fields that every checkpoint has stand those of known domains (``domain_miou*``, where there are
-    several) and ``cluster``: which network segmented, with ``cluster_images`` where style decided.
+    Beside the fields that every checkpoint has stand those of known domains and sites (``domain_miou*`` and
+    ``site_miou*``, where there are several) and ``cluster``: which network segmented, with
+    ``cluster_images`` where style decided.
 
     Raises:
         UserError: an image without a label, another class table, a cluster that the run does not have.
@@ -64,7 +65,7 @@ def evaluate_network_checkpoint(
     }
     if predictor.choice == "nearest":
         record["cluster_images"] = {str(k): n for k, n in sorted(predictor.images.items())}
-    return record | {key: value for key, value in fields.items() if key.startswith("domain_")}
+    return record | {key: value for key, value in fields.items() if key.startswith(("domain_", "site_"))}
 
 
 def shared_classes(saved: Checkpoint, where: str, shard: Shard) -> ClassTable:
@@ -101,9 +102,11 @@ def network_lines(record: dict[str, Any]) -> list[str]:
         lines.append(f"  each image by the network of the nearest style cluster ({shares})")
     elif record.get("cluster") != "global":
         lines.append(f"  all images by the network of style cluster {record['cluster']}")
-    if record.get("domain_miou"):
-        mean, spread = 100 * record["domain_miou_mean"], 100 * record["domain_miou_std"]
-        lines.append(f"  mIoU by domain: mean {mean:.1f} %, deviation {spread:.1f} %")
-        width = max(len(name) for name in record["domain_miou"])
-        lines += [f"    {name:<{width}}  {100 * v:5.1f} %" for name, v in record["domain_miou"].items()]
+    for kind in ("domain", "site"):
+        each = {name: value for name, value in record.get(f"{kind}_miou", {}).items() if value is not None}
+        if each:
+            mean, spread = 100 * record[f"{kind}_miou_mean"], 100 * record[f"{kind}_miou_std"]
+            lines.append(f"  mIoU by {kind}: mean {mean:.1f} %, deviation {spread:.1f} %")
+            width = max(map(len, each))
+            lines += [f"    {name:<{width}}  {100 * value:5.1f} %" for name, value in each.items()]
     return lines

@@ -3,7 +3,8 @@
 Shared names: the rule of the settings over all sites, then the server optimiser on parameters; running
 statistics are averaged and nothing else. A cluster's own names: the mean over its sites that answered; a
 cluster nobody answered for keeps its own (the published code resets it to the shared network). A site's own
-names: as it sent them, kept on its behalf so that the run can be scored and resumed. Where all names are sites'
+names: as it sent them, kept on its behalf so that the run can be scored and resumed; the shared network has
+their mean over all sites that ever answered, not over those of the last round. Where all names are sites'
 own, training is local only, and the shared network stays where it started.
 """
 
@@ -42,15 +43,17 @@ def merge_networks(
                 clusters[cluster] = ordered_mean(only(members, clustered), weights)
         # the shared values of clusters' names: every cluster counts once (LADD's rule), absent ones as they are
         model |= ordered_mean({str(cluster): arrays for cluster, arrays in clusters.items()})
-    own = dict(state.own)
+    own, counts = dict(state.own), dict(state.weights)
     if layout.site:
         mine = only(sent, layout.site)
         own |= {
             name: {key: np.array(value) for key, value in arrays.items()} for name, arrays in mine.items()
         }
         if not layout.local_only:
-            model |= ordered_mean(mine, weights)
-    return replace(state, model=model, clusters=clusters, own=own, memory=memory)
+            counts |= {name: weights[name] for name in mine}
+            # a checkpoint of an earlier release does not say what a site counts for until it answers again
+            model |= ordered_mean({name: own[name] for name in counts}, counts)
+    return replace(state, model=model, clusters=clusters, own=own, memory=memory, weights=counts)
 
 
 def merge_shared(

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from common.batch_sizes import check_batch_sizes
+from common.batch_sizes import check_batch_sizes, check_batches, check_features
 from common.checkpoint import load_checkpoint
 from common.command import progress_line
 from common.config import RunConfig
@@ -16,6 +16,7 @@ from common.data.manifest import Shard, read_shard
 from common.data.views import entry_size
 from common.errors import UserError
 from common.style import half_sizes
+from common.style_bank import StyleBank
 from server.network_scoring import evaluation_shards
 from server.network_work import NetworkWork
 from server.pretrain import load_pretrained, source_shard
@@ -38,7 +39,7 @@ def check_network_run(config: RunConfig, shards: list[Shard]) -> None:
         if supervised:
             check_labelled(shard, table, "task 'supervised' trains with labels")
         check_pictures(shard, labels=supervised)
-        check_batch_sizes(shard, config.transforms, config.local.batch)
+        check_batches(shard, config)
     if config.task == "adaptation":
         check_source(config, table)
     for shard in scored_shards(config, [shard.name for shard in shards]):
@@ -139,6 +140,13 @@ def check_source(config: RunConfig, table: ClassTable) -> None:
     check_labelled(shard, table, "a source is trained on with labels")
     check_pictures(shard, labels=True)
     check_batch_sizes(shard, config.transforms, config.source.batch, "source.batch")
+    check_features(
+        shard, config.transforms, config.network.output_stride, config.source.batch, "source.batch"
+    )
+    if config.source.styles:
+        StyleBank.load(config.source.styles, config.style).restyle(
+            config.style
+        )  # one that is empty is refused too
     if config.style.transfer in ("fourier", "spectra"):
         check_window(shard, config)
 

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 
 from common.config import RunConfig
-from common.data.classes import ClassTable, load_table
-from common.data.manifest import Shard, read_shard
+from common.data.classes import ClassTable
+from common.data.manifest import Shard, natural_key
 from common.data.pairs import entry_pair
 from common.data.views import entry_image
 from common.device import choose_device
@@ -28,7 +28,7 @@ from common.network_evaluate import NetworkEvaluation, evaluate_network, identit
 from common.style import extract_style, style_kind
 from common.wire import Arrays
 from server.network_state import NetworkState
-from server.scoring import Score, known_classes
+from server.scoring import Score, known_classes, scored_shard
 
 PICTURES = 4
 
@@ -36,20 +36,16 @@ PICTURES = 4
 def evaluation_shards(config: RunConfig) -> list[Shard]:
     """Read the manifests that the server scores on; relative paths may start in the shards folder.
 
-    Raises `UserError` where one is missing, has no labels, or two have one name.
+    Raises `UserError` as `scored_shard` does, where one has no labels, and where two have one name.
     """
     if config.eval.where != "server" or not config.eval.shard:
         return []
-    table = load_table(config.eval.classes) if config.eval.classes else None
     shards = []
     for part in config.eval.shard.split(","):
-        path = Path(part.strip())
-        if config.simulation.shards and not path.is_absolute() and not path.is_file():
-            path = Path(config.simulation.shards) / path
-        shard = read_shard(path, config.simulation.data_root or None, table)
+        shard = scored_shard(part.strip(), config)
         if not shard.labelled:
             raise UserError(
-                f"{path} names images without labels; scores of task '{config.task}' need them all."
+                f"{shard.path} names images without labels; scores of task '{config.task}' need them all."
             )
         shards.append(shard)
     names = [shard.name for shard in shards]
@@ -72,7 +68,7 @@ def network_score(confusion: Confusion, table: ClassTable) -> Score:
 
 
 def set_fields(found: NetworkEvaluation, table: ClassTable) -> dict[str, Any]:
-    """Return the record of one test set: its qualities, and the spread over its known domains."""
+    """Return the record of one test set: its qualities, and the spread over its known domains and sites."""
     score = network_score(found.confusion, table)
     record: dict[str, Any] = {
         "accuracy": score.accuracy,
@@ -80,17 +76,16 @@ def set_fields(found: NetworkEvaluation, table: ClassTable) -> dict[str, Any]:
         "per_class_iou": score.per_class_iou,
         "images": found.num_images,
     }
-    if len(found.domains) > 1:
-        by_domain = {
-            name: network_score(counts, table).miou for name, counts in sorted(found.domains.items())
-        }
-        values = [value for value in by_domain.values() if value is not None]  # None: all of it is ignored
-        record["domain_miou"] = by_domain
-        if values:
-            record |= {
-                "domain_miou_mean": statistics.mean(values),
-                "domain_miou_std": statistics.pstdev(values),
-            }
+    for kind, parts in (("domain", found.domains), ("site", found.sites)):
+        if len(parts) > 1:
+            each = {name: network_score(parts[name], table).miou for name in sorted(parts, key=natural_key)}
+            values = [value for value in each.values() if value is not None]  # None: all of it is ignored
+            record[f"{kind}_miou"] = each
+            if values:
+                record |= {
+                    f"{kind}_miou_mean": statistics.mean(values),
+                    f"{kind}_miou_std": statistics.pstdev(values),
+                }
     return record
 
 

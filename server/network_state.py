@@ -53,7 +53,9 @@ class NetworkState:
     ``model`` is the flat network (float32, by name). ``clusters`` and ``own`` hold the names that clusters and
     sites have for themselves. ``grouping`` says which site is in which cluster. ``pretrained`` is the model
     that adaptation started from; ``teachers`` the labelling models, by cluster or for everyone, and
-    ``averaged`` how many models a running mean has seen. ``memory`` is the server optimiser's.
+    ``averaged`` how many models a running mean has seen. ``memory`` is the server optimiser's. ``weights`` says
+    what each site in ``own`` last counted for: its part of the mean, also in rounds in which it is absent.
+    ``trained`` counts the rounds in which a site took steps that were merged.
     """
 
     model: Arrays
@@ -64,6 +66,8 @@ class NetworkState:
     teachers: dict[str, Arrays] = field(default_factory=dict)
     averaged: int = 0
     memory: Arrays = field(default_factory=dict)
+    weights: dict[str, float] = field(default_factory=dict)
+    trained: dict[str, int] = field(default_factory=dict)
 
     def cluster_of(self, site: str) -> int | None:
         """Return a site's cluster, None where there are none."""
@@ -88,6 +92,8 @@ class NetworkState:
         """Flatten everything but the shared network for a checkpoint."""
         extra = {f"pretrained/{key}": value for key, value in self.pretrained.items()}
         extra |= {f"memory/{key}": value for key, value in self.memory.items()}
+        extra |= {f"weight/{name}": np.array(value, dtype=np.float64) for name, value in self.weights.items()}
+        extra |= {f"trained/{name}": np.array(count, dtype=np.int64) for name, count in self.trained.items()}
         extra["averaged"] = np.array(self.averaged, dtype=np.int64)
         named = [("cluster", str(key), arrays) for key, arrays in self.clusters.items()]
         named += [("site", name, arrays) for name, arrays in self.own.items()]
@@ -102,7 +108,13 @@ class NetworkState:
     def from_arrays(cls, model: Arrays, extra: Arrays) -> NetworkState:
         """Rebuild what `to_extra` flattened."""
         parts: dict[str, dict[str, Arrays]] = {"cluster": {}, "site": {}, "teacher": {}}
-        flat: dict[str, Arrays] = {"pretrained": {}, "memory": {}, "grouping": {}}
+        flat: dict[str, Arrays] = {
+            "pretrained": {},
+            "memory": {},
+            "grouping": {},
+            "weight": {},
+            "trained": {},
+        }
         for key, value in extra.items():
             kind, _, rest = key.partition("/")
             if kind in parts:
@@ -119,6 +131,8 @@ class NetworkState:
             teachers=parts["teacher"],
             averaged=int(extra["averaged"].item()) if "averaged" in extra else 0,  # a file makes it [1]
             memory=flat["memory"],
+            weights={name: float(value.item()) for name, value in flat["weight"].items()},
+            trained={name: int(value.item()) for name, value in flat["trained"].items()},
         )
 
     def with_clusters(self, grouping: StyleClusters, layout: Layout) -> NetworkState:

@@ -18,6 +18,7 @@ from common.errors import UserError
 from common.losses.reductions import crucial_classes
 from common.models.deeplab import build_network, network_signature, network_to_arrays
 from common.models.scopes import cluster_keys, site_keys
+from common.style_bank import StyleBank
 from server.merge import weights_of
 from server.network_merge import merge_networks
 from server.network_settings import refuse_conflicts, refuse_other_form
@@ -99,7 +100,9 @@ class NetworkWork:
         if self.config.task == "adaptation":
             from server.pretrain import pretrained_model
 
-            model = pretrained_model(self.config, self.classes, state.model, styles, run_dir)
+            kept = self.config.source.styles
+            bank = StyleBank.load(kept, self.config.style) if kept else styles
+            model = pretrained_model(self.config, self.classes, state.model, bank, run_dir)
             state = replace(state, model=model, pretrained=model)
         if styles is not None and self.config.clusters.layers != "none":
             state = replace(state, grouping=group_sites(styles, self.config, run_dir))
@@ -141,6 +144,7 @@ class NetworkWork:
         options: Options = self.greeting() | {"phase": self.phase(number)}
         if action == wire.STYLE:
             return {}, options
+        options["trained"] = state.trained.get(site, 0)
         groups: wire.Groups = dict(self.layout.split(state.model_for(site)))
         if self.config.task != "adaptation" or action != wire.TRAIN:
             return groups, options
@@ -180,7 +184,12 @@ class NetworkWork:
         for name, update in updates.items():
             self.held[name] = frozenset(str(update.facts.get(HOLDS, "")).split(","))
         merge = merge_statistics if self.phase(number) == STATISTICS else merge_networks
-        return merge(state, updates, weights_of(updates, self.config), self.layout, self.config)
+        state = merge(state, updates, weights_of(updates, self.config), self.layout, self.config)
+        if self.config.measures(number):
+            return state
+        return replace(
+            state, trained=state.trained | {name: state.trained.get(name, 0) + 1 for name in updates}
+        )
 
     def summary(self) -> str:
         """Return network, optimiser and clusters."""

@@ -68,7 +68,11 @@ def pretrained_model(
 
 
 def load_pretrained(config: RunConfig, table: ClassTable) -> Arrays:
-    """Read a pretrained network; raises `UserError` where it has another architecture."""
+    """Read a pretrained network.
+
+    Raises `UserError` where it has another architecture or other classes, and where its sites shared nothing, so
+    that the shared network is the one that they started from.
+    """
     saved = load_checkpoint(config.source.checkpoint)
     wanted = network_signature(table.num_classes, config.network)
     if saved.weights_hash != wanted:
@@ -77,6 +81,17 @@ def load_pretrained(config: RunConfig, table: ClassTable) -> Arrays:
             f"source.checkpoint {config.source.checkpoint} holds another network (task {saved.config.task}, stride "
             f"{kept.output_stride}, {saved.channels} classes) than the settings (stride "
             f"{config.network.output_stride}, {table.num_classes} classes); pretrain with this recipe."
+        )
+    if saved.classes is not None and saved.classes.names != table.names:
+        theirs, ours = next((a, b) for a, b in zip(saved.classes.names, table.names, strict=True) if a != b)
+        raise UserError(
+            f"source.checkpoint {config.source.checkpoint} calls a class '{theirs}' ({saved.classes.name}) that the "
+            f"run calls '{ours}' ({table.name}); pretrain with the run's class table."
+        )
+    if saved.config.centroids.share == "none" and saved.round:
+        raise UserError(
+            f"source.checkpoint {config.source.checkpoint} is of a run with centroids.share = 'none', whose sites have "
+            "networks of their own and none in common; give a checkpoint of a run that shares one."
         )
     log.info("starting from %s, round %d", config.source.checkpoint, saved.round)
     return dict(saved.head)

@@ -24,7 +24,15 @@ from server.report_methods import Method, all_sets, group
 from server.report_sets import mean_and_spread
 from server.report_svg import SERIES_COLOURS, dot_plot, line_chart, percent, percent_tick, short
 
-_DIFFER_FREELY = ("seed", "run-dir", "resume", "simulation.cache", "source.checkpoint", "eval.last")
+_DIFFER_FREELY = (
+    "seed",
+    "run-dir",
+    "resume",
+    "simulation.cache",
+    "source.checkpoint",
+    "source.styles",
+    "eval.last",
+)
 _WIDE = 10
 """More columns than this do not fit the page."""
 

@@ -56,42 +56,43 @@ def _title(pair: Pair, sets: Sequence[TestSet]) -> str:
 
 
 def sets_section(run: Run) -> str:
-    """Return one line a test set: last scored round, mean of the last rounds, spread over domains."""
+    """Return one line a test set: last scored round, mean of the last rounds, spread over domains and sites."""
     sets = find_sets(run)
     if not sets:
         return ""
     count = last_count(run)
     rounds = max(len(one.last("miou", count)) for one in sets)
     clustered = any(one.clustered for one in sets)
-    domains = any("domain_miou_mean" in one.final for one in sets)
+    spreads = [k for k in ("domain", "site") if any(f"{k}_miou_mean" in one.final for one in sets)]
     head = ["test set", "images"]
     for whose in ("mIoU %", "clusters' mIoU %") if clustered else ("mIoU %",):
         head += [whose] + ([f"{whose}, last {rounds} rounds"] if rounds > 1 else [])
-    head += ["accuracy %"] + (["mIoU % by domain"] if domains else [])
+    head += ["accuracy %", *(f"mIoU % by {kind}" for kind in spreads)]
     rows = []
     for one in sets:
         cells = [escape(one.name), str(one.final.get("images") or "–")]
         for key in ("miou", "cluster_miou") if clustered else ("miou",):
             cells += [mean_and_spread(one.last(key, n)) for n in ((1, count) if rounds > 1 else (1,))]
         cells.append(mean_and_spread(one.last("accuracy", 1)))
-        rows.append(cells + ([_domain_spread(one)] if domains else []))
+        rows.append([*cells, *(_spread(one, kind) for kind in spreads)])
     words = [f"Round {sets[0].records[-1][0]:.0f} where nothing else is said"]
     words += [f"last {rounds} rounds: mean ± sample deviation of the last scored ones"] if rounds > 1 else []
-    words += ["by domain: mean and deviation over the known domains"] if domains else []
+    words += [f"by {kind}: mean and deviation over the known {kind}s" for kind in spreads]
     words += ["clusters: every image by the network of the cluster nearest to its style"] if clustered else []
-    blocks = [table(head, rows), *(_domains(one) for one in sets if one.final.get("domain_miou"))]
+    bars = [_bars(one, kind) for kind in spreads for one in sets if one.final.get(f"{kind}_miou")]
+    blocks = [table(head, rows), *bars]
     return section("Test sets", *blocks, note="; ".join(words) + ".")
 
 
-def _domain_spread(one: TestSet) -> str:
-    mean, deviation = one.final.get("domain_miou_mean"), one.final.get("domain_miou_std")
+def _spread(one: TestSet, kind: str) -> str:
+    mean, deviation = one.final.get(f"{kind}_miou_mean"), one.final.get(f"{kind}_miou_std")
     return "–" if mean is None or deviation is None else f"{100 * mean:.1f} ± {100 * deviation:.1f}"
 
 
-def _domains(one: TestSet) -> str:
-    found: dict[str, float] = {k: v for k, v in one.final["domain_miou"].items() if v is not None}
+def _bars(one: TestSet, kind: str) -> str:
+    found: dict[str, float] = {k: v for k, v in one.final[f"{kind}_miou"].items() if v is not None}
     bars = [(name, SERIES_COLOURS[0], value) for name, value in sorted(found.items(), key=lambda i: -i[1])]
-    return f"<details><summary>{escape(one.name)} by domain</summary>{bar_chart(bars)}</details>"
+    return f"<details><summary>{escape(one.name)} by {kind}</summary>{bar_chart(bars)}</details>"
 
 
 def columns(run: Run) -> int:

@@ -131,11 +131,29 @@ def evaluation_shard(config: RunConfig) -> Shard | None:
     """Read the manifest that the server scores on; a relative path may start in the shards folder."""
     if config.eval.where != "server" or not config.eval.shard:
         return None
-    path = Path(config.eval.shard)
+    return scored_shard(config.eval.shard, config)
+
+
+def scored_shard(name: str, config: RunConfig) -> Shard:
+    """Read a manifest of ``eval.shard``; its labels mean what its own class table says, where it has one.
+
+    ``eval.classes`` serves those that have none: two data sets write the same classes by different raw values.
+    Raises `UserError` where both are there and name other classes.
+    """
+    path = Path(name)
     if config.simulation.shards and not path.is_absolute() and not path.is_file():
         path = Path(config.simulation.shards) / path
     table = load_table(config.eval.classes) if config.eval.classes else None
-    return read_shard(path, config.simulation.data_root or None, table)
+    shard = read_shard(path, config.simulation.data_root or None)
+    own = shard.classes
+    if own is None or table is None:
+        return replace(shard, classes=own or table)
+    if own.names != table.names:
+        raise UserError(
+            f"{path} has the classes of table '{own.name}' but eval.classes is '{config.eval.classes}', whose names "
+            "are others; leave eval.classes empty, or make the shards with that table."
+        )
+    return shard
 
 
 def cache_folder(config: RunConfig, shard: Shard) -> Path:

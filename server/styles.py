@@ -33,8 +33,8 @@ CLUSTERS_FILE = "clusters.json"
 
 
 def wants_styles(config: RunConfig) -> bool:
-    """Say whether a run needs the sites' styles: for its source images, or for clusters."""
-    pretrains = config.task == "adaptation" and not config.source.checkpoint
+    """Say whether a run asks the sites for their styles: for its source images, or for clusters."""
+    pretrains = config.task == "adaptation" and not (config.source.checkpoint or config.source.styles)
     return (pretrains and config.style.transfer != "none") or config.clusters.layers != "none"
 
 

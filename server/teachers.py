@@ -1,7 +1,8 @@
 """Who labels the pixels in a round of self-training?
 
 Updated before a round, from the model that the round starts from. Every cluster has a teacher of its own: the
-published code hands all clusters the last site's. Source: LADD (Shenaj et al., WACV 2023), section on teachers.
+published code hands all clusters the last site's. Sites without a cluster have the shared model's. Source: LADD
+(Shenaj et al., WACV 2023), section on teachers.
 """
 
 from __future__ import annotations
@@ -27,11 +28,9 @@ def update_teachers(state: NetworkState, number: int, settings: Teacher, layout:
     first = settings.start + 1 if settings.update == "mean" else 1
     if number < first or (number - first) % settings.every:
         return state
-    current: Mapping[str, Arrays] = (
-        {str(cluster): state.cluster_model(cluster) for cluster in sorted(state.clusters)}
-        if state.clusters
-        else {EVERYONE: state.model}
-    )
+    current: Mapping[str, Arrays] = {EVERYONE: state.model} | {
+        str(cluster): state.cluster_model(cluster) for cluster in sorted(state.clusters)
+    }
     if settings.update == "rounds":
         return replace(state, teachers=dict(current))
     teachers: dict[str, Arrays] = {}

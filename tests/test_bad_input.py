@@ -25,6 +25,8 @@ from common.config import RunConfig, load_config
 from common.data.classes import load_table
 from common.models.backbone import load_backbone
 from common.models.head import build_head, init_centroids, state_to_numpy
+from common.style import style_shape
+from common.style_bank import StyleBank
 from server import rounds
 from tests.conftest import ROOT
 from tests.support.local_grid import LocalGrid
@@ -503,6 +505,12 @@ def simulate_labels_without_a_class_table(shop: Workshop) -> Words:
     return shop.simulate(eval__classes="")
 
 
+@row("eval.jsonl has the classes of table 'camvid' but eval.classes is 'crackforest', whose names are others")
+def simulate_scored_labels_of_other_classes(shop: Workshop) -> Words:
+    write_partition(shop, "camvid")
+    return shop.simulate()
+
+
 @row("labels/e-1.png does not exist")
 def simulate_missing_label(shop: Workshop) -> Words:
     (shop.shards / "labels/e-1.png").unlink()
@@ -647,6 +655,64 @@ def network_of_sites_with_another_class_table(shop: Workshop) -> Words:
 def network_of_sites_with_classes_in_another_order(shop: Workshop) -> Words:
     words = network(shop)
     write_partition(shop, "crackforest", swapped=True)
+    return words
+
+
+def styles(shop: Workshop, **settings: object) -> Words:
+    """A bank of an earlier run is handed over; that run's styles were of 16 x 16 pixels."""
+    made = load_config({"style.transfer": "fourier", "style.height": 16, "style.width": 16}).style
+    bank = StyleBank.of(made, {"site-0": np.ones(style_shape(made), np.float32)})
+    bank.save(shop.tmp / "styles.safetensors")
+    given = {"style__transfer": "fourier", "source__styles": str(shop.tmp / "styles.safetensors")}
+    return adaptation(shop, **given | settings)
+
+
+@row("holds 'fourier' styles of a 3 x 3 window at 16 x 16 pixels; the settings ask for .* at 20 x 16 pixels")
+def network_styles_of_another_size(shop: Workshop) -> Words:
+    return styles(shop, style__height=20)
+
+
+@row("holds 'fourier' styles .*; the settings ask for 'lab' styles; take the styles again")
+def network_styles_of_another_transfer(shop: Workshop) -> Words:
+    return styles(shop, style__transfer="lab")
+
+
+@row("The style bank .*gone.safetensors does not exist; give the styles.safetensors of a run")
+def network_styles_that_are_not_there(shop: Workshop) -> Words:
+    return styles(shop, source__styles=str(shop.tmp / "gone.safetensors"))
+
+
+@row("style bank .*images/e-0.png cannot be read .*; take the styles again")
+def network_styles_that_are_none(shop: Workshop) -> Words:
+    return styles(shop, source__styles=str(shop.shards / "images/e-0.png"))
+
+
+@row(
+    "source.styles names styles to pretrain in but source.checkpoint names a model that is pretrained already"
+)
+def network_styles_for_a_model_that_is_pretrained(shop: Workshop) -> Words:
+    return styles(shop, source__checkpoint=str(shop.checkpoint))
+
+
+@row("source.styles names styles to pretrain in but style.transfer is 'none'")
+def network_styles_that_nobody_takes_on(shop: Workshop) -> Words:
+    return styles(shop, style__transfer="none")
+
+
+@row("source.styles names styles to pretrain in but task 'supervised' does not pretrain; leave it empty")
+def network_styles_for_training_with_labels(shop: Workshop) -> Words:
+    return styles(shop, task="supervised")
+
+
+@row("alone in a batch \\(3 images, local.batch = 2\\), a single feature at output stride 32")
+def network_image_of_one_feature_alone_in_a_batch(shop: Workshop) -> Words:
+    return network(shop, local__batch=2)
+
+
+@row("0-0.png is the only image of site-0 and 32 x 24 pixels are a single feature at output stride 32")
+def network_statistics_of_one_small_image(shop: Workshop) -> Words:
+    words = adaptation(shop, network__site_statistics=0.5, network__freeze="batchnorm")
+    shop.write_manifest("site-0", [{"image": "images/0-0.png"}])
     return words
 
 

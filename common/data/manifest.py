@@ -6,7 +6,7 @@ import json
 import os
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -18,25 +18,26 @@ from common.errors import UserError
 PARTITION_FILE = "partition.json"
 REPAIR_SIZES = "repair_sizes"
 """The setting of ``partition.json`` by which a data set says that its images may need `Shard.repair_sizes`."""
-_KEYS = {"image", "label", "domain", "view"}
+_KEYS = {"image", "label", "domain", "view", "site"}
 
 
 @dataclass(frozen=True)
 class Entry:
     """One line of a manifest; paths are relative to the data root, with forward slashes.
 
-    With a ``view`` (see `common.data.views`) it stands for that part of image and label only.
+    With a ``view`` (see `common.data.views`) it stands for that part of image and label only. ``site`` says whose
+    image it is in a manifest that several sites' images are scored by.
     """
 
     image: str
     label: str | None = None
     domain: str | None = None
     view: str | None = None
+    site: str | None = None
 
     def to_line(self) -> str:
         """Return the JSON line, without keys that say nothing."""
-        pairs = {"image": self.image, "label": self.label, "domain": self.domain, "view": self.view}
-        return json.dumps({k: v for k, v in pairs.items() if v is not None}, ensure_ascii=False)
+        return json.dumps({k: v for k, v in asdict(self).items() if v is not None}, ensure_ascii=False)
 
 
 @dataclass(frozen=True)
@@ -159,14 +160,17 @@ def _parse_line(text: str, where: str) -> Entry:
         raise UserError(f'{where} is no JSON ({error}); expected {{"image": "path", ...}}.') from None
     if not isinstance(data, dict) or "image" not in data:
         raise UserError(
-            f"{where} has no 'image'; expected an object with image and, if any, label, domain and view."
+            f"{where} has no 'image'; expected an object with image and, if any, label, domain, view and site."
         )
     unknown = set(data) - _KEYS
     if unknown:
-        raise UserError(f"{where} has the unknown key {min(unknown)!r}; expected image, label, domain, view.")
-    domain = data.get("domain")
-    if domain is not None and not isinstance(domain, str):
-        raise UserError(f"{where}: 'domain' is {domain!r}; expected text.")
+        raise UserError(
+            f"{where} has the unknown key {min(unknown)!r}; expected image, label, domain, view, site."
+        )
+    texts = {key: data.get(key) for key in ("domain", "site")}
+    for key, value in texts.items():
+        if value is not None and not isinstance(value, str):
+            raise UserError(f"{where}: {key!r} is {value!r}; expected text.")
     view = data.get("view")
     if view is not None and (not isinstance(view, str) or view not in VIEWS):
         raise UserError(f"{where}: 'view' is {view!r}; expected one of {', '.join(VIEWS)}.")
@@ -174,8 +178,9 @@ def _parse_line(text: str, where: str) -> Entry:
     return Entry(
         image=_check_relative(data["image"], "image", where),
         label=None if label is None else _check_relative(label, "label", where),
-        domain=domain,
+        domain=texts["domain"],
         view=view,
+        site=texts["site"],
     )
 
 

@@ -29,13 +29,21 @@ ONE = 0x3F800000
 """The bits of 1.0 as float32. Among positive floats, larger ones have larger bits."""
 
 
-def kept_pixels(logits: torch.Tensor, confidence: float, fraction: float) -> torch.Tensor:
+def kept_pixels(
+    logits: torch.Tensor, confidence: float, fraction: float, valid: torch.Tensor | None = None
+) -> torch.Tensor:
     """Return the teacher's labels, int64 [B, H, W], 255 where it is not sure: logits [B, C, H, W].
 
-    See `predictions` and `sure_pixels`.
+    ``valid``, bool [B, H, W], is False where no image lies: such pixels get no label, and count in no class. See
+    `predictions` and `sure_pixels`.
     """
     certainty, classes = predictions(logits)
-    kept = sure_pixels(certainty, classes, logits.shape[1], confidence, fraction)
+    channels = logits.shape[1]
+    if valid is None or bool(valid.all()):
+        kept = sure_pixels(certainty, classes, channels, confidence, fraction)
+    else:  # what is no image is a class of its own, so that it takes nobody's place
+        classes = torch.where(valid, classes, channels)
+        kept = sure_pixels(certainty, classes, channels + 1, confidence, fraction) & valid
     return classes.masked_fill_(~kept, IGNORE)
 
 
@@ -136,12 +144,16 @@ def distillation_loss(
     return (losses * mask).mean() / logits.shape[1]
 
 
-def entropy_loss(logits: torch.Tensor) -> torch.Tensor:
+def entropy_loss(logits: torch.Tensor, valid: torch.Tensor | None = None) -> torch.Tensor:
     """Return how undecided the predictions are: logits [B, C, H, W] -> a scalar, 0 (certain) to about 1.
 
     ``mean((H^2 + 1e-8)^2)``, H the entropy of a pixel's softmax over log C. Steep where H is large, so that
-    the undecided pixels give the gradient, not the crowd of decided ones.
+    the undecided pixels give the gradient, not the crowd of decided ones. The mean is over the pixels that are
+    ``valid``, bool [B, H, W], if given; 0 where none is.
     """
     logs = full_precision(logits).log_softmax(dim=1)
     entropy = -(logs.exp() * logs).sum(dim=1) / math.log(logits.shape[1])
-    return (entropy.square() + 1e-8).square().mean()
+    pixels = (entropy.square() + 1e-8).square()
+    if valid is None:
+        return pixels.mean()
+    return (pixels * valid).sum() / valid.sum().clamp(min=1)

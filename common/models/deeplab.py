@@ -157,16 +157,22 @@ class DeepLab(nn.Module):
             raise ValueError(
                 f"expected float images [B, 3, H, W] in 0..1, got {images.dtype} {list(images.shape)}"
             )
-        if self.training and len(images) == 1 and max(images.shape[2:]) <= self.output_stride:
+        if len(images) == 1 and max(images.shape[2:]) <= self.output_stride and self._norms_measure():
             raise ValueError(
                 f"one image of {images.shape[2]} x {images.shape[3]} pixels is a single feature at output stride "
-                f"{self.output_stride}, which batch norm cannot train on; give more or larger images"
+                f"{self.output_stride}, which has no variance that a batch norm could measure; give more or larger "
+                "images"
             )
         # oneDNN and cuDNN both compute depthwise convolutions faster with channels last
         images = images.contiguous(memory_format=torch.channels_last)
         scores = self.head(self.backbone((images - self.mean) / self.std))
         # float32 from here on: half precision would blur the interpolated scores of close classes
         return F.interpolate(scores.float(), images.shape[2:], mode="bilinear", align_corners=False)
+
+    def _norms_measure(self) -> bool:
+        """Tell whether a batch norm takes mean and variance from the batch; the pooled one can do without."""
+        norms = (module for module in self.modules() if isinstance(module, nn.BatchNorm2d))
+        return any(norm.training and not isinstance(norm, PooledNorm) for norm in norms)
 
 
 def build_network(classes: int, network: Network, seed: int) -> DeepLab:

@@ -8,6 +8,7 @@ from pathlib import Path
 from common.data.classes import load_table
 from common.data.manifest import Entry, natural_key
 from common.errors import UserError
+from partitions.leaf import read_names
 from partitions.sources.base import Dataset, Progress, Source, need_files, need_folder
 
 TRAIN_LIST = "curated/train2017/Coco164kFull_Stuff_Coarse.txt"
@@ -15,15 +16,8 @@ VAL_LIST = "curated/val2017/Coco164kFull_Stuff_Coarse_7.txt"
 
 
 def read_list(path: Path) -> list[str]:
-    """Return the image names of a list file, one a line, without ending; blank lines are passed over."""
-    try:
-        names = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(
-            f"The list {path} cannot be read ({error}); expected one image name per line."
-        ) from None
-    if not names:
-        raise UserError(f"The list {path} names no image; expected one image name per line.")
+    """Return the image names of a list file, one a line, without ending; `UserError` as `read_names`, or for paths."""
+    names = read_names(path)
     for name in names:
         if "/" in name or "\\" in name or name.startswith("."):
             raise UserError(f"The list {path} holds {name!r}; expected bare names such as 000000066064.")

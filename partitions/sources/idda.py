@@ -89,7 +89,6 @@ def _load(args: argparse.Namespace, stage: Path, progress: Progress | None) -> D
     }
     for name, entries in {"train": images, **evaluation}.items():
         need_files(root, entries, name)
-    _check_apart(images, evaluation)
     return Dataset(
         name="idda",
         root=root,
@@ -100,17 +99,6 @@ def _load(args: argparse.Namespace, stage: Path, progress: Progress | None) -> D
         settings=dict(settings),
         clients=owner,
     )
-
-
-def _check_apart(images: list[Entry], evaluation: dict[str, list[Entry]]) -> None:
-    trained = {entry.image for entry in images}
-    for name in (SAME, DIFFERENT):
-        both = next((entry for entry in evaluation.get(name, []) if entry.image in trained), None)
-        if both is not None:
-            raise UserError(
-                f"The lists train on {both.image!r} and score it in {name}; an image has one role, so restore the "
-                "lists."
-            )
 
 
 def _reduced(root: Path) -> tuple[Clients, Clients]:

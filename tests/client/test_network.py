@@ -174,7 +174,7 @@ def test_a_round_is_training_from_what_was_received_at_its_place_in_the_run(
         network__freeze="decoder",
     )
     groups = network(config)
-    given = task(config, 2, groups, crucial="1,3")
+    given = task(config, 2, groups, crucial="1,3", trained=1)
     found = answer_train(given, config, site(scenes, tmp_path))
 
     shard = read_shard(scenes / "site-0.jsonl")
@@ -215,8 +215,8 @@ def test_rounds_shorter_than_an_epoch_go_on_where_the_last_one_stopped(
         return real(self, visits, samples)
 
     monkeypatch.setattr(Pictures, "_stack", spy)
-    for number in range(1, 4):
-        answer_train(task(config, number, network(config)), config, site(scenes, tmp_path))
+    for trained, number in enumerate((1, 4, 7)):  # drawn for every third round
+        answer_train(task(config, number, network(config), trained=trained), config, site(scenes, tmp_path))
     assert sorted(read) == list(range(10))
 
 

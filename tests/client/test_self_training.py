@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from client.self_training import METRICS, AdaptationLoss, self_train
 from common.config import RunConfig, load_config
 from common.data.pictures import Batch
+from common.losses.self_training import entropy_loss
 from common.models.deeplab import DeepLab, build_network
 from common.network_training import Stepper
 from tests.support.small_network import small_network
@@ -65,7 +66,7 @@ def slow_labels(logits: Tensor, confidence: float, fraction: float, valid: Tenso
     probabilities = logits.softmax(dim=1)
     labels = torch.full((len(logits), *SIZE), 255)
     for image in range(len(logits)):
-        places = [(i, j) for i in range(SIZE[0]) for j in range(SIZE[1])]
+        places = [(i, j) for i in range(SIZE[0]) for j in range(SIZE[1]) if valid[image, i, j]]
         said = {place: int(probabilities[image, :, place[0], place[1]].argmax()) for place in places}
         sure = {place: float(probabilities[image, said[place], place[0], place[1]]) for place in places}
         for c in range(CLASSES):
@@ -73,7 +74,7 @@ def slow_labels(logits: Tensor, confidence: float, fraction: float, valid: Tenso
             kept = own[: math.floor(fraction * len(own))] + [p for p in own if sure[p] > confidence]
             for place in kept:
                 labels[image, place[0], place[1]] = c
-    return torch.where(valid, labels, 255)
+    return labels
 
 
 def slow_cross_entropy(logits: Tensor, labels: Tensor) -> tuple[float, int]:
@@ -99,6 +100,14 @@ def test_the_loss_is_that_of_the_pixels_the_teacher_is_sure_of(denominator: str)
     assert found["kept"] == pytest.approx(count / labels.numel())
     assert 0 < count < int(valid.sum())
     assert found["loss"] == found["pseudo_label"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_entropy_is_that_of_the_image_and_not_of_its_padding() -> None:
+    valid = torch.ones(2, *SIZE, dtype=torch.bool)
+    valid[:, :, 3:] = False
+    logits = draws(1, 2, CLASSES, *SIZE)
+    loss = AdaptationLoss(settings(weight=0.0, entropy_weight=1.0), Says(draws(0, 2, CLASSES, *SIZE)), None)
+    assert loss(logits, batch(valid)).item() == pytest.approx(entropy_loss(logits[..., :3]).item(), rel=1e-5)
 
 
 def test_without_a_teacher_the_student_labels_and_is_not_moved_by_labelling() -> None:

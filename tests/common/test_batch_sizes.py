@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from common.batch_sizes import check_batch_sizes
+from common.batch_sizes import check_batch_sizes, check_features, check_lone_image
 from common.config_network import Transforms
 from common.data.manifest import Entry, Shard
 from common.errors import UserError
@@ -53,3 +54,48 @@ def test_batches_of_several_sizes_are_refused(
 ) -> None:
     with pytest.raises(UserError, match=sentence):
         check_batch_sizes(shard, Transforms.model_validate(settings), 2, "source.batch")
+
+
+CUT = {"height": 32, "width": 32}
+LARGER = {"height": 32, "width": 33}
+
+
+@pytest.mark.parametrize(
+    ("settings", "batch", "stride", "fits"),
+    [
+        (CUT, 1, 32, False),
+        (CUT, 2, 32, False),  # three images: the last is alone
+        (CUT, 3, 32, True),
+        (CUT, 4, 32, True),
+        (CUT, 2, 16, True),
+        (LARGER, 2, 32, True),
+        ({"crop": "none"}, 1, 32, True),  # 20 x 40 pixels: two features
+        ({"crop": "none", "scale_min": 0.5}, 1, 32, False),
+        ({"crop": "none", "resize_height": 30, "resize_width": 30}, 2, 32, False),
+    ],
+)
+def test_an_image_alone_in_its_batch_is_more_than_a_feature(
+    shard: Shard, settings: dict[str, object], batch: int, stride: int, fits: bool
+) -> None:
+    transforms = Transforms.model_validate(settings)
+    if fits:
+        check_features(shard, transforms, stride, batch)
+    else:
+        with pytest.raises(UserError, match=rf"3 images, local\.batch = {batch}.*output stride {stride}"):
+            check_features(shard, transforms, stride, batch)
+
+
+def test_the_smallest_image_decides(shard: Shard) -> None:
+    Image.fromarray(np.zeros((20, 24, 3), np.uint8)).save(shard.root / "b.png")
+    with pytest.raises(UserError, match=r"b\.png would be trained on at 24 x 20 pixels"):
+        check_features(shard, Transforms(crop="none"), 32, 1)
+
+
+def test_statistics_of_one_small_image_are_refused(shard: Shard) -> None:
+    small = replace(shard, entries=shard.entries[:1])
+    with pytest.raises(UserError, match=r"only image of site-0 and 32 x 20 pixels are a single feature"):
+        check_lone_image(small, Transforms(eval_height=20, eval_width=32), 32)
+    check_lone_image(small, Transforms(), 32)  # 40 pixels wide
+    with pytest.raises(UserError, match="40 x 20 pixels are a single feature at output stride 64"):
+        check_lone_image(small, Transforms(), 64)
+    check_lone_image(shard, Transforms(eval_height=20, eval_width=32), 32)

@@ -28,7 +28,8 @@ from common.models.deeplab import (
     network_to_arrays,
 )
 from common.models.operators import prepare_torchvision
-from common.models.scopes import statistics_keys
+from common.models.scopes import start_training, statistics_keys
+from common.site_statistics import blend_statistics
 
 IMAGENET, CALIBRATED = "mobilenet_v2_imagenet.safetensors", "mobilenet_v2_bn_calibrated.safetensors"
 
@@ -180,6 +181,15 @@ def test_one_image_that_is_a_single_feature_is_refused_in_a_sentence() -> None:
     with pytest.raises(ValueError, match="single feature at output stride 32"):
         network().train()(images(1, 32, 32))
     network().eval()(images(1, 32, 32))
+    still = network()
+    start_training(still, "batchnorm")  # nothing is measured, hence nothing is missing
+    still.seed_dropout(0)
+    assert bool(still(images(1, 32, 32)).isfinite().all())
+    start_training(still, "decoder")
+    with pytest.raises(ValueError, match="single feature at output stride 32"):
+        still(images(1, 32, 32))
+    with pytest.raises(ValueError, match="single feature at output stride 32"):
+        blend_statistics(network(), [images(1, 32, 32)], 1.0)
 
 
 def test_dropout_follows_its_seed_and_keeps_the_mean() -> None:

@@ -113,6 +113,18 @@ def test_of_equals_the_first_ones_are_kept_and_confidence_is_strict() -> None:
     assert torch.equal(kept, (torch.arange(12) < 6).expand(2, 12))
 
 
+def test_what_is_no_image_fills_nobodys_share() -> None:
+    """Ten pixels of class 0, the six surest of them padding: half of the other four is two, not none."""
+    certainty = torch.tensor([0.99, 0.98, 0.97, 0.96, 0.95, 0.94, 0.8, 0.7, 0.6, 0.55])
+    logits = torch.stack([certainty.log(), (1 - certainty).log()]).view(1, 2, 1, 10)
+    valid = (torch.arange(10) >= 6).view(1, 1, 10)
+    assert kept_pixels(logits, 1.0, 0.5, valid).tolist() == [[[255] * 6 + [0, 0, 255, 255]]]
+    assert kept_pixels(logits, 0.9, 0.0, valid).tolist() == [[[255] * 10]]  # certain, and still no image
+    assert kept_pixels(logits, 1.0, 0.5, torch.zeros_like(valid)).tolist() == [[[255] * 10]]
+    everywhere = torch.ones_like(valid)
+    assert torch.equal(kept_pixels(logits, 1.0, 0.5, everywhere), kept_pixels(logits, 1.0, 0.5))
+
+
 def test_images_do_not_feel_each_other_and_void_columns_do_not_shift_places() -> None:
     logits = draw(5, 3, 4, 9, 7)
     together = kept_pixels(logits, 0.9, 0.5)
@@ -216,6 +228,16 @@ def test_entropy_equals_the_slow_loop_and_its_bounds() -> None:
     loss = entropy_loss(certain)
     loss.backward()  # type: ignore[no-untyped-call]
     assert loss.item() < 1e-12 and certain.grad is not None and bool(certain.grad.isfinite().all())
+
+
+def test_entropy_is_a_mean_over_the_image() -> None:
+    logits, valid = draw(1, 2, 3, 4, 5), torch.ones(2, 4, 5, dtype=torch.bool)
+    assert torch.equal(
+        entropy_loss(logits, valid), entropy_loss(logits)
+    )  # to the last bit: no run may change
+    valid[:, 2:] = False
+    assert entropy_loss(logits, valid).item() == pytest.approx(entropy_loss(logits[:, :, :2]).item())
+    assert entropy_loss(logits, torch.zeros_like(valid)).item() == 0
 
 
 @pytest.mark.parametrize(

@@ -29,6 +29,7 @@ TABLE = ClassTable(
     "three", ("red", "green", "blue"), ((255, 0, 0), (0, 255, 0), (0, 0, 255)), {0: 0, 1: 1, 2: 2}
 )
 PLAIN = Transforms()
+SITE_OF = {"a": "site-0", "b": "site-0", "c": "site-1"}
 
 
 class Colour(nn.Module):
@@ -64,7 +65,7 @@ def shard(tmp_path: Path) -> Shard:
         )
         label = draw.choice([0, 1, 2, 255], (height, width)).astype(np.uint8)
         Image.fromarray(label).save(tmp_path / f"{name}-l.png")
-        entry = {"image": f"{name}.png", "label": f"{name}-l.png", "domain": domain}
+        entry = {"image": f"{name}.png", "label": f"{name}-l.png", "domain": domain, "site": SITE_OF[name]}
         lines.append(json.dumps({key: value for key, value in entry.items() if value is not None}))
     (tmp_path / "m.jsonl").write_text("\n".join(lines) + "\n")
     return read_shard(tmp_path / "m.jsonl")
@@ -89,6 +90,8 @@ def test_counts_are_those_of_a_slow_loop_in_all_and_by_domain(shard: Shard) -> N
     np.testing.assert_array_equal(found.confusion.matrix, slow(shard, [0, 1, 2]))
     assert sorted(found.domains) == ["day", "night"] and found.num_images == 3
     np.testing.assert_array_equal(found.domains["night"].matrix, slow(shard, [1]))
+    assert sorted(found.sites) == ["site-0", "site-1"]
+    np.testing.assert_array_equal(found.sites["site-0"].matrix, slow(shard, [0, 1]))
     assert list(found.predictions) == [1] and found.predictions[1].shape == (9, 9)
     assert heard == [(1, 3), (2, 3), (3, 3)]
 

@@ -75,6 +75,19 @@ def test_pictures_that_are_scored_are_not_trained_on(gta5: Path, tmp_path: Path)
     )
 
 
+def test_a_picture_that_is_trained_on_is_not_scored(
+    gta5: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (gta5 / "train.txt").write_text("00001.png\n00005.png\n")
+    (gta5 / "test.txt").write_text("00005.png\n")
+    with pytest.raises(SystemExit):
+        _run(gta5, tmp_path / "o")
+    assert (
+        "train on 'images/00005.png' and score it in test; an image has one role" in capsys.readouterr().err
+    )
+    assert not (tmp_path / "o").exists()
+
+
 @pytest.mark.parametrize(
     ("line", "sentence"),
     [
@@ -82,6 +95,8 @@ def test_pictures_that_are_scored_are_not_trained_on(gta5: Path, tmp_path: Path)
         ("../x.png labels/x.png", "expected a file name, or image and label path"),
         ("00009.png", "00009.png of split 'train' is missing"),
         ("", "names no image"),
+        ("00001.png\n00002.png\n00001.png", "train.txt names '00001.png' more than once"),
+        ("00001.png\nimages/00001.png labels/00001.png", "stands in the training images more than once"),
     ],
 )
 def test_lists_that_cannot_be(

@@ -72,6 +72,9 @@ def test_every_image_has_one_role(domains: Path, tmp_path: Path) -> None:
     assert trained == _images(out, "train_eval")
     assert len(trained | same | different) == len(trained) + len(same) + len(different) == 20
     assert all(entry.domain in entry.image for entry in read_shard(out / "ts1.jsonl").entries if entry.domain)
+    owner = {entry.image: shard.name for shard in read_sites(out) for entry in shard.entries}
+    assert all(entry.site == owner[entry.image] for entry in read_shard(out / "train_eval.jsonl").entries)
+    assert "site" not in (out / "ts1.jsonl").read_text() + (out / "site-0.jsonl").read_text()
 
 
 def test_uniform_mixes_domains_and_the_seed_decides(domains: Path, tmp_path: Path) -> None:

@@ -193,6 +193,7 @@ def test_clients_without_labels_need_no_class_table(root: Path, tmp_path: Path) 
         ),
         (_leaf({"u": {"x": ["pics/1.jpg"], "y": ["maps/1.png"]}}), [], "but --classes is not given"),
         ({"u": ["pics/1.jpg"]}, ["--test", "site-0=LISTS"], "--test names the manifest 'site-0'"),
+        ({"u": ["pics/1.jpg"]}, ["--test", "far=LISTS"], "train on 'pics/1.jpg' and score it in far"),
     ],
 )
 def test_lists_that_do_not_fit_the_files(

@@ -12,12 +12,13 @@ from PIL import Image
 
 from common.checkpoint import load_checkpoint
 from common.config import load_config
-from common.data.classes import SYNTHETIC, ClassTable
+from common.data.classes import SYNTHETIC, ClassTable, load_table
 from common.data.manifest import read_shard, write_manifest
 from common.errors import UserError
 from common.metrics import Confusion
+from common.network_evaluate import NetworkEvaluation
 from server.evaluate_command import evaluate_checkpoint, evaluation_text
-from server.network_scoring import NetworkScorer
+from server.network_scoring import NetworkScorer, set_fields
 from server.network_state import NetworkState
 from server.probe import probe_checkpoint
 from server.segment import segment
@@ -67,6 +68,26 @@ def test_text_names_domains_and_clusters(record: dict[str, Any]) -> None:
     assert next(iter(record["domain_miou"])) in text
     assert "cosine" not in text
     assert "network of style cluster 1" in evaluation_text(record | {"cluster": 1})
+    by_site = {
+        "site_miou": {"site-0": 0.25, "site-1": None},
+        "site_miou_mean": 0.25,
+        "site_miou_std": 0.0,
+    }
+    assert "mIoU by site: mean 25.0 %, deviation 0.0 %\n    site-0   25.0 %" in evaluation_text(
+        record | by_site
+    )
+
+
+def test_two_sites_of_a_domain_are_told_apart() -> None:
+    """A domain of two sites says nothing of how far they are apart."""
+    counts = {"site-10": [[4, 0], [0, 4]], "site-2": [[2, 2], [2, 2]]}
+    total = Confusion.from_list([[6, 2], [2, 6]])
+    sites = {name: Confusion.from_list(matrix) for name, matrix in counts.items()}
+    found = set_fields(NetworkEvaluation(total, {"dusk": total}, sites), load_table("crackforest"))
+    assert "domain_miou" not in found
+    assert found["site_miou"] == {"site-2": pytest.approx(1 / 3), "site-10": 1.0}
+    assert list(found["site_miou"]) == ["site-2", "site-10"]
+    assert found["site_miou_mean"] == pytest.approx(2 / 3) and found["site_miou_std"] == pytest.approx(1 / 3)
 
 
 def test_flip_and_crf_change_the_question(

@@ -36,7 +36,7 @@ def merge(
 ) -> NetworkState:
     config = load_config({key.replace("__", ".").replace("_", "-"): v for key, v in settings.items()})
     updates = {site: update(site, value) for site, value in values.items()}
-    weights = {"a": 1.0, "b": 3.0, "c": 2.0, "d": 2.0}
+    weights = {"a": 1.0, "b": 3.0, "c": 2.0, "d": 2.0, "stranger": 1.0}
     return merge_networks(state, updates, weights, layout, config)
 
 
@@ -98,8 +98,15 @@ def test_a_sites_own_statistics_stay_with_it() -> None:
     np.testing.assert_allclose(merged.model_for("b")["mean"], 7.0)
     np.testing.assert_allclose(merged.model["mean"], (3 + 3 * 7) / 4)
     np.testing.assert_allclose(merged.model_for("a")["conv"], 3.0)
-    later = merge(merged, {"b": 8.0}, layout)
-    np.testing.assert_allclose(later.model_for("a")["mean"], 3.0)
+    resumed = NetworkState.from_arrays(merged.model, merged.to_extra())
+    for state in (merged, resumed):
+        later = merge(state, {"b": 8.0}, layout)
+        np.testing.assert_allclose(later.model_for("a")["mean"], 3.0)
+        np.testing.assert_allclose(
+            later.model["mean"], (3 + 3 * 11) / 4
+        )  # the absent site is an owner as before
+    grown = merge(later, {"c": 1.0}, layout)
+    np.testing.assert_allclose(grown.model_for("stranger")["mean"], (3 + 3 * 11 + 2 * 4) / 6)
 
 
 def test_the_order_of_answers_changes_nothing() -> None:
@@ -165,3 +172,17 @@ def test_every_cluster_has_a_teacher_of_its_own() -> None:
     np.testing.assert_allclose(state.teacher_for("a")["head"], 11.0)
     np.testing.assert_allclose(state.teacher_for("b")["head"], 21.0)
     np.testing.assert_allclose(state.teacher_for("a")["conv"], state.teacher_for("b")["conv"])
+
+
+@pytest.mark.parametrize("update", ["rounds", "mean"])
+def test_a_site_without_a_cluster_learns_from_the_shared_model(update: str) -> None:
+    """Its style was no style, or came never: it is trained all the same."""
+    layout = replace(LAYOUT, cluster=frozenset({"head"}))
+    settings = load_config({"teacher.update": update}).teacher
+    state = replace(grouped(layout, {"a": 0, "b": 1}), pretrained=network(100))
+    for number in (1, 2):
+        state = merge(state, {"a": 10.0 * number, "b": 20.0 * number, "stranger": 5.0}, layout)
+        state = update_teachers(state, number, settings, layout)
+    expected = {"rounds": state.model["head"], "mean": state.teachers[EVERYONE]["head"]}[update]
+    np.testing.assert_allclose(state.teacher_for("stranger")["head"], expected)
+    assert float(expected[0]) < 50

@@ -13,11 +13,14 @@ from typing import Any
 
 import pytest
 
-from common.data.classes import SYNTHETIC
+from common.config import RunConfig
+from common.data.classes import SYNTHETIC, TABLES
 from common.errors import UserError
 from server.network_preflight import check_clusters, need_classes, scored_shards
+from server.network_scoring import evaluation_shards
 from server.network_settings import refuse_conflicts, refuse_other_form
 from server.preflight import check_run
+from server.scoring import evaluation_shard
 from tests.support.federation import network_config
 from tests.support.small_network import small_network
 
@@ -118,6 +121,30 @@ def test_clusters_need_sites(
 def test_the_table_is_that_of_the_shards_folder(scenes: Path, tmp_path: Path) -> None:
     assert need_classes(network_config(scenes, tmp_path)) == SYNTHETIC
     assert need_classes(network_config(scenes, tmp_path, eval__classes="camvid")).name == "camvid"
+
+
+def test_scored_labels_mean_what_their_own_table_says(tmp_path: Path) -> None:
+    """GTA5 and IDDA write the same 16 classes by different raw values: one run may be scored on both."""
+    described = {"dataset": "f", "rule": "iid", "seed": 0, "root": ".", "sites": {"site-0": 1}}
+    for name, table in (("game", TABLES["gta5-16"]), ("bare", None)):
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / f"{name}.jsonl").write_text(json.dumps({"image": "a.png", "label": "b.png"}) + "\n")
+        if table is not None:
+            (folder / "partition.json").write_text(json.dumps(described | {"classes": table.to_json()}))
+    game, bare = (str(tmp_path / name / f"{name}.jsonl") for name in ("game", "bare"))
+
+    def asked(shard: str, classes: str = "idda-16") -> RunConfig:
+        return network_config(tmp_path, tmp_path, eval__shard=shard, eval__classes=classes)
+
+    both = evaluation_shards(asked(f"{game}, {bare}"))
+    assert [shard.classes for shard in both] == [TABLES["gta5-16"], TABLES["idda-16"]]
+    for shard, table in ((game, "gta5-16"), (bare, "idda-16")):
+        found = evaluation_shard(asked(shard))
+        assert found is not None and found.classes == TABLES[table]
+    for read in (evaluation_shards, evaluation_shard):
+        with pytest.raises(UserError, match=r"table 'gta5-16' but eval\.classes is 'gta5-13', whose names"):
+            read(asked(game, "gta5-13"))
 
 
 def test_shards_of_sites_are_scored_once_each(scenes: Path, tmp_path: Path) -> None:

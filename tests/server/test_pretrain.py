@@ -13,7 +13,7 @@ import torch
 
 from common.checkpoint import Checkpoint, checkpoint_path, save_checkpoint
 from common.config import RunConfig
-from common.data.classes import SYNTHETIC, TABLES
+from common.data.classes import SYNTHETIC, TABLES, ClassTable
 from common.data.pictures import Pictures
 from common.errors import UserError
 from common.losses.reductions import reduce_cross_entropy
@@ -22,7 +22,9 @@ from common.network_training import train_steps
 from common.style import extract_style
 from common.style_bank import StyleBank
 from common.wire import Arrays
+from server.network_work import NetworkWork
 from server.pretrain import STYLES_PICTURE, load_pretrained, pretrained_model, source_shard
+from server.styles import wants_styles
 from tests.support.federation import network_config
 from tests.support.small_network import small_network
 
@@ -93,6 +95,25 @@ def test_source_images_take_on_the_styles_of_sites(scenes: Path, tmp_path: Path)
     assert (tmp_path / "pictures" / STYLES_PICTURE).is_file()
 
 
+def test_styles_of_an_earlier_run_are_taken_instead_of_asking(scenes: Path, tmp_path: Path) -> None:
+    config = settings(scenes, tmp_path, style__transfer="fourier")
+    bank = StyleBank.of(
+        config.style, {"night": extract_style(np.full((64, 64, 3), 20, np.uint8), config.style)}
+    )
+    bank.save(tmp_path / "kept.safetensors")
+    kept = {"style__transfer": "fourier", "source__styles": str(tmp_path / "kept.safetensors")}
+    work = NetworkWork.of(settings(scenes, tmp_path, **kept), SYNTHETIC)
+
+    def ask(*_: object) -> Any:
+        raise AssertionError("a site was asked for its style")
+
+    state = work.prepare(work.initial(0), ask, ["site-0"], tmp_path)
+    assert same(state.pretrained, by_hand(config, scenes, bank, 2))
+    assert wants_styles(config)
+    grouped = {"clusters__layers": "bn", "clusters__exact": 2}
+    assert wants_styles(settings(scenes, tmp_path, **kept, **grouped))  # who is like whom is another question
+
+
 def test_a_bank_that_only_clusters_changes_no_picture(scenes: Path, tmp_path: Path) -> None:
     config = settings(scenes, tmp_path)
     asked = config.style.model_copy(update={"transfer": "fourier"})
@@ -130,7 +151,7 @@ def test_a_relative_source_lies_in_the_shards_folder(scenes: Path, tmp_path: Pat
         source_shard(settings(scenes, tmp_path, source__shard=""))
 
 
-def write(folder: Path, config: RunConfig, classes: int = 8) -> Path:
+def write(folder: Path, config: RunConfig, classes: int = 8, table: ClassTable | None = None) -> Path:
     model = build_network(classes, config.network, 5)
     weights, statistics = network_to_arrays(model)
     saved = Checkpoint(
@@ -138,7 +159,7 @@ def write(folder: Path, config: RunConfig, classes: int = 8) -> Path:
         head=weights | statistics,
         centroids=np.zeros((0, 0), np.float32),
         config=config,
-        classes=None,
+        classes=table,
         weights_hash=network_signature(classes, config.network),
         channels=classes,
         grid=(64, 64),
@@ -170,6 +191,24 @@ def test_a_network_of_another_architecture_is_refused(
     config = settings(scenes, tmp_path, source__checkpoint=str(folder))
     with pytest.raises(UserError, match=words):
         load_pretrained(config, SYNTHETIC)
+
+
+def test_a_network_of_other_classes_of_the_same_number_is_refused(scenes: Path, tmp_path: Path) -> None:
+    names = ("sky", "building", "road", "footway", *SYNTHETIC.names[4:])
+    other = ClassTable("other", names, SYNTHETIC.colours)
+    renamed = ClassTable("renamed", SYNTHETIC.names, SYNTHETIC.colours)
+    config = settings(scenes, tmp_path, source__checkpoint=str(tmp_path / "saved"))
+    write(tmp_path / "saved", settings(scenes, tmp_path), table=other)
+    with pytest.raises(UserError, match=r"calls a class 'footway' \(other\) that the run calls 'pavement'"):
+        load_pretrained(config, SYNTHETIC)
+    write(tmp_path / "saved", settings(scenes, tmp_path), table=renamed)
+    assert load_pretrained(config, SYNTHETIC)
+
+
+def test_networks_that_sites_keep_to_themselves_are_no_start(scenes: Path, tmp_path: Path) -> None:
+    folder = write(tmp_path / "saved", settings(scenes, tmp_path, centroids__share="none"))
+    with pytest.raises(UserError, match=r"centroids\.share = 'none', whose sites have networks of their own"):
+        load_pretrained(settings(scenes, tmp_path, source__checkpoint=str(folder)), SYNTHETIC)
 
 
 def test_pretraining_leaves_the_global_generators_alone(scenes: Path, tmp_path: Path) -> None:

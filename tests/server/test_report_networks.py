@@ -45,6 +45,7 @@ def record(strength: float, clusters: float | None = None, domains: bool = False
     if domains:
         made |= {"domain_miou": {"dusk & <b>": 0.2, "day": 0.4}, "domain_miou_mean": 0.3}
         made["domain_miou_std"] = 0.1
+        made |= {"site_miou": {"site-0": 0.3, "site-10": 0.7}, "site_miou_mean": 0.5, "site_miou_std": 0.2}
     return made
 
 
@@ -104,6 +105,10 @@ def test_page_of_a_run_with_sets_clusters_and_styles(tmp_path: Path) -> None:
         "mIoU of the clusters' networks",
         "30.0 ± 10.0",
         "dusk & <b>",
+        "mIoU % by site",
+        "50.0 ± 20.0",
+        "ts2 by site",
+        "site-10",
         "ts2, clusters",
         "Confusion, ts1",
         "Share of pixels whose pseudo-label is believed",
