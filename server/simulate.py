@@ -21,12 +21,13 @@ from server.preflight import check_run
 PROJECT = Path(__file__).resolve().parents[1]
 OBJECT_STORE_BYTES = 512 << 20  # messages are heads and sums; Ray would reserve a third of the memory
 
-# Flower and Ray must neither call home nor build a private environment for every run
+# Flower and Ray must neither call home nor listen to the network nor build a private environment for every run
 QUIET = {
     "FLWR_TELEMETRY_ENABLED": "0",
     "FLWR_DISABLE_UPDATE_CHECK": "1",
     "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
     "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # else it takes the machine's own address where it is given loopback
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_DISABLE_IMPORT_WARNING": "1",
 }
@@ -123,7 +124,7 @@ def run_in_flower(config: RunConfig, gpus_per_site: float) -> Path:
             "init_args": {
                 "log_to_driver": False,
                 "logging_level": logging.ERROR,
-                "_node_ip_address": "127.0.0.1",  # workers of this machine: nothing listens to the network
+                "_node_ip_address": "127.0.0.1",
                 "object_store_memory": OBJECT_STORE_BYTES,
             },
         },
