@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from tests.conftest import ROOT
 from tests.e2e.test_deployment import run_config
 from tests.support.deployment import CONNECTION, Deployment
 from tests.support.federation import TINY, local_grid, tiny_config
+from tests.support.sockets import listening
 
 pytestmark = pytest.mark.net
 
@@ -48,17 +50,22 @@ def test_server_simulate_gives_the_same_model(tmp_path: Path, scenes: Path, expe
     ]
     for key, value in TINY.items():
         words += ["--set", f"{key}={json.dumps(value)}"]
-    done = subprocess.run(
-        [*words, "--set", "sites.deadline-seconds=120"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "round 3/3  sites 4/4" in done.stdout
-    assert "left 0 s" in done.stdout
+    with (tmp_path / "said").open("w+") as said:
+        simulated = subprocess.Popen(
+            [*words, "--set", "sites.deadline-seconds=120"], cwd=ROOT, stdout=said, stderr=subprocess.STDOUT
+        )
+        end, open_to = time.monotonic() + 240, set[str]()
+        while simulated.poll() is None and time.monotonic() < end:
+            open_to |= listening(simulated.pid)
+            time.sleep(0.5)
+        simulated.kill()  # where it is not over by now
+        code = simulated.wait(30)
+        said.seek(0)
+        text = said.read()
+    assert code == 0, text
+    assert "round 3/3  sites 4/4" in text
+    assert "left 0 s" in text
+    assert open_to == {"127.0.0.1"}  # Ray's processes, with which it takes no connection from elsewhere
     assert last_hash(tmp_path / "run") == expected
 
 

@@ -220,7 +220,7 @@ class Deployment:
             extra,
         )
 
-    def flwr(self, *words: str, seconds: float = 60) -> str:
+    def flwr(self, *words: str, seconds: float = 180) -> str:
         """Run the flwr command and return what it printed."""
         done = subprocess.run(
             [str(BIN / "flwr"), *words],
