@@ -121,7 +121,7 @@ def evaluation_text(record: dict[str, Any]) -> str:
         lines.append(f"  accuracy {100 * record['accuracy']:.1f} %   matching: {record['matching']}")
         lines[-1] += f"   protocol: {protocol_text(record)}"
         lines += class_lines(record["per_class_iou"])
-    if "site_miou" in record:
+    if "site_per_class_iou" in record:  # models of sites; a whole network's record has its scores by site
         lines += site_lines(record)
     if record["mean_cosine"] is not None:
         compact, even = record["mean_cosine"], record["entropy"]

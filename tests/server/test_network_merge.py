@@ -34,7 +34,8 @@ def update(site: str, value: float, images: int = 1) -> Update:
 def merge(
     state: NetworkState, values: dict[str, float], layout: Layout = LAYOUT, **settings: Any
 ) -> NetworkState:
-    config = load_config({key.replace("__", ".").replace("_", "-"): v for key, v in settings.items()})
+    given = {key.replace("__", ".").replace("_", "-"): v for key, v in settings.items()}
+    config = load_config({"task": "supervised"} | given)
     updates = {site: update(site, value) for site, value in values.items()}
     weights = {"a": 1.0, "b": 3.0, "c": 2.0, "d": 2.0, "stranger": 1.0}
     return merge_networks(state, updates, weights, layout, config)
