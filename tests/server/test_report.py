@@ -19,11 +19,11 @@ from common.errors import UserError
 from server.report import (
     compare,
     comparison_text,
-    confusion_shares,
     contact_sheet,
     write_pictures,
     write_report,
 )
+from server.report_classes import confusion_shares
 from server.report_data import read_run
 from server.report_html import byte_text
 from server.report_methods import group
