@@ -27,7 +27,7 @@ Words = Callable[[str, int], Sequence[str]]
 
 _FREE = {"name", "seed", "run-dir", "resume", "sites.expected", "source.checkpoint", "checkpoint.keep"}
 _FREE |= {"simulation.shards", "simulation.data-root", "simulation.cache", "simulation.threads"}
-_FREE |= {"source.data-root"}
+_FREE |= {"source.data-root", "source.styles"}
 _FILES = {"model.weights", "network.weights"}
 """Settings that say where something lies, which the same run may say otherwise; of weights the file names count."""
 
@@ -117,13 +117,15 @@ def set_aside(run_dir: Path, wanted: RunConfig) -> None:
 
     Raises `UserError` where a process still writes to it.
     """
-    keys = differing(run_dir, wanted)
-    if not keys:
+    if not differing(run_dir, wanted):
         return
-    number = 1
-    while (old := run_dir.with_name(f"{run_dir.name}.old-{number}")).exists():
-        number += 1
     with sole_writer(run_dir):
+        keys = differing(run_dir, wanted)  # by now another campaign may have done it
+        if not keys:
+            return
+        number = 1
+        while (old := run_dir.with_name(f"{run_dir.name}.old-{number}")).exists():
+            number += 1
         run_dir.rename(old)
     more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
     print(f"== {run_dir.name}: {', '.join(keys[:3])}{more} changed; the old run is now {old}", flush=True)
@@ -154,7 +156,12 @@ def run_all(
     for seed in range(seeds):
         for name in recipes:
             run_dir = out / f"{name}-seed{seed}"
-            set_aside(run_dir, settings_of(name))
+            try:
+                set_aside(run_dir, settings_of(name))
+            except UserError as error:
+                print(error, file=sys.stderr)
+                failed.append(run_dir.name)
+                continue
             if finished(run_dir):
                 continue
             print(f"== {name}, seed {seed}", flush=True)

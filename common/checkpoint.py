@@ -138,8 +138,9 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
+        what = first["msg"].removeprefix("Value error, ")
         raise UserError(
-            f"Checkpoint {file} has settings that this version does not accept ({key}: {first['msg']}); "
+            f"Checkpoint {file} has settings that this version does not accept ({key + ': ' if key else ''}{what}); "
             "use the version that wrote it."
         ) from None
     except (KeyError, TypeError, IndexError, AttributeError) as error:

@@ -16,7 +16,7 @@ import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
 from flwr.common.constant import ErrorCode
 
-WIRE_VERSION = 1
+WIRE_VERSION = 2
 
 HELLO = "query.hello"
 SUMS = "query.sums"
@@ -137,10 +137,18 @@ def _refuse_endless(kind: str, record: Mapping[str, object]) -> None:
             raise WireError(
                 f"a name of {len(key)} characters among its {kind}, at most {_LONGEST_KEY} are expected"
             )
-        if isinstance(value, str | bytes | list) and len(value) > LONGEST_FACT:
+        length = _length(value)
+        if length > LONGEST_FACT:
             raise WireError(
-                f"'{key}' among its {kind} has length {len(value)}, at most {LONGEST_FACT} is expected"
+                f"'{key}' among its {kind} has length {length}, at most {LONGEST_FACT} is expected"
             )
+
+
+def _length(value: object) -> int:
+    """Return how much of a record an entry takes: its characters, those of all items of a list."""
+    if isinstance(value, list):
+        return sum(max(_length(item), 1) for item in value)
+    return len(value) if isinstance(value, str | bytes) else 0
 
 
 def _decode_groups(content: RecordDict, limit: int) -> Groups:

@@ -141,9 +141,15 @@ class Link:
         self.grid.push_messages(messages)
 
     def collect(self, sent: list[Message], seconds: float) -> Iterator[Message]:
-        """Yield the replies to messages of `send` that are there, or come within ``seconds``."""
+        """Yield the replies to messages of `send` that are there, or come within ``seconds``.
+
+        What is on its way, or cannot be asked for at the moment, may be collected later.
+        """
         end = time.monotonic() + seconds
-        return self._answers(sent, end)
+        by_id = {message.metadata.message_id: message for message in sent}
+        for _, answer in pull(self.grid, by_id, end, self.poll_seconds):
+            if answer is not None:
+                yield answer
 
     def _answers(self, sent: list[Message], end: float) -> Iterator[Message]:
         by_id = {message.metadata.message_id: message for message in sent}

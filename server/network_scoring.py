@@ -55,7 +55,9 @@ def evaluation_shards(config: RunConfig) -> list[Shard]:
 
 
 def network_score(confusion: Confusion, table: ClassTable) -> Score:
-    """Return the quality fields of counts [C, C]."""
+    """Return the quality fields of counts [C, C]; without any count there are none."""
+    if not confusion.total:
+        return Score()
     found = scores(confusion, identity_mapping(table.num_classes))
     return Score(
         accuracy=found.accuracy,

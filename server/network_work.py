@@ -46,6 +46,7 @@ class NetworkWork:
     encoded once (`strategy`), so that the server holds a few copies of the network for any number of sites.
 
     ``held`` remembers which teachers lie on which site's disk: a teacher travels once, not every round.
+    ``uncounted`` is how many rounds every site may have trained before the state began to count them.
     """
 
     config: RunConfig
@@ -54,6 +55,7 @@ class NetworkWork:
     layout: Layout
     held: dict[str, frozenset[str]] = field(default_factory=dict)
     hashes: dict[int, str] = field(default_factory=dict)
+    uncounted: int = 0
 
     @classmethod
     def of(cls, config: RunConfig, classes: ClassTable | None) -> NetworkWork:
@@ -88,7 +90,10 @@ class NetworkWork:
     def restore(self, checkpoint: Checkpoint) -> NetworkState:
         """Return the state of a checkpoint; raises `UserError` where other settings gave it another form."""
         refuse_other_form(checkpoint.config, self.config)
-        return NetworkState.from_arrays(checkpoint.head, checkpoint.extra)
+        state = NetworkState.from_arrays(checkpoint.head, checkpoint.extra)
+        if not state.trained:  # an earlier release did not count: its sites went on with the rounds
+            self.uncounted = max(checkpoint.round - int(self.config.measures(1)), 0)
+        return state
 
     def saved(self, state: NetworkState) -> Saved:
         """Return the shared network, no centroids, and the rest by name."""
@@ -144,7 +149,7 @@ class NetworkWork:
         options: Options = self.greeting() | {"phase": self.phase(number)}
         if action == wire.STYLE:
             return {}, options
-        options["trained"] = state.trained.get(site, 0)
+        options["trained"] = state.trained.get(site, self.uncounted)
         groups: wire.Groups = dict(self.layout.split(state.model_for(site)))
         if self.config.task != "adaptation" or action != wire.TRAIN:
             return groups, options
@@ -188,7 +193,8 @@ class NetworkWork:
         if self.config.measures(number):
             return state
         return replace(
-            state, trained=state.trained | {name: state.trained.get(name, 0) + 1 for name in updates}
+            state,
+            trained=state.trained | {name: state.trained.get(name, self.uncounted) + 1 for name in updates},
         )
 
     def summary(self) -> str:

@@ -116,6 +116,7 @@ def pull(
             break
         if waiting:
             time.sleep(rest_seconds(pause, vain, end - time.monotonic()))
+    until = time.monotonic() + GRACE_SECONDS  # those that were asked for last have only just begun
     for identity, begun in waiting.items():
         if begun is not None:
             found = begun.take(until - time.monotonic())

@@ -98,7 +98,9 @@ def _set_words(name: str, record: Mapping[str, Any]) -> list[str]:
 
 
 def scored(confusion: Confusion, classes: ClassTable, how: Matching) -> Score:
-    """Match clusters to classes once, on the summed counts, and score."""
+    """Match clusters to classes once, on the summed counts, and score; without any count there is no score."""
+    if not confusion.total:
+        return Score()
     mapping = match(confusion, how)
     found = scores(confusion, mapping)
     return Score(

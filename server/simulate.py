@@ -46,7 +46,7 @@ def absolute(config: RunConfig) -> RunConfig:
     if weights not in ("pretrained", "random"):
         weights = ",".join(path(part.strip()) for part in weights.split(","))
     source = config.source.model_copy(
-        update={key: path(getattr(config.source, key)) for key in ("checkpoint", "data_root")}
+        update={key: path(getattr(config.source, key)) for key in ("checkpoint", "styles", "data_root")}
     )
     simulation = config.simulation.model_copy(
         update={key: path(getattr(config.simulation, key)) for key in ("shards", "data_root", "cache")}

@@ -14,6 +14,7 @@ from common.config import RunConfig, load_config, read_recipe
 from common.errors import UserError
 from partitions.__main__ import build_parser
 from partitions.__main__ import main as partition
+from server.run_dir import sole_writer
 from tests.conftest import ROOT
 from tests.support.replicas import put_label, put_picture
 
@@ -153,6 +154,28 @@ def test_a_run_of_an_older_recipe_is_set_aside_and_made_anew(
     assert (tmp_path / "a-seed1.old-1" / "checkpoints" / "round-0004.json").is_file()
     assert "a-seed0: local.lr changed; the old run is now" in capsys.readouterr().out
     assert campaign.run_all(["a"], 3, tmp_path) == [] and len(started) == 2
+
+
+def test_a_stale_run_that_is_still_written_leaves_the_others_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("subprocess.run", lambda command, **_: type("Done", (), {"returncode": 0}))
+    monkeypatch.setattr(campaign, "settings_of", lambda name: load_config({"rounds": 4}))
+    run = write_run(tmp_path / "a-seed0", 4, 4)
+    (run / "config.json").write_text(load_config({"rounds": 9}).to_json())
+    with sole_writer(run):
+        assert campaign.run_all(["a", "b"], 1, tmp_path) == ["a-seed0"]
+    assert "== b, seed 0" in capsys.readouterr().out and run.is_dir()
+
+
+def test_what_another_campaign_has_made_anew_meanwhile_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = write_run(tmp_path / "a-seed0", 4, 4)
+    answers = iter([["local.lr"], []])  # before the lock, and with it
+    monkeypatch.setattr(campaign, "differing", lambda run_dir, wanted: next(answers))
+    campaign.set_aside(run, load_config({"rounds": 4}))
+    assert [path.name for path in tmp_path.iterdir()] == ["a-seed0"]
 
 
 def test_settings_are_compared_but_not_where_files_lie(tmp_path: Path) -> None:

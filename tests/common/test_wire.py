@@ -171,7 +171,7 @@ def test_a_scalar_and_an_empty_array_are_arrays() -> None:
 
 
 def test_another_version_is_refused_on_both_sides() -> None:
-    with pytest.raises(wire.WireError, match="wire version 99, expected 1"):
+    with pytest.raises(wire.WireError, match="wire version 99, expected 2"):
         wire.decode_update(wire.encode_update(update(wire_version=99), "float32"), LIMIT)
     content = wire.encode_task(wire.Task(1, "{}", "r"), "float32")
     content.config_records["facts"]["wire-version"] = 99
@@ -182,7 +182,7 @@ def test_another_version_is_refused_on_both_sides() -> None:
 
 
 def test_a_reply_without_a_name_is_refused() -> None:
-    for facts in (ConfigRecord(), ConfigRecord({"site": 3, "wire-version": 1})):
+    for facts in (ConfigRecord(), ConfigRecord({"site": 3, "wire-version": 2})):
         with pytest.raises(wire.WireError, match="which site"):
             wire.decode_update(RecordDict({"facts": facts}), LIMIT)
         assert wire.site_of(RecordDict({"facts": facts})) is None
@@ -236,6 +236,7 @@ def test_fewer_arrays_than_expected_are_the_callers_business() -> None:
         ({"facts": {"k" * 100: 0}}, "a name of 105 characters among its facts"),
         ({"metrics": {"k" * 100: 0.0}}, "a name of 100 characters among its metrics"),
         ({"facts": {"error": "x" * 20_000}}, "'fact.error' among its facts has length 20000"),
+        ({"facts": {"list": ["x" * 8_000] * 3}}, "'fact.list' among its facts has length 24000"),
         ({"site": "x" * 20_000}, "'site' among its facts has length 20000"),
     ],
 )

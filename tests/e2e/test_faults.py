@@ -125,7 +125,7 @@ def test_bad_answers_lost_sites_and_wrong_clocks(federation: Federation, tmp_pat
         (2, "sick"): "type that is not allowed",
         (3, "crook"): "cannot be read as an array",
         (3, "sick"): "oversized",
-        (4, "crook"): "wire version 99, expected 1",
+        (4, "crook"): "wire version 99, expected 2",
         (4, "sick"): "its client application raised an error",
         (5, "crook"): f"did not answer within {DEADLINE_SECONDS} s",
         (5, "sick"): f"did not answer within {DEADLINE_SECONDS} s",

@@ -173,6 +173,35 @@ def test_an_answer_from_between_the_last_two_looks_counts(monkeypatch: pytest.Mo
     assert time_to_live(deadline) > deadline + server.pull.GRACE_SECONDS
 
 
+def test_answers_that_are_there_in_the_end_count_however_slow_each_is(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    grid = make_grid(12)
+    real = grid.pull_messages
+
+    def slow(ids: list[str]) -> list[Message]:
+        time.sleep(0.1)
+        return real(ids)
+
+    monkeypatch.setattr(grid, "pull_messages", slow)
+    monkeypatch.setattr(server.pull, "GRACE_SECONDS", 0.4)  # for four of them, one after another
+    replies = Link(grid, 0.01).exchange(tasks(grid), 0.0)
+    assert sorted(str(wire.site_of(reply.content)) for reply in replies if not reply.has_error()) == sorted(
+        f"n{node}" for node in range(1, 13)
+    )
+
+
+def test_what_cannot_be_asked_for_now_is_collected_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    grid = make_grid(2)
+    monkeypatch.setattr(server.pull, "GRACE_SECONDS", 0.1)
+    free = stuck(grid, monkeypatch, 0)
+    link, sent = Link(grid, 0.01), tasks(grid)
+    link.send(sent)
+    assert [wire.site_of(reply.content) for reply in link.collect(sent, 0.0)] == ["n2"]
+    free.set()
+    assert [wire.site_of(reply.content) for reply in link.collect(sent[:1], 5.0)] == ["n1"]
+
+
 def test_pauses_follow_the_time_of_asking_within_bounds() -> None:
     assert rest_seconds(0.2, 0.01, 60) == 0.2  # few sites
     assert rest_seconds(0.2, 0.1, 60) == pytest.approx(0.4)

@@ -165,6 +165,15 @@ def test_a_mean_teacher_is_the_arithmetic_mean_with_the_newest_statistics() -> N
     assert state.averaged == 3
 
 
+def test_a_mean_whose_shared_teacher_is_missing_begins_with_the_newest_model() -> None:
+    settings = load_config({"teacher.update": "mean"}).teacher
+    state = grouped(LAYOUT, {"a": 0, "b": 1}, 4.0)
+    earlier = replace(state, teachers={"0": network(2), "1": network(2)}, averaged=1)
+    found = update_teachers(earlier, 2, settings, LAYOUT)
+    np.testing.assert_allclose(found.teachers[EVERYONE]["conv"], 4)
+    np.testing.assert_allclose(found.teachers["0"]["conv"], (2 + 4) / 2)
+
+
 def test_every_cluster_has_a_teacher_of_its_own() -> None:
     layout = replace(LAYOUT, cluster=frozenset({"head"}))
     settings = load_config({"teacher.update": "rounds"}).teacher

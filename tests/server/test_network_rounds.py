@@ -6,6 +6,7 @@ import json
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import pytest
 from flwr.app import Array, Error, Message
 
 from common import wire
-from common.checkpoint import checkpoint_path, load_checkpoint
+from common.checkpoint import Checkpoint, checkpoint_path, load_checkpoint
 from common.config_network import Transforms
 from common.data.classes import SYNTHETIC
 from common.data.manifest import pool_shards, read_shard
@@ -27,6 +28,7 @@ from common.network_training import train_steps
 from common.seeds import derive
 from common.wire import Arrays
 from server.network_state import EVERYONE, NetworkState
+from server.network_work import NetworkWork
 from server.rounds import run
 from tests.support.federation import local_grid, network_config
 from tests.support.local_grid import Answer, LocalGrid
@@ -256,6 +258,21 @@ def test_a_site_that_is_drawn_now_and_then_reads_all_of_its_images(
     for name, images in read.items():
         assert len(images) == 2 * drawn[name]
         assert len(set(images[:10])) == min(10, len(images))
+
+
+def test_a_checkpoint_that_counts_no_rounds_lets_sites_go_on_by_their_number(whole: dict[str, Path]) -> None:
+    saved = load_checkpoint(whole["supervised"])
+
+    def sent(checkpoint: Checkpoint) -> list[int]:
+        work = NetworkWork.of(saved.config, saved.classes)
+        state = work.restore(checkpoint)
+        names = [f"site-{index}" for index in range(4)]
+        return [int(work.parts(state, name, 4, wire.TRAIN)[1]["trained"]) for name in names]
+
+    counted = sent(saved)  # three of four sites took part in each of three rounds
+    assert sum(counted) == 9 and set(counted) != {3}
+    older = replace(saved, extra={k: v for k, v in saved.extra.items() if not k.startswith("trained/")})
+    assert sent(older) == [3] * 4
 
 
 # --- labels, and what leaves a site ---------------------------------------------------------------------

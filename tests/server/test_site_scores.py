@@ -9,7 +9,9 @@ import pytest
 
 from common.config import RunConfig, load_config
 from common.data.classes import ClassTable
-from server.network_scoring import NetworkScorer
+from common.metrics import Confusion
+from common.network_evaluate import NetworkEvaluation
+from server.network_scoring import NetworkScorer, network_score, set_fields
 from server.scoring import Score, Scorer
 from server.site_scores import class_means, site_fields
 
@@ -45,6 +47,20 @@ def test_networks_that_are_not_shared_have_no_common_score_either() -> None:
     alone = load_config({"task": "supervised", "eval.where": "sites", "centroids.share": "none"})
     found = NetworkScorer(alone, TABLE).score_confusions(COUNTS).fields()
     assert found["miou"] is None and found["site_accuracy_mean"] == 0.5
+
+
+def test_a_site_without_a_count_has_no_score_and_ends_nothing() -> None:
+    counts = COUNTS | {"c": np.zeros((2, 2), np.int64)}
+    own = Scorer(config_of(centroids__share="none"), TABLE).score_confusions(counts).fields()
+    assert own["site_miou"] == {"a": 0.6, "b": 0.6}
+    both = load_config({"task": "supervised", "eval.where": "sites"})
+    found = NetworkScorer(both, TABLE).score_confusions(counts).fields()
+    assert set(found["site_miou"]) == {"a", "b"} and found["miou"] is not None
+    evaluation = NetworkEvaluation(Confusion(2, 2, COUNTS["a"]))
+    evaluation.domains |= {name: Confusion(2, 2, counts[name]) for name in ("a", "c")}
+    record = set_fields(evaluation, TABLE)
+    assert record["domain_miou"] == {"a": 0.6, "c": None} and record["domain_miou_mean"] == 0.6
+    assert network_score(Confusion(2, 2), TABLE).miou is None
 
 
 def test_a_class_counts_where_it_is_in_the_labels() -> None:
