@@ -24,7 +24,7 @@ demo: setup
 
 # three workers for two cores, a thread each: those whose networks wait leave room for those that compute
 test: setup lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 3 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 3 --dist loadfile --no-loadscope-reorder
 
 lint: setup
 	$(BIN)/ruff format --check .

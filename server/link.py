@@ -103,6 +103,8 @@ class Link:
     def __init__(self, grid: Grid, poll_seconds: float = POLL_SECONDS) -> None:
         self.grid = grid
         self.poll_seconds = poll_seconds
+        self._begun: dict[str, Any] = {}
+        """Calls for answers to be collected that were left behind, by message id (see `pull`)."""
 
     def node_ids(self) -> list[int]:
         """Return the nodes that are connected now, in a fixed order."""
@@ -147,7 +149,7 @@ class Link:
         """
         end = time.monotonic() + seconds
         by_id = {message.metadata.message_id: message for message in sent}
-        for _, answer in pull(self.grid, by_id, end, self.poll_seconds):
+        for _, answer in pull(self.grid, by_id, end, self.poll_seconds, self._begun):
             if answer is not None:
                 yield answer
 

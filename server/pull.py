@@ -89,7 +89,11 @@ def rest_seconds(pause: float, vain: float, left: float) -> float:
 
 
 def pull(
-    grid: Grid, identities: Iterable[str], end: float, pause: float
+    grid: Grid,
+    identities: Iterable[str],
+    end: float,
+    pause: float,
+    begun: dict[str, _Pull] | None = None,
 ) -> Iterator[tuple[str, Message | None]]:
     """Yield messages' ids with their answers, as they come, until ``time.monotonic()`` is past ``end``.
 
@@ -97,8 +101,12 @@ def pull(
     All are asked for at least once. Between two times of asking there are at least ``pause`` seconds. Answers
     are in memory one after another: the next one is fetched when the caller comes back for it. Calls that hang
     (the SuperLink is away) hold up the end by twice `GRACE_SECONDS` at most, however many they are.
+
+    ``begun`` takes up the calls that are left behind, by id, and those that it has go on: whoever asks for the
+    same answers later needs it, because a call that comes through at last takes its answer along.
     """
-    waiting: dict[str, _Pull | None] = dict.fromkeys(identities)
+    begun = {} if begun is None else begun
+    waiting: dict[str, _Pull | None] = {identity: begun.pop(identity, None) for identity in identities}
     while waiting:
         last, vain = time.monotonic() >= end, 0.0
         until = max(time.monotonic(), end) + GRACE_SECONDS
@@ -117,8 +125,10 @@ def pull(
         if waiting:
             time.sleep(rest_seconds(pause, vain, end - time.monotonic()))
     until = time.monotonic() + GRACE_SECONDS  # those that were asked for last have only just begun
-    for identity, begun in waiting.items():
-        if begun is not None:
-            found = begun.take(until - time.monotonic())
+    for identity, left in waiting.items():
+        if left is not None:
+            found = left.take(until - time.monotonic())
+            if found is None:
+                begun[identity] = left
             if found != []:
                 yield identity, found[0] if found else None

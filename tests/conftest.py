@@ -36,3 +36,21 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("scenes")
     write_synthetic(folder, sites=4, images_per_site=10, eval_images=6, size=(72, 96), seed=0)
     return folder
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Spread files of real processes, which mostly wait, among the others, which compute; two first, none last.
+
+    So workers that wait leave their core to those that compute (with `--no-loadscope-reorder` files are handed
+    out in this order).
+    """
+    files: dict[str, list[pytest.Item]] = {}
+    for item in items:
+        files.setdefault(item.nodeid.partition("::")[0], []).append(item)
+    waiting = [name for name, found in files.items() if found[0].get_closest_marker("net")]
+    waiting.sort(key=lambda name: ("fault" not in name, "warm" not in name))  # the longest
+    computing = [name for name in files if name not in waiting]
+    share = 0.75 * len(computing) / max(len(waiting) - 1, 1)
+    places = {name: (index - 1) * share for index, name in enumerate(waiting)}
+    places |= {name: float(index) for index, name in enumerate(computing)}
+    items[:] = [item for name in sorted(files, key=lambda name: places[name]) for item in files[name]]

@@ -78,7 +78,7 @@ def test_the_limit_leaves_room_for_what_is_expected_and_not_for_more() -> None:
         (reply(good(), facts={"images": True, "batches": 1}), "its number of images is 'True'"),
         (reply(good(), facts={"images": 1 << 60, "batches": 1}), "its number of images"),
         (reply(good(), metrics={"loss": float("nan")}), "its metric 'loss' is nan"),
-        (reply(good(), wire_version=2), "wire version 2"),
+        (reply(good(), wire_version=9), "wire version 9"),
         (RecordDict(), "which site"),
         (None, "unreadable (AttributeError)"),
     ],
