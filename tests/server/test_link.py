@@ -176,7 +176,7 @@ def test_an_answer_from_between_the_last_two_looks_counts(monkeypatch: pytest.Mo
 def test_answers_that_are_there_in_the_end_count_however_slow_each_is(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    grid = make_grid(12)
+    grid = make_grid(36)
     real = grid.pull_messages
 
     def slow(ids: list[str]) -> list[Message]:
@@ -184,16 +184,16 @@ def test_answers_that_are_there_in_the_end_count_however_slow_each_is(
         return real(ids)
 
     monkeypatch.setattr(grid, "pull_messages", slow)
-    monkeypatch.setattr(server.pull, "GRACE_SECONDS", 0.4)  # for four of them, one after another
+    monkeypatch.setattr(server.pull, "GRACE_SECONDS", 2.0)  # for twenty of them, one after another
     replies = Link(grid, 0.01).exchange(tasks(grid), 0.0)
     assert sorted(str(wire.site_of(reply.content)) for reply in replies if not reply.has_error()) == sorted(
-        f"n{node}" for node in range(1, 13)
+        f"n{node}" for node in range(1, 37)
     )
 
 
 def test_what_cannot_be_asked_for_now_is_collected_later(monkeypatch: pytest.MonkeyPatch) -> None:
     grid = make_grid(2)
-    monkeypatch.setattr(server.pull, "GRACE_SECONDS", 0.1)
+    monkeypatch.setattr(server.pull, "GRACE_SECONDS", 0.5)
     free = stuck(grid, monkeypatch, 0)
     link, sent = Link(grid, 0.01), tasks(grid)
     link.send(sent)
