@@ -17,9 +17,12 @@ from common.config_network import Reduction
 from common.data.classes import IGNORE
 from common.losses.reductions import full_precision, reduce_cross_entropy
 
-LOG2_E = math.log2(math.e)
 BLOCK = 40_000
 """Pixels that a CPU takes at once: few enough to stay in its cache, and enough for all its cores."""
+LOW = 1e-25
+"""Sums of exp below it would feel that float32 ends near 1e-38."""
+NOTHING = -64.0
+"""exp of it is lost in a sum of float32 that holds a 1; of smaller ones it would be slow (denormal numbers)."""
 BUCKETS = 1 << 10
 BUCKET_BITS = 15
 """A bucket of certainties is 2^15 neighbouring float32; 1024 of them reach from 1 down to 1/16, the last one
@@ -44,33 +47,41 @@ def kept_pixels(
     else:  # what is no image is a class of its own, so that it takes nobody's place
         classes = torch.where(valid, classes, channels)
         kept = sure_pixels(certainty, classes, channels + 1, confidence, fraction) & valid
-    return classes.masked_fill_(~kept, IGNORE)
+    return (classes | kept.byte() - 1).long()  # 0 - 1 is 255 in a byte, which is no label
 
 
 @torch.no_grad()
 def predictions(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the largest softmax probability of each pixel and its class, of equal ones the first.
 
-    logits [B, C, H, W] -> float32 and int64 [B, H, W]. Raises ValueError where a logit is not finite: a
-    teacher that has diverged would otherwise label nothing, and the loss would look perfect.
+    logits [B, C, H, W], C at most 255 -> float32 and uint8 [B, H, W]. Raises ValueError where a logit is not
+    finite: a teacher that has diverged would otherwise label nothing, and the loss would look perfect.
     """
     batch, channels, height, width = logits.shape
+    if channels > IGNORE:
+        raise ValueError(f"logits of {channels} classes; a label has room for {IGNORE}")
     pixels = height * width
-    step = min(BLOCK, pixels) if logits.device.type == "cpu" else pixels
+    step = max(1, (BLOCK if logits.device.type == "cpu" else pixels) // batch)
     certainty = torch.empty(batch, pixels, device=logits.device)
-    classes = torch.empty(batch, pixels, device=logits.device, dtype=torch.int64)
-    buffer = torch.empty(channels, step, device=logits.device)
+    classes = torch.empty(batch, pixels, device=logits.device, dtype=torch.uint8)
+    buffer = torch.empty(batch * channels * min(step, pixels), device=logits.device)
     count_down = torch.arange(channels, 0, -1.0, device=logits.device)[:, None]
-    for image, image_certainty, image_classes in zip(logits.flatten(2), certainty, classes, strict=True):
-        for start in range(0, pixels, step):
-            part = slice(start, start + step)
-            block = image[:, part].float()
-            terms = torch.sub(block, block.amax(dim=0), out=buffer[:, : block.shape[1]])
-            terms.mul_(LOG2_E).exp2_()  # exp, at half its price
-            torch.sum(terms, dim=0, out=image_certainty[part])
-            terms.eq_(1).mul_(count_down)  # the largest term is exp(0); torch's argmax is slow across rows
-            image_classes[part] = channels - terms.amax(dim=0)
-    certainty.reciprocal_()
+    shifted = False
+    for start in range(0, pixels, step):  # a part of every image, so that each core stays with its own images
+        part = slice(start, start + step)
+        block = logits.flatten(2)[:, :, part].float()
+        terms = buffer[: block.numel()].view_as(block)
+        if not shifted:  # saves two passes, as long as no exp is too large or too small
+            total = torch.exp(block, out=terms).sum(dim=1)
+            low, high = total.aminmax()
+            shifted = not (float(low) > LOW and float(high) < math.inf)
+        if shifted:
+            torch.sub(block, block.amax(dim=1, keepdim=True), out=terms).clamp_(min=NOTHING).exp_()
+            total = terms.sum(dim=1)
+        largest = terms.amax(dim=1, keepdim=True)
+        torch.div(largest[:, 0], total, out=certainty[:, part])
+        terms.eq_(largest).mul_(count_down)  # torch's argmax is slow across rows
+        classes[:, part] = channels - terms.amax(dim=1)
     if not bool(certainty.amin() > 0):  # NaN is the smallest of all
         raise ValueError("the teacher's logits are not finite: its weights diverged or were damaged")
     shape = (batch, height, width)
@@ -90,24 +101,28 @@ def sure_pixels(
     A histogram of certainties per image and class finds the bucket in which the cut lies; only the pixels
     of that bucket are sorted. No loop over images or classes.
     """
+    cell = ONE - certainty.contiguous().view(torch.int32)  # 0 for the surest
+    cell.bitwise_right_shift_(BUCKET_BITS).clamp_(max=BUCKETS - 1).add_(classes, alpha=BUCKETS)
     groups = len(classes) * channels
-    offsets = torch.arange(0, groups, channels, device=classes.device, dtype=torch.int32)
-    group = classes.to(torch.int32, copy=True).add_(offsets[:, None, None]).flatten()
-    depth = (ONE - certainty.contiguous().view(torch.int32)).flatten()  # 0 for the surest
-    cell = (depth >> BUCKET_BITS).clamp_(max=BUCKETS - 1).add_(group, alpha=BUCKETS)
+    images = torch.arange(0, groups, channels, device=cell.device, dtype=torch.int32)
+    cell = cell.add_(images[:, None, None], alpha=BUCKETS).flatten()
 
     histogram = torch.bincount(cell, minlength=groups * BUCKETS).view(groups, BUCKETS)
     surest = histogram.cumsum(dim=1)
     quota = (surest[:, -1].double() * fraction).floor().long()
     cut = (surest < quota[:, None]).sum(dim=1, keepdim=True)  # the first bucket that reaches the quota
+    cut.clamp_(min=_bucket(confidence))  # before the bucket of ``confidence``, all are kept without a quota
     buckets = torch.arange(BUCKETS, device=cut.device)
     verdict = 2 * (buckets < cut).byte() + (buckets == cut).byte()  # of each cell: 2 all, 1 some, 0 none
     of_pixel = verdict.flatten().index_select(0, cell)
-    kept = (certainty.flatten() > confidence) | (of_pixel == 2)
+    kept = of_pixel == 2
 
-    # Of a cut bucket, confidence may already keep some: its surest, so they fill the quota first.
-    contested = ((of_pixel == 1) & ~kept).nonzero()[:, 0]
-    group, depth = group[contested].long(), depth[contested]
+    contested = (of_pixel == 1).nonzero()[:, 0]
+    flat = certainty.flatten()
+    sure = flat[contested] > confidence  # the surest of their bucket, so they fill the quota first
+    kept[contested[sure]] = True
+    contested = contested[~sure]
+    group, depth = cell[contested].long() // BUCKETS, ONE - flat[contested].view(torch.int32)
     order = ((group << 32) + depth).sort(stable=True).indices
     group = group[order]
     count = torch.bincount(group, minlength=groups)
@@ -115,6 +130,14 @@ def sure_pixels(
     places = quota - (surest.gather(1, cut)[:, 0] - count)
     kept[contested[order[rank < places[group]]]] = True
     return kept.view_as(certainty)
+
+
+def _bucket(confidence: float) -> int:
+    """Return the bucket of a certainty, below 0 for one that no pixel can exceed."""
+    if confidence >= 1:
+        return -1
+    bits = int(torch.tensor(max(confidence, 0.0)).view(torch.int32))
+    return min((ONE - bits) >> BUCKET_BITS, BUCKETS - 1)
 
 
 def pseudo_label_loss(

@@ -52,7 +52,7 @@ def test_equals_the_slow_loop(confidence: float, fraction: float, spread: float)
     kept = slow_choice(certainty, classes, confidence, fraction)
     found, names = predictions(logits)
     torch.testing.assert_close(found, certainty)
-    assert torch.equal(names, classes)
+    assert torch.equal(names, classes.byte())
     assert torch.equal(sure_pixels(certainty, classes, 5, confidence, fraction), kept)
     labels = kept_pixels(logits, confidence, fraction)
     assert labels.dtype == torch.int64 and labels.shape == kept.shape
@@ -148,6 +148,26 @@ def test_blocks_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
     certainty, classes = predictions(logits)
     torch.testing.assert_close(certainty, whole[0], rtol=3e-7, atol=0)
     assert torch.equal(classes, whole[1])
+
+
+@pytest.mark.parametrize("offset", [-300.0, -70.0, 70.0, 87.0, 300.0])
+def test_logits_of_any_size_are_one_softmax(monkeypatch: pytest.MonkeyPatch, offset: float) -> None:
+    """exp of some of them is no float32; whatever block meets them first, the others lose nothing."""
+    monkeypatch.setattr(self_training, "BLOCK", 64)
+    logits = draw(10, 2, 5, 12, 16)
+    logits[1, :, 6:] += offset
+    expected, classes = logits.softmax(dim=1).max(dim=1)
+    certainty, found = predictions(logits)
+    torch.testing.assert_close(certainty, expected, rtol=2e-6, atol=0)
+    assert torch.equal(found, classes.byte())
+
+
+def test_no_more_classes_than_a_label_can_name() -> None:
+    logits = torch.zeros(1, 256, 2, 2)
+    logits[0, 254] = 5.0
+    assert predictions(logits[:, :255])[1].unique().tolist() == [254]
+    with pytest.raises(ValueError, match="256 classes"):
+        predictions(logits)
 
 
 def test_equal_logits_are_the_first_class_and_half_precision_works() -> None:
