@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
 
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
@@ -105,7 +106,8 @@ def answer(message: Message, context: Context, action: str, handler: Handler) ->
         round_number, run_key = task.round, task.run_key
         limit_threads(site)
         prepare_device(site, settings)
-        update = handler(task, settings, site)
+        with room_for(settings):
+            update = handler(task, settings, site)
     except Exception as error:
         log.exception("site %s could not answer %s", name, action)
         update = wire.Update(site=name, weights_hash="", facts={"error": public_reason(error, private)})
@@ -125,6 +127,16 @@ def answer(message: Message, context: Context, action: str, handler: Handler) ->
             update = wire.Update(site=name, weights_hash="", facts={"error": public_reason(error, private)})
             content = wire.encode_update(update, dtype)
     return Message(content, reply_to=message)
+
+
+def room_for(settings: RunConfig) -> AbstractContextManager[None]:
+    """Say in one sentence what helps where a GPU runs out of memory within."""
+    from common.device import room_on_device
+
+    batch = settings.local.batch
+    return room_on_device(
+        f"lower local.batch ({batch}), raise this site's gpu-share, or set this site's device to cpu"
+    )
 
 
 def limit_threads(site: SiteConfig) -> None:

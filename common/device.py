@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -39,6 +41,20 @@ def limit_memory(device: torch.device, share: float) -> None:
     """
     if device.type == "cuda" and share < 1:
         torch.cuda.set_per_process_memory_fraction(share, device.index)
+
+
+@contextmanager
+def room_on_device(advice: str) -> Iterator[None]:
+    """Turn a GPU that runs out of memory within into a `UserError`; ``advice`` says what to do: "lower x"."""
+    try:
+        yield
+    except torch.cuda.OutOfMemoryError as error:
+        reason = str(error).splitlines()[0]
+    else:
+        return
+    # out of the handler: until here the exception keeps what filled the memory alive
+    torch.cuda.empty_cache()
+    raise UserError(f"The GPU has no room for this work ({reason}); {advice}.")
 
 
 def set_deterministic(wanted: bool) -> None:

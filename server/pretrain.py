@@ -20,7 +20,7 @@ from common.config import RunConfig
 from common.data.classes import ClassTable, load_table
 from common.data.manifest import Shard, read_shard
 from common.data.pictures import Pictures
-from common.device import choose_device
+from common.device import choose_device, room_on_device
 from common.errors import UserError
 from common.losses.reductions import crucial_classes, reduce_cross_entropy
 from common.models.deeplab import build_network, load_arrays, network_signature, network_to_arrays
@@ -123,16 +123,18 @@ def pretrain(
     crucial = crucial_classes(config.reduction, table).to(device)
     steps = settings.steps or settings.epochs * math.ceil(len(pictures) / settings.batch)
     log.info("pretraining on %d labelled images, %d steps", len(pictures), steps)
-    found = train_steps(
-        model,
-        pictures.batches(steps, settings.batch),
-        lambda logits, labels: reduce_cross_entropy(logits, labels, config.reduction, crucial),
-        config.sgd.model_copy(update={"lr": settings.lr}),
-        steps=steps,
-        total_steps=steps,
-        seed=config.seed,
-        progress=progress_line("pretraining"),
-    )
+    advice = f"lower source.batch ({settings.batch}) or end what else runs on the GPU"
+    with room_on_device(advice):
+        found = train_steps(
+            model,
+            pictures.batches(steps, settings.batch),
+            lambda logits, labels: reduce_cross_entropy(logits, labels, config.reduction, crucial),
+            config.sgd.model_copy(update={"lr": settings.lr}),
+            steps=steps,
+            total_steps=steps,
+            seed=config.seed,
+            progress=progress_line("pretraining"),
+        )
     log.info("pretrained: mean loss %.4f", found.loss)
     weights, statistics = network_to_arrays(model)
     return weights | statistics

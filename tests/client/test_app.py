@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from flwr.app import Context, Message, RecordDict
 
 from client.app import app as client_app
@@ -108,3 +109,15 @@ def test_a_failure_is_an_answer_with_a_reason(tmp_path: Path, facts: dict[str, A
 def test_a_site_without_a_shard_still_says_so() -> None:
     update = ask({"partition-id": 3}, wire.HELLO)
     assert update.site == "site-3" and "does not know its shard" in str(update.facts["error"])
+
+
+def test_a_full_gpu_is_answered_with_what_to_lower(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def crowded(*given: object) -> wire.Update:
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nDetails")
+
+    monkeypatch.setattr("client.totals.answer_train", crowded)
+    found = ask({"shard": str(tmp_path / "a.jsonl"), "cache": str(tmp_path / "cache"), "device": "cpu"})
+    assert found.facts["error"] == (
+        "The GPU has no room for this work (CUDA out of memory. Tried to allocate 2 GiB.); lower local.batch "
+        "(8), raise this site's gpu-share, or set this site's device to cpu."
+    )

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from common.device import WORKSPACES, choose_device, limit_memory, set_deterministic
+from common.device import WORKSPACES, choose_device, limit_memory, room_on_device, set_deterministic
 from common.errors import UserError
 from tests.conftest import ROOT
 
@@ -168,3 +168,13 @@ def test_two_processes_share_one_gpu() -> None:
     assert [process.communicate(timeout=300)[0].strip() for process in processes] == [
         "held to its share 1"
     ] * 2
+
+
+def test_a_gpu_out_of_memory_is_one_sentence() -> None:
+    with (
+        pytest.raises(UserError, match=r"no room for this work \(CUDA out of memory\); lower x\.$"),
+        room_on_device("lower x"),
+    ):
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory\nDetails of the allocator")
+    with pytest.raises(RuntimeError, match="something else"), room_on_device("lower x"):
+        raise RuntimeError("something else")
