@@ -10,7 +10,10 @@ Point = tuple[float, float]
 Series = tuple[str, str, Sequence[Point]]
 
 INK, SOFT, GRID = "#1f2937", "#6b7280", "#e5e7eb"
-SERIES_COLOURS = ("#2563eb", "#ea7317", "#15966b", "#b4315f", "#7c4fc4", "#4b7f95", "#a16207", "#475569")
+SERIES_COLOURS = (
+    *("#2563eb", "#ea7317", "#15966b", "#b4315f", "#7c4fc4", "#4b7f95", "#a16207", "#475569"),
+    *("#0ea5e9", "#dc2626", "#65a30d", "#db2777", "#4338ca", "#0d9488", "#c2955a", "#94a3b8"),
+)
 
 
 def percent(value: float) -> str:
@@ -96,15 +99,19 @@ def line_chart(
         x, y = place(*curve[-1])
         parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3.6" fill="{colour}"/>')
         ends.append((x, y, label(curve[-1][1]), colour))
-    for x, y, text, colour in _spread(ends, gap=15, low=top + 6, high=height - bottom):
-        parts.append(svg_text(x + 9, y + 4, text, colour=colour, weight=600))
+    for where in sorted({x for x, _, _, _ in ends}):  # curves of one length end above one another
+        together = [end for end in ends if end[0] == where]
+        for x, y, text, colour in _spread(together, gap=15, low=top + 6, high=height - bottom):
+            parts.append(svg_text(x + 9, y + 4, text, colour=colour, weight=600))
     return "".join([*parts, "</svg>"])
 
 
 def _spread(
     ends: list[tuple[float, float, str, str]], gap: float, low: float, high: float
 ) -> list[tuple[float, float, str, str]]:
-    """Move end labels apart vertically so that none covers another."""
+    """Move end labels apart vertically so that none covers another; none where there is no room for all."""
+    if (len(ends) - 1) * gap > high - low:
+        return []
     ordered = sorted(ends, key=lambda end: end[1])
     heights: list[float] = []
     for _, y, _, _ in ordered:
@@ -126,7 +133,9 @@ def dot_plot(
     values = [value for _, _, group in groups for value in group]
     if not values:
         return '<p class="soft">No scores yet.</p>'
-    left, right, top, row = 190, 74, 6, 34
+    left = max(190, word_width([name for name, _, _ in groups], size=13) + 14)
+    right, top, row = 74, 6, 34
+    width = max(width, left + 570)
     height = top + row * len(groups) + 26
     levels = ticks(0.0, max(values))
     scale = (width - left - right) / levels[-1] if levels[-1] > 0 else 1.0
@@ -166,7 +175,7 @@ def confusion_chart(
     rows: Sequence[str], columns: Sequence[str], shares: Sequence[Sequence[float | None]]
 ) -> str:
     """Draw shares 0..1 as shaded cells, true classes down, predictions across; None rows are empty."""
-    cell, left, top = 38, 104, 84
+    cell, left, top = 38, max(104, word_width(rows) + 12), max(84, word_width(columns) * 3 // 4)
     width, height = left + cell * len(columns) + 44, top + cell * len(rows) + 6
     parts = [svg_open(width, height, fixed=True)]
     for j, name in enumerate(columns):
@@ -196,7 +205,8 @@ def confusion_chart(
 
 def bar_chart(values: Sequence[tuple[str, str, float]], *, label: Callable[[float], str] = percent) -> str:
     """Draw named horizontal bars with their values, longest scale = largest value."""
-    left, row, width = 150, 24, 560
+    left = max(150, word_width([name for name, _, _ in values]) + 12)
+    row, width = 24, left + 410
     top_value = max((value for _, _, value in values), default=0.0) or 1.0
     height = row * len(values) + 4
     parts = [svg_open(width, height)]
@@ -247,6 +257,11 @@ def svg_text(
         f'<text x="{x:.1f}" y="{y:.1f}" font-size="{size}" font-weight="{weight}" fill="{colour}" '
         f'text-anchor="{anchor}" xml:space="preserve">{escape(text)}</text>'
     )
+
+
+def word_width(words: Sequence[str], size: int = 12) -> int:
+    """Return room in pixels for the longest of some words, as wide as bold letters may be."""
+    return math.ceil(0.6 * size * max(map(len, words), default=0))
 
 
 def _shade(share: float) -> str:

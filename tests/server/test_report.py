@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from html.parser import HTMLParser
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from server.report_data import read_run
 from server.report_html import byte_text
 from server.report_methods import group
 from server.report_sets import mean_and_spread
-from server.report_svg import line_chart, ticks
+from server.report_svg import SERIES_COLOURS, dot_plot, line_chart, ticks
 
 TABLE = ClassTable("toy", ("sky", "road & <path>", "car"), ((1, 2, 3), (40, 50, 60), (200, 100, 0)))
 CONFUSION = [[6, 0, 0], [1, 3, 0], [3, 1, 0], [0, 0, 0]]
@@ -297,3 +298,34 @@ def test_contact_sheet_columns_and_colours(tmp_path: Path) -> None:
     path = write_pictures(tmp_path, 7, [image], [prediction], None, None, None)
     assert path == tmp_path / "pictures" / "round-0007.png"
     assert Image.open(path).size[0] == two.width
+
+
+def placed(drawn: str, words: str) -> list[tuple[float, float]]:
+    """Where texts of a figure stand that match."""
+    found = re.findall(r'<text x="([\d.-]+)" y="([\d.-]+)"[^>]*>([^<]*)<', drawn)
+    return [(float(x), float(y)) for x, y, text in found if re.fullmatch(words, text)]
+
+
+def test_names_of_methods_have_the_room_they_need() -> None:
+    name = "crackforest-objective-reconstruction"
+    short_left, _ = placed(dot_plot([("a", "#000000", [0.4])]), "a")[0]
+    left, _ = placed(dot_plot([("a", "#000000", [0.4]), (name, "#000000", [0.3])]), name)[0]
+    assert short_left == 180 and left > 0.55 * 13 * len(name)  # it ends there, in bold letters of 13 pixels
+
+
+def test_labels_of_curves_that_end_at_different_rounds_leave_each_other_alone() -> None:
+    values = r"\d\.\d5"
+    early = [(f"m{i}", "#000000", [(1.0, 0.0), (4.0, 0.15 + i / 10)]) for i in range(8)]
+    late = ("late", "#000000", [(1.0, 0.0), (40.0, 0.55)])
+    alone = placed(line_chart([*early, late]), values)
+    beside = [at for at in alone if at[0] == max(x for x, _ in alone)]
+    assert len(alone) == 9 and len(beside) == 1
+    assert beside[0][1] == pytest.approx(placed(line_chart([early[-1], late]), values)[-1][1])
+    heights = sorted(y for x, y in alone if x != beside[0][0])
+    assert all(b - a > 14.9 for a, b in pairwise(heights))
+
+
+def test_a_crowd_of_curves_has_no_labels_but_colours_of_its_own() -> None:
+    crowd = [(f"m{i}", "#000000", [(1.0, 0.0), (4.0, 0.15 + i / 10)]) for i in range(15)]
+    assert not placed(line_chart(crowd), r"\d\.\d5")  # no room: their names show on hovering
+    assert len(set(SERIES_COLOURS)) == len(SERIES_COLOURS) == 16
