@@ -19,6 +19,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from common.config_network import Clusters, Network, Reduction, Sgd, Source, Style, Teacher, Transforms
 from common.config_privacy import Privacy, privacy_conflict
+from common.config_sharing import sharing_conflict
 from common.config_unsupervised import unsupervised_conflict
 from common.errors import UserError
 from common.presets import FROM_PRESET, PRESETS
@@ -320,7 +321,7 @@ class RunConfig(Section):
             )
         if self.network.final_statistics and (conflict := self._final_statistics_conflict()):
             raise ValueError(f"network.final-statistics is true but {conflict}")
-        if conflict := unsupervised_conflict(self):
+        if conflict := sharing_conflict(self) or unsupervised_conflict(self):
             raise ValueError(conflict)
         if self.source.styles and (conflict := self._styles_conflict()):
             raise ValueError(f"source.styles names styles to pretrain in but {conflict}; leave it empty")

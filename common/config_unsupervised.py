@@ -18,7 +18,6 @@ def unsupervised_conflict(config: RunConfig) -> str | None:
         (_spectral_conflict(config) if spectral else None)
         or _keeper_conflict(config)
         or _draw_conflict(config)
-        or _share_conflict(config)
     )
 
 
@@ -82,21 +81,6 @@ def _keeper_conflict(config: RunConfig) -> str | None:
             "aggregation.keep-least-moved lets one site keep its model while the others share theirs, but "
             f"centroids.share is '{config.centroids.share}'; set it to false, or share both"
         )
-    return None
-
-
-def _share_conflict(config: RunConfig) -> str | None:
-    """Name what merges heads where sites keep theirs."""
-    share, aggregation = config.centroids.share, config.aggregation
-    if share in ("both", "head"):
-        return None
-    merging = (("rule", aggregation.rule, "mean"), ("optimizer", aggregation.optimizer, "none"))
-    for key, value, off in merging:
-        if value != off:
-            return (
-                f"aggregation.{key} is '{value}' but centroids.share is '{share}', so that no head is merged; "
-                f"set aggregation.{key} to '{off}', or share heads"
-            )
     return None
 
 

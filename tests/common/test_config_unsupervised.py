@@ -57,16 +57,6 @@ def test_a_keeper_is_refused_where_none_could_be_picked(settings: dict[str, Any]
     assert words in str(caught.value)
 
 
-@pytest.mark.parametrize("share", ["none", "centroids"])
-@pytest.mark.parametrize(("key", "value"), [("rule", "krum"), ("optimizer", "adam")])
-def test_a_rule_for_heads_is_refused_where_none_is_shared(share: str, key: str, value: str) -> None:
-    words = f"aggregation.{key} is '{value}' but centroids.share is '{share}', so that no head is merged"
-    with pytest.raises(UserError, match=words):
-        load_config(STEPS | {"centroids.share": share, f"aggregation.{key}": value})
-    shared = load_config(STEPS | {"centroids.share": "head", f"aggregation.{key}": value})
-    assert getattr(shared.aggregation, key) == value
-
-
 def test_what_can_act_is_taken() -> None:
     assert load_config(STEPS | KEEPER | {"centroids.polish-passes": 2}).aggregation.keep_least_moved
     assert load_config({"centroids.share": "none", "centroids.momentum": 0.5}).loss.objective == "spectral"
