@@ -63,7 +63,7 @@ def predictions(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     pixels = height * width
     step = max(1, (BLOCK if logits.device.type == "cpu" else pixels) // batch)
     certainty = torch.empty(batch, pixels, device=logits.device)
-    classes = torch.empty(batch, pixels, device=logits.device, dtype=torch.uint8)
+    from_last = torch.empty(batch, pixels, device=logits.device)
     buffer = torch.empty(batch * channels * min(step, pixels), device=logits.device)
     count_down = torch.arange(channels, 0, -1.0, device=logits.device)[:, None]
     shifted = False
@@ -75,17 +75,19 @@ def predictions(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
             total = torch.exp(block, out=terms).sum(dim=1)
             low, high = total.aminmax()
             shifted = not (float(low) > LOW and float(high) < math.inf)
-        if shifted:
+        if shifted:  # the largest term is exp(0)
             torch.sub(block, block.amax(dim=1, keepdim=True), out=terms).clamp_(min=NOTHING).exp_()
-            total = terms.sum(dim=1)
-        largest = terms.amax(dim=1, keepdim=True)
-        torch.div(largest[:, 0], total, out=certainty[:, part])
-        terms.eq_(largest).mul_(count_down)  # torch's argmax is slow across rows
-        classes[:, part] = channels - terms.amax(dim=1)
+            torch.reciprocal(terms.sum(dim=1), out=certainty[:, part])
+            terms.eq_(1)
+        else:
+            largest = terms.amax(dim=1, keepdim=True)
+            torch.div(largest[:, 0], total, out=certainty[:, part])
+            terms.eq_(largest)
+        torch.amax(terms.mul_(count_down), dim=1, out=from_last[:, part])  # torch's argmax is slow across rows
     if not bool(certainty.amin() > 0):  # NaN is the smallest of all
         raise ValueError("the teacher's logits are not finite: its weights diverged or were damaged")
     shape = (batch, height, width)
-    return certainty.view(shape), classes.view(shape)
+    return certainty.view(shape), from_last.neg_().add_(channels).byte().view(shape)
 
 
 @torch.no_grad()
