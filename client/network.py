@@ -18,7 +18,7 @@ from common.data.manifest import Shard
 from common.data.pictures import Batch, Pictures
 from common.data.views import entry_image
 from common.errors import UserError
-from common.losses.reductions import reduce_cross_entropy
+from common.losses.labelled import labelled_loss
 from common.models.deeplab import DeepLab, build_network, load_arrays, network_signature, network_to_arrays
 from common.network_training import Anchor, Stepper, train_steps
 from common.seeds import derive
@@ -154,17 +154,22 @@ def schedule_of(task: wire.Task, settings: RunConfig, site: SiteConfig, per_epoc
     )
 
 
+def crucial_of(task: wire.Task, network: DeepLab) -> torch.Tensor:
+    """Return which classes the server calls crucial, bool [C] on the network's device."""
+    crucial = torch.zeros(task_classes(task), dtype=torch.bool)
+    crucial[[int(index) for index in str(task.options.get("crucial", "")).split(",") if index]] = True
+    return crucial.to(network.mean.device)
+
+
 def train_on_labels(
     network: DeepLab, batches: Iterator[Batch], settings: RunConfig, schedule: Schedule, task: wire.Task
 ) -> dict[str, float]:
     """Train on the site's labels and return the metrics of the round."""
-    crucial = torch.zeros(task_classes(task), dtype=torch.bool)
-    crucial[[int(index) for index in str(task.options.get("crucial", "")).split(",") if index]] = True
-    crucial = crucial.to(network.mean.device)
+    crucial = crucial_of(task, network)
     found = train_steps(
         network,
         batches,
-        lambda logits, labels: reduce_cross_entropy(logits, labels, settings.reduction, crucial),
+        lambda logits, labels: labelled_loss(logits, labels, settings.reduction, crucial),
         settings.sgd,
         steps=schedule.steps,
         first_step=schedule.first_step,
@@ -188,12 +193,17 @@ def measure_statistics(network: DeepLab, shard: Shard, settings: RunConfig, devi
 
 
 def train_on_teacher(
-    network: DeepLab, batches: Iterator[Batch], settings: RunConfig, schedule: Schedule, teachers: Teachers
+    network: DeepLab,
+    batches: Iterator[Batch],
+    settings: RunConfig,
+    schedule: Schedule,
+    teachers: Teachers,
+    crucial: torch.Tensor,
 ) -> dict[str, float]:
     """Train on what the teacher is sure of and return the metrics of the round."""
     from client.self_training import AdaptationLoss, self_train
 
-    loss = AdaptationLoss(settings, teachers.teacher, teachers.pretrained)
+    loss = AdaptationLoss(settings, teachers.teacher, teachers.pretrained, crucial)
     return self_train(network, batches, loss, schedule.stepper(network, settings))
 
 
@@ -224,7 +234,7 @@ def answer_train(task: wire.Task, settings: RunConfig, site: SiteConfig) -> wire
     elif supervised:
         metrics = train_on_labels(network, batches, settings, schedule, task)
     else:
-        metrics = train_on_teacher(network, batches, settings, schedule, teachers)
+        metrics = train_on_teacher(network, batches, settings, schedule, teachers, crucial_of(task, network))
     weights, statistics = network_to_arrays(network)
     groups = {"weights": weights, "statistics": statistics}
     if measuring and supervised:

@@ -18,7 +18,14 @@ from torch import Tensor, nn
 from common.config import RunConfig
 from common.data.classes import IGNORE
 from common.data.pictures import Batch
-from common.losses.self_training import distillation_loss, entropy_loss, kept_pixels, pseudo_label_loss
+from common.losses.region_terms import max_square_loss
+from common.losses.self_training import (
+    MEAN,
+    distillation_loss,
+    entropy_loss,
+    kept_pixels,
+    pseudo_label_loss,
+)
 from common.models.deeplab import DeepLab
 from common.network_training import Stepper
 
@@ -27,11 +34,15 @@ METRICS = (
     "pseudo_label",  # thereof the loss on the teacher's labels
     "distillation",  # thereof staying close to the pretrained network
     "entropy",  # thereof the entropy of the predictions
+    "max_square",  # thereof their squared probabilities
     "prox",  # beside it, FedProx
     "kept",  # share of the pixels that were believed
     "steps",
 )
 """The metrics of every round, whatever the settings: sites' figures can be averaged name by name."""
+
+TERMS = ("pseudo_label", "distillation", "entropy", "max_square")
+"""What the loss is the sum of."""
 
 
 @dataclass
@@ -39,11 +50,13 @@ class AdaptationLoss:
     """The loss of a batch of unlabelled images.
 
     teacher: labels the pixels; None: the student does it itself. pretrained: what distillation stays close to.
+    crucial: bool [C], for ``reduction.kind`` weighted.
     """
 
     config: RunConfig
     teacher: nn.Module | None
     pretrained: nn.Module | None
+    crucial: Tensor | None = None
     sums: dict[str, float] = field(default_factory=lambda: dict.fromkeys(METRICS, 0.0))
 
     def __call__(self, logits: Tensor, batch: Batch) -> Tensor:
@@ -52,7 +65,9 @@ class AdaptationLoss:
         seen = batch.images if batch.plain is None else batch.plain
         said = logits.detach() if self.teacher is None else self.logits(self.teacher, seen)
         labels = self.believed(said, batch)
-        terms = {"pseudo_label": settings.weight * pseudo_label_loss(logits, labels, settings.denominator)}
+        reduction = self.config.reduction if settings.reduce else MEAN
+        named = pseudo_label_loss(logits, labels, settings.denominator, reduction, self.crucial)
+        terms = {"pseudo_label": settings.weight * named}
         if settings.distill_weight and self.pretrained is not None:
             first = said if self.pretrained is self.teacher else self.logits(self.pretrained, seen)
             mask = (labels if first is said else self.believed(first, batch)) != IGNORE
@@ -60,6 +75,8 @@ class AdaptationLoss:
             terms["distillation"] = settings.distill_weight * distilled
         if settings.entropy_weight:
             terms["entropy"] = settings.entropy_weight * entropy_loss(logits, batch.valid)
+        if settings.max_square_weight:
+            terms["max_square"] = settings.max_square_weight * max_square_loss(logits, valid=batch.valid)
         for name, term in terms.items():
             self.sums[name] += term.item()
         self.sums["kept"] += (labels != IGNORE).float().mean().item()
@@ -81,7 +98,7 @@ class AdaptationLoss:
         """Return the means over the steps so far."""
         steps = max(self.sums["steps"], 1.0)
         means = {name: value / steps for name, value in self.sums.items() if name != "steps"}
-        means["loss"] = means["pseudo_label"] + means["distillation"] + means["entropy"]
+        means["loss"] = sum(means[name] for name in TERMS)
         return means | {"steps": self.sums["steps"]}
 
 

@@ -23,6 +23,12 @@ from common.data.classes import ClassTable
 from common.errors import UserError
 
 FORMAT = 1
+MODEL = "head/"
+"""Prefix, in the file, of the arrays of the shared model that are no centroids."""
+CENTROIDS = "centroids"
+EXTRA = "extra/"
+STATE = (CENTROIDS, EXTRA)
+"""How the names of everything else start."""
 
 
 @dataclass
@@ -50,9 +56,9 @@ class Checkpoint:
 
     def arrays(self) -> dict[str, np.ndarray]:
         """Return every array under its name in the file."""
-        named = {f"head/{key}": value for key, value in self.head.items()}
-        named["centroids"] = self.centroids
-        return named | {f"extra/{key}": value for key, value in self.extra.items()}
+        named = {f"{MODEL}{key}": value for key, value in self.head.items()}
+        named[CENTROIDS] = self.centroids
+        return named | {f"{EXTRA}{key}": value for key, value in self.extra.items()}
 
 
 def arrays_hash(arrays: dict[str, np.ndarray]) -> str:
@@ -100,16 +106,19 @@ def _sidecars(folder: Path) -> list[Path]:
     return [path for _, path in sorted((int(number), path) for number, path in found if number.isdigit())]
 
 
+def checkpoint_file(path: Path) -> Path:
+    """Return the newest checkpoint of a run directory, or the file given; `UserError` for an empty folder."""
+    if not path.is_dir():
+        return path
+    found = _sidecars(path / "checkpoints") or _sidecars(path)
+    if not found:
+        raise UserError(f"{path} holds no checkpoint; give a run directory or a round-NNNN.safetensors file.")
+    return found[-1].with_suffix(".safetensors")
+
+
 def load_checkpoint(path: str | Path) -> Checkpoint:
     """Read a checkpoint; raises `UserError` where it is missing, half-written or of another kind."""
-    file = Path(path)
-    if file.is_dir():
-        found = _sidecars(file / "checkpoints") or _sidecars(file)
-        if not found:
-            raise UserError(
-                f"{file} holds no checkpoint; give a run directory or a round-NNNN.safetensors file."
-            )
-        file = found[-1].with_suffix(".safetensors")
+    file = checkpoint_file(Path(path))
     if file.suffix == ".json":
         file = file.with_suffix(".safetensors")
     sidecar = file.with_suffix(".json")
@@ -125,7 +134,7 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
         raise UserError(
             f"Checkpoint {file} cannot be read ({error}); use another round's checkpoint."
         ) from None
-    if not isinstance(described, dict) or described.get("format") != FORMAT or "centroids" not in arrays:
+    if not isinstance(described, dict) or described.get("format") != FORMAT or CENTROIDS not in arrays:
         raise UserError(
             f"{file} is not a checkpoint of this program; give a round-NNNN.safetensors file of a run."
         )
@@ -150,8 +159,8 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
 def _assemble(described: dict[str, Any], arrays: dict[str, np.ndarray]) -> Checkpoint:
     return Checkpoint(
         round=described["round"],
-        head={k.removeprefix("head/"): v for k, v in arrays.items() if k.startswith("head/")},
-        centroids=arrays["centroids"],
+        head={k.removeprefix(MODEL): v for k, v in arrays.items() if k.startswith(MODEL)},
+        centroids=arrays[CENTROIDS],
         config=RunConfig.model_validate(described["config"]),
         classes=None if described["classes"] is None else ClassTable.from_json(described["classes"]),
         weights_hash=described["weights_sha256"],
@@ -159,7 +168,7 @@ def _assemble(described: dict[str, Any], arrays: dict[str, np.ndarray]) -> Check
         grid=(described["grid"][0], described["grid"][1]),
         run_key=described["run_key"],
         mapping=described["mapping"],
-        extra={k.removeprefix("extra/"): v for k, v in arrays.items() if k.startswith("extra/")},
+        extra={k.removeprefix(EXTRA): v for k, v in arrays.items() if k.startswith(EXTRA)},
         metrics=described["metrics"],
     )
 

@@ -213,13 +213,13 @@ class Aggregation(Section):
     trim: float = Field(0.2, ge=0, lt=0.5, description="trimmed-mean: fraction cut at either end")
     malicious: int = Field(0, ge=0, description="krum: how many sites may be hostile")
     keep: int = Field(0, ge=0, description="multi-krum: sites to average; 0: all but the hostile ones")
-    optimizer: Literal["none", "momentum", "adam", "yogi"] = Field(
-        "none", description="server optimiser on the averaged update (FedAvgM, FedAdam, FedYogi)"
+    optimizer: Literal["none", "momentum", "adam", "yogi", "adagrad"] = Field(
+        "none", description="server optimiser on the averaged update (FedAvgM, FedAdam, FedYogi, FedAdagrad)"
     )
     lr: float = Field(1.0, gt=0, description="server learning rate")
     momentum: float = Field(0.9, ge=0, lt=1, description="first moment of the server optimiser")
     second_moment: float = Field(0.99, ge=0, lt=1, description="adam, yogi: second moment")
-    tau: float = Field(1e-3, gt=0, description="adam, yogi: degree of adaptivity")
+    tau: float = Field(1e-3, gt=0, description="adam, yogi, adagrad: degree of adaptivity")
 
 
 class Wire(Section):

@@ -23,14 +23,14 @@ class Network(Section):
 
     weights: str = Field(
         "pretrained",
-        description="of the backbone: 'pretrained', 'random', or safetensors files separated by commas, "
-        "later ones over earlier ones",
+        description="to start from: 'pretrained' (the backbone), 'random', or safetensors files or folders of runs "
+        "separated by commas, later ones over earlier ones",
     )
     output_stride: Literal[8, 16, 32] = Field(32, description="pixels per cell of the deepest features")
     rates: str = Field("12,24,36", description="dilation of the three atrous convolutions of ASPP")
     dropout: float = Field(0.5, ge=0, lt=1, description="before ASPP's output")
-    normalize: Literal["imagenet", "half"] = Field(
-        "imagenet", description="mean and std of the input; half: 0.5 and 0.5"
+    normalize: Literal["imagenet", "half", "none"] = Field(
+        "imagenet", description="mean and std of the input; half: 0.5 and 0.5; none: pixels stay in 0..1"
     )
     batchnorm: Literal["shared", "local-statistics", "local"] = Field(
         "shared",
@@ -77,7 +77,8 @@ class Transforms(Section):
     width: int = Field(928, ge=32, description="width after the crop, in pixels")
     area_min: float = Field(0.5, gt=0, le=1, description="resized crop: least share of the area")
     area_max: float = Field(1.0, gt=0, le=1, description="resized crop: largest share of the area")
-    flip: float = Field(0.0, ge=0, le=1, description="probability of a mirror image")
+    flip: float = Field(0.0, ge=0, le=1, description="probability of a mirror image, left and right swapped")
+    flip_vertical: float = Field(0.0, ge=0, le=1, description="probability of being turned upside down")
     jitter: float = Field(0.0, ge=0, lt=1, description="brightness, contrast, saturation by up to this share")
     hue: float = Field(0.0, ge=0, le=0.5, description="shift of the hue by up to this share of the circle")
     blur: float = Field(0.0, ge=0, le=1, description="probability of a Gaussian blur")
@@ -99,6 +100,9 @@ class Transforms(Section):
 class Sgd(Section):
     """The optimiser of a whole network, new in every round; ``local.*`` says how long and how wide."""
 
+    algorithm: Literal["sgd", "adam", "adamw"] = Field(
+        "sgd", description="adam, adamw: momentum is the first moment's decay, the second's is 0.999"
+    )
     lr: float = Field(0.05, gt=0, description="learning rate")
     head_factor: float = Field(1.0, gt=0, description="the decoder's learning rate in multiples of lr")
     momentum: float = Field(0.9, ge=0, lt=1)
@@ -112,6 +116,15 @@ class Sgd(Section):
     period: float = Field(0.1, gt=0, le=1, description="step, exponential: share of the run per factor")
     warmup: float = Field(0.0, ge=0, lt=1, description="share of the run in which lr rises from 0")
     mixed_precision: bool = Field(True, description="float16 arithmetic on CUDA; the CPU stays at float32")
+
+    @model_validator(mode="after")
+    def _nesterov(self) -> Sgd:
+        if self.nesterov and (self.algorithm != "sgd" or not self.momentum):
+            raise ValueError(
+                f"sgd.nesterov looks ahead along the momentum of 'sgd', but algorithm is '{self.algorithm}' and "
+                f"momentum {self.momentum:g}; set nesterov to false, or momentum above 0"
+            )
+        return self
 
 
 class Reduction(Section):
@@ -127,6 +140,7 @@ class Reduction(Section):
     scope: Literal["image", "batch"] = Field("image", description="what counts and means are taken over")
     denominator: Literal["valid", "all"] = Field("valid", description="all: ignored pixels count in N")
     cap: float = Field(0.0, ge=0, description="inverse-frequency: largest factor; 0: none")
+    lovasz_weight: float = Field(0.0, ge=0, description="of the Lovász softmax loss (IoU itself), beside it")
 
 
 class Style(Section):
@@ -184,10 +198,16 @@ class Teacher(Section):
     confidence: float = Field(0.9, ge=0, le=1, description="pixels above it are kept; 1: none")
     fraction: float = Field(0.66, ge=0, lt=1, description="most confident share of each class kept; 0: none")
     denominator: Literal["all", "kept"] = Field("all", description="what the loss is divided by")
+    reduce: bool = Field(
+        False, description="the kept pixels weigh as reduction says, which else is of labelled images alone"
+    )
     weight: float = Field(1.0, ge=0, description="of the pseudo-label loss")
     distill_weight: float = Field(0.0, ge=0, description="of staying close to the pretrained model")
     distill_alpha: float = Field(0.5, gt=0, description="factor on the pretrained model's logits")
     entropy_weight: float = Field(0.0, ge=0, description="of the entropy of the student's predictions")
+    max_square_weight: float = Field(
+        0.0, ge=0, description="of their squared probabilities, so that rare classes are heard (MaxSquare)"
+    )
 
 
 class Clusters(Section):

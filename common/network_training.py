@@ -26,6 +26,9 @@ LOSS_SCALE = 2.0**10
 """First factor on a loss in mixed precision. A stepper lives for a round, and each step that overflows is lost:
 torch's 2^16 overflows on this network at once, while even a factor of 1 loses no gradient to underflow."""
 
+SECOND_MOMENT = 0.999
+"""Decay of Adam's second moment, as its authors and everybody else have it."""
+
 
 @dataclass(frozen=True)
 class Anchor:
@@ -48,8 +51,8 @@ class TrainedSteps:
     skipped: int
 
 
-def make_optimizer(model: DeepLab, sgd: Sgd) -> torch.optim.SGD:
-    """Return SGD on all parameters that ask for a gradient, without any momentum yet.
+def make_optimizer(model: DeepLab, sgd: Sgd) -> torch.optim.Optimizer:
+    """Return the optimiser of all parameters that ask for a gradient, without any momentum yet.
 
     Two groups, backbone and head; ``factor`` of a group is its learning rate in multiples of the schedule's.
     (torch imports its compiler with the first optimiser of a process. Torchvision, which built the backbone, has
@@ -59,13 +62,13 @@ def make_optimizer(model: DeepLab, sgd: Sgd) -> torch.optim.SGD:
         {"params": [p for p in part.parameters() if p.requires_grad], "factor": factor}
         for part, factor in ((model.backbone, 1.0), (model.head, sgd.head_factor))
     ]
-    return torch.optim.SGD(
-        [group for group in groups if group["params"]],
-        lr=sgd.lr,
-        momentum=sgd.momentum,
-        nesterov=sgd.nesterov,
-        weight_decay=sgd.weight_decay,
-    )
+    groups = [group for group in groups if group["params"]]
+    if sgd.algorithm == "sgd":
+        return torch.optim.SGD(
+            groups, lr=sgd.lr, momentum=sgd.momentum, nesterov=sgd.nesterov, weight_decay=sgd.weight_decay
+        )
+    kind = torch.optim.Adam if sgd.algorithm == "adam" else torch.optim.AdamW
+    return kind(groups, lr=sgd.lr, betas=(sgd.momentum, SECOND_MOMENT), weight_decay=sgd.weight_decay)
 
 
 def uses_float16(sgd: Sgd, device: str) -> bool:

@@ -44,6 +44,7 @@ class Draws(NamedTuple):
     hue: float
     blur: float
     sigma: float
+    flip_vertical: float  # newer than the others, hence behind them: their numbers stay what they were
 
 
 def draw(generator: torch.Generator) -> Draws:
@@ -89,6 +90,8 @@ class JointTransform:
         pair = self._crop(self._rotate(self._resize((image, label), drawn), drawn), drawn)
         if drawn.flip < self.transforms.flip:
             pair = mirror(pair)
+        if drawn.flip_vertical < self.transforms.flip_vertical:
+            pair = upside_down(pair)
         return self._blur(self._colours(pair[0], drawn), drawn), pair[0], pair[1]
 
     def _resize(self, pair: Pair, drawn: Draws) -> Pair:
@@ -180,6 +183,11 @@ def window(pair: Pair, top: int, left: int, height: int, width: int) -> Pair:
 def mirror(pair: Pair) -> Pair:
     """Swap left and right."""
     return pair[0].flip(-1), None if pair[1] is None else pair[1].flip(-1)
+
+
+def upside_down(pair: Pair) -> Pair:
+    """Swap top and bottom."""
+    return pair[0].flip(-2), None if pair[1] is None else pair[1].flip(-2)
 
 
 def share_of_area(size: tuple[int, int], share: float, proportions: float) -> tuple[int, int]:

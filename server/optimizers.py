@@ -1,8 +1,8 @@
 """How does the server step from the current head towards the average of the sites?
 
 The average minus the current head is a pseudo-gradient. FedAvgM (Hsu, Qi and Brown, 2019) adds momentum to
-it; FedAdam and FedYogi (Reddi et al., "Adaptive Federated Optimization", ICLR 2021, algorithm 2) adapt the
-step per coordinate. `server_step` is a pure function; its state is a flat dict of float64 arrays that fits
+it; FedAdam, FedYogi and FedAdagrad (Reddi et al., "Adaptive Federated Optimization", ICLR 2021, algorithm 2)
+adapt the step per coordinate. `server_step` is a pure function; its state is a flat dict of float64 arrays that fits
 into a checkpoint, so that a resumed run continues with the same bits.
 """
 
@@ -38,6 +38,7 @@ def server_step(
     * momentum:  m <- b1 m + d,           x <- x + lr m
     * adam:      m <- b1 m + (1 - b1) d,  x <- x + lr m / (sqrt(v) + tau),  v <- b2 v + (1 - b2) d^2
     * yogi:      as adam, but             v <- v - (1 - b2) d^2 sign(v - d^2)
+    * adagrad:   as adam, but             v <- v + d^2, so that steps only get shorter
 
     Moments move before x does. m starts at 0 and v at tau^2, as in the paper (no bias correction). Integer
     arrays have no gradient and are taken from the average. Raises `UserError` if average or state do not
@@ -81,6 +82,8 @@ def _second_moment(
     fresh = 1.0 - settings.second_moment
     if settings.optimizer == "adam":
         return settings.second_moment * second + fresh * squared
+    if settings.optimizer == "adagrad":
+        return second + squared
     # Yogi moves towards the new square by a step of the square's own size, so v shrinks slowly and stays >= 0
     return second - fresh * squared * np.sign(second - squared)
 

@@ -1,6 +1,6 @@
 """Which other losses of the field can judge a prediction: overlap of regions, and squared probabilities?
 
-Pure functions, selectable where a study wants them; the tasks' defaults use neither.
+Both are off by default: ``reduction.lovasz-weight`` and ``teacher.max-square-weight`` switch them on.
 """
 
 from __future__ import annotations
@@ -38,18 +38,25 @@ def lovasz_softmax_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Ten
     return (errors * steps).sum(dim=1).mean()
 
 
-def max_square_loss(logits: torch.Tensor, ratio: float = 0.2) -> torch.Tensor:
+def max_square_loss(
+    logits: torch.Tensor, ratio: float = 0.2, valid: torch.Tensor | None = None
+) -> torch.Tensor:
     """Return minus half the sum of squared probabilities, weighted by image and class, a scalar.
 
-    logits [B, C, H, W]. ``- mean over images of sum_u sum_c p_uc^2 / (2 n_k^ratio N^(1 - ratio))`` where k is
-    the class that pixel u is predicted as and n_k its pixels. ``ratio`` 0 is the plain loss, between -1/2
-    (certain) and -1/(2C); 1 gives each predicted class the same say.
+    logits [B, C, H, W]; ``valid``, bool [B, H, W], says which N pixels of an image count (all, if not given; 0
+    where none does). ``- mean over images of sum_u sum_c p_uc^2 / (2 n_k^ratio N^(1 - ratio))`` where k is the
+    class that pixel u is predicted as and n_k its pixels. ``ratio`` 0 is the plain loss, between -1/2 (certain)
+    and -1/(2C); 1 gives each predicted class the same say.
 
     Source: Chen, Xue and Cai, ICCV 2019. Unlike entropy its gradient grows only linearly with certainty.
     """
     probabilities = full_precision(logits).softmax(dim=1).flatten(2)
+    classes = logits.shape[1]
     predicted = probabilities.argmax(dim=1)
-    counts = pixel_counts(predicted, logits.shape[1]).clamp(min=1)
-    pixels = predicted.shape[1]
-    weights = (counts.to(probabilities.dtype) / pixels).pow(-ratio) / pixels
-    return -(probabilities.square().sum(dim=1) * weights.gather(1, predicted)).sum(dim=1).mean() / 2
+    if valid is not None:
+        predicted = torch.where(valid.flatten(1), predicted, classes)  # a last class, of weight 0
+    counts = pixel_counts(predicted, classes + 1)[:, :classes]
+    pixels = counts.sum(dim=1, keepdim=True).clamp(min=1)
+    weights = (counts.clamp(min=1).to(probabilities.dtype) / pixels).pow(-ratio) / pixels
+    weights = functional.pad(weights, (0, 1)).gather(1, predicted)
+    return -(probabilities.square().sum(dim=1) * weights).sum(dim=1).mean() / 2

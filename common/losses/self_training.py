@@ -15,7 +15,8 @@ from torch.nn import functional
 
 from common.config_network import Reduction
 from common.data.classes import IGNORE
-from common.losses.reductions import full_precision, reduce_cross_entropy
+from common.losses.labelled import labelled_loss
+from common.losses.reductions import full_precision
 
 BLOCK = 40_000
 """Pixels that a CPU takes at once: few enough to stay in its cache, and enough for all its cores."""
@@ -28,6 +29,8 @@ BUCKET_BITS = 15
 """A bucket of certainties is 2^15 neighbouring float32; 1024 of them reach from 1 down to 1/16, the last one
 takes the rest. Only speed depends on it.
 """
+MEAN = Reduction(kind="mean", scope="batch")
+"""How the publication reduces pseudo-labels: all pixels of a batch are one mean."""
 ONE = 0x3F800000
 """The bits of 1.0 as float32. Among positive floats, larger ones have larger bits."""
 
@@ -83,7 +86,9 @@ def predictions(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
             largest = terms.amax(dim=1, keepdim=True)
             torch.div(largest[:, 0], total, out=certainty[:, part])
             terms.eq_(largest)
-        torch.amax(terms.mul_(count_down), dim=1, out=from_last[:, part])  # torch's argmax is slow across rows
+        torch.amax(
+            terms.mul_(count_down), dim=1, out=from_last[:, part]
+        )  # torch's argmax is slow across rows
     if not bool(certainty.amin() > 0):  # NaN is the smallest of all
         raise ValueError("the teacher's logits are not finite: its weights diverged or were damaged")
     shape = (batch, height, width)
@@ -143,16 +148,20 @@ def _bucket(confidence: float) -> int:
 
 
 def pseudo_label_loss(
-    logits: torch.Tensor, labels: torch.Tensor, denominator: Literal["all", "kept"]
+    logits: torch.Tensor,
+    labels: torch.Tensor,
+    denominator: Literal["all", "kept"],
+    reduction: Reduction = MEAN,
+    crucial: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Return the student's mean cross-entropy on the kept pixels of a batch, a scalar.
+    """Return the student's loss on the kept pixels of a batch, a scalar: their mean cross-entropy by default.
 
     logits [B, C, H, W], labels as from `kept_pixels`. ``denominator`` all divides by every pixel, as
-    published: the less the teacher is sure of, the weaker the pull; kept divides by the kept ones.
+    published: the less the teacher is sure of, the weaker the pull; kept divides by the kept ones. It stands in
+    for that of ``reduction``, whose counts of classes are of kept pixels alone (`labelled_loss`).
     """
-    over: Literal["valid", "all"] = "valid" if denominator == "kept" else "all"
-    reduction = Reduction(kind="mean", scope="batch", denominator=over)
-    return reduce_cross_entropy(logits, labels, reduction)
+    over = "valid" if denominator == "kept" else "all"
+    return labelled_loss(logits, labels, reduction.model_copy(update={"denominator": over}), crucial)
 
 
 def distillation_loss(

@@ -2,7 +2,7 @@
 
 ``pretrained`` is torchvision's ImageNet backbone, ``random`` what the constructor drew. Otherwise files: a
 backbone in torchvision's names (``features.*``; a classifier beside it is not needed), a whole network in ours
-(``backbone.*``, ``head.*``), or both, later files over earlier ones.
+(``backbone.*``, ``head.*``; a checkpoint, or the folder of a run, is one), or several, later files over earlier ones.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from common.checkpoint import MODEL, STATE, checkpoint_file
 from common.errors import UserError
 from common.models.weights import read_safetensors, torchvision_pretrained
 
@@ -49,7 +50,7 @@ def load_weights(model: nn.Module, weights: str) -> None:
 
 def weights_paths(weights: str) -> list[Path]:
     """Return the files that ``weights`` names; `UserError` where one does not exist."""
-    paths = [Path(part.strip()).expanduser() for part in weights.split(",") if part.strip()]
+    paths = [checkpoint_file(Path(part.strip()).expanduser()) for part in weights.split(",") if part.strip()]
     for path in paths:
         if not path.is_file():
             raise UserError(
@@ -64,9 +65,12 @@ def weights_paths(weights: str) -> list[Path]:
 
 
 def _renamed(tensors: Mapping[str, torch.Tensor], source: str) -> dict[str, torch.Tensor]:
-    """Give torchvision's names of the backbone ours, and leave its classifier out."""
+    """Give torchvision's names of the backbone ours, and leave its classifier out; of a run keep the network."""
     ours: dict[str, torch.Tensor] = {}
-    for name, tensor in tensors.items():
+    for stored, tensor in tensors.items():
+        if stored.startswith(STATE):
+            continue
+        name = stored.removeprefix(MODEL)
         group, _, rest = name.partition(".")
         if group == "features":
             ours[f"backbone.{rest}"] = tensor

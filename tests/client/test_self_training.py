@@ -12,7 +12,10 @@ from torch import Tensor, nn
 
 from client.self_training import METRICS, AdaptationLoss, self_train
 from common.config import RunConfig, load_config
+from common.config_network import Reduction
 from common.data.pictures import Batch
+from common.losses.labelled import labelled_loss
+from common.losses.region_terms import max_square_loss
 from common.losses.self_training import entropy_loss
 from common.models.deeplab import DeepLab, build_network
 from common.network_training import Stepper
@@ -159,6 +162,40 @@ def test_terms_of_no_weight_cost_nothing_and_the_rest_add_up() -> None:
     assert found["loss"] == pytest.approx(sum(values) / 2)
     parts = found["pseudo_label"] + found["distillation"] + found["entropy"]
     assert found["loss"] == pytest.approx(parts)
+    loss = AdaptationLoss(settings(weight=0.0, max_square_weight=2.0), Says(first.logits), None)
+    expected = 2 * max_square_loss(logits).item()
+    assert loss(logits, batch()).item() == pytest.approx(expected)
+    assert loss.metrics()["max_square"] == loss.metrics()["loss"] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("denominator", ["all", "kept"])
+def test_kept_pixels_weigh_as_the_reduction_says_if_asked(denominator: str) -> None:
+    """Inverse frequency counts the kept pixels of a class alone; Lovász and crucial classes come along."""
+    said, logits = 2 * draws(0, 2, CLASSES, *SIZE), draws(1, 2, CLASSES, *SIZE)
+    everywhere = torch.ones(2, *SIZE, dtype=torch.bool)
+    labels, logs = slow_labels(said, 0.8, 0.5, everywhere), logits.log_softmax(dim=1)
+    expected = 0.0
+    for image in range(2):
+        kept = (labels[image] != 255).nonzero().tolist()
+        total = len(kept) if denominator == "kept" else SIZE[0] * SIZE[1]
+        for i, j in kept:
+            c = int(labels[image, i, j])
+            of_class = int((labels[image] == c).sum())
+            expected -= (total / of_class) ** 0.5 * float(logs[image, c, i, j]) / total / 2
+    wanted = {"confidence": 0.8, "fraction": 0.5, "denominator": denominator}
+    by_count = Reduction(kind="inverse-frequency", power=0.5)
+    for reduce in (True, False):
+        config = settings(**wanted, reduce=reduce).model_copy(update={"reduction": by_count})
+        loss = AdaptationLoss(config, Says(said), None)(logits, batch()).item()
+        assert (loss == pytest.approx(expected, rel=1e-5)) == reduce
+    chosen = Reduction(kind="weighted", lovasz_weight=0.5)
+    config = settings(**wanted, reduce=True).model_copy(update={"reduction": chosen})
+    crucial = torch.tensor([True, False, False])
+    reduction = chosen.model_copy(update={"denominator": "valid" if denominator == "kept" else "all"})
+    expected = labelled_loss(logits, labels, reduction, crucial).item()
+    assert AdaptationLoss(config, Says(said), None, crucial)(logits, batch()).item() == pytest.approx(
+        expected
+    )
 
 
 def test_nothing_sure_is_a_loss_of_zero_with_a_gradient() -> None:

@@ -13,6 +13,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional as F
 
+from common.checkpoint import Checkpoint, checkpoint_path, save_checkpoint
+from common.config import load_config
 from common.config_network import Network
 from common.errors import UserError
 from common.models import deeplab_weights, weights
@@ -118,6 +120,14 @@ def test_head_and_normalisation_are_torchvisions() -> None:
 def test_the_other_normalisation_maps_pixels_to_minus_one_and_one() -> None:
     model = network(normalize="half")
     assert model.mean.flatten().tolist() == [0.5] * 3 and model.std.flatten().tolist() == [0.5] * 3
+
+
+def test_without_normalisation_the_backbone_sees_the_pixels() -> None:
+    model, seen = network(normalize="none").eval(), []
+    model.backbone.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    pictures = images(1, 64, 64)
+    model(pictures)
+    assert torch.equal(seen[0], pictures)
 
 
 @pytest.mark.parametrize("size", [(16, 29), (4, 7), (40, 12), (12, 13)])
@@ -247,6 +257,32 @@ def test_a_whole_network_comes_back_from_what_travels(tmp_path: Path) -> None:
         {k: torch.from_numpy(v) for part in parts for k, v in part.items()}, tmp_path / "whole.safetensors"
     )
     model = network(seed=0, weights=str(tmp_path / "whole.safetensors"))
+    pictures = images(1, 64, 64)
+    assert torch.equal(model.eval()(pictures), source.eval()(pictures))
+
+
+@pytest.mark.parametrize("given", ["run", "run/checkpoints/round-0002.safetensors"])
+def test_a_run_goes_on_from_the_network_of_another(given: str, tmp_path: Path) -> None:
+    """Its newest checkpoint, as it is saved: beside the network lies the state of a run."""
+    source = network(seed=1)
+    source.train()(images(2, 64, 64))
+    weights, statistics = network_to_arrays(source)
+    for number in (1, 2):
+        save_checkpoint(
+            checkpoint_path(tmp_path / "run", number),
+            Checkpoint(
+                round=number,
+                head={name: array * (number - 1) for name, array in (weights | statistics).items()},
+                centroids=np.zeros((0, 5), np.float32),
+                config=load_config({"task": "supervised"}),
+                classes=None,
+                weights_hash="",
+                channels=5,
+                grid=(0, 0),
+                extra={"averaged": np.ones(1), "cluster/0/backbone.0.0.weight": np.ones(3)},
+            ),
+        )
+    model = network(seed=0, weights=str(tmp_path / given))
     pictures = images(1, 64, 64)
     assert torch.equal(model.eval()(pictures), source.eval()(pictures))
 

@@ -12,7 +12,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from common.config_network import Reduction
 from common.losses import self_training
+from common.losses.labelled import labelled_loss
+from common.losses.reductions import reduce_cross_entropy
 from common.losses.region_terms import lovasz_softmax_loss, max_square_loss
 from common.losses.self_training import (
     distillation_loss,
@@ -317,3 +320,18 @@ def test_max_square_equals_the_slow_loop() -> None:
             total -= sum(v**2 for v in p) / (2 * named.count(k) ** 0.2 * len(found) ** 0.8) / 2
     assert max_square_loss(logits).item() == pytest.approx(total)
     assert max_square_loss(torch.zeros(1, 4, 2, 2), 0).item() == pytest.approx(-1 / 8)
+    valid = torch.ones(2, 4, 5, dtype=torch.bool)
+    assert torch.equal(max_square_loss(logits, valid=valid), max_square_loss(logits))
+    valid[:, 2:] = False
+    assert max_square_loss(logits, valid=valid).item() == pytest.approx(
+        max_square_loss(logits[:, :, :2]).item()
+    )
+    assert max_square_loss(logits, valid=torch.zeros_like(valid)).item() == 0
+
+
+def test_labelled_pixels_may_be_judged_by_overlap_as_well() -> None:
+    logits, labels = draw(1, 2, 4, 2, 3), torch.tensor([0, 1, 255, 1, 3, 3, 0, 255, 1, 0, 0, 3]).view(2, 2, 3)
+    plain, both = Reduction(), Reduction(lovasz_weight=0.5)
+    expected = reduce_cross_entropy(logits, labels, plain) + 0.5 * lovasz_softmax_loss(logits, labels)
+    assert labelled_loss(logits, labels, both).item() == pytest.approx(expected.item())
+    assert torch.equal(labelled_loss(logits, labels, plain), reduce_cross_entropy(logits, labels, plain))

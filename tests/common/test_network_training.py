@@ -100,6 +100,44 @@ def test_steps_are_those_of_sgd_written_out(settings: dict[str, Any]) -> None:
     assert (result.steps, result.skipped, result.prox) == (4, 0, 0.0)
 
 
+@pytest.mark.parametrize("algorithm", ["adam", "adamw"])
+def test_steps_are_those_of_adam_written_out(algorithm: str) -> None:
+    """Kingma and Ba's algorithm 1; weight decay in the gradient, or beside it (Loshchilov and Hutter)."""
+    sgd = Sgd.model_validate({"algorithm": algorithm, "lr": 0.01, "momentum": 0.8, "weight_decay": 0.1})
+    model, reference = Tiny(), Tiny().train()
+    moments = {name: (torch.zeros_like(p), torch.zeros_like(p)) for name, p in reference.named_parameters()}
+    for step, batch in enumerate(batches(4)):
+        assert batch.labels is not None
+        reference.zero_grad()
+        loss_of(reference(batch.images), batch.labels).backward()  # type: ignore[no-untyped-call]
+        rate = learning_rate(sgd, step, 4)
+        with torch.no_grad():
+            for name, p in reference.named_parameters():
+                assert p.grad is not None
+                if algorithm == "adamw":
+                    p.mul_(1 - rate * 0.1)
+                gradient = p.grad + (0.1 * p if algorithm == "adam" else 0)
+                first, second = moments[name]
+                first.mul_(0.8).add_(0.2 * gradient)
+                second.mul_(0.999).add_(0.001 * gradient.square())
+                fair = first / (1 - 0.8 ** (step + 1)), second / (1 - 0.999 ** (step + 1))
+                p.sub_(rate * fair[0] / (fair[1].sqrt() + 1e-8))
+    trained(model, sgd)
+    with (
+        torch.no_grad()
+    ):  # batch norm takes this bias away: its gradient is noise, which Adam makes as large as any
+        for network in (model, reference):
+            network.backbone[0].bias.zero_()
+            network.backbone[1].running_mean.zero_()
+    assert_same(model, reference, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("given", [{"momentum": 0.0}, {"algorithm": "adam"}])
+def test_nesterov_needs_a_momentum_to_look_ahead_along(given: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="nesterov looks ahead along the momentum"):
+        Sgd.model_validate({"nesterov": True, **given})
+
+
 def test_the_schedule_goes_on_where_earlier_rounds_ended() -> None:
     """Without momentum, two rounds of two steps are one run of four; started anew they would not be."""
     sgd = Sgd(lr=0.1, momentum=0.0, schedule="linear")

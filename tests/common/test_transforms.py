@@ -34,6 +34,7 @@ ALONE: dict[str, dict[str, Any]] = {
     "random crop": {"crop": "random", "height": 32, "width": 40},
     "resized crop": {"crop": "resized", "height": 32, "width": 40},
     "flip": {"flip": 1.0},
+    "vertical flip": {"flip_vertical": 1.0},
     "jitter": {"jitter": 0.4},
     "hue": {"hue": 0.3},
     "blur": {"blur": 1.0},
@@ -230,6 +231,30 @@ def test_half_of_the_images_are_mirrored() -> None:
     assert 75 <= mirrored <= 125
     again = mirror(mirror((image, label)))
     assert again[1] is not None and torch.equal(again[0], image) and torch.equal(again[1], label)
+
+
+def test_a_vertical_flip_is_decided_on_its_own() -> None:
+    image, label = scene()
+    transform, seen = JointTransform(settings(flip=0.5, flip_vertical=0.5)), set()
+    for seed in range(40):
+        changed, changed_label = transform(image, label, torch_generator(seed))
+        assert changed_label is not None
+        found = [
+            (across, down)
+            for across in (False, True)
+            for down in (False, True)
+            if torch.equal(changed, image.flip([2] * across + [1] * down))
+            and torch.equal(changed_label, label.flip([1] * across + [0] * down))
+        ]
+        assert len(found) == 1
+        seen.add(found[0])
+    assert len(seen) == 4
+
+
+def test_older_decisions_keep_their_numbers() -> None:
+    """Figures were measured with thirteen decisions; a fourteenth may not change what they drew."""
+    older = torch.rand(13, generator=torch_generator(5), dtype=torch.float64).tolist()
+    assert list(draw(torch_generator(5)))[:13] == older
 
 
 def test_colour_factors_by_hand() -> None:

@@ -30,13 +30,15 @@ def slow(name: str, x: float, targets: list[float], lr: float, b1: float, b2: fl
         m = b1 * m + (1 - b1) * d
         if name == "adam":
             v = b2 * v + (1 - b2) * d * d
+        elif name == "adagrad":
+            v = v + d * d
         else:
             v = v - (1 - b2) * d * d * (1 if v > d * d else -1 if v < d * d else 0)
         x = x + lr * m / (math.sqrt(v) + tau)
     return x
 
 
-@pytest.mark.parametrize("name", ["momentum", "adam", "yogi"])
+@pytest.mark.parametrize("name", ["momentum", "adam", "yogi", "adagrad"])
 def test_equals_the_formula_number_by_number(name: str) -> None:
     settings = rule(name, lr=0.3, momentum=0.8, second_moment=0.9, tau=0.01)
     start = np.array([[0.0, 1.0], [-2.0, 1e-3]])
@@ -85,7 +87,7 @@ def test_yogi_forgets_more_slowly_than_adam_when_gradients_vanish() -> None:
     assert second["yogi"] > 5 * second["adam"] > 0
 
 
-@pytest.mark.parametrize("name", ["none", "momentum", "adam", "yogi"])
+@pytest.mark.parametrize("name", ["none", "momentum", "adam", "yogi", "adagrad"])
 def test_a_resumed_run_has_the_same_bits(name: str, tmp_path: object) -> None:
     """State goes through a file in the middle of the run."""
     from safetensors.numpy import load, save
