@@ -135,14 +135,14 @@ class Loss(Section):
     spectral_whiten: float = Field(
         0.0, ge=0, le=1, description="spectral: 0 weighs directions by signal to noise, 1 all alike"
     )
-    correspondence_weight: float = Field(1.0, ge=0)
+    correspondence_weight: float = Field(1.0, ge=0, description="of the correspondence loss")
     intra_weight: float = Field(0.67, ge=0, description="weight of an image against itself")
     inter_weight: float = Field(0.25, ge=0, description="weight of an image against a neighbour")
     negative_weight: float = Field(0.63, ge=0, description="weight of an image against others of the batch")
     shift: Literal["fixed", "auto"] = Field("fixed", description="auto: shifts follow the batch statistics")
-    intra_shift: float = Field(0.18)
-    inter_shift: float = Field(0.12)
-    negative_shift: float = Field(0.46)
+    intra_shift: float = Field(0.18, description="correspondence: shift within an image")
+    inter_shift: float = Field(0.12, description="correspondence: shift against a similar image")
+    negative_shift: float = Field(0.46, description="correspondence: shift against any other image")
     samples: int = Field(11, ge=2, description="side of the grid of random positions per image")
     negatives: int = Field(5, ge=1, description="random partners per step in the negative term")
     negative_draw: Literal["derangement", "published"] = Field(
@@ -205,11 +205,15 @@ class Centroids(Section):
 class Aggregation(Section):
     """How the sites' heads become one."""
 
-    weights: Literal["images", "batches", "uniform"] = Field("images")
+    weights: Literal["images", "batches", "uniform"] = Field(
+        "images", description="what a site's share of the mean goes by"
+    )
     keep_least_moved: bool = Field(
         False, description="the site whose centroids moved least keeps its own model (FUSS 'custom')"
     )
-    rule: Literal["mean", "median", "trimmed-mean", "krum", "multi-krum"] = Field("mean")
+    rule: Literal["mean", "median", "trimmed-mean", "krum", "multi-krum"] = Field(
+        "mean", description="all but the mean stand some hostile sites"
+    )
     trim: float = Field(0.2, ge=0, lt=0.5, description="trimmed-mean: fraction cut at either end")
     malicious: int = Field(0, ge=0, description="krum: how many sites may be hostile")
     keep: int = Field(0, ge=0, description="multi-krum: sites to average; 0: all but the hostile ones")
@@ -267,11 +271,18 @@ class Simulation(Section):
 class RunConfig(Section):
     """All settings of a run."""
 
-    task: Literal["unsupervised", "supervised", "adaptation"] = "unsupervised"
-    preset: Literal["default", "fuss-ref", "fuss-clean"] = "default"
+    task: Literal["unsupervised", "supervised", "adaptation"] = Field(
+        "unsupervised",
+        description="a head on a frozen model without labels; a whole network with the sites' labels; or one that was "
+        "trained on labels elsewhere and adapts without",
+    )
+    preset: Literal["default", "fuss-ref", "fuss-clean"] = Field(
+        "default",
+        description="where settings start from: what we recommend, FUSS as published, or without its faults",
+    )
     name: str = Field("run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="names the run directory")
     rounds: int = Field(10, ge=0, description="0: pretraining alone (task adaptation)")
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, description="of everything that is drawn")
     deterministic: bool = Field(
         False, description="CUDA: the same bits in every run, by slower operations; a CPU needs no setting"
     )

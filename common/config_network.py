@@ -105,9 +105,9 @@ class Sgd(Section):
     )
     lr: float = Field(0.05, gt=0, description="learning rate")
     head_factor: float = Field(1.0, gt=0, description="the decoder's learning rate in multiples of lr")
-    momentum: float = Field(0.9, ge=0, lt=1)
-    nesterov: bool = False
-    weight_decay: float = Field(0.0, ge=0)
+    momentum: float = Field(0.9, ge=0, lt=1, description="how much of the last step goes on")
+    nesterov: bool = Field(False, description="take the gradient where the momentum leads")
+    weight_decay: float = Field(0.0, ge=0, description="pull of all parameters to 0")
     schedule: Literal["constant", "poly", "cosine", "linear", "step", "exponential"] = Field(
         "poly", description="of the learning rate over all steps of a run, not of a round"
     )
@@ -130,7 +130,9 @@ class Sgd(Section):
 class Reduction(Section):
     """How the cross-entropy of pixels becomes one number."""
 
-    kind: Literal["mean", "weighted", "per-class", "inverse-frequency", "hard-pixels"] = "mean"
+    kind: Literal["mean", "weighted", "per-class", "inverse-frequency", "hard-pixels"] = Field(
+        "mean", description="all but the mean and hard-pixels let rare classes weigh more"
+    )
     power: float = Field(0.1, ge=0, le=1, description="inverse-frequency: exponent p of N / n_c")
     weight: float = Field(2.0, gt=0, description="weighted: factor of crucial classes")
     crucial: str = Field(

@@ -9,6 +9,7 @@ from pathlib import Path
 from common.command import CommandParser, progress_line
 from common.config import RunConfig, load_config, parse_assignments, read_recipe
 from common.errors import UserError, report_user_errors
+from common.explained import explained_toml
 from server.arguments import add_cluster_option, add_refinements, add_site_option, image_size, positive
 
 
@@ -90,7 +91,8 @@ def run_probe(arguments: argparse.Namespace) -> None:
 def run_settings(arguments: argparse.Namespace) -> None:
     """`settings`."""
     layers = [read_recipe(arguments.recipe)] if arguments.recipe else []
-    print(load_config(*layers, parse_assignments(arguments.set)).to_toml(), end="")
+    config = load_config(*layers, parse_assignments(arguments.set))
+    print(explained_toml(config) if arguments.explain else config.to_toml(), end="")
 
 
 def run_segment(arguments: argparse.Namespace) -> None:
@@ -284,6 +286,11 @@ def build_parser() -> argparse.ArgumentParser:
     settings.add_argument("--recipe", type=Path, metavar="F", help="settings as TOML (see recipes/)")
     settings.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="override a setting"
+    )
+    settings.add_argument(
+        "--explain",
+        action="store_true",
+        help="say above each setting what it means and which values it takes",
     )
 
     report = add(
