@@ -22,7 +22,8 @@ from common.data.manifest import Shard, read_shard
 from common.data.pictures import Pictures
 from common.device import choose_device, room_on_device
 from common.errors import UserError
-from common.losses.reductions import crucial_classes, reduce_cross_entropy
+from common.losses.labelled import labelled_loss
+from common.losses.reductions import crucial_classes
 from common.models.deeplab import build_network, load_arrays, network_signature, network_to_arrays
 from common.models.scopes import split_flat
 from common.network_training import train_steps
@@ -128,7 +129,7 @@ def pretrain(
         found = train_steps(
             model,
             pictures.batches(steps, settings.batch),
-            lambda logits, labels: reduce_cross_entropy(logits, labels, config.reduction, crucial),
+            lambda logits, labels: labelled_loss(logits, labels, config.reduction, crucial),
             config.sgd.model_copy(update={"lr": settings.lr}),
             steps=steps,
             total_steps=steps,
