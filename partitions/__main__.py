@@ -34,7 +34,7 @@ examples:
       --source day_a,day_b,day_c,day_d --score dusk_b,carpark_c --out shards/camvid-adapt
 
 `python -m partitions DATASET --help` shows the options of a data set; `python -m partitions export` turns a
-split into lists for other systems, which `python -m partitions leaf` reads.
+split into lists for other systems, which `python -m partitions leaf` reads (those of IDDA: `idda --lists`).
 """
 
 
@@ -120,7 +120,7 @@ def _add_common_options(parser: argparse.ArgumentParser, source: Source) -> None
     care.add_argument(
         "--quick",
         action="store_true",
-        help="open no picture and no label: faults are not found, and no class mix is counted",
+        help="check no picture and no label map: faults are not found, and no class mix is counted",
     )
     care.add_argument(
         "--skip-unreadable", action="store_true", help="leave damaged images out instead of refusing"

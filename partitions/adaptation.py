@@ -67,8 +67,8 @@ def adapt(data: Dataset, roles: Roles) -> Dataset:
     The result's images are those of the sites, in the order in which ``roles`` names their domains, and
     keep no label path in site manifests. Evaluation manifests of the data set stay; ``source``,
     ``train_eval`` (the sites' own images, labelled) and, with ``--score``, ``target`` join them. Domains
-    without a role are left out. Raises `UserError` for a domain that the data set does not have, and
-    where a source or target image has no label.
+    without a role are left out. Raises `UserError` for a domain that the data set does not have,
+    where a source or target image has no label, and where a list of the user's is called ``source`` or ``target``.
     """
     members: dict[str, list[Entry]] = {}
     for entry in data.images:
@@ -85,6 +85,12 @@ def adapt(data: Dataset, roles: Roles) -> Dataset:
     def of(names: tuple[str, ...]) -> list[Entry]:
         return [entry for name in names for entry in members[name]]
 
+    taken = next((name for name in (SOURCE, TARGET) if name in data.evaluation), None)
+    if taken is not None:
+        raise UserError(
+            f"--test names the manifest {taken!r}, which --source and --score keep for themselves; give another "
+            "name, as NAME=F."
+        )
     sites = of(roles.sites)
     added = {SOURCE: of(roles.source), TARGET: of(roles.score)}
     for name, entries in added.items():

@@ -100,6 +100,11 @@ def _read_file(path: Path) -> Clients:
         raise UserError(
             f"The list {path} is no JSON ({error}); correct the file, or end a text list in .txt."
         ) from None
+    except RecursionError:
+        raise UserError(
+            f"The list {path} is nested too deeply for a list of clients; expected LEAF JSON or "
+            "{client: [image, ...]}, so restore the file."
+        ) from None
     if not isinstance(data, dict) or not data:
         raise UserError(f"The list {path} holds no clients; expected LEAF JSON or {{client: [image, ...]}}.")
     return _from_leaf(data, path) if "user_data" in data else _from_flat(data, path)
@@ -117,14 +122,29 @@ def _from_leaf(data: Mapping[str, Any], path: Path) -> Clients:
         raise UserError(
             f"The list {path} is no LEAF JSON; expected a list 'users' and an object 'user_data'."
         )
-    if set(users) != set(content) or len(users) != len(content):
+    names = _user_names(users, path)
+    listed, held = Counter(names), Counter([*content])
+    strange = next((name for name in [*names, *content] if listed[name] != held[name]), None)
+    if strange is not None:
         raise UserError(
-            f"The list {path} counts {len(users)} in 'users' but {len(content)} in 'user_data', or their names "
-            "differ; make both name the same clients."
+            f"The list {path} counts {len(names)} in 'users' {'and' if len(names) == len(content) else 'but'} "
+            f"{len(content)} in 'user_data', of them the client {strange!r} {listed[strange]} and {held[strange]} "
+            "times; make both name the same clients, once."
         )
-    clients = {str(user): _samples(content[user], path, str(user)) for user in users}
+    clients = {name: _samples(content[name], path, name) for name in names}
     _check_counts(data.get("num_samples"), [len(samples) for samples in clients.values()], path)
     return clients
+
+
+def _user_names(users: list[Any], path: Path) -> list[str]:
+    """Return the users as texts, as keys of JSON are; whole numbers become what their keys would be."""
+    strange = [user for user in users if not isinstance(user, str) and not _is_whole(user)]
+    if strange:
+        raise UserError(
+            f"The list {path} holds {_described(strange[0])} in 'users'; expected the names of clients as in "
+            "'user_data', so write each as a text."
+        )
+    return [str(user) for user in users]
 
 
 def _check_counts(stated: Any, counted: list[int], path: Path) -> None:
@@ -135,17 +155,29 @@ def _check_counts(stated: Any, counted: list[int], path: Path) -> None:
     """
     if stated is None:
         return
-    wrong = sorted(stated) != sorted(counted) if _whole_numbers(stated) else stated != sum(counted)
-    if wrong:
-        total = sum(stated) if _whole_numbers(stated) else stated
+    counts = stated if isinstance(stated, list) else [stated]
+    strange = [count for count in counts if not _is_whole(count)]
+    if strange:
         raise UserError(
-            f"The list {path} states num_samples of {total} in total for {len(counted)} clients but lists "
+            f"The list {path} states {_described(strange[0])} in num_samples; expected whole numbers, one a client "
+            "or their total, so correct the counts."
+        )
+    if sorted(counts) != (sorted(counted) if isinstance(stated, list) else [sum(counted)]):
+        raise UserError(
+            f"The list {path} states num_samples of {sum(counts)} in total for {len(counted)} clients but lists "
             f"{sum(counted)} images, or divides them otherwise; correct the counts or restore the file."
         )
 
 
-def _whole_numbers(value: Any) -> bool:
-    return isinstance(value, list) and all(isinstance(n, int) for n in value)
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _described(value: Any) -> str:
+    """Name a JSON value in a sentence: a scalar as the file has it, else its kind, for it may be long."""
+    if isinstance(value, dict | list):
+        return "an object" if isinstance(value, dict) else "a list"
+    return json.dumps(value)
 
 
 def _samples(content: Any, path: Path, client: str) -> list[Sample]:

@@ -120,6 +120,9 @@ class ClassTable:
         others_ignored = data.get("others_ignored", False)
         if not isinstance(others_ignored, bool):
             raise UserError(f"{where}: 'others_ignored' is {others_ignored!r}; expected true or false.")
+        rare = data.get("rare", [])
+        if not isinstance(rare, list):
+            raise UserError(f"{where}: 'rare' is {rare!r}; expected a list of names of classes.")
         names = tuple(str(name) for name in data["names"])
         try:
             colours = data.get("colours")
@@ -133,7 +136,7 @@ class ClassTable:
                 remap=None if remap is None else {int(raw): int(train) for raw, train in remap.items()},
                 ignore=int(data.get("ignore", IGNORE)),
                 others_ignored=others_ignored,
-                rare=tuple(str(name) for name in data.get("rare", ())),
+                rare=tuple(str(name) for name in rare),
             )
         except UserError as error:
             raise UserError(f"{where}: {error}") from None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -14,31 +14,14 @@ from common.data.images import read_label
 from common.data.manifest import Entry
 from common.errors import UserError
 from partitions import scenarios
-from partitions.leaf import Clients, Sample, read_clients
+from partitions.leaf import Clients, Sample
 from partitions.rules import characteristic_class
 from partitions.sources.base import Dataset, Progress, Source, need_files, need_folder, pictures_below
+from partitions.sources.idda_lists import DIFFERENT, SAME, in_domains, is_reduced, label_of, listed, reduced
 from partitions.sources.leaf import place, train_eval
 
-SAME, DIFFERENT = "ts1", "ts2"
-"""Evaluation manifests: other images of the clients' domains; images of domains that no client holds."""
-
-_TEST_USERS = {"test_user_same_domain": SAME, "test_user_diff_domain": DIFFERENT}
-
-
-def domain_of(image: str) -> str:
-    """Return TOWN_WEATHER_CAR of an image named ``NUMBER_TOWN_WEATHER_CAR``, whatever folder it is in."""
-    return PurePosixPath(image).stem.partition("_")[2]
-
-
-def _label_of(image: str) -> str:
-    """Return the label map of an image ``DOMAIN/RGB/NAME.jpg``."""
-    path = PurePosixPath(image)
-    return (path.parent.parent / "Semantic" / f"{path.stem}.png").as_posix()
-
-
-def _completed(samples: list[Sample]) -> list[Sample]:
-    """Add domains, and label maps where a list names none."""
-    return [Sample(s.x, s.y or _label_of(s.x), domain_of(s.x)) for s in samples]
+Division = tuple[dict[str, str], Clients, Clients]
+"""What partition.json says of it, the clients, and what is scored, by manifest."""
 
 
 def _add_options(parser: argparse.ArgumentParser) -> None:
@@ -56,33 +39,20 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--lists",
         metavar="DIR",
-        help="published lists of a scenario, DIR/train/*.json and DIR/test/*.json, in place of drawing by --seed",
+        help="which image goes where, in place of drawing it: the published DIR/train/*.json and DIR/test/*.json of "
+        "a scenario, or names alone as the reduced form has them, DIR/train.json, test_same_dom.txt, "
+        "test_diff_dom.txt",
     )
 
 
 def _load(args: argparse.Namespace, stage: Path, progress: Progress | None) -> Dataset:
     root = need_folder(Path(args.root), "--root", "expected IDDA.").resolve()
     table = load_table(args.classes or "idda-16")
-    if (root / "train.json").is_file():
-        given = {"--scenario": args.scenario, "--distribution": args.distribution, "--lists": args.lists}
-        extra = next((option for option, value in given.items() if value is not None), None)
-        if extra is not None:
-            raise UserError(
-                f"{extra} is given but {root / 'train.json'} says which image goes where; leave the option out, or "
-                "point --root to the folders of domains."
-            )
-        settings = {"form": "reduced"}
-        train, tests = _reduced(root)
+    if is_reduced(root, args.lists is not None):
+        settings, train, tests = _divide_reduced(args, root)
     else:
-        if (root / "IDDAsmall").is_dir():
-            root = root / "IDDAsmall"
-        scenario, distribution = args.scenario or "country", args.distribution or "heterogeneous"
-        settings = {"form": "domains", "scenario": scenario, "distribution": distribution}
-        if args.lists is not None:
-            settings |= {"lists": str(args.lists)}
-            train, tests = _published(Path(args.lists))
-        else:
-            train, tests = _drawn(root, scenario, distribution, args.seed, table)
+        root = root / "IDDAsmall" if (root / "IDDAsmall").is_dir() else root
+        settings, train, tests = _divide_domains(args, root, table)
     images, owner = place(train, "{id}", None)
     evaluation = train_eval(images) | {
         name: place({name: samples}, "{id}", None)[0] for name, samples in tests.items() if samples
@@ -101,34 +71,34 @@ def _load(args: argparse.Namespace, stage: Path, progress: Progress | None) -> D
     )
 
 
-def _reduced(root: Path) -> tuple[Clients, Clients]:
-    """Read train.json {client: [name]}, test_same_dom.txt and test_diff_dom.txt; names have no folder."""
-
-    def placed(clients: Clients) -> Clients:
-        return {
-            client: [Sample(f"images/{s.x}.jpg", f"labels/{s.x}.png", domain_of(s.x)) for s in samples]
-            for client, samples in clients.items()
-        }
-
-    tests = {
-        name: next(iter(read_clients([root / file]).values()))
-        for name, file in ((SAME, "test_same_dom.txt"), (DIFFERENT, "test_diff_dom.txt"))
-    }
-    return placed(read_clients([root / "train.json"])), placed(tests)
+def _divide_reduced(args: argparse.Namespace, root: Path) -> Division:
+    given = {"--scenario": args.scenario, "--distribution": args.distribution, "--lists": args.lists}
+    _refuse(given, str(root / "train.json"), "point --root to the folders of domains")
+    return {"form": "reduced"}, *reduced(root)
 
 
-def _published(folder: Path) -> tuple[Clients, Clients]:
-    for part in ("train", "test"):
-        need_folder(folder / part, "--lists", "expected the published train/*.json and test/*.json in it.")
-    tests = read_clients([folder / "test"])
-    unknown = next((user for user in tests if user not in _TEST_USERS), None)
-    if unknown is not None:
+def _divide_domains(args: argparse.Namespace, root: Path, table: ClassTable) -> Division:
+    if args.lists is not None:
+        given = {"--scenario": args.scenario, "--distribution": args.distribution}
+        _refuse(given, f"--lists {args.lists}", "leave --lists out")
+        return {"form": "domains", "lists": str(args.lists)}, *listed(Path(args.lists))
+    scenario, distribution = args.scenario or "country", args.distribution or "heterogeneous"
+    if distribution == "class-imbalance" and args.quick:
         raise UserError(
-            f"The lists in {folder / 'test'} hold the user {unknown!r}; expected {', '.join(_TEST_USERS)}."
+            "--quick is given, but --distribution class-imbalance divides by the classes in the label maps and reads "
+            "them all; leave --quick out, or choose heterogeneous or uniform."
         )
-    train = {client: _completed(samples) for client, samples in read_clients([folder / "train"]).items()}
-    named = {_TEST_USERS[user]: _completed(samples) for user, samples in tests.items()}
-    return train, {name: named[name] for name in (SAME, DIFFERENT) if name in named}
+    settings = {"form": "domains", "scenario": scenario, "distribution": distribution}
+    return settings, *_drawn(root, scenario, distribution, args.seed, table)
+
+
+def _refuse(given: dict[str, str | None], lists: str, otherwise: str) -> None:
+    """Raise `UserError` for the first option that was given although lists say all."""
+    extra = next((option for option, value in given.items() if value is not None), None)
+    if extra is not None:
+        raise UserError(
+            f"{extra} is given but {lists} says which image goes where; leave {extra} out, or {otherwise}."
+        )
 
 
 def _drawn(
@@ -160,7 +130,7 @@ def _drawn(
         clients = train
 
     def samples(images: list[str]) -> list[Sample]:
-        return _completed([Sample(image) for image in images])
+        return in_domains([Sample(image) for image in images])
 
     tests = {SAME: samples([i for found in test.values() for i in found]), DIFFERENT: samples(unseen)}
     return {client: samples(images) for client, images in clients.items()}, tests
@@ -168,10 +138,10 @@ def _drawn(
 
 def _standing_out(root: Path, images: list[str], table: ClassTable) -> npt.NDArray[np.int64]:
     """Return the class that stands out in each image, int64 [N], from its label map."""
-    need_files(root, [Entry(image, _label_of(image)) for image in images], "train")
+    need_files(root, [Entry(image, label_of(image)) for image in images], "train")
 
     def count(image: str) -> npt.NDArray[np.int64]:
-        label = read_label(root / _label_of(image), table)
+        label = read_label(root / label_of(image), table)
         return np.bincount(label.ravel(), minlength=256)[: table.num_classes].astype(np.int64)
 
     with ThreadPoolExecutor(4) as pool:
@@ -182,7 +152,8 @@ IDDA = Source(
     "idda",
     "IDDA, 16 classes (--classes idda-23: all): sites by --scenario and --distribution, or as its lists say",
     "ROOT/DOMAIN/RGB/N_DOMAIN.jpg and ROOT/DOMAIN/Semantic/N_DOMAIN.png, DOMAIN as T01_CN_A; or the reduced form "
-    "ROOT/images/ID.jpg, ROOT/labels/ID.png, ROOT/train.json, test_same_dom.txt, test_diff_dom.txt. Written besides "
+    "ROOT/images/ID.jpg, ROOT/labels/ID.png, ROOT/train.json, test_same_dom.txt, test_diff_dom.txt, whose lists "
+    "--lists takes for the folders of domains too. Written besides "
     "the sites: train_eval.jsonl (what they train on), ts1.jsonl (same domains), ts2.jsonl (domains unseen).",
     _add_options,
     _load,

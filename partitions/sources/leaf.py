@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from pathlib import Path, PurePosixPath
 
 from common.data.classes import load_table
@@ -57,6 +57,18 @@ def train_eval(entries: list[Entry]) -> dict[str, list[Entry]]:
     return {TRAIN_EVAL: entries} if all(entry.label is not None for entry in entries) else {}
 
 
+def _check_manifest(name: str, earlier: Container[str], file: str) -> None:
+    reason = None
+    if not name.replace("-", "_").isidentifier() or name.startswith("site-"):
+        reason = "which is no name for one"
+    elif name == TRAIN_EVAL:
+        reason = "which holds the images that sites train on"
+    elif name in earlier:
+        reason = "which an earlier list of --test makes already"
+    if reason is not None:
+        raise UserError(f"--test names the manifest {name!r}, {reason}; give another name, as NAME={file}.")
+
+
 def _tests(given: Iterable[str], image: str, label: str | None) -> dict[str, list[Entry]]:
     result: dict[str, list[Entry]] = {}
     for text in given:
@@ -64,10 +76,7 @@ def _tests(given: Iterable[str], image: str, label: str | None) -> dict[str, lis
         clients = read_clients([Path(file if equals else name)])
         joined = {name: [s for samples in clients.values() for s in samples]} if equals else clients
         for manifest, samples in joined.items():
-            if not manifest.replace("-", "_").isidentifier() or manifest.startswith("site-"):
-                raise UserError(
-                    f"--test names the manifest {manifest!r}; give another name, as NAME={file or text}."
-                )
+            _check_manifest(manifest, result, file or text)
             result[manifest] = [entry_of(sample, image, label) for sample in samples]
     return result
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
 
 from common.data.classes import load_table
 from common.data.manifest import read_partition, read_shard, read_sites
+from partitions import scenarios
 from partitions.__main__ import main
 from tests.support.replicas import put_label, put_picture
 
@@ -101,13 +103,31 @@ def test_class_imbalance_reads_labels(domains: Path, tmp_path: Path) -> None:
     assert sorted(seen)[:2] == [1, 1], "two of three clients see one class only"
 
 
+def test_quick_opens_no_label(domains: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for path in (domains / "IDDAsmall").rglob("Semantic/*.png"):
+        path.write_bytes(b"no picture")
+    for distribution in ("heterogeneous", "uniform"):
+        _run(domains, tmp_path / distribution, "--quick", "--distribution", distribution)
+        assert read_partition(tmp_path / distribution).histogram is None
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stop:
+        _run(domains, tmp_path / "o", "--quick", "--distribution", "class-imbalance")
+    message = capsys.readouterr().err
+    assert stop.value.code == 2 and not (tmp_path / "o").exists()
+    assert "--distribution class-imbalance divides by the classes in the label maps" in message
+    assert "leave --quick out, or choose heterogeneous or uniform" in message
+
+
 def test_23_classes(domains: Path, tmp_path: Path) -> None:
     _run(domains, tmp_path / "o", "--classes", "idda-23")
     histogram = read_partition(tmp_path / "o").histogram
     assert histogram is not None and histogram["site-0"][6] > 0 and histogram["site-0"][5] > 0
 
 
-def test_published_lists_are_followed(domains: Path, tmp_path: Path) -> None:
+@pytest.fixture
+def published(tmp_path: Path) -> Path:
+    """Lists of two clients and both test users for `domains`, as LEAF JSON in two folders."""
+
     def path(domain: str, number: int) -> str:
         return f"{domain}/RGB/{number}_{domain}.jpg"
 
@@ -128,11 +148,118 @@ def test_published_lists_are_followed(domains: Path, tmp_path: Path) -> None:
     }.items():
         (lists / part).mkdir(parents=True)
         (lists / part / "all.json").write_text(leaf(users))
-    _run(domains, tmp_path / "o", "--lists", str(lists), "--scenario", "country", "--distribution", "uniform")
+    return lists
+
+
+def test_published_lists_are_followed_and_alone_are_recorded(
+    domains: Path, published: Path, tmp_path: Path
+) -> None:
+    _run(domains, tmp_path / "o", "--lists", str(published))
     partition = read_partition(tmp_path / "o")
+    assert {key: partition.settings.get(key) for key in ("form", "lists", "scenario", "distribution")} == {
+        "form": "domains",
+        "lists": str(published),
+        "scenario": None,
+        "distribution": None,
+    }
     assert partition.settings["clients"] == {"site-0": "client_1", "site-1": "client_2"}
     assert partition.evaluation == {"train_eval": 3, "ts1": 1, "ts2": 5}
     assert partition.domains["site-0"] == {"T01_CN_A": 1, "T02_CS_B": 1}
+
+
+def test_what_is_drawn_is_recorded(domains: Path, tmp_path: Path) -> None:
+    _run(domains, tmp_path / "o", "--scenario", "bus", "--distribution", "uniform")
+    settings = read_partition(tmp_path / "o").settings
+    assert (settings["scenario"], settings["distribution"]) == ("bus", "uniform") and "lists" not in settings
+
+
+@pytest.mark.parametrize("words", [["--scenario", "country"], ["--distribution", "uniform"]])
+def test_lists_leave_nothing_to_draw(
+    domains: Path, published: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str]
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        _run(domains, tmp_path / "o", "--lists", str(published), *words)
+    message = capsys.readouterr().err
+    assert stop.value.code == 2 and not (tmp_path / "o").exists()
+    assert f"{words[0]} is given but --lists {published} says which image goes where" in message
+    assert f"leave {words[0]} out, or leave --lists out" in message
+
+
+def _export(shards: Path, lists: Path, tests: bool = True) -> Path:
+    """Write the lists of a split as the reduced form has them, names alone."""
+    words = [(["--format", "flat"], "train.json")]
+    if tests:
+        words.append((["--format", "text", "--manifest", "ts1"], "test_same_dom.txt"))
+        words.append((["--format", "text", "--manifest", "ts2"], "test_diff_dom.txt"))
+    for options, file in words:
+        assert main(["export", "--shards", str(shards), *options, "--out", str(lists / file)]) == 0
+    return lists
+
+
+@pytest.mark.parametrize("distribution", scenarios.DISTRIBUTIONS)
+def test_names_alone_bring_a_split_of_domains_back(domains: Path, tmp_path: Path, distribution: str) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    _run(domains, one, "--scenario", "rainy", "--distribution", distribution, "--seed", "3")
+    lists = _export(one, tmp_path / "lists")
+    assert "RGB" not in (lists / "train.json").read_text() + (lists / "test_same_dom.txt").read_text()
+    _run(domains, two, "--lists", str(lists))
+    assert {path.name for path in one.iterdir()} == {path.name for path in two.iterdir()}
+    for path in one.glob("*.jsonl"):
+        assert (two / path.name).read_bytes() == path.read_bytes()
+    before, after = read_partition(one), read_partition(two)
+    assert after.histogram == before.histogram and after.sites == before.sites
+    assert after.settings["clients"] == before.settings["clients"] and "scenario" not in after.settings
+
+
+def test_names_of_clients_alone_bring_the_sites_back(domains: Path, tmp_path: Path) -> None:
+    _run(domains, tmp_path / "one")
+    _run(
+        domains, tmp_path / "two", "--lists", str(_export(tmp_path / "one", tmp_path / "lists", tests=False))
+    )
+    assert read_partition(tmp_path / "two").evaluation == {"train_eval": 12}
+    assert (tmp_path / "two/site-1.jsonl").read_bytes() == (tmp_path / "one/site-1.jsonl").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "sentence"),
+    [
+        ("train.json", '{"u": ["12"]}', "The lists name '12'; expected NUMBER_TOWN_WEATHER_CAR"),
+        (
+            "train.json",
+            '{"u": ["99_T01_CN_A"]}',
+            r"T01_CN_A/RGB/99_T01_CN_A\.jpg of split 'train' is missing",
+        ),
+        ("train.json", '{"u": ["1_../../.."]}', "The lists name .*, which leaves --root"),
+        ("test_same_dom.txt", "0_T01_CN_A\n", "train on 'T01_CN_A/RGB/0_T01_CN_A.jpg' and score it in ts1"),
+        (
+            "test_same_domain.txt",
+            "1_T01_CN_A\n",
+            "holds test_same_domain.txt; expected .* test_same_dom.txt and",
+        ),
+        ("test_diff_dom.txt", "\n", "test_diff_dom.txt names no image"),
+    ],
+)
+def test_names_that_cannot_be(
+    domains: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], file: str, text: str, sentence: str
+) -> None:
+    (tmp_path / "lists").mkdir()
+    (tmp_path / "lists/train.json").write_text('{"u": ["0_T01_CN_A"]}')
+    (tmp_path / "lists" / file).write_text(text)
+    with pytest.raises(SystemExit) as stop:
+        _run(domains, tmp_path / "o", "--lists", str(tmp_path / "lists"))
+    message = capsys.readouterr().err
+    assert stop.value.code == 2 and message.count("\n") == 1 and re.search(sentence, message)
+
+
+def test_folders_without_lists(domains: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for folder, sentence in (
+        ("gone", "gone is no folder; expected the folder that holds the lists"),
+        ("empty", "expected in .*empty the published train.* or the reduced form's train.json, test_same"),
+    ):
+        (tmp_path / "empty").mkdir(exist_ok=True)
+        with pytest.raises(SystemExit):
+            _run(domains, tmp_path / "o", "--lists", str(tmp_path / folder))
+        assert re.search(sentence, capsys.readouterr().err)
 
 
 @pytest.fixture
@@ -176,6 +303,61 @@ def test_the_reduced_form_goes_back_to_its_lists(reduced: Path, tmp_path: Path) 
         assert main(["export", "--shards", str(tmp_path / "o"), *words, "--out", str(target)]) == 0
         written, original = target.read_text(), (reduced / file).read_text()
         assert written == original if file.endswith("txt") else json.loads(written) == json.loads(original)
+
+
+@pytest.fixture
+def full(reduced: Path, tmp_path: Path) -> Path:
+    """The folders of domains that the reduced form was taken from, with images that it leaves out."""
+    root = tmp_path / "full"
+    for image in (reduced / "images").iterdir():
+        domain = image.stem.partition("_")[2]
+        for kind, source in (("RGB", image), ("Semantic", reduced / f"labels/{image.stem}.png")):
+            (root / domain / kind).mkdir(parents=True, exist_ok=True)
+            shutil.copy(source, root / domain / kind)
+    for domain in ("T01_CN_A", "T02_CS_J", "T03_HRN_A", "T07_CN_A"):
+        _put(root, domain, 100)
+    return root
+
+
+def test_the_reduced_form_is_rebuilt_from_folders_of_domains(
+    reduced: Path, full: Path, tmp_path: Path
+) -> None:
+    lists = tmp_path / "lists"
+    lists.mkdir()
+    for file in reduced.glob("*.*"):
+        shutil.copy(file, lists)
+    _run(reduced, tmp_path / "small")
+    _run(full, tmp_path / "rebuilt", "--lists", str(lists))
+    assert _export(tmp_path / "rebuilt", tmp_path / "back").is_dir()
+    for name in ("site-0", "site-1", "site-2", "train_eval", "ts1", "ts2"):
+        small, rebuilt = (read_shard(tmp_path / f / f"{name}.jsonl").entries for f in ("small", "rebuilt"))
+        assert [(Path(e.image).name, e.domain, e.site) for e in small] == [
+            (Path(e.image).name, e.domain, e.site) for e in rebuilt
+        ]
+        assert [e.label for e in rebuilt] == [
+            f"{e.domain}/Semantic/{Path(e.image).stem}.png" for e in rebuilt
+        ]
+    before, after = read_partition(tmp_path / "small"), read_partition(tmp_path / "rebuilt")
+    assert after.histogram == before.histogram and after.evaluation == before.evaluation
+    assert after.settings["clients"] == before.settings["clients"]
+    for file in reduced.glob("*.*"):
+        written, original = (tmp_path / "back" / file.name).read_text(), file.read_text()
+        assert written == original if file.suffix == ".txt" else json.loads(written) == json.loads(original)
+
+
+def test_lists_may_lie_in_the_root_of_the_domains(
+    reduced: Path, full: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for file in reduced.glob("*.*"):
+        shutil.copy(file, full)
+    with pytest.raises(SystemExit):
+        _run(full, tmp_path / "o")
+    message = capsys.readouterr().err
+    assert (
+        f"holds train.json but no folder images; complete the reduced form, or give --lists {full}" in message
+    )
+    _run(full, tmp_path / "o", "--lists", str(full))
+    assert read_partition(tmp_path / "o").evaluation == {"train_eval": 6, "ts1": 2, "ts2": 1}
 
 
 def test_the_reduced_form_by_domain(reduced: Path, tmp_path: Path) -> None:

@@ -50,10 +50,39 @@ def test_counts_may_be_a_total_or_in_another_order_as_published_lists_have_them(
     assert len(read_clients([_write(tmp_path / "l.json", _leaf(TWO, counts))])) == 2
 
 
-@pytest.mark.parametrize("counts", [[2, 2], [3], 4, [2, 1, 0], "3"])
+@pytest.mark.parametrize("counts", [[2, 2], [3], 4, [2, 1, 0], []])
 def test_counts_that_disagree_are_refused(tmp_path: Path, counts: Any) -> None:
     with pytest.raises(UserError, match=r"states num_samples of .* but lists 3 images"):
         read_clients([_write(tmp_path / "l.json", _leaf(TWO, counts))])
+
+
+@pytest.mark.parametrize(
+    ("counts", "shown"),
+    [
+        ("1", '"1"'),
+        (True, "true"),
+        ([True], "true"),
+        (1.0, "1.0"),
+        ([None], "null"),
+        ([[1]], "a list"),
+        ({"a": 1}, "an object"),
+    ],
+)
+def test_counts_that_are_no_whole_numbers_are_refused(tmp_path: Path, counts: Any, shown: str) -> None:
+    with pytest.raises(UserError, match=f"states {shown} in num_samples; expected whole numbers"):
+        read_clients([_write(tmp_path / "l.json", _leaf({"a": {"x": ["1.jpg"]}}, counts))])
+
+
+def test_users_may_be_whole_numbers_as_their_keys_cannot(tmp_path: Path) -> None:
+    data = {"users": [2, "x", 1], "user_data": {name: {"x": [f"{name}.jpg"]} for name in ("1", "2", "x")}}
+    found = read_clients([_write(tmp_path / "l.json", data)])
+    assert found == {name: [Sample(f"{name}.jpg")] for name in ("2", "x", "1")}
+    assert list(found) == ["2", "x", "1"]
+
+
+def test_lists_nested_without_end(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"l\.json is nested too deeply for a list of clients"):
+        read_clients([_write(tmp_path / "l.json", '{"a": ' * 100_000)])
 
 
 @pytest.mark.parametrize("city", ["Rome", ["Rome", "Rome"]])
@@ -80,8 +109,34 @@ def test_flat_and_text_lists(tmp_path: Path) -> None:
         ({"a": ["x", "x"]}, "give the image 'x' to a and to a"),
         ({"a": ["x"], "b": ["x"]}, "give the image 'x' to a and to b"),
         ({"users": ["a"], "user_data": []}, "is no LEAF JSON"),
-        ({"users": ["a"], "user_data": {"b": {"x": ["1"]}}}, "or their names differ"),
-        ({"users": ["a", "b"], "user_data": {"b": {"x": ["1"]}}}, "counts 2 in 'users' but 1"),
+        (
+            {"users": ["a"], "user_data": {"b": {"x": ["1"]}}},
+            "counts 1 in 'users' and 1 in 'user_data', of them the client 'a' 1 and 0 times",
+        ),
+        (
+            {"users": [], "user_data": {"b": {"x": ["1"]}}},
+            "counts 0 in 'users' but 1 .* client 'b' 0 and 1 times",
+        ),
+        (
+            {"users": ["b", "b"], "user_data": {"b": {"x": ["1"]}}},
+            "counts 2 in 'users' but 1 .* client 'b' 2 and 1",
+        ),
+        (
+            {"users": [1, "1"], "user_data": {"1": {"x": ["1"]}}},
+            "counts 2 in 'users' but 1 .* client '1' 2 and 1",
+        ),
+        (
+            {"users": [1], "user_data": {"01": {"x": ["1"]}}},
+            "counts 1 in 'users' and 1 .* client '1' 1 and 0",
+        ),
+        (
+            {"users": [{"id": 1}], "user_data": {"1": {"x": ["1"]}}},
+            "holds an object in 'users'; expected the names .* so write each as a text",
+        ),
+        ({"users": [["a"]], "user_data": {"a": {"x": ["1"]}}}, "holds a list in 'users'"),
+        ({"users": [True], "user_data": {"True": {"x": ["1"]}}}, "holds true in 'users'"),
+        ({"users": ["1", None], "user_data": {"1": {"x": ["1"]}}}, "holds null in 'users'"),
+        ({"users": [1.0], "user_data": {"1.0": {"x": ["1"]}}}, "holds 1.0 in 'users'"),
         (_leaf({"a": {"x": ["1", "2"], "y": ["1"]}}), "2 images in 'x' but 1 entries in 'y'"),
         ({"users": ["a"], "user_data": {"a": {"y": ["1"]}}}, "has no 'x' for client 'a'"),
     ],
@@ -193,6 +248,18 @@ def test_clients_without_labels_need_no_class_table(root: Path, tmp_path: Path) 
         ),
         (_leaf({"u": {"x": ["pics/1.jpg"], "y": ["maps/1.png"]}}), [], "but --classes is not given"),
         ({"u": ["pics/1.jpg"]}, ["--test", "site-0=LISTS"], "--test names the manifest 'site-0'"),
+        (
+            {"u": ["pics/1.jpg"]},
+            ["--test", "train_eval=FAR"],
+            "the manifest 'train_eval', which holds the images that sites train on; give another name",
+        ),
+        (
+            {"u": ["pics/1.jpg"]},
+            ["--test", "a=FAR", "a=LISTS"],
+            "the manifest 'a', which an earlier list of --test makes already; give another name, as NAME=.*train.json",
+        ),
+        ({"users": [{"id": 1}], "user_data": {"1": {"x": ["1"]}}}, [], "holds an object in 'users'"),
+        ("[" * 100_000, [], "train.json is nested too deeply"),
         ({"u": ["pics/1.jpg"]}, ["--test", "far=LISTS"], "train on 'pics/1.jpg' and score it in far"),
     ],
 )
@@ -200,9 +267,26 @@ def test_lists_that_do_not_fit_the_files(
     root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], data: Any, words: list[str], sentence: str
 ) -> None:
     lists = _write(tmp_path / "train.json", data)
-    more = [word.replace("LISTS", str(lists)) for word in words]
+    far = _write(tmp_path / "far.txt", "pics/4.jpg\n")
+    more = [word.replace("LISTS", str(lists)).replace("FAR", str(far)) for word in words]
     message = _fails(capsys, "leaf", "--root", root, "--lists", lists, "--out", tmp_path / "o", *more)
     assert re.search(sentence, message) and not (tmp_path / "o").exists()
+    assert message.startswith("error: ") and message.count("\n") == 1
+
+
+@pytest.mark.parametrize("name", ["source", "target"])
+def test_lists_that_take_the_names_of_roles(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    users = {n: {"x": [f"pics/{n}.jpg"], "y": [f"maps/{n}.png"], "city": [n]} for n in "12"}
+    lists = _write(tmp_path / "train.json", _leaf(users))
+    far = _write(tmp_path / "far.json", _leaf({"f": {"x": ["pics/4.jpg"], "y": ["maps/4.png"]}}))
+    words = ["leaf", "--root", root, "--lists", lists, "--classes", "crackforest", "--sites-of", 1]
+    words += ["--source", 2, "--test"]
+    message = _fails(capsys, *words, f"{name}={far}", "--out", tmp_path / "o")
+    assert f"--test names the manifest {name!r}, which --source and --score keep" in message
+    assert main([*map(str, words), f"far={far}", "--out", str(tmp_path / "o")]) == 0
+    assert read_partition(tmp_path / "o").evaluation == {"source": 1, "train_eval": 1, "far": 1}
 
 
 def test_other_data_sets_have_no_lists(

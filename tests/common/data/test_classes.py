@@ -60,6 +60,9 @@ def test_a_json_file_names_classes_and_may_leave_colours_out(tmp_path: Path) -> 
         ('{"names": ["a", "b"], "remap": {"0": 2}}', "maps the raw value 0 to 2"),
         ('{"names": ["a", "b"], "ignore": 1}', "ignores the value 1, which is a class"),
         ('{"names": ["a", "b"], "rare": ["c"]}', "calls 'c' rare, which is none of its classes"),
+        ('{"names": ["a", "b"], "rare": "ab"}', "'rare' is 'ab'; expected a list of names of classes"),
+        ('{"names": ["a", "b"], "rare": {"a": 1}}', "expected a list of names of classes"),
+        ('{"names": ["a", "b"], "rare": null}', "'rare' is None; expected a list of names of classes"),
         (
             '{"names": ["a", "b"], "others_ignored": "yes"}',
             "'others_ignored' is 'yes'; expected true or false",
