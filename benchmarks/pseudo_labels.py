@@ -6,7 +6,8 @@
 the logits, the softmax of the batch, for each image a copy of its probabilities and their maximum, then for each
 class in it a mask over the full map and a topk of all its pixels. "Lean" is that loop without what it does not
 need: softmax and maximum of the whole batch are taken once. All get the same logits, at three levels of how sure
-a network is, and take turns in this process after a warm-up. Times are medians from logits to labels; "choice
+a network is and in two layouts: classes of a pixel side by side (channels last), as our network gives them, or
+pixels of a class. They take turns in this process after a warm-up. Times are medians from logits to labels; "choice
 only" starts from certainties and classes, which every way has to find, and is beside the lean loop. The labels are
 compared first: only pixels whose certainties are equal to the last bits of float32 may differ.
 """
@@ -37,7 +38,11 @@ CONFIDENCE, FRACTION = 0.9, 0.66
 SHARPNESS = (1.0, 3.0, 10.0)
 """Factors on the logits: an untrained, a trained and an overconfident teacher."""
 
+LAYOUTS = {"by pixel": torch.channels_last, "by class": torch.contiguous_format}
+"""What lies side by side in memory."""
+
 COLUMNS = (
+    "layout",
     "logits times",
     "sure (%)",
     "kept (%)",
@@ -123,7 +128,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     return options
 
 
-def row(logits: torch.Tensor, sharpness: float, options: argparse.Namespace) -> list[str]:
+def row(logits: torch.Tensor, layout: str, sharpness: float, options: argparse.Namespace) -> list[str]:
     """Check that all ways agree, measure them, and return a row of the table."""
     labels = kept_pixels(logits, CONFIDENCE, FRACTION)
     for way in (published, looped):
@@ -143,6 +148,7 @@ def row(logits: torch.Tensor, sharpness: float, options: argparse.Namespace) -> 
         options.device,
     )
     return [
+        layout,
         f"{sharpness:g}",
         f"{100 * float((certainty > CONFIDENCE).float().mean()):.0f}",
         f"{100 * float((labels != IGNORE).float().mean()):.0f}",
@@ -159,7 +165,10 @@ def main() -> None:
     print("| " + " | ".join(COLUMNS) + " |")
     print("|" + "---|" * len(COLUMNS))
     for sharpness in SHARPNESS:
-        print("| " + " | ".join(row(draw_logits(options, sharpness), sharpness, options)) + " |", flush=True)
+        drawn = draw_logits(options, sharpness)
+        for layout, form in LAYOUTS.items():
+            logits = drawn.contiguous(memory_format=form)
+            print("| " + " | ".join(row(logits, layout, sharpness, options)) + " |", flush=True)
     print(
         f"\nBatch {options.batch}, {options.height} x {options.width}, {options.classes} classes, device "
         f"{options.device}, {torch.get_num_threads()} threads, median of {options.repeats}"

@@ -75,11 +75,12 @@ def predictions(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         block = logits.flatten(2)[:, :, part].float()
         terms = buffer[: block.numel()].view_as(block)
         if not shifted:  # saves two passes, as long as no exp is too large or too small
-            total = torch.exp(block, out=terms).sum(dim=1)
+            total = torch.exp(_by_class(block, terms), out=terms).sum(dim=1)
             low, high = total.aminmax()
             shifted = not (float(low) > LOW and float(high) < math.inf)
         if shifted:  # the largest term is exp(0)
-            torch.sub(block, block.amax(dim=1, keepdim=True), out=terms).clamp_(min=NOTHING).exp_()
+            values = _by_class(block, terms)
+            torch.sub(values, values.amax(dim=1, keepdim=True), out=terms).clamp_(min=NOTHING).exp_()
             torch.reciprocal(terms.sum(dim=1), out=certainty[:, part])
             terms.eq_(1)
         else:
@@ -93,6 +94,15 @@ def predictions(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         raise ValueError("the teacher's logits are not finite: its weights diverged or were damaged")
     shape = (batch, height, width)
     return certainty.view(shape), from_last.neg_().add_(channels).byte().view(shape)
+
+
+def _by_class(block: torch.Tensor, space: torch.Tensor) -> torch.Tensor:
+    """Return the block with the pixels of a class side by side, for which ``space`` may be written over.
+
+    A network that computes channels last, as ours does, gives the classes of a pixel side by side; to turn the
+    block once costs less than to reduce it across its rows.
+    """
+    return block if block.stride(2) == 1 else space.copy_(block)
 
 
 @torch.no_grad()
