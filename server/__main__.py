@@ -40,6 +40,11 @@ def run_pretrain(arguments: argparse.Namespace) -> None:
     settings = settings_of(arguments)
     if settings.task != "adaptation":
         raise UserError(f"The recipe's task is '{settings.task}'; pretraining belongs to task 'adaptation'.")
+    if settings.source.checkpoint:
+        raise UserError(
+            f"source.checkpoint is {settings.source.checkpoint}, a model that is pretrained already; leave it out to "
+            "pretrain one, or adapt that one by `python -m server simulate`."
+        )
     from server.simulate import simulate
 
     simulate(settings.model_copy(update={"rounds": 0}), arguments.gpus_per_site)

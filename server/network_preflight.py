@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from PIL import Image
+
 from common.batch_sizes import check_batch_sizes, check_batches, check_features
 from common.checkpoint import load_checkpoint
 from common.command import progress_line
@@ -13,13 +15,21 @@ from common.config import RunConfig
 from common.data.check import check_shard
 from common.data.classes import TABLES, ClassTable
 from common.data.manifest import Shard, read_shard
-from common.data.views import entry_size
+from common.data.views import entry_size, view_box
 from common.errors import UserError
 from common.style import half_sizes
 from common.style_bank import StyleBank
 from server.network_scoring import evaluation_shards
 from server.network_work import NetworkWork
 from server.pretrain import load_pretrained, source_shard
+from server.pretrain_state import (
+    IMAGES,
+    Origin,
+    check_origin,
+    images_hash,
+    state_file,
+    stopped_pretraining,
+)
 from server.run_dir import prepare_run_dir
 from server.scoring import known_classes
 
@@ -40,12 +50,18 @@ def check_network_run(config: RunConfig, shards: list[Shard]) -> None:
             check_labelled(shard, table, "task 'supervised' trains with labels")
         check_pictures(shard, labels=supervised)
         check_batches(shard, config)
-    if config.task == "adaptation":
+    stopped = stopped_pretraining(config)
+    checkpoint = load_checkpoint(config.resume) if config.resume and stopped is None else None
+    prepares = config.task == "adaptation" and checkpoint is None  # else the source has done its part
+    if prepares:
         check_source(config, table)
+        if stopped is None:
+            check_source_files(config)
+        else:
+            check_stopped(stopped, config)
     for shard in scored_shards(config, [shard.name for shard in shards]):
         check_labelled(shard, table, "the run is scored on it")
         check_pictures(shard, labels=True)
-    checkpoint = load_checkpoint(config.resume) if config.resume else None
     if checkpoint is not None:
         if checkpoint.weights_hash != work.signature():
             raise UserError(
@@ -55,7 +71,22 @@ def check_network_run(config: RunConfig, shards: list[Shard]) -> None:
         work.restore(checkpoint)
     from server.rounds import checkpoint_file
 
-    prepare_run_dir(config, None if checkpoint is None else checkpoint_file(config.resume, checkpoint))
+    resumed_from = stopped if checkpoint is None else checkpoint_file(config.resume, checkpoint)
+    run_dir = prepare_run_dir(config, resumed_from)
+    if prepares:
+        check_stopped(state_file(run_dir), config)
+
+
+def check_start(config: RunConfig, run_dir: Path, stopped: Path | None) -> None:
+    """Raise `UserError` where adaptation cannot begin; of the source's pictures, headers are read at most.
+
+    In a deployment nobody else asks before the sites do their part. ``stopped`` is the pretraining that the settings
+    say to go on from, if any.
+    """
+    check_source(config, need_classes(config))
+    if stopped is not None:
+        check_stopped(stopped, config)
+    check_stopped(state_file(run_dir), config)
 
 
 def need_classes(config: RunConfig) -> ClassTable:
@@ -132,17 +163,12 @@ def check_pictures(shard: Shard, *, labels: bool) -> None:
 
 
 def check_source(config: RunConfig, table: ClassTable) -> None:
-    """Refuse a source that adaptation cannot start from."""
+    """Refuse a source that adaptation cannot start from; of its pictures, headers are read at most."""
     if config.source.checkpoint:
         load_pretrained(config, table)
         return
     shard = source_shard(config)
     check_labelled(shard, table, "a source is trained on with labels")
-    check_pictures(shard, labels=True)
-    check_batch_sizes(shard, config.transforms, config.source.batch, "source.batch")
-    check_features(
-        shard, config.transforms, config.network.output_stride, config.source.batch, "source.batch"
-    )
     if config.source.styles:
         StyleBank.load(config.source.styles, config.style).restyle(
             config.style
@@ -151,10 +177,29 @@ def check_source(config: RunConfig, table: ClassTable) -> None:
         check_window(shard, config)
 
 
+def check_source_files(config: RunConfig) -> None:
+    """Refuse a source with pictures or labels that cannot be read, or that make no batches; all are decoded."""
+    if config.source.checkpoint:
+        return
+    shard, key = source_shard(config), "source.batch"
+    check_pictures(shard, labels=True)
+    check_batch_sizes(shard, config.transforms, config.source.batch, key)
+    check_features(shard, config.transforms, config.network.output_stride, config.source.batch, key)
+
+
+def check_stopped(file: Path, config: RunConfig) -> None:
+    """Refuse to go on with a pretraining of other settings or images; no file: nothing to go on with."""
+    if file.is_file():
+        check_origin(file, Origin.of(config, {}))  # a shard is there only where the settings are the same
+        check_origin(file, Origin.of(config, {IMAGES: images_hash(source_shard(config))}))
+
+
 def check_window(shard: Shard, config: RunConfig) -> None:
     """Refuse a source image that is smaller than the window of frequencies that it would be given."""
     rows, columns = (2 * half + 1 for half in half_sizes(config.style))
     for index in range(len(shard)):
+        if least_side(shard, index) >= max(rows, columns):
+            continue
         height, width = entry_size(shard, index)
         if height < rows or width < columns:
             raise UserError(
@@ -162,3 +207,17 @@ def check_window(shard: Shard, config: RunConfig) -> None:
                 "frequencies, and no picture has more of them than pixels; choose a smaller window (style.side, "
                 "half-size or fraction), or leave the image out."
             )
+
+
+def least_side(shard: Shard, index: int) -> int:
+    """Return the shorter side of a picture in pixels, whichever way up it is; 0 where its header cannot be read.
+
+    `entry_size` wants to know the orientation as well, for which Pillow decodes all of a PNG.
+    """
+    try:
+        with Image.open(shard.image_path(index)) as opened:
+            width, height = opened.size
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        return 0
+    left, top, right, bottom = view_box(shard.entries[index].view, height, width)
+    return min(right - left, bottom - top)

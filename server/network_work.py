@@ -18,14 +18,16 @@ from common.errors import UserError
 from common.losses.reductions import crucial_classes
 from common.models.deeplab import build_network, network_signature, network_to_arrays
 from common.models.scopes import cluster_keys, site_keys
+from common.style import style_kind
 from common.style_bank import StyleBank
 from server.merge import weights_of
 from server.network_merge import merge_networks
 from server.network_settings import refuse_conflicts, refuse_other_form
 from server.network_state import Layout, NetworkState
 from server.pooled_statistics import merge_statistics
+from server.pretrain_state import state_file
 from server.quarantine import Expectation
-from server.styles import gather_styles, group_sites, place_newcomers, wants_styles
+from server.styles import BANK_FILE, gather_styles, group_sites, place_newcomers, wants_styles
 from server.teachers import update_teachers
 from server.work import Ask, Options, Saved
 
@@ -101,7 +103,7 @@ class NetworkWork:
 
     def prepare(self, state: NetworkState, ask: Ask, names: list[str], run_dir: Path) -> NetworkState:
         """Gather styles, find clusters, and pretrain on the source where the task needs it."""
-        styles = gather_styles(ask, names, self.config, run_dir) if wants_styles(self.config) else None
+        styles = self._styles(ask, names, run_dir) if wants_styles(self.config) else None
         if self.config.task == "adaptation":
             from server.pretrain import pretrained_model
 
@@ -112,6 +114,13 @@ class NetworkWork:
         if styles is not None and self.config.clusters.layers != "none":
             state = replace(state, grouping=group_sites(styles, self.config, run_dir))
         return state
+
+    def _styles(self, ask: Ask, names: list[str], run_dir: Path) -> StyleBank:
+        """Ask the sites for their styles; a pretraining that was stopped goes on in those that it began with."""
+        kept = run_dir / BANK_FILE
+        if self.config.task == "adaptation" and state_file(run_dir).is_file() and kept.is_file():
+            return StyleBank.load(kept, style_kind(self.config.style))
+        return gather_styles(ask, names, self.config, run_dir)
 
     def begin(self, state: NetworkState, number: int, ask: Ask, names: list[str]) -> NetworkState:
         """Place sites that came late, start the clusters when their time has come, and update the teachers."""

@@ -1,7 +1,8 @@
 """How does the server make the model that adaptation starts from?
 
 Supervised training on labelled source images that lie at the server, each in the style of a site drawn at
-random (LADD: styles travel, images do not). The network is chosen by nothing: the last step's is kept.
+random (LADD: styles travel, images do not). The network is chosen by nothing: the last step's is kept. Where the
+run directory holds the state of one that was stopped, it goes on there (`server.pretrain_state`).
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from common.checkpoint import load_checkpoint
+from common.checkpoint import arrays_hash, load_checkpoint
 from common.command import progress_line
 from common.config import RunConfig
 from common.data.classes import ClassTable, load_table
@@ -26,9 +27,20 @@ from common.losses.labelled import labelled_loss
 from common.losses.reductions import crucial_classes
 from common.models.deeplab import build_network, load_arrays, network_signature, network_to_arrays
 from common.models.scopes import split_flat
-from common.network_training import train_steps
 from common.style_bank import StyleBank
 from common.wire import Arrays
+from server.pretrain_state import (
+    IMAGES,
+    STYLES,
+    WEIGHTS,
+    Origin,
+    Snapshot,
+    images_hash,
+    load_snapshot,
+    save_snapshot,
+    state_file,
+)
+from server.pretrain_steps import ResumableStepper, take_steps
 
 log = logging.getLogger(__name__)
 
@@ -105,7 +117,10 @@ def pretrain(
     bank: StyleBank | None,
     run_dir: Path,
 ) -> Arrays:
-    """Train on the labelled source from ``start`` and return the network, flat by name."""
+    """Train on the labelled source from ``start`` and return the network, flat by name.
+
+    Raises `UserError` where the run directory holds the state of a pretraining with other settings or inputs.
+    """
     shard = source_shard(config)
     device = choose_device("auto")
     settings = config.source
@@ -124,21 +139,46 @@ def pretrain(
     crucial = crucial_classes(config.reduction, table).to(device)
     steps = settings.steps or settings.epochs * math.ceil(len(pictures) / settings.batch)
     log.info("pretraining on %d labelled images, %d steps", len(pictures), steps)
+    kept = state_file(run_dir)
+    styles = arrays_hash(dict(bank.styles)) if bank is not None and transferred else ""
+    inputs = {IMAGES: images_hash(shard), WEIGHTS: arrays_hash(dict(start)), STYLES: styles}
+    origin = Origin.of(config, inputs)
+
+    def keep(snapshot: Snapshot) -> None:
+        save_snapshot(kept, snapshot, origin)
+        mean = snapshot.loss / snapshot.step
+        log.info("pretraining: %d of %d steps, mean loss %.4f, kept on disk", snapshot.step, steps, mean)
+
     advice = f"lower source.batch ({settings.batch}) or end what else runs on the GPU"
     with room_on_device(advice):
-        found = train_steps(
-            model,
-            pictures.batches(steps, settings.batch),
+        sgd = config.sgd.model_copy(update={"lr": settings.lr})
+        stepper = ResumableStepper(model, sgd, first_step=0, total_steps=steps, seed=config.seed)
+        before = load_snapshot(kept, origin) if kept.is_file() else None
+        if before is not None:
+            go_on(stepper, before, kept, config.seed)
+        done = stepper.taken
+        found = take_steps(
+            stepper,
+            pictures.batches(steps - done, settings.batch, skip=done),
             lambda logits, labels: labelled_loss(logits, labels, config.reduction, crucial),
-            config.sgd.model_copy(update={"lr": settings.lr}),
-            steps=steps,
-            total_steps=steps,
-            seed=config.seed,
-            progress=progress_line("pretraining"),
+            summed=0.0 if before is None else before.loss,
+            keep=keep,
+            progress=progress_line(f"pretraining after step {done}:" if done else "pretraining"),
         )
     log.info("pretrained: mean loss %.4f", found.loss)
     weights, statistics = network_to_arrays(model)
     return weights | statistics
+
+
+def go_on(stepper: ResumableStepper, before: Snapshot, file: Path, seed: int) -> None:
+    """Bring a new training to where a stopped one was, and say so."""
+    try:
+        stepper.go_on(before, seed)
+    except ValueError as error:
+        raise UserError(
+            f"The stopped pretraining {file} cannot be taken up: {error}; remove it to pretrain anew."
+        ) from None
+    log.info("going on with the pretraining in %s after step %d", file, before.step)
 
 
 def draw_styles(pictures: Pictures, bank: StyleBank, config: RunConfig, run_dir: Path) -> Path:

@@ -26,6 +26,8 @@ from common.errors import UserError
 from server.link import Link
 from server.merge import lloyd_pass, own_lloyd_pass
 from server.model_state import own_groups
+from server.pretrain_state import carry_over as carry_pretraining
+from server.pretrain_state import drop_snapshot, stopped_pretraining
 from server.privacy_budget import carry_over, spent
 from server.quarantine import Expectation
 from server.registry import Registry
@@ -84,8 +86,9 @@ def run(grid: Grid, config: RunConfig) -> Path:
     hangs, raises or sends nonsense costs the round that site and nothing else.
     """
     set_deterministic(config.deterministic)
-    checkpoint = load_checkpoint(config.resume) if config.resume else None
-    resumed_from = checkpoint_file(config.resume, checkpoint) if checkpoint else None
+    stopped = stopped_pretraining(config)
+    checkpoint = load_checkpoint(config.resume) if config.resume and stopped is None else None
+    resumed_from = checkpoint_file(config.resume, checkpoint) if checkpoint else stopped
     run_dir = prepare_run_dir(config, resumed_from)
     with sole_writer(run_dir):
         handlers = start_logging(run_dir)
@@ -118,6 +121,12 @@ def run_in(
     log.info("results go to %s", run_dir)
     if resumed_from is not None:
         carry_over(resumed_from.parent.parent, run_dir)
+    if checkpoint is None and config.task == "adaptation":
+        from server.network_preflight import check_start
+
+        check_start(config, run_dir, resumed_from)
+        if resumed_from is not None:
+            carry_pretraining(resumed_from, run_dir)
     current = prepare(grid, config, run_dir, checkpoint)
     if checkpoint is None:
         strategy, names = current.strategy, sorted(current.registry.sites)
@@ -353,7 +362,7 @@ def keep_checkpoint(current: Run, number: int, score: Score, metrics: dict[str, 
     """Write the checkpoint of a round and return the hash of its arrays."""
     saved = current.strategy.work.saved(current.state)
     info = next(iter(current.registry.sites.values()), None)
-    return save_checkpoint(
+    digest = save_checkpoint(
         checkpoint_path(current.run_dir, number),
         Checkpoint(
             round=number,
@@ -370,6 +379,9 @@ def keep_checkpoint(current: Run, number: int, score: Score, metrics: dict[str, 
             metrics=metrics,
         ),
     )
+    if current.config.task == "adaptation":  # its pretrained network lies in the checkpoint from now on
+        drop_snapshot(current.run_dir)
+    return digest
 
 
 def finish_preparation(current: Run) -> None:

@@ -1,27 +1,40 @@
 """Does a good run of whole networks pass the questions before it, and does nobody look at labels without need?
 
-What is refused, and in which words, stands in ``tests/test_bad_input.py``.
+What a simulation refuses, and in which words, stands in ``tests/test_bad_input.py``. Here is what a federation refuses,
+where nobody but the server itself asks about the source.
 """
 
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image, ImageFile
 
 from common.config import RunConfig
 from common.data.classes import SYNTHETIC, TABLES
+from common.data.manifest import read_shard
 from common.errors import UserError
-from server.network_preflight import check_clusters, need_classes, scored_shards
+from server.network_preflight import (
+    check_clusters,
+    check_source,
+    check_start,
+    least_side,
+    need_classes,
+    scored_shards,
+)
 from server.network_scoring import evaluation_shards
 from server.network_settings import refuse_conflicts, refuse_other_form
 from server.preflight import check_run
+from server.rounds import run
 from server.scoring import evaluation_shard
-from tests.support.federation import network_config
+from tests.support.federation import local_grid, network_config
 from tests.support.small_network import small_network
 
 
@@ -169,3 +182,135 @@ def test_a_run_may_go_on_with_another_length_and_learning_rate(scenes: Path, tmp
     refuse_other_form(one, network_config(scenes, tmp_path, rounds=9, sgd__lr=0.5))
     with pytest.raises(UserError, match=r"aggregation\.optimizer = 'none', this run has 'adam'"):
         refuse_other_form(one, network_config(scenes, tmp_path, aggregation__optimizer="adam"))
+
+
+# --- the source of a real federation --------------------------------------------------------------------
+
+
+def write_source(folder: Path, classes: dict[str, Any] | None, size: tuple[int, int] = (72, 96)) -> Path:
+    """Write two labelled pictures (height, width) with a class table of their own; returns their manifest."""
+    folder.mkdir()
+    for name in ("a", "b"):
+        Image.fromarray(np.full((*size, 3), 99, np.uint8)).save(folder / f"{name}.png")
+        Image.fromarray(np.zeros(size, np.uint8)).save(folder / f"{name}-label.png")
+    entries = [{"image": f"{name}.png", "label": f"{name}-label.png"} for name in ("a", "b")]
+    (folder / "source.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in entries))
+    described = {"dataset": "f", "rule": "iid", "seed": 0, "root": ".", "sites": {"source": 2}}
+    (folder / "partition.json").write_text(json.dumps(described | {"classes": classes}))
+    return folder / "source.jsonl"
+
+
+def swapped() -> dict[str, Any]:
+    """The run's classes in another order: as many, so that nothing would fail."""
+    found = SYNTHETIC.to_json()
+    found["names"] = [found["names"][1], found["names"][0], *found["names"][2:]]
+    return found
+
+
+def refused(scenes: Path, tmp_path: Path, sentence: str, **settings: Any) -> None:
+    """Run a federation, and ask as a simulation asks: both refuse in the same words, and no site heard a thing."""
+    config = network_config(scenes, tmp_path, task="adaptation", **settings)
+    grid = local_grid(4)
+    for attempt in (lambda: run(grid, config), lambda: check_run(config)):
+        with pytest.raises(UserError, match=sentence):
+            attempt()
+    assert grid.sent == []
+    assert re.search(f"the run ends: .*{sentence}", (tmp_path / "run" / "log.txt").read_text())
+
+
+@pytest.mark.parametrize(
+    ("classes", "sentence"),
+    [
+        (
+            TABLES["camvid"].to_json(),
+            r"has 11 classes \(camvid\), the run has 8 \(synthetic\); use one class table",
+        ),
+        (
+            swapped(),
+            r"source\.jsonl calls a class 'building' \(synthetic\) that the run calls 'sky' \(synthetic\); use",
+        ),
+    ],
+    ids=["another number", "other names"],
+)
+def test_a_source_of_other_classes_ends_a_run_before_anything_is_sent(
+    scenes: Path, tmp_path: Path, classes: dict[str, Any], sentence: str
+) -> None:
+    source = write_source(tmp_path / "source", classes)
+    refused(scenes, tmp_path, sentence, source__shard=str(source))
+
+
+def test_a_source_without_all_labels_ends_a_run_before_anything_is_sent(scenes: Path, tmp_path: Path) -> None:
+    source = write_source(tmp_path / "source", SYNTHETIC.to_json())
+    source.write_text(source.read_text() + json.dumps({"image": "c.png"}) + "\n")
+    sentence = r"1 of 3 images of .*source\.jsonl have no label, but a source is trained on with labels"
+    refused(scenes, tmp_path, sentence, source__shard=str(source))
+
+
+@pytest.mark.parametrize(
+    ("size", "style"),
+    [
+        ((30, 96), {"style__transfer": "fourier", "style__side": 31}),
+        ((96, 30), {"style__transfer": "fourier", "style__side": 31}),
+        ((40, 30), {"style__transfer": "spectra", "style__side": 0, "style__fraction": 0.25}),
+    ],
+)
+def test_a_source_smaller_than_the_window_ends_a_run_before_anything_is_sent(
+    scenes: Path, tmp_path: Path, size: tuple[int, int], style: dict[str, Any]
+) -> None:
+    source = write_source(tmp_path / "source", SYNTHETIC.to_json(), size)
+    sentence = (
+        rf"a\.png has {size[1]} x {size[0]} pixels, but the style window has .* choose a smaller window"
+    )
+    refused(scenes, tmp_path, sentence, source__shard=str(source), **style)
+    check_source(network_config(scenes, tmp_path, task="adaptation", source__shard=str(source)), SYNTHETIC)
+
+
+def test_styles_that_are_gone_and_models_that_do_not_fit_end_a_run_before_anything_is_sent(
+    scenes: Path, tmp_path: Path
+) -> None:
+    gone = str(tmp_path / "gone.safetensors")
+    refused(
+        scenes, tmp_path, "The style bank .* does not exist", style__transfer="fourier", source__styles=gone
+    )
+    refused(scenes, tmp_path, "Checkpoint .* does not exist", source__checkpoint=gone)
+    refused(scenes, tmp_path, r"none is named: set source\.checkpoint, or source\.shard", source__shard="")
+
+
+def test_the_source_of_a_federation_is_asked_about_without_decoding_a_picture(
+    scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def closed(*_: object) -> None:
+        raise AssertionError("a picture was decoded")
+
+    monkeypatch.setattr(ImageFile.ImageFile, "load", closed)
+    config = network_config(scenes, tmp_path, task="adaptation", style__transfer="fourier")
+    check_start(config, tmp_path / "run", None)
+    with pytest.raises(AssertionError, match="decoded"):
+        check_run(config)
+
+
+def test_a_wide_window_needs_a_wide_picture_only(scenes: Path, tmp_path: Path) -> None:
+    """33 columns, 17 rows: the header of a picture of 20 x 40 does not settle it."""
+    source = write_source(tmp_path / "source", SYNTHETIC.to_json(), (20, 40))
+    given: dict[str, Any] = {"style__transfer": "spectra", "style__side": 0, "style__fraction": 0.25}
+    given |= {"style__height": 32, "style__width": 64, "source__shard": str(source)}
+    check_source(network_config(scenes, tmp_path, task="adaptation", **given), SYNTHETIC)
+    shard = read_shard(source, None)
+    assert least_side(shard, 0) == 20
+    Image.fromarray(np.zeros((20, 30, 3), np.uint8)).save(tmp_path / "source" / "b.png")
+    with pytest.raises(UserError, match=r"b\.png has 30 x 20 pixels, but the style window has 33 x 17"):
+        check_source(network_config(scenes, tmp_path, task="adaptation", **given), SYNTHETIC)
+    (tmp_path / "source" / "a.png").unlink()
+    assert least_side(shard, 0) == 0
+    with pytest.raises(UserError, match=r"a\.png does not exist; correct the manifest or the data root"):
+        check_source(network_config(scenes, tmp_path, task="adaptation", **given), SYNTHETIC)
+
+
+def test_a_run_that_goes_on_after_a_round_needs_its_source_no_more(scenes: Path, tmp_path: Path) -> None:
+    source = write_source(tmp_path / "source", SYNTHETIC.to_json())
+    given: dict[str, Any] = {"task": "adaptation", "source__shard": str(source)}
+    run(local_grid(4), network_config(scenes, tmp_path, **given | {"rounds": 1}))
+    source.unlink()
+    config = network_config(scenes, tmp_path, resume=str(tmp_path / "run"), **given)
+    check_run(config)
+    run(local_grid(4), config)

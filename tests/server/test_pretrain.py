@@ -27,6 +27,7 @@ from server.pretrain import STYLES_PICTURE, load_pretrained, pretrained_model, s
 from server.styles import wants_styles
 from tests.support.federation import network_config
 from tests.support.small_network import small_network
+from tests.support.workshop import run_command
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -216,3 +217,17 @@ def test_pretraining_leaves_the_global_generators_alone(scenes: Path, tmp_path: 
     before = torch.get_rng_state()
     pretrained_model(config, SYNTHETIC, start(config), None, tmp_path)
     assert torch.equal(before, torch.get_rng_state())
+
+
+def test_the_command_refuses_a_model_that_is_pretrained_already(
+    scenes: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """It used to copy it, and to say so in the log alone."""
+    folder = write(tmp_path / "saved", settings(scenes, tmp_path))
+    words = ["--shards", str(scenes), "--run-dir", str(tmp_path / "run"), "--set", "task=adaptation"]
+    assert run_command(["server", "pretrain", *words, "--set", f"source.checkpoint={folder}"]) == 2
+    said = capfd.readouterr().err
+    assert said.startswith(
+        f"error: source.checkpoint is {folder}, a model that is pretrained already; leave it out"
+    )
+    assert said.count("\n") == 1 and not (tmp_path / "run").exists()
