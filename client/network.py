@@ -33,11 +33,17 @@ def task_classes(task: wire.Task) -> int:
 
 
 def training_shard(settings: RunConfig, site: SiteConfig, task: wire.Task) -> Shard:
-    """Read the manifest and check that it serves the task; labels are looked at for supervised training only."""
+    """Read the manifest and check that it serves the task; paths of labels stay for supervised training only."""
     shard = with_table(site.load_shard(), settings)
-    if settings.task == "supervised":
-        check_classes(labelled_shard(shard, site.name), task, site.name)
+    if settings.task != "supervised":
+        return unlabelled(shard)
+    check_classes(labelled_shard(shard, site.name), task, site.name)
     return shard
+
+
+def unlabelled(shard: Shard) -> Shard:
+    """Return a shard whose entries name no label, so that nothing after it can open one."""
+    return replace(shard, entries=tuple(replace(entry, label=None) for entry in shard.entries))
 
 
 def with_table(shard: Shard, settings: RunConfig) -> Shard:
@@ -94,7 +100,7 @@ def answer_hello(task: wire.Task, settings: RunConfig, site: SiteConfig) -> wire
 
 def answer_style(task: wire.Task, settings: RunConfig, site: SiteConfig) -> wire.Update:
     """Return this site's style: a few numbers, the mean over its images."""
-    shard = site.load_shard()
+    shard = unlabelled(site.load_shard())
     images = (entry_image(shard, index) for index in range(len(shard)))
     return wire.Update(
         site=site.name,

@@ -102,8 +102,16 @@ class NetworkWork:
         return Saved(state.model, np.zeros((0, 0), dtype=np.float32), state.to_extra())
 
     def prepare(self, state: NetworkState, ask: Ask, names: list[str], run_dir: Path) -> NetworkState:
-        """Gather styles, find clusters, and pretrain on the source where the task needs it."""
+        """Gather styles, find clusters, and pretrain on the source where the task needs it.
+
+        Clusters first: sites that form none are told so before hours of pretraining.
+        """
+        from server.network_preflight import check_clusters
+
+        check_clusters(self.config, len(names))
         styles = self._styles(ask, names, run_dir) if wants_styles(self.config) else None
+        if styles is not None and self.config.clusters.layers != "none":
+            state = replace(state, grouping=group_sites(styles, self.config, run_dir))
         if self.config.task == "adaptation":
             from server.pretrain import pretrained_model
 
@@ -111,8 +119,6 @@ class NetworkWork:
             bank = StyleBank.load(kept, self.config.style) if kept else styles
             model = pretrained_model(self.config, self.classes, state.model, bank, run_dir)
             state = replace(state, model=model, pretrained=model)
-        if styles is not None and self.config.clusters.layers != "none":
-            state = replace(state, grouping=group_sites(styles, self.config, run_dir))
         return state
 
     def _styles(self, ask: Ask, names: list[str], run_dir: Path) -> StyleBank:

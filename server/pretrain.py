@@ -89,11 +89,10 @@ def load_pretrained(config: RunConfig, table: ClassTable) -> Arrays:
     saved = load_checkpoint(config.source.checkpoint)
     wanted = network_signature(table.num_classes, config.network)
     if saved.weights_hash != wanted:
-        kept = saved.config.network
         raise UserError(
-            f"source.checkpoint {config.source.checkpoint} holds another network (task {saved.config.task}, stride "
-            f"{kept.output_stride}, {saved.channels} classes) than the settings (stride "
-            f"{config.network.output_stride}, {table.num_classes} classes); pretrain with this recipe."
+            f"source.checkpoint {config.source.checkpoint} holds another network (task {saved.config.task}, "
+            f"{_form(saved.config, saved.channels)}) than the settings ({_form(config, table.num_classes)}); pretrain "
+            "with this recipe."
         )
     if saved.classes is not None and saved.classes.names != table.names:
         theirs, ours = next((a, b) for a, b in zip(saved.classes.names, table.names, strict=True) if a != b)
@@ -108,6 +107,12 @@ def load_pretrained(config: RunConfig, table: ClassTable) -> Arrays:
         )
     log.info("starting from %s, round %d", config.source.checkpoint, saved.round)
     return dict(saved.head)
+
+
+def _form(config: RunConfig, classes: int) -> str:
+    """Say of a network what a checkpoint has to have in common with it."""
+    network = config.network
+    return f"stride {network.output_stride}, rates {network.rates}, normalize {network.normalize}, {classes} classes"
 
 
 def pretrain(

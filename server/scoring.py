@@ -93,6 +93,8 @@ class Score:
 
 def _set_words(name: str, record: Mapping[str, Any]) -> list[str]:
     """Return what a progress line says of one test set."""
+    if record["miou"] is None:
+        return [f"{name} has no labelled pixel"]
     words = f"{name} mIoU {record['miou']:.3f}"
     return [words + (f" (clusters {record['cluster_miou']:.3f})" if "cluster_miou" in record else "")]
 

@@ -18,9 +18,10 @@ from common import wire
 from common.config import RunConfig
 from common.data.classes import SYNTHETIC
 from common.data.images import read_image
-from common.data.manifest import read_shard
+from common.data.manifest import Shard, read_shard
 from common.data.pairs import entry_pair
 from common.data.pictures import Pictures
+from common.data.views import entry_image
 from common.errors import UserError
 from common.losses.reductions import reduce_cross_entropy
 from common.models.deeplab import build_network, network_signature, network_to_arrays
@@ -244,6 +245,30 @@ def test_adaptation_drops_the_paths_of_labels(
     assert found.metrics["steps"] == 1 and 0 < found.metrics["kept"] <= 1
     assert found.facts["holds"] == ""
     assert not same(found.groups, network(config))
+
+
+def test_no_phase_of_an_adaptation_is_given_the_paths_of_labels(
+    scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Statistics and styles are taken from shards that name none, so that no later change can open one."""
+    seen: list[Shard] = []
+
+    def images(shard: Shard, *arguments: Any) -> Any:
+        seen.append(shard)
+        return whole_images(shard, *arguments)
+
+    def image(shard: Shard, index: int) -> Any:
+        seen.append(shard)
+        return entry_image(shard, index)
+
+    monkeypatch.setattr("common.site_statistics.whole_images", images)
+    monkeypatch.setattr("client.network.entry_image", image)
+    config = settings(scenes, tmp_path, task="adaptation", network__site_statistics=0.5, rounds=2)
+    answer_train(task(config, 1, network(config)), config, site(scenes, tmp_path))
+    assert len(seen) == 1
+    answer_style(task(config, 0, {}), config, site(scenes, tmp_path))
+    assert len(seen) == 11
+    assert all(entry.label is None for shard in seen for entry in shard.entries)
 
 
 def test_the_first_round_may_measure_statistics_and_the_steps_come_after_it(

@@ -79,3 +79,8 @@ def test_a_site_without_labels_is_not_taken_in() -> None:
     score = Score()
     score.add_site("a", Score(mean_cosine=0.5))
     assert "site_miou" not in score.fields()
+
+
+def test_a_set_without_a_labelled_pixel_is_said_to_have_none() -> None:
+    score = Score(miou=0.5, accuracy=0.6, sets={"ts1": {"miou": 0.5}, "ts2": {"miou": None}})
+    assert score.words() == ["ts1 mIoU 0.500", "ts2 has no labelled pixel"]
