@@ -1,17 +1,23 @@
 """Which settings do not go together when a whole network is trained?
 
-A setting that would silently do nothing is refused: someone set it for a reason.
+A setting of another task is refused (`foreign_settings`), for someone set it for a reason, and so is one that
+contradicts another. One that merely lacks another, as ``reduction.power`` without its kind, is not: it is switched
+by ``--set`` on top of a recipe.
 """
 
 from __future__ import annotations
 
 from common.config import RunConfig
+from common.config_network import Style
 from common.errors import UserError
+from common.style import style_kind
+from server.foreign_settings import refuse_foreign
 
 
 def refuse_conflicts(config: RunConfig) -> None:
     """Raise `UserError` for the first setting that task `supervised` or `adaptation` cannot honour."""
-    conflict = _foreign(config) or _cluster_conflict(config)
+    refuse_foreign(config)
+    conflict = _share_conflict(config) or _cluster_conflict(config)
     if conflict:
         raise UserError(conflict)
 
@@ -26,7 +32,7 @@ def refuse_other_form(kept: RunConfig, config: RunConfig) -> None:
             "network.batchnorm": of.network.batchnorm,
             "centroids.share": of.centroids.share,
             "aggregation.optimizer": of.aggregation.optimizer,
-        }
+        } | (_measure(of.style) if of.clusters.layers != "none" else {})
 
     before, now = form(kept), form(config)
     for key, value in before.items():
@@ -37,29 +43,27 @@ def refuse_other_form(kept: RunConfig, config: RunConfig) -> None:
             )
 
 
-def _foreign(config: RunConfig) -> str | None:
-    """Name a setting that belongs to task `unsupervised`."""
-    task, share, privacy = config.task, config.centroids.share, config.privacy
+def _share_conflict(config: RunConfig) -> str | None:
+    """Name what cannot be shared: there are no centroids."""
+    share = config.centroids.share
     if share in ("head", "centroids"):
         return (
-            f"centroids.share is '{share}', but a network of task '{task}' has no centroids; use 'both', or 'none' for "
-            "local-only training."
-        )
-    if config.aggregation.keep_least_moved:
-        return f"aggregation.keep-least-moved goes by centroids, of which task '{task}' has none; set it to false."
-    bounds = ("clip_norm", "clip_sums", "clip_scatter", "feature_norm", "minimum_count")
-    for bound in bounds:
-        if getattr(privacy, bound):
-            return (
-                f"privacy.{bound.replace('_', '-')} bounds what sites of task 'unsupervised' send, not the networks of "
-                f"task '{task}'; set it to 0."
-            )
-    if config.eval.crf:
-        return (
-            f"eval.crf is true but the rounds of task '{task}' are scored without one; set it to false and use "
-            "`python -m server evaluate --crf` on a checkpoint."
+            f"centroids.share is '{share}', but a network of task '{config.task}' has no centroids; use 'both', or "
+            "'none' for local-only training."
         )
     return None
+
+
+def _measure(style: Style) -> dict[str, str]:
+    """Return by what clusters were told apart: by another measure, images would go to the wrong one."""
+    kind = style_kind(style)
+    window = "" if kind.transfer == "lab" else str(2 * kind.half_side + 1)
+    return {
+        "style.transfer": kind.transfer,
+        "style.height": str(kind.height),
+        "style.width": str(kind.width),
+        "style.side": window,
+    }
 
 
 def _cluster_conflict(config: RunConfig) -> str | None:

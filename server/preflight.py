@@ -20,6 +20,7 @@ from common.data.images import read_label
 from common.data.manifest import Shard, pool_shards, read_shard, read_sites
 from common.errors import UserError
 from common.preflight import backbone_needs, check_folder, check_shard_size, find_cache
+from server.foreign_settings import refuse_foreign
 from server.rounds import check_resumable, checkpoint_file
 from server.run_dir import prepare_run_dir
 from server.scoring import evaluation_shard, known_classes
@@ -39,6 +40,7 @@ def check_run(config: RunConfig, gpus_per_site: float = 0.0) -> None:
         check_merge_rule(config, len(shards))
         check_network_run(config, shards)
         return
+    refuse_foreign(config)
     for shard in shards:
         check_shard_size(len(shard), shard.name, config)
     check_merge_rule(config, len(shards))

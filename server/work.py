@@ -114,10 +114,12 @@ class Scorer(Protocol):
 
 
 def work_for(config: RunConfig, classes: ClassTable | None) -> Work:
-    """Return the work of the settings' task."""
+    """Return the work of the settings' task; raises `UserError` for settings that it cannot honour."""
     if config.task == "unsupervised":
+        from server.foreign_settings import refuse_foreign
         from server.unsupervised import UnsupervisedWork
 
+        refuse_foreign(config)
         return UnsupervisedWork(config)
     from server.network_work import NetworkWork
 

@@ -594,8 +594,6 @@ def network(shop: Workshop, command: str = "simulate", **settings: object) -> Wo
         "eval.classes": "crackforest",
         "transforms.height": 32,
         "transforms.width": 32,
-        "style.height": 16,
-        "style.width": 16,
     }
     words = shop.simulate(**settings)
     words[1] = command
@@ -603,7 +601,8 @@ def network(shop: Workshop, command: str = "simulate", **settings: object) -> Wo
 
 
 def adaptation(shop: Workshop, command: str = "simulate", **settings: object) -> Words:
-    return network(shop, command, **{"task": "adaptation", "source__shard": "eval.jsonl", **settings})
+    given = {"task": "adaptation", "source__shard": "eval.jsonl", "style__height": 16, "style__width": 16}
+    return network(shop, command, **{**given, **settings})
 
 
 def write_partition(shop: Workshop, table: str, swapped: bool = False) -> None:
@@ -776,19 +775,29 @@ def network_shares_a_head(shop: Workshop) -> Words:
     return network(shop, centroids__share="head")
 
 
-@row("aggregation.keep-least-moved goes by centroids")
+@row("aggregation.keep-least-moved is true, which acts in task 'unsupervised' alone, but task is 'supervised'")
 def network_keeps_the_least_moved(shop: Workshop) -> Words:
     return network(shop, aggregation__keep_least_moved=True)
 
 
-@row("privacy.clip-norm bounds what sites of task 'unsupervised' send, not the networks of task 'supervised'")
+@row("privacy.clip-norm is 1.0, which acts in task 'unsupervised' alone, .*; leave it at 0.0")
 def network_with_a_bound_that_bounds_nothing(shop: Workshop) -> Words:
     return network(shop, privacy__clip_norm=1.0)
 
 
-@row("eval.crf is true but the rounds of task 'supervised' are scored without one; .*evaluate --crf")
+@row("eval.crf is true, which acts in task 'unsupervised' alone, .*; leave it at false and use .*evaluate --crf")
 def network_scored_with_a_crf(shop: Workshop) -> Words:
     return network(shop, eval__crf=True)
+
+
+@row("local.lr is 0.1, which acts in task 'unsupervised' alone, .*; leave it at 0.0005 and use sgd.lr")
+def network_with_the_learning_rate_of_a_head(shop: Workshop) -> Words:
+    return network(shop, local__lr=0.1)
+
+
+@row("sgd.lr is 0.1, which acts in tasks 'supervised' and 'adaptation' alone, .*; leave it at 0.05 and use local.lr")
+def head_with_the_learning_rate_of_a_network(shop: Workshop) -> Words:
+    return shop.simulate(sgd__lr=0.1)
 
 
 @row("eval.jsonl names images without labels; scores of task 'supervised' need them all")

@@ -184,6 +184,29 @@ def test_a_run_may_go_on_with_another_length_and_learning_rate(scenes: Path, tmp
         refuse_other_form(one, network_config(scenes, tmp_path, aggregation__optimizer="adam"))
 
 
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"style__width": 96}, r"style\.width = '64', this run has '96'"),
+        ({"style__side": 5}, r"style\.side = '3', this run has '5'"),
+        ({"style__transfer": "lab"}, r"style\.transfer = 'fourier', this run has 'lab'"),
+    ],
+)
+def test_clusters_go_on_by_the_measure_that_found_them_alone(
+    scenes: Path, tmp_path: Path, changed: dict[str, Any], words: str
+) -> None:
+    """By another one, images and late sites would go to the wrong cluster."""
+    given: dict[str, Any] = {"task": "adaptation", "style__height": 64, "style__width": 64, "style__side": 3}
+    for layers in ("bn", "none"):
+        one = network_config(scenes, tmp_path, **given, clusters__layers=layers)
+        other = network_config(scenes, tmp_path, **(given | changed), clusters__layers=layers)
+        if layers == "none":
+            refuse_other_form(one, other)
+            continue
+        with pytest.raises(UserError, match=words):
+            refuse_other_form(one, other)
+
+
 # --- the source of a real federation --------------------------------------------------------------------
 
 

@@ -70,19 +70,23 @@ TINY_NETWORK: dict[str, Any] = {
     "sgd.lr": 0.01,
     "local.steps": 1,
     "local.batch": 2,
-    "source.shard": "eval.jsonl",
-    "source.steps": 2,
-    "source.batch": 2,
-    "style.height": 64,
-    "style.width": 64,
     "sites.wait-seconds": 1,
     "sites.deadline-seconds": 60,
 }
 
+TINY_STYLE: dict[str, Any] = {"style.height": 64, "style.width": 64}
+TINY_SOURCE: dict[str, Any] = {"source.shard": "eval.jsonl", "source.steps": 2, "source.batch": 2}
+
 
 def network_config(shards: Path, folder: Path, sites: int = 4, **settings: Any) -> RunConfig:
-    """Return the smallest useful settings for a whole network; run directory and sites' state are in ``folder``."""
+    """Return the smallest useful settings for a whole network; run directory and sites' state are in ``folder``.
+
+    Those of styles and source are there where they act: elsewhere a run refuses them.
+    """
     given = {dotted(key): value for key, value in settings.items()}
     base = {"simulation.shards": str(shards), "simulation.cache": str(folder / "cache")}
     base |= {"run-dir": str(folder / "run")}
+    adapts = given.get("task") == "adaptation"
+    base |= TINY_SOURCE if adapts else {}
+    base |= TINY_STYLE if adapts or given.get("clusters.layers", "none") != "none" else {}
     return load_config(TINY_NETWORK | base | {"sites.expected": sites} | given)
