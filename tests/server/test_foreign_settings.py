@@ -143,7 +143,10 @@ def test_all_are_named_at_once() -> None:
 def test_styles_of_supervised_training_are_for_clusters(style: dict[str, Any]) -> None:
     (key,) = style
     sentence = sentence_of(load_config({"task": "supervised"} | style))
-    assert "which task 'supervised' needs for clusters alone, but clusters.layers is 'none'; leave it" in sentence
+    assert (
+        "which task 'supervised' needs for clusters alone, but clusters.layers is 'none'; leave it"
+        in sentence
+    )
     for fine in ({"task": "supervised", "clusters.layers": "decoder"}, {"task": "adaptation"}):
         refuse_foreign(load_config(fine | style))
     assert key in foreign_keys(load_config(style))
@@ -165,7 +168,9 @@ def test_every_recipe_is_taken(name: str) -> None:
     config = load_config(given)
     started = [config]
     if config.task == "adaptation":  # as the campaigns start it, and with another seed
-        started.append(load_config(given, {"source.checkpoint": "runs/source", "source.styles": "", "seed": 1}))
+        started.append(
+            load_config(given, {"source.checkpoint": "runs/source", "source.styles": "", "seed": 1})
+        )
     for one in started:
         refuse_foreign(one) if one.task == "unsupervised" else refuse_conflicts(one)
 
