@@ -337,3 +337,19 @@ def test_a_run_that_goes_on_after_a_round_needs_its_source_no_more(scenes: Path,
     config = network_config(scenes, tmp_path, resume=str(tmp_path / "run"), **given)
     check_run(config)
     run(local_grid(4), config)
+
+
+def test_sites_that_form_no_clusters_end_a_run_before_it_pretrains(
+    scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def pretrained(*_: object) -> None:
+        raise AssertionError("hours went by")
+
+    monkeypatch.setattr("server.pretrain.pretrained_model", pretrained)
+    given: dict[str, Any] = {"task": "adaptation", "clusters__layers": "bn", "clusters__exact": 9}
+    with pytest.raises(UserError, match=r"clusters\.exact is 9 and needs 9 sites, but there are 4"):
+        run(local_grid(4), network_config(scenes, tmp_path, **given))
+    given["clusters__exact"] = 2
+    with pytest.raises(AssertionError, match="hours went by"):
+        run(local_grid(4), network_config(scenes, tmp_path / "enough", **given))
+    assert (tmp_path / "enough" / "run" / "clusters.json").is_file()
