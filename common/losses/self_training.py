@@ -20,10 +20,6 @@ from common.losses.reductions import full_precision
 
 BLOCK = 40_000
 """Pixels that a CPU takes at once: few enough to stay in its cache, and enough for all its cores."""
-LOW = 1e-25
-"""Sums of exp below it would feel that float32 ends near 1e-38."""
-NOTHING = -64.0
-"""exp of it is lost in a sum of float32 that holds a 1; of smaller ones it would be slow (denormal numbers)."""
 BUCKETS = 1 << 10
 BUCKET_BITS = 15
 """A bucket of certainties is 2^15 neighbouring float32; 1024 of them reach from 1 down to 1/16, the last one
@@ -66,43 +62,35 @@ def predictions(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     pixels = height * width
     step = max(1, (BLOCK if logits.device.type == "cpu" else pixels) // batch)
     certainty = torch.empty(batch, pixels, device=logits.device)
-    from_last = torch.empty(batch, pixels, device=logits.device)
+    classes = torch.empty(batch, pixels, dtype=torch.uint8, device=logits.device)
     buffer = torch.empty(batch * channels * min(step, pixels), device=logits.device)
-    count_down = torch.arange(channels, 0, -1.0, device=logits.device)[:, None]
-    shifted = False
-    for start in range(0, pixels, step):  # a part of every image, so that each core stays with its own images
+    # A part of every image at a time, so that each core stays with its own images. Copied first, so that the pixels
+    # of a class lie side by side: ours is a network that computes channels last.
+    for start in range(0, pixels, step):
         part = slice(start, start + step)
         block = logits.flatten(2)[:, :, part].float()
-        terms = buffer[: block.numel()].view_as(block)
-        if not shifted:  # saves two passes, as long as no exp is too large or too small
-            total = torch.exp(_by_class(block, terms), out=terms).sum(dim=1)
-            low, high = total.aminmax()
-            shifted = not (float(low) > LOW and float(high) < math.inf)
-        if shifted:  # the largest term is exp(0)
-            values = _by_class(block, terms)
-            torch.sub(values, values.amax(dim=1, keepdim=True), out=terms).clamp_(min=NOTHING).exp_()
-            torch.reciprocal(terms.sum(dim=1), out=certainty[:, part])
-            terms.eq_(1)
-        else:
-            largest = terms.amax(dim=1, keepdim=True)
-            torch.div(largest[:, 0], total, out=certainty[:, part])
-            terms.eq_(largest)
-        torch.amax(
-            terms.mul_(count_down), dim=1, out=from_last[:, part]
-        )  # torch's argmax is slow across rows
+        space = buffer[: block.numel()].view_as(block)
+        torch.softmax(space.copy_(block), dim=1, out=space)
+        certainty[:, part], classes[:, part] = _first_largest(space)
     if not bool(certainty.amin() > 0):  # NaN is the smallest of all
         raise ValueError("the teacher's logits are not finite: its weights diverged or were damaged")
+    certainty.clamp_(max=1)  # softmax times the reciprocal of a sum may be a last bit above
     shape = (batch, height, width)
-    return certainty.view(shape), from_last.neg_().add_(channels).byte().view(shape)
+    return certainty.view(shape), classes.view(shape)
 
 
-def _by_class(block: torch.Tensor, space: torch.Tensor) -> torch.Tensor:
-    """Return the block with the pixels of a class side by side, for which ``space`` may be written over.
+def _first_largest(terms: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the largest of the classes and which it is, of equals the first: [B, C, n] -> [B, n] twice.
 
-    A network that computes channels last, as ours does, gives the classes of a pixel side by side; to turn the
-    block once costs less than to reduce it across its rows.
+    On a CPU, max across rows takes one number at a time. Max pooling of maps channels last takes several, so the
+    pixels stand in for its channels, and the classes for a column of the map.
     """
-    return block if block.stride(2) == 1 else space.copy_(block)
+    if terms.device.type != "cpu":
+        return terms.max(dim=1)
+    batch, channels, count = terms.shape
+    columns = terms.as_strided((batch, count, channels, 1), (channels * count, 1, count, count))
+    largest, classes = functional.max_pool2d(columns, (channels, 1), return_indices=True)
+    return largest[:, :, 0, 0], classes[:, :, 0, 0]
 
 
 @torch.no_grad()
