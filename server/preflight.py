@@ -15,7 +15,8 @@ from common.apart import run_apart
 from common.checkpoint import load_checkpoint
 from common.command import Progress, progress_line
 from common.config import RunConfig
-from common.data.check import check_shard
+from common.data.check import all_ignored, check_shard
+from common.data.classes import IGNORE
 from common.data.images import read_label
 from common.data.manifest import Shard, pool_shards, read_shard, read_sites
 from common.errors import UserError
@@ -141,7 +142,12 @@ def check_labels(shard: Shard, progress: Progress | None = None) -> None:
         raise UserError(
             f"{shard.path} names labels but no class table is known; set eval.classes to a name or a JSON file."
         )
+    labelled = 0
     with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
-        for done, _ in enumerate(pool.map(lambda path: read_label(path, table).size, paths), start=1):
+        counts = pool.map(lambda path: int((read_label(path, table) != IGNORE).sum()), paths)
+        for done, pixels in enumerate(counts, start=1):
+            labelled += pixels
             if progress is not None:
                 progress(done, len(paths))
+    if not labelled:
+        raise UserError(all_ignored(shard))

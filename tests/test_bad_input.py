@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 from safetensors.numpy import save_file
 
 from client.app import app as client_app
@@ -220,6 +221,43 @@ def gta5(shop: Workshop, value: int = 7, size: tuple[int, int] = (24, 32)) -> Wo
 @row("00001.png holds the value 34, which class table 'cityscapes-27' .* does not know")
 def partitions_label_value_outside_a_strict_table(shop: Workshop) -> Words:
     return [*gta5(shop, 34), "--classes", "cityscapes-27"]
+
+
+@row("gta5/labels/00001.png holds the value 35, which class table 'gta5-16' .* does not know")
+def partitions_label_value_that_gta5_does_not_have(shop: Workshop) -> Words:
+    return [*gta5(shop, 35), "--classes", "gta5-16"]
+
+
+@row("Semantic/1_T01_CN_A.png holds the value 24, which class table 'idda-16' .* does not know")
+def partitions_label_value_that_idda_does_not_have(shop: Workshop) -> Words:
+    save_picture(shop.tmp / "idda/T01_CN_A/RGB/1_T01_CN_A.png")
+    save_label(shop.tmp / "idda/T01_CN_A/Semantic/1_T01_CN_A.png", 24)
+    return driving(shop, "idda")
+
+
+@row("a_000000_000019_gtFine_labelIds.png holds the value 34, which class table 'cityscapes-19'")
+def partitions_label_value_that_cityscapes_does_not_have(shop: Workshop) -> Words:
+    for part in ("train", "val"):
+        name = f"{part}/a/a_000000_000019"
+        save_picture(shop.tmp / f"cityscapes/leftImg8bit/{name}_leftImg8bit.png")
+        save_label(shop.tmp / f"cityscapes/gtFine/{name}_gtFine_labelIds.png", 34)
+    return driving(shop, "cityscapes", "--classes", "cityscapes-19")
+
+
+@row("Test/p_eval.png holds the value 35, which class table 'crosscity-13'")
+def partitions_label_value_that_crosscity_does_not_have(shop: Workshop) -> Words:
+    save_picture(shop.tmp / "crosscity/cities/Rome/Images/Train/p.png")
+    save_picture(shop.tmp / "crosscity/cities/Rome/Images/Test/p.png")
+    save_label(shop.tmp / "crosscity/cities/Rome/Labels/Test/p_eval.png", 35)
+    return driving(shop, "crosscity")
+
+
+@row("v1.2/labels/p.png holds the value 66, which class table 'mapillary-19'")
+def partitions_label_value_that_mapillary_does_not_have(shop: Workshop) -> Words:
+    for part in ("training", "validation"):
+        save_picture(shop.tmp / f"mapillary/{part}/images/p.png")
+        save_label(shop.tmp / f"mapillary/{part}/v1.2/labels/p.png", 66)
+    return driving(shop, "mapillary")
 
 
 @row("idda/T01_CN_A/RGB/1_T01_CN_A.png is 32 x 24 but its label map .* is 30 x 20 pixels; make both the same")
@@ -811,6 +849,40 @@ def network_scored_without_labels(shop: Workshop) -> Words:
     words = network(shop)
     shop.write_manifest("eval", [{"image": "images/e-0.png"}])
     return words
+
+
+def ignore_everything(shop: Workshop, *names: str) -> None:
+    for name in names:
+        Image.new("L", (32, 24), color=255).save(shop.shards / f"labels/{name}.png")
+
+
+@row(
+    "Every pixel in the label maps of .*eval.jsonl is ignored by the class table 'crackforest'; choose the table"
+)
+def network_scored_on_ignored_pixels_alone(shop: Workshop) -> Words:
+    words = network(shop)
+    ignore_everything(shop, "e-0", "e-1")
+    return words
+
+
+@row("Every pixel in the label maps of .*site-1.jsonl is ignored by .*, or leave the shard out")
+def network_of_a_site_whose_pixels_are_ignored(shop: Workshop) -> Words:
+    words = network(shop)
+    ignore_everything(shop, "1-0", "1-1", "1-2")
+    return words
+
+
+@row("Every pixel in the label maps of .*eval.jsonl is ignored")
+def adaptation_from_a_source_whose_pixels_are_ignored(shop: Workshop) -> Words:
+    words = adaptation(shop, eval__shard="")
+    ignore_everything(shop, "e-0", "e-1")
+    return words
+
+
+@row("Every pixel in the label maps of .*eval.jsonl is ignored")
+def head_scored_on_ignored_pixels_alone(shop: Workshop) -> Words:
+    ignore_everything(shop, "e-0", "e-1")
+    return shop.simulate(eval__shard="eval.jsonl")
 
 
 @row("eval.shard names two manifests called eval; rename one")

@@ -65,8 +65,21 @@ def check_shard(shard: Shard, labels: bool, progress: Progress | None = None) ->
     """Return one sentence for every image of ``shard`` that cannot be used; empty if all can.
 
     Every image is decoded completely. Label files are opened only with ``labels``, which also asks
-    for a label per image, of the image's size and with values that the class table knows.
+    for a label per image, of the image's size and with values that the class table knows, and for one
+    labelled pixel in all of them.
     """
-    return [
-        str(found) for found in inspect_shard(shard, labels, None, progress) if isinstance(found, UserError)
-    ]
+    found = inspect_shard(shard, labels, None, progress)
+    faults = [str(result) for result in found if isinstance(result, UserError)]
+    counts = [result for result in found if isinstance(result, np.ndarray)]
+    if counts and not faults and not any(result.any() for result in counts):
+        faults.append(all_ignored(shard))
+    return faults
+
+
+def all_ignored(shard: Shard) -> str:
+    """Say that no pixel of a shard has a class: nothing could be learnt from it or scored on it."""
+    table = shard.classes.name if shard.classes else "none"
+    return (
+        f"Every pixel in the label maps of {shard.path} is ignored by the class table {table!r}; choose the table that "
+        "they were made for, or leave the shard out."
+    )

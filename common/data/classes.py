@@ -26,7 +26,7 @@ class ClassTable:
 
     ``remap`` maps a raw value to a train id or to ``ignore``; without it raw values are train ids.
     The raw value ``ignore`` itself is always ignored. Every other value is an error in the data, for
-    guessing would score a wrong label silently; where a published map leaves values out on purpose,
+    guessing would score a wrong label silently; where a map leaves values out on purpose,
     ``others_ignored`` makes them `IGNORE`. ``rare`` names the classes that a weighted loss favours.
     """
 
@@ -247,7 +247,8 @@ POTSDAM = ClassTable(
 
 def _driving(table: driving.DrivingTable) -> ClassTable:
     names, colours = zip(*table.classes, strict=True)
-    return ClassTable(table.name, names, colours, table.raw, others_ignored=True, rare=table.rare)
+    raw = {value: table.raw.get(value, IGNORE) for value in range(table.highest + 1)}
+    return ClassTable(table.name, names, colours, raw, rare=table.rare)
 
 
 VOC = ClassTable("voc", benchmarks.VOC_21, tuple(benchmarks.voc_colour(i) for i in range(21)))

@@ -1,8 +1,9 @@
 """Which classes do the driving-scene data sets have, and how do their raw label values become train ids?
 
 Plain data; `common.data.classes` makes tables of it. The maps are those that the published works train and
-score with: raw values outside a map are ignored there, so these tables ignore them as well. The names of the
-19 classes and their colours are Cityscapes'; other sets of classes are made from them.
+score with: what they leave out of a data set's raw values is ignored there, and here. A value that the data set
+does not have is no class left out but another kind of map (colours made grey, another version), so it is refused.
+The names of the 19 classes and their colours are Cityscapes'; other sets of classes are made from them.
 """
 
 from __future__ import annotations
@@ -16,11 +17,15 @@ Colour = tuple[int, int, int]
 
 
 class DrivingTable(NamedTuple):
-    """Name of a class table, its classes in the order of their train ids, and raw value -> train id."""
+    """Name of a class table, its classes in the order of their train ids, and raw value -> train id.
+
+    ``highest`` is the largest raw value that the data set has; those up to it that ``raw`` lacks are ignored.
+    """
 
     name: str
     classes: tuple[tuple[str, Colour], ...]
     raw: Mapping[int, int]
+    highest: int
     rare: tuple[str, ...]
 
 
@@ -104,7 +109,7 @@ IDDA_23: tuple[tuple[str, Colour], ...] = (
     ("static", (160, 150, 20)),
 )
 
-# Raw values of GTA5, Cityscapes and CrossCity are Cityscapes' label ids 0 to 33; position: train id.
+# Raw values of GTA5, Cityscapes and CrossCity are Cityscapes' label ids; position: train id.
 _IDS_19 = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)
 _IDS_13 = (7, 8, 11, 19, 20, 21, 23, 24, 25, 26, 28, 32, 33)
 _CITYSCAPES_19 = {raw: train for train, raw in enumerate(_IDS_19)}
@@ -172,17 +177,21 @@ def _inverted(groups: Mapping[int, tuple[int, ...]]) -> dict[int, int]:
     return {raw: train for train, raws in groups.items() for raw in raws}
 
 
-def _table(name: str, classes: tuple[tuple[str, Colour], ...], raw: Mapping[int, int]) -> DrivingTable:
-    return DrivingTable(name, classes, raw, tuple(label for label, _ in classes if label in _RARE))
+def _table(
+    name: str, classes: tuple[tuple[str, Colour], ...], raw: Mapping[int, int], highest: int
+) -> DrivingTable:
+    return DrivingTable(name, classes, raw, highest, tuple(label for label, _ in classes if label in _RARE))
 
 
+# Cityscapes' ids end with 33, for its licence plates are -1; in GTA5 these are 34. CrossCity takes part in both
+# maps, so that it may have either. IDDA has 23 classes and 0, Mapillary Vistas 1.2 has 66 ids; version 2.0 has more.
 DRIVING: tuple[DrivingTable, ...] = (
-    _table("gta5-19", _coloured(_NAMES_19), _CITYSCAPES_19),
-    _table("gta5-16", _coloured(_NAMES_16), _GTA5_16),
-    _table("gta5-13", _coloured(_NAMES_13), _CITYSCAPES_13),
-    _table("idda-16", _coloured(_NAMES_16), _inverted(_IDDA_16)),
-    _table("idda-23", IDDA_23, {raw: raw - 1 for raw in range(1, 24)}),
-    _table("cityscapes-19", _coloured(_NAMES_19), _CITYSCAPES_19),
-    _table("crosscity-13", _coloured(_NAMES_13), _CITYSCAPES_13),
-    _table("mapillary-19", _coloured(_NAMES_19), _inverted(_MAPILLARY)),
+    _table("gta5-19", _coloured(_NAMES_19), _CITYSCAPES_19, 34),
+    _table("gta5-16", _coloured(_NAMES_16), _GTA5_16, 34),
+    _table("gta5-13", _coloured(_NAMES_13), _CITYSCAPES_13, 34),
+    _table("idda-16", _coloured(_NAMES_16), _inverted(_IDDA_16), 23),
+    _table("idda-23", IDDA_23, {raw: raw - 1 for raw in range(1, 24)}, 23),
+    _table("cityscapes-19", _coloured(_NAMES_19), _CITYSCAPES_19, 33),
+    _table("crosscity-13", _coloured(_NAMES_13), _CITYSCAPES_13, 34),
+    _table("mapillary-19", _coloured(_NAMES_19), _inverted(_MAPILLARY), 65),
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -59,3 +60,16 @@ def test_progress_counts_to_the_end_and_histograms_are_pixels(shard: Shard) -> N
 def test_labels_without_a_class_table_are_a_fault(shard: Shard) -> None:
     unnamed = Shard(shard.name, shard.path, shard.root, shard.entries[:1])
     assert "no class table" in check_shard(unnamed, labels=True)[0]
+
+
+def test_label_maps_of_ignored_pixels_alone_are_a_fault_of_the_shard(shard: Shard, tmp_path: Path) -> None:
+    void = Image.fromarray(np.full((4, 6), 255, dtype=np.uint8))
+    void.save(tmp_path / "void.png")
+    void.save(tmp_path / "good.png")
+    images = (Entry("good.bmp", "good.png"), Entry("size.bmp", "void.png"))
+    ignored = replace(shard, entries=images)
+    (fault,) = check_shard(ignored, labels=True)
+    assert "s.jsonl is ignored by the class table 'camvid'; choose the table" in fault
+    assert check_shard(ignored, labels=False) == []
+    Image.fromarray(np.array([[255] * 6] * 3 + [[255] * 5 + [3]], dtype=np.uint8)).save(tmp_path / "void.png")
+    assert check_shard(ignored, labels=True) == [], "one pixel is enough"
