@@ -39,11 +39,20 @@ def check_features(
             )
 
 
-def check_lone_image(shard: Shard, transforms: Transforms, stride: int) -> None:
-    """Raise `UserError` where batch norm statistics would be measured on a single feature: one small image."""
+def check_measured(shard: Shard, transforms: Transforms, stride: int) -> None:
+    """Raise `UserError` where batch norm statistics cannot be measured on whole images; headers alone are read.
+
+    Images of several sizes make no batch, and one small image is a single feature, which has no variance.
+    """
     height, width = transforms.eval_height, transforms.eval_width
-    if len(shard) > 1:
-        return  # batches are of nearly equal size
+    if len(shard) > 1:  # batches are of nearly equal size
+        if not height:
+            _check_one_size(
+                shard,
+                "network.site-statistics and final-statistics look at batches of whole images; set "
+                "transforms.eval-height and eval-width.",
+            )
+        return
     if not height:
         height, width = entry_size(shard, 0)
     if max(height, width) <= stride:
@@ -69,14 +78,21 @@ def check_batch_sizes(shard: Shard, transforms: Transforms, batch: int, key: str
         )
     if transforms.resize_height:
         return
+    _check_one_size(
+        shard,
+        f"transforms.crop is 'none' and a batch needs one size; {advice}, or transforms.resize-height and "
+        "resize-width.",
+    )
+
+
+def _check_one_size(shard: Shard, why: str) -> None:
     first = entry_size(shard, 0)
     for index in range(1, len(shard)):
         size = entry_size(shard, index)
         if size != first:
             raise UserError(
                 f"{shard.image_path(index)} has {size[1]} x {size[0]} pixels and {shard.image_path(0)} "
-                f"{first[1]} x {first[0]}, but transforms.crop is 'none' and a batch needs one size; {advice}, or "
-                "transforms.resize-height and resize-width."
+                f"{first[1]} x {first[0]}, but {why}"
             )
 
 
@@ -87,4 +103,4 @@ def check_batches(shard: Shard, config: RunConfig) -> None:
     if config.network.freeze != "batchnorm":
         check_features(shard, config.transforms, stride, config.local.batch)
     if config.network.site_statistics or config.network.final_statistics:
-        check_lone_image(shard, config.transforms, stride)
+        check_measured(shard, config.transforms, stride)

@@ -91,14 +91,14 @@ def _read_file(path: Path) -> Clients:
     if path.suffix == ".txt":
         return {path.stem: [Sample(name) for name in read_names(path)]}
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_once)
     except OSError as error:
         raise UserError(
             f"The list {path} cannot be read ({error.strerror or error}); check its path."
         ) from None
     except ValueError as error:
         raise UserError(
-            f"The list {path} is no JSON ({error}); correct the file, or end a text list in .txt."
+            f"The list {path} cannot be read as JSON ({error}); correct the file, or end a text list in .txt."
         ) from None
     except RecursionError:
         raise UserError(
@@ -108,6 +108,15 @@ def _read_file(path: Path) -> Clients:
     if not isinstance(data, dict) or not data:
         raise UserError(f"The list {path} holds no clients; expected LEAF JSON or {{client: [image, ...]}}.")
     return _from_leaf(data, path) if "user_data" in data else _from_flat(data, path)
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Make an object of its pairs; ValueError where a key comes twice, of which JSON would forget the first."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        repeated = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
+        raise ValueError(f"the key {repeated!r} stands in one object twice")
+    return found
 
 
 def _from_flat(data: Mapping[str, Any], path: Path) -> Clients:

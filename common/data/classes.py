@@ -293,7 +293,7 @@ def load_table(name_or_path: str | Path) -> ClassTable:
         raise UserError(
             f"The class table {name} cannot be read ({error.strerror or error}); give an existing JSON file."
         ) from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"The class table {name} is no JSON ({error}); correct the file.") from None
     if isinstance(data, dict):
         data.setdefault("name", path.stem)

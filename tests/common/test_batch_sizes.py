@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from common.batch_sizes import check_batch_sizes, check_features, check_lone_image
+from common.batch_sizes import check_batch_sizes, check_features, check_measured
 from common.config_network import Transforms
 from common.data.manifest import Entry, Shard
 from common.errors import UserError
@@ -94,8 +94,17 @@ def test_the_smallest_image_decides(shard: Shard) -> None:
 def test_statistics_of_one_small_image_are_refused(shard: Shard) -> None:
     small = replace(shard, entries=shard.entries[:1])
     with pytest.raises(UserError, match=r"only image of site-0 and 32 x 20 pixels are a single feature"):
-        check_lone_image(small, Transforms(eval_height=20, eval_width=32), 32)
-    check_lone_image(small, Transforms(), 32)  # 40 pixels wide
+        check_measured(small, Transforms(eval_height=20, eval_width=32), 32)
+    check_measured(small, Transforms(), 32)  # 40 pixels wide
     with pytest.raises(UserError, match="40 x 20 pixels are a single feature at output stride 64"):
-        check_lone_image(small, Transforms(), 64)
-    check_lone_image(shard, Transforms(eval_height=20, eval_width=32), 32)
+        check_measured(small, Transforms(), 64)
+    check_measured(shard, Transforms(eval_height=20, eval_width=32), 32)
+
+
+def test_statistics_of_images_of_several_sizes_need_one_to_be_scored_at(shard: Shard) -> None:
+    with pytest.raises(
+        UserError, match=r"c\.png has 44 x 20 .*, but network\.site-statistics .* set .*eval-height"
+    ):
+        check_measured(shard, Transforms(), 32)
+    check_measured(shard, Transforms(eval_height=20, eval_width=40), 32)
+    check_measured(replace(shard, entries=shard.entries[:2]), Transforms(), 32)

@@ -101,7 +101,12 @@ def test_flat_and_text_lists(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("data", "sentence"),
     [
-        ("{", "is no JSON"),
+        ("{", "cannot be read as JSON"),
+        ('{"a": ["x"], "a": ["y"]}', "the key 'a' stands in one object twice"),
+        (
+            '{"users": ["a"], "user_data": {"a": {"x": ["1"]}, "a": {"x": ["2"]}}}',
+            "the key 'a' stands in one object twice",
+        ),
         ("[]", "holds no clients"),
         ({}, "holds no clients"),
         ({"a": "b"}, "images of client 'a' is no list of names"),

@@ -50,6 +50,7 @@ def test_a_json_file_names_classes_and_may_leave_colours_out(tmp_path: Path) -> 
     ("text", "sentence"),
     [
         ("{", "is no JSON"),
+        pytest.param("[" * 100_000, "is no JSON", id="nested too deeply"),
         ("[]", "is not a class table"),
         ('{"names": ["one"]}', "has 1 classes; expected 2 to 254"),
         ('{"names": ["a", "a"]}', "names a class twice"),
