@@ -8,6 +8,7 @@ from html import escape
 from typing import Any
 
 from common.config import flatten
+from common.data.manifest import natural_key
 from server.report_data import Run
 from server.report_html import bar, picture, section, swatch, table
 from server.report_sets import TestSet, find_sets, last_count, mean_and_spread
@@ -144,12 +145,16 @@ def sets_chart(run: Run) -> str:
 
 
 def styles_section(run: Run) -> str:
-    """Return the picture of source images in the sites' styles, where one was drawn."""
-    if not (run.folder / "pictures" / STYLES_PICTURE).is_file():
+    """Return the pictures of source images in the sites' styles, where they were drawn; many sites make several."""
+    first = run.folder / "pictures" / STYLES_PICTURE
+    if not first.is_file():
         return ""
+    others = sorted(
+        first.parent.glob(f"{first.stem}-*{first.suffix}"), key=lambda file: natural_key(file.name)
+    )
     return section(
         "Source images in the sites' styles",
-        picture(f"pictures/{STYLES_PICTURE}"),
+        *(picture(f"pictures/{file.name}") for file in (first, *others)),
         note="Pretraining sees source images like these. Only styles leave a site, never its pictures.",
     )
 

@@ -126,6 +126,14 @@ def test_page_of_a_run_with_sets_clusters_and_styles(tmp_path: Path) -> None:
     assert f"{100 * record(0.9)['miou']:.1f} ±" not in page.words
 
 
+def test_all_sheets_of_styles_are_shown_in_order(tmp_path: Path) -> None:
+    run = make_network_run(tmp_path)
+    sheets = [STYLES_PICTURE, *(f"styles-{number}.png" for number in range(2, 12))]
+    for name in sheets:
+        Image.new("RGB", (40, 20)).save(run / "pictures" / name)
+    assert Page(write_report(run).read_text()).sources == [f"pictures/{name}" for name in sheets]
+
+
 def test_the_best_round_is_not_the_result(tmp_path: Path) -> None:
     run = read_run(make_network_run(tmp_path, strengths=(0.9, 0.1, 0.2)))
     first = find_sets(run)[0]
