@@ -14,7 +14,9 @@ from typing import Any
 
 import numpy as np
 
+from common.command import progress_line
 from common.config import RunConfig
+from common.data.check import check_labels
 from common.data.classes import ClassTable
 from common.data.manifest import Shard, natural_key
 from common.data.pairs import entry_pair
@@ -36,7 +38,8 @@ PICTURES = 4
 def evaluation_shards(config: RunConfig) -> list[Shard]:
     """Read the manifests that the server scores on; relative paths may start in the shards folder.
 
-    Raises `UserError` as `scored_shard` does, where one has no labels, and where two have one name.
+    One without a class table has the run's. Raises `UserError` as `scored_shard` does, where one has no labels,
+    and where two have one name.
     """
     if config.eval.where != "server" or not config.eval.shard:
         return []
@@ -51,7 +54,15 @@ def evaluation_shards(config: RunConfig) -> list[Shard]:
     names = [shard.name for shard in shards]
     if len(set(names)) < len(names):
         raise UserError(f"eval.shard names two manifests called {max(names, key=names.count)}; rename one.")
-    return shards
+    table = _classes(config, shards)
+    return [replace(shard, classes=shard.classes or table) for shard in shards]
+
+
+def _classes(config: RunConfig, shards: Sequence[Shard]) -> ClassTable | None:
+    """Return the classes of a run: those of its settings or sites, else of the first scored shard that has any."""
+    return known_classes(config) or next(
+        (shard.classes for shard in shards if shard.classes is not None), None
+    )
 
 
 def network_score(confusion: Confusion, table: ClassTable) -> Score:
@@ -104,10 +115,10 @@ class NetworkScorer:
     @classmethod
     def open(cls, config: RunConfig) -> NetworkScorer:
         """Open the shards that the settings name."""
-        table = known_classes(config)
         shards = evaluation_shards(config)
-        table = table or next((shard.classes for shard in shards if shard.classes is not None), None)
-        return cls(config, table, shards, device=str(choose_device("auto")))
+        for shard in shards:  # of a real run, nobody else looks at them before the first round is over
+            check_labels(shard, progress_line(f"checking labels of {shard.name}"))
+        return cls(config, _classes(config, shards), shards, device=str(choose_device("auto")))
 
     @property
     def split(self) -> str | None:

@@ -6,18 +6,14 @@ and folders is said first, in one sentence. In a deployment every site asks itse
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from common.apart import run_apart
 from common.checkpoint import load_checkpoint
-from common.command import Progress, progress_line
+from common.command import progress_line
 from common.config import RunConfig
-from common.data.check import all_ignored, check_shard
-from common.data.classes import IGNORE
-from common.data.images import read_label
+from common.data.check import check_labels, check_shard
 from common.data.manifest import Shard, pool_shards, read_shard, read_sites
 from common.errors import UserError
 from common.preflight import backbone_needs, check_folder, check_shard_size, find_cache
@@ -130,24 +126,3 @@ def check_features(config: RunConfig, shards: Sequence[Shard]) -> tuple[int, str
             more = f" ({len(faults) - 1} more images of {shard.name} have faults)" if len(faults) > 1 else ""
             raise UserError(faults[0] + more)
     return channels, weights_hash
-
-
-def check_labels(shard: Shard, progress: Progress | None = None) -> None:
-    """Read every label that a run will be scored against; raises `UserError` for the first that is wrong."""
-    paths = [path for index in range(len(shard)) if (path := shard.label_path(index)) is not None]
-    if not paths:
-        return
-    table = shard.classes
-    if table is None:
-        raise UserError(
-            f"{shard.path} names labels but no class table is known; set eval.classes to a name or a JSON file."
-        )
-    labelled = 0
-    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
-        counts = pool.map(lambda path: int((read_label(path, table) != IGNORE).sum()), paths)
-        for done, pixels in enumerate(counts, start=1):
-            labelled += pixels
-            if progress is not None:
-                progress(done, len(paths))
-    if not labelled:
-        raise UserError(all_ignored(shard))

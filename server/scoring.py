@@ -14,6 +14,7 @@ import numpy as np
 from common.apart import run_apart
 from common.command import progress_line
 from common.config import RunConfig
+from common.data.check import check_labels
 from common.data.classes import ClassTable, load_table
 from common.data.manifest import Shard, read_partition, read_shard
 from common.device import choose_device
@@ -196,6 +197,7 @@ class Scorer:
         shard = evaluation_shard(config)
         if shard is None:
             return cls(config, classes)
+        check_labels(shard, progress_line(f"checking labels of {shard.name}"))
         folder = cache_folder(config, shard)
         if find_cache(shard, config.model, config.cache, folder, config.seed) is None:
             log.info("caching features of %s: %d images", shard.name, len(shard))

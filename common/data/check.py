@@ -9,8 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import numpy.typing as npt
 
-from common.data.classes import ClassTable
-from common.data.images import read_image
+from common.data.classes import IGNORE, ClassTable
+from common.data.images import read_image, read_label
 from common.data.manifest import Shard
 from common.data.pairs import entry_pair
 from common.errors import UserError
@@ -74,6 +74,27 @@ def check_shard(shard: Shard, labels: bool, progress: Progress | None = None) ->
     if counts and not faults and not any(result.any() for result in counts):
         faults.append(all_ignored(shard))
     return faults
+
+
+def check_labels(shard: Shard, progress: Progress | None = None) -> None:
+    """Read every label that a run will be scored against, and no image; `UserError` for the first that is wrong."""
+    paths = [path for index in range(len(shard)) if (path := shard.label_path(index)) is not None]
+    if not paths:
+        return
+    table = shard.classes
+    if table is None:
+        raise UserError(
+            f"{shard.path} names labels but no class table is known; set eval.classes to a name or a JSON file."
+        )
+    labelled = 0
+    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
+        counts = pool.map(lambda path: int((read_label(path, table) != IGNORE).sum()), paths)
+        for done, pixels in enumerate(counts, start=1):
+            labelled += pixels
+            if progress is not None:
+                progress(done, len(paths))
+    if not labelled:
+        raise UserError(all_ignored(shard))
 
 
 def all_ignored(shard: Shard) -> str:

@@ -299,6 +299,25 @@ def test_styles_that_are_gone_and_models_that_do_not_fit_end_a_run_before_anythi
     refused(scenes, tmp_path, r"none is named: set source\.checkpoint, or source\.shard", source__shard="")
 
 
+@pytest.mark.parametrize(
+    ("value", "sentence"),
+    [
+        (255, "Every pixel in the label maps of .*scored.jsonl is ignored by the class table 'synthetic'"),
+        (77, "b.png holds the value 77, which class table 'synthetic'"),
+    ],
+)
+def test_labels_that_a_run_cannot_be_scored_on_are_found_before_it_starts(
+    scenes: Path, tmp_path: Path, value: int, sentence: str
+) -> None:
+    folder = tmp_path / "scored"
+    folder.mkdir()
+    Image.new("RGB", (40, 20)).save(folder / "a.png")
+    Image.new("L", (40, 20), value).save(folder / "b.png")
+    line = json.dumps({"image": "a.png", "label": "b.png"})
+    (folder / "scored.jsonl").write_text(line + "\n")
+    refused(scenes, tmp_path, sentence, eval__shard=str(folder / "scored.jsonl"))
+
+
 def test_the_source_of_a_federation_is_asked_about_without_decoding_a_picture(
     scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
