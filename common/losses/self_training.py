@@ -59,24 +59,36 @@ def predictions(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     batch, channels, height, width = logits.shape
     if channels > IGNORE:
         raise ValueError(f"logits of {channels} classes; a label has room for {IGNORE}")
-    pixels = height * width
-    step = max(1, (BLOCK if logits.device.type == "cpu" else pixels) // batch)
-    certainty = torch.empty(batch, pixels, device=logits.device)
-    classes = torch.empty(batch, pixels, dtype=torch.uint8, device=logits.device)
-    buffer = torch.empty(batch * channels * min(step, pixels), device=logits.device)
-    # A part of every image at a time, so that each core stays with its own images. Copied first, so that the pixels
-    # of a class lie side by side: ours is a network that computes channels last.
-    for start in range(0, pixels, step):
-        part = slice(start, start + step)
-        block = logits.flatten(2)[:, :, part].float()
-        space = buffer[: block.numel()].view_as(block)
-        torch.softmax(space.copy_(block), dim=1, out=space)
-        certainty[:, part], classes[:, part] = _first_largest(space)
+    if logits.device.type == "cpu":
+        certainty, classes = _predictions_by_blocks(logits.flatten(2))
+    else:
+        certainty, classes = logits.flatten(2).float().softmax(dim=1).max(dim=1)
     if not bool(certainty.amin() > 0):  # NaN is the smallest of all
         raise ValueError("the teacher's logits are not finite: its weights diverged or were damaged")
     certainty.clamp_(max=1)  # softmax times the reciprocal of a sum may be a last bit above
     shape = (batch, height, width)
-    return certainty.view(shape), classes.view(shape)
+    return certainty.view(shape), classes.byte().view(shape)
+
+
+def _predictions_by_blocks(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the largest probabilities and their classes on a CPU, a block that fits in its cache at a time.
+
+    [B, C, N] -> float32 and uint8 [B, N]. A block is a part of every image, so that each core stays with its own.
+    It is copied first, so that the pixels of a class lie side by side: ours is a network that computes channels
+    last. Softmax then takes its place, for a second block would leave the cache.
+    """
+    batch, channels, pixels = logits.shape
+    step = max(1, BLOCK // batch)
+    certainty = torch.empty(batch, pixels)
+    classes = torch.empty(batch, pixels, dtype=torch.uint8)
+    space = torch.empty(batch * channels * min(step, pixels))
+    for start in range(0, pixels, step):
+        part = slice(start, start + step)
+        block = logits[:, :, part]
+        terms = space[: block.numel()].view(block.shape)
+        torch.softmax(terms.copy_(block), dim=1, out=terms)
+        certainty[:, part], classes[:, part] = _first_largest(terms)
+    return certainty, classes
 
 
 def _first_largest(terms: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -85,8 +97,6 @@ def _first_largest(terms: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     On a CPU, max across rows takes one number at a time. Max pooling of maps channels last takes several, so the
     pixels stand in for its channels, and the classes for a column of the map.
     """
-    if terms.device.type != "cpu":
-        return terms.max(dim=1)
     batch, channels, count = terms.shape
     columns = terms.as_strided((batch, count, channels, 1), (channels * count, 1, count, count))
     largest, classes = functional.max_pool2d(columns, (channels, 1), return_indices=True)
