@@ -40,7 +40,7 @@ def check_features(
 
 
 def check_measured(shard: Shard, transforms: Transforms, stride: int) -> None:
-    """Raise `UserError` where batch norm statistics cannot be measured on whole images; headers alone are read.
+    """Raise `UserError` where batch norm statistics cannot be measured on whole images (see `image_size`).
 
     Images of several sizes make no batch, and one small image is a single feature, which has no variance.
     """
@@ -64,7 +64,7 @@ def check_measured(shard: Shard, transforms: Transforms, stride: int) -> None:
 
 
 def check_batch_sizes(shard: Shard, transforms: Transforms, batch: int, key: str = "local.batch") -> None:
-    """Raise `UserError` where images that are not cropped would differ in size; only headers of files are read.
+    """Raise `UserError` where images that are not cropped would differ in size (see `image_size`).
 
     ``batch`` is the number of images in a step, ``key`` the setting that says so.
     """

@@ -220,6 +220,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     out = Path(args.out)
     source: Source = args.source
+    source.check_table(args.classes)
     with staged_folder(out, args.overwrite) as stage:
         data = _with_domains(source.load(args, stage, progress_line("drawing")), args)
         if roles is not None:

@@ -12,9 +12,8 @@ from dataclasses import dataclass, replace
 
 from common.data.manifest import Entry
 from common.errors import UserError
-from partitions.sources.base import TRAIN_EVAL, Dataset
+from partitions.sources.base import SAME, SOURCE, TRAIN_EVAL, Dataset
 
-SOURCE = "source"
 TARGET = "target"
 
 
@@ -65,7 +64,8 @@ def adapt(data: Dataset, roles: Roles) -> Dataset:
     """Give the domains of the training images of ``data`` their roles.
 
     The result's images are those of the sites, in the order in which ``roles`` names their domains, and
-    keep no label path in site manifests. Evaluation manifests of the data set stay; ``source``,
+    keep no label path in site manifests. Evaluation manifests of the data set stay, of ``ts1`` what is of the
+    sites' domains; ``source``,
     ``train_eval`` (the sites' own images, labelled) and, with ``--score``, ``target`` join them. Domains
     without a role are left out. Raises `UserError` for a domain that the data set does not have,
     where a source or target image has no label, and where a list of the user's is called ``source`` or ``target``.
@@ -102,11 +102,12 @@ def adapt(data: Dataset, roles: Roles) -> Dataset:
             )
     added[TRAIN_EVAL] = sites if all(entry.label is not None for entry in sites) else []
     own = {name: entries for name, entries in data.evaluation.items() if name not in added}
+    own[SAME] = [entry for entry in own.get(SAME, []) if entry.domain in roles.sites]
     return replace(
         data,
         images=sites,
         clients={entry.image: data.clients[entry.image] for entry in sites if entry.image in data.clients},
-        evaluation={name: entries for name, entries in added.items() if entries} | own,
+        evaluation={name: entries for name, entries in (added | own).items() if entries},
         open_labels=False,
         settings={
             **data.settings,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from common.data.manifest import REPAIR_SIZES, Entry, Partition, Shard, write_ma
 from common.errors import UserError
 from partitions.picture import Row, draw_split
 from partitions.rules import by_domain, characteristic_class, check_sites, dirichlet, iid
-from partitions.sources.base import TRAIN_EVAL, Dataset, Progress
+from partitions.sources.base import SOURCE, TRAIN_EVAL, Dataset, Progress
 
 Histograms = npt.NDArray[np.int64]
 NO_DOMAIN = "(none)"
@@ -200,9 +200,11 @@ def _assign(data: Dataset, histograms: Histograms | None, request: Request) -> l
 def check_apart(data: Dataset) -> None:
     """Refuse an image that has two roles: trained on and scored, or twice in one list.
 
-    The manifest `TRAIN_EVAL` is the exception: it is there to be the images trained on.
+    A source of adaptation is trained on as well. The manifest `TRAIN_EVAL` is the exception: it is there to be
+    the images that sites train on.
     """
-    trained = {entry.image for entry in data.images}
+    sites = {entry.image for entry in data.images}
+    source = {entry.image for entry in data.evaluation.get(SOURCE, [])}
     for name, entries in {"the training images": data.images, **data.evaluation}.items():
         seen: set[str] = set()
         for entry in entries:
@@ -211,10 +213,21 @@ def check_apart(data: Dataset) -> None:
                     f"The image {entry.image!r} of {data.name} stands in {name} more than once; name it once."
                 )
             seen.add(entry.image)
-        both = sorted(trained & seen) if name in data.evaluation and name != TRAIN_EVAL else []
+        trained = set() if name not in data.evaluation else sites if name == SOURCE else sites | source
+        both = sorted(trained & seen) if name != TRAIN_EVAL else []
         if both:
             raise UserError(
                 f"The lists train on {both[0]!r} and score it in {name}; an image has one role, so restore the lists."
+            )
+
+
+def _check_labelled(counts: Mapping[str, Histograms | None], data: Dataset) -> None:
+    """Refuse label maps that have no class at all: another table was meant, or other maps."""
+    for name, histograms in counts.items():
+        if histograms is not None and data.classes is not None and not histograms.any():
+            raise UserError(
+                f"Every pixel in the label maps of {name} of {data.name} is ignored by the class table "
+                f"{data.classes.name!r}; choose the table that they were made for with --classes."
             )
 
 
@@ -241,6 +254,7 @@ def plan(data: Dataset, request: Request, progress: Progress | None = None) -> S
             if counts is not None:
                 evaluated[name] = counts
         skipped = list(dict.fromkeys(skipped))
+    _check_labelled({"the training images": histograms, **evaluated}, data)
     if request.over == "auto":
         request = replace(request, over="domains" if histograms is None else "classes")
     sites = _assign(replace(data, images=images), histograms, request)

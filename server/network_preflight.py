@@ -19,6 +19,7 @@ from common.data.views import entry_size, view_box
 from common.errors import UserError
 from common.style import half_sizes
 from common.style_bank import StyleBank
+from server.labelled_shards import check_labelled, check_truth
 from server.network_scoring import evaluation_shards
 from server.network_work import NetworkWork
 from server.pretrain import load_pretrained, source_shard
@@ -78,15 +79,17 @@ def check_network_run(config: RunConfig, shards: list[Shard]) -> None:
 
 
 def check_start(config: RunConfig, run_dir: Path, stopped: Path | None) -> None:
-    """Raise `UserError` where adaptation cannot begin; of the source's pictures, headers are read at most.
+    """Raise `UserError` where adaptation cannot begin; of the source, labels are read and headers of pictures.
 
     In a deployment nobody else asks before the sites do their part. ``stopped`` is the pretraining that the settings
-    say to go on from, if any.
+    say to go on from, if any: it was begun with these labels.
     """
     check_source(config, need_classes(config))
     if stopped is not None:
         check_stopped(stopped, config)
     check_stopped(state_file(run_dir), config)
+    if stopped is None and not config.source.checkpoint and not state_file(run_dir).is_file():
+        check_truth(source_shard(config))
 
 
 def need_classes(config: RunConfig) -> ClassTable:
@@ -129,29 +132,6 @@ def scored_shards(config: RunConfig, sites: Sequence[str]) -> list[Shard]:
     found = {folder / config.eval.shard.format(site=site) for site in sites}
     shards = [read_shard(path, root) for path in sorted(found)]
     return [replace(shard, classes=shard.classes or TABLES.get(config.eval.classes)) for shard in shards]
-
-
-def check_labelled(shard: Shard, table: ClassTable, why: str) -> None:
-    """Refuse a shard with images that have no label, or whose classes are not those of the run."""
-    missing = sum(entry.label is None for entry in shard.entries)
-    if missing:
-        raise UserError(
-            f"{missing} of {len(shard)} images of {shard.path} have no label, but {why}; add the labels or leave the "
-            "images out."
-        )
-    own = shard.classes
-    if own is None or own.names == table.names:
-        return
-    if own.num_classes != table.num_classes:
-        raise UserError(
-            f"{shard.path} has {own.num_classes} classes ({own.name}), the run has {table.num_classes} "
-            f"({table.name}); use one class table."
-        )
-    theirs, ours = next((a, b) for a, b in zip(own.names, table.names, strict=True) if a != b)
-    raise UserError(
-        f"{shard.path} calls a class '{theirs}' ({own.name}) that the run calls '{ours}' ({table.name}); use one "
-        "class table."
-    )
 
 
 def check_pictures(shard: Shard, *, labels: bool) -> None:

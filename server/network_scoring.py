@@ -14,9 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from common.command import progress_line
 from common.config import RunConfig
-from common.data.check import check_labels
 from common.data.classes import ClassTable
 from common.data.manifest import Shard, natural_key
 from common.data.pairs import entry_pair
@@ -29,6 +27,7 @@ from common.models.scopes import split_flat
 from common.network_evaluate import NetworkEvaluation, evaluate_network, identity_mapping, sum_confusions
 from common.style import extract_style, style_kind
 from common.wire import Arrays
+from server.labelled_shards import check_labelled, check_truth
 from server.network_state import NetworkState
 from server.scoring import Score, known_classes, scored_shard
 
@@ -116,9 +115,12 @@ class NetworkScorer:
     def open(cls, config: RunConfig) -> NetworkScorer:
         """Open the shards that the settings name."""
         shards = evaluation_shards(config)
-        for shard in shards:  # of a real run, nobody else looks at them before the first round is over
-            check_labels(shard, progress_line(f"checking labels of {shard.name}"))
-        return cls(config, _classes(config, shards), shards, device=str(choose_device("auto")))
+        table = _classes(config, shards)
+        if table is not None:
+            for shard in shards:  # of a real run, nobody else looks before the first round is over
+                check_labelled(shard, table, "the run is scored on it")
+                check_truth(shard)
+        return cls(config, table, shards, device=str(choose_device("auto")))
 
     @property
     def split(self) -> str | None:

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from common.data.classes import IGNORE, ClassTable
-from common.data.images import read_image, read_label
+from common.data.images import header_size, read_image, read_label
 from common.data.manifest import Shard
 from common.data.pairs import entry_pair
 from common.errors import UserError
@@ -76,24 +76,36 @@ def check_shard(shard: Shard, labels: bool, progress: Progress | None = None) ->
     return faults
 
 
-def check_labels(shard: Shard, progress: Progress | None = None) -> None:
-    """Read every label that a run will be scored against, and no image; `UserError` for the first that is wrong."""
-    paths = [path for index in range(len(shard)) if (path := shard.label_path(index)) is not None]
-    if not paths:
+def check_labels(shard: Shard, progress: Progress | None = None, sizes: bool = False) -> None:
+    """Read every label that there is, and no image; `UserError` for the first that is wrong.
+
+    With ``sizes`` headers of images are read too: each has to be of its label map's size, where the shard does not
+    repair that.
+    """
+    labelled = [index for index, entry in enumerate(shard.entries) if entry.label is not None]
+    if not labelled:
         return
     table = shard.classes
     if table is None:
         raise UserError(
             f"{shard.path} names labels but no class table is known; set eval.classes to a name or a JSON file."
         )
-    labelled = 0
+
+    def pixels(index: int) -> int:
+        path = shard.label_path(index)
+        assert path is not None, "it is labelled"
+        ids = read_label(path, table)
+        if sizes and not shard.repair_sizes and header_size(shard.image_path(index)) != ids.shape:
+            entry_pair(shard, index, table)  # says what is wrong, if the image does not just lie on its side
+        return int((ids != IGNORE).sum())
+
+    total = 0
     with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
-        counts = pool.map(lambda path: int((read_label(path, table) != IGNORE).sum()), paths)
-        for done, pixels in enumerate(counts, start=1):
-            labelled += pixels
+        for done, found in enumerate(pool.map(pixels, labelled), start=1):
+            total += found
             if progress is not None:
-                progress(done, len(paths))
-    if not labelled:
+                progress(done, len(labelled))
+    if not total:
         raise UserError(all_ignored(shard))
 
 

@@ -57,8 +57,25 @@ def read_image(path: str | Path) -> npt.NDArray[np.uint8]:
         raise _unreadable(source, "image", error) from None
 
 
+def header_size(path: str | Path) -> tuple[int, int]:
+    """Return (height, width) as they stand in a file's header, whichever way up the image is.
+
+    Raises `UserError` as `read_image` does.
+    """
+    source = Path(path)
+    try:
+        with Image.open(source) as opened:
+            width, height = opened.size
+    except _READ_ERRORS as error:
+        raise _unreadable(source, "image", error) from None
+    return height, width
+
+
 def image_size(path: str | Path) -> tuple[int, int]:
-    """Return (height, width) as `read_image` would give them, from the header alone."""
+    """Return (height, width) as `read_image` would give them.
+
+    From the header alone, but of a PNG, whose orientation may stand behind its pixels, from all of the file.
+    """
     source = Path(path)
     try:
         with Image.open(source) as opened:

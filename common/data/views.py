@@ -54,7 +54,7 @@ def entry_image(shard: Shard, index: int) -> Bytes:
 
 
 def entry_size(shard: Shard, index: int) -> tuple[int, int]:
-    """Return (height, width) of `entry_image` from the header of the file alone."""
+    """Return (height, width) of `entry_image` as `image_size` finds it."""
     height, width = image_size(shard.image_path(index))
     left, top, right, bottom = view_box(shard.entries[index].view, height, width)
     return bottom - top, right - left

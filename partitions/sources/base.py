@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from common.data.classes import ClassTable
+from common.data.classes import TABLES, ClassTable
 from common.data.images import SUFFIXES
 from common.data.manifest import Entry, natural_key
 from common.errors import UserError
@@ -16,6 +16,12 @@ from common.errors import UserError
 Progress = Callable[[int, int], None]
 TRAIN_EVAL = "train_eval"
 """The labelled manifest of all images that sites train on: how well is known what was seen?"""
+SOURCE = "source"
+"""The labelled manifest that adaptation starts from, at the server."""
+SAME, DIFFERENT = "ts1", "ts2"
+"""Evaluation manifests: other images of the sites' domains; images of domains that no site holds."""
+CITYSCAPES_IDS = ("cityscapes-27", "cityscapes-19", "crosscity-13", "gta5-19", "gta5-16", "gta5-13")
+"""Class tables of the label ids of Cityscapes, which other data sets took over."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +54,9 @@ class Dataset:
 class Source:
     """One DATASET of the command: its help, its own options, and how it is read.
 
-    ``load(args, stage, progress)`` may write below ``stage``, which becomes the output folder.
+    ``load(args, stage, progress)`` may write below ``stage``, which becomes the output folder. ``tables`` are the
+    class tables of this data set's raw values; of others that come with the project, many values would be known
+    and mean something else. Empty: any may fit.
     """
 
     name: str
@@ -59,6 +67,15 @@ class Source:
     needs_root: bool = True
     rule: str = "domain"
     classes: str | None = None
+    tables: tuple[str, ...] = ()
+
+    def check_table(self, name: str | None) -> None:
+        """Refuse a class table of the project's own that was made for other raw values; a file may say anything."""
+        if self.tables and name in TABLES and name not in self.tables:
+            raise UserError(
+                f"--classes {name} was made for the raw values of another data set than {self.name}; choose "
+                f"{' or '.join(self.tables)}, or a JSON file."
+            )
 
 
 def need_folder(path: Path, what: str, hint: str) -> Path:

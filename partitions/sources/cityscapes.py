@@ -9,7 +9,7 @@ from common.data.classes import load_table
 from common.data.manifest import Entry
 from common.data.views import VIEWS
 from common.errors import UserError
-from partitions.sources.base import Dataset, Progress, Source, need_files, need_folder
+from partitions.sources.base import CITYSCAPES_IDS, Dataset, Progress, Source, need_files, need_folder
 
 _IMAGE = "_leftImg8bit.png"
 
@@ -65,4 +65,5 @@ CITYSCAPES = Source(
     _add_options,
     _load,
     classes="cityscapes-27",
+    tables=CITYSCAPES_IDS,
 )

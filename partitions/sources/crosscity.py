@@ -9,6 +9,7 @@ from common.data.classes import load_table
 from common.data.manifest import Entry
 from common.errors import UserError
 from partitions.sources.base import (
+    CITYSCAPES_IDS,
     Dataset,
     Progress,
     Source,
@@ -53,4 +54,5 @@ CROSSCITY = Source(
     no_options,
     _load,
     classes="crosscity-13",
+    tables=CITYSCAPES_IDS,
 )

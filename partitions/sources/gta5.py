@@ -9,7 +9,15 @@ from common.data.classes import load_table
 from common.data.manifest import REPAIR_SIZES, Entry
 from common.errors import UserError
 from partitions.leaf import read_names
-from partitions.sources.base import Dataset, Progress, Source, need_files, need_folder, pictures_below
+from partitions.sources.base import (
+    CITYSCAPES_IDS,
+    Dataset,
+    Progress,
+    Source,
+    need_files,
+    need_folder,
+    pictures_below,
+)
 
 
 def _entry(line: str, where: Path) -> Entry:
@@ -50,7 +58,11 @@ def _load(args: argparse.Namespace, stage: Path, progress: Progress | None) -> D
     images = _listed(root, args.train_list, "train.txt")
     if images is None:
         scored = {entry.image for entry in test or ()}
-        found = [_entry(path.name, folder) for path in pictures_below(folder)]
+        names = [path.relative_to(folder) for path in pictures_below(folder)]
+        found = [
+            Entry(f"images/{name.as_posix()}", f"labels/{name.with_suffix('.png').as_posix()}")
+            for name in names
+        ]
         images = [entry for entry in found if entry.image not in scored]
     if not images:
         raise UserError(f"{folder} holds no picture to divide; expected 00001.png, 00002.png, and so on.")
@@ -79,4 +91,5 @@ GTA5 = Source(
     _load,
     rule="one site",
     classes="gta5-19",
+    tables=CITYSCAPES_IDS,
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -16,10 +17,20 @@ from common.errors import UserError
 from partitions import scenarios
 from partitions.leaf import Clients, Sample
 from partitions.rules import characteristic_class
-from partitions.sources.base import Dataset, Progress, Source, need_files, need_folder, pictures_below
-from partitions.sources.idda_lists import DIFFERENT, SAME, in_domains, is_reduced, label_of, listed, reduced
+from partitions.sources.base import (
+    DIFFERENT,
+    SAME,
+    Dataset,
+    Progress,
+    Source,
+    need_files,
+    need_folder,
+    pictures_below,
+)
+from partitions.sources.idda_lists import in_domains, is_reduced, label_of, listed, reduced
 from partitions.sources.leaf import place, train_eval
 
+_DOMAIN = re.compile(r"T\d\d_[A-Z]+_[A-Z]")
 Division = tuple[dict[str, str], Clients, Clients]
 """What partition.json says of it, the clients, and what is scored, by manifest."""
 
@@ -57,6 +68,7 @@ def _load(args: argparse.Namespace, stage: Path, progress: Progress | None) -> D
     evaluation = train_eval(images) | {
         name: place({name: samples}, "{id}", None)[0] for name, samples in tests.items() if samples
     }
+    _check_tests(images, evaluation)
     for name, entries in {"train": images, **evaluation}.items():
         need_files(root, entries, name)
     return Dataset(
@@ -69,6 +81,22 @@ def _load(args: argparse.Namespace, stage: Path, progress: Progress | None) -> D
         settings=dict(settings),
         clients=owner,
     )
+
+
+def _check_tests(images: list[Entry], evaluation: dict[str, list[Entry]]) -> None:
+    """Refuse lists by which known and unseen domains are not told apart."""
+    held = {entry.domain for entry in images}
+    same = {entry.image for entry in evaluation.get(SAME, [])}
+    for entry in evaluation.get(DIFFERENT, []):
+        if entry.image in same:
+            raise UserError(
+                f"The lists score {entry.image} in {SAME} and in {DIFFERENT}, as known and as unseen; name it in one."
+            )
+        if entry.domain in held:
+            raise UserError(
+                f"The lists score {entry.image} in {DIFFERENT}, as of an unseen domain, but clients hold images of "
+                f"{entry.domain}; restore the lists."
+            )
 
 
 def _divide_reduced(args: argparse.Namespace, root: Path) -> Division:
@@ -104,6 +132,11 @@ def _refuse(given: dict[str, str | None], lists: str, otherwise: str) -> None:
 def _drawn(
     root: Path, scenario: str, distribution: str, seed: int, table: ClassTable
 ) -> tuple[Clients, Clients]:
+    bare = next(
+        (f for f in sorted(root.iterdir()) if _DOMAIN.fullmatch(f.name) and not (f / "RGB").is_dir()), None
+    )
+    if bare is not None:
+        raise UserError(f"The domain {bare} has no folder RGB; complete it or take it away.")
     domains = {
         folder.name: [p.relative_to(root).as_posix() for p in pictures_below(folder / "RGB")]
         for folder in sorted(root.iterdir())
@@ -159,4 +192,5 @@ IDDA = Source(
     _load,
     rule="lists",
     classes="idda-16",
+    tables=("idda-16", "idda-23"),
 )

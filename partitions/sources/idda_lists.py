@@ -7,10 +7,7 @@ from pathlib import Path, PurePosixPath
 
 from common.errors import UserError
 from partitions.leaf import Clients, Sample, read_clients, read_names
-from partitions.sources.base import need_folder
-
-SAME, DIFFERENT = "ts1", "ts2"
-"""Evaluation manifests: other images of the clients' domains; images of domains that no client holds."""
+from partitions.sources.base import DIFFERENT, SAME, need_folder
 
 _TRAIN = "train.json"
 _TEST_USERS = {"test_user_same_domain": SAME, "test_user_diff_domain": DIFFERENT}

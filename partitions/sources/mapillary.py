@@ -51,4 +51,5 @@ MAPILLARY = Source(
     no_options,
     _load,
     classes="mapillary-19",
+    tables=("mapillary-19",),
 )

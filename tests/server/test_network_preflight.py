@@ -29,7 +29,7 @@ from server.network_preflight import (
     need_classes,
     scored_shards,
 )
-from server.network_scoring import evaluation_shards
+from server.network_scoring import NetworkScorer, evaluation_shards
 from server.network_settings import refuse_conflicts, refuse_other_form
 from server.preflight import check_run
 from server.rounds import run
@@ -299,30 +299,73 @@ def test_styles_that_are_gone_and_models_that_do_not_fit_end_a_run_before_anythi
     refused(scenes, tmp_path, r"none is named: set source\.checkpoint, or source\.shard", source__shard="")
 
 
-@pytest.mark.parametrize(
-    ("value", "sentence"),
-    [
-        (255, "Every pixel in the label maps of .*scored.jsonl is ignored by the class table 'synthetic'"),
-        (77, "b.png holds the value 77, which class table 'synthetic'"),
-    ],
-)
-def test_labels_that_a_run_cannot_be_scored_on_are_found_before_it_starts(
-    scenes: Path, tmp_path: Path, value: int, sentence: str
+def spoil(folder: Path, fault: str) -> None:
+    """Break what `write_source` wrote: all labels for ``ignored`` ones, else the second pair."""
+    image, label = folder / "b.png", folder / "b-label.png"
+    if fault == "ignored":
+        for path in folder.glob("*-label.png"):
+            Image.new("L", (96, 72), 255).save(path)
+    elif fault == "value":
+        Image.new("L", (96, 72), 77).save(label)
+    elif fault == "size":
+        Image.new("L", (90, 72)).save(label)
+    else:
+        image.write_text("no picture")
+
+
+FAULTS = {
+    "ignored": "Every pixel in the label maps of .*source.jsonl is ignored by the class table 'synthetic'",
+    "value": "b-label.png holds the value 77, which class table 'synthetic'",
+    "size": "b.png is 96 x 72 but its label map .* is 90 x 72 pixels; make both the same size",
+    "picture": "b.png is no picture that can be read",
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("key", ["eval__shard", "source__shard"])
+def test_labels_that_do_not_fit_end_a_run_before_anything_is_sent(
+    scenes: Path, tmp_path: Path, key: str, fault: str
 ) -> None:
-    folder = tmp_path / "scored"
-    folder.mkdir()
-    Image.new("RGB", (40, 20)).save(folder / "a.png")
-    Image.new("L", (40, 20), value).save(folder / "b.png")
-    line = json.dumps({"image": "a.png", "label": "b.png"})
-    (folder / "scored.jsonl").write_text(line + "\n")
-    refused(scenes, tmp_path, sentence, eval__shard=str(folder / "scored.jsonl"))
+    manifest = write_source(tmp_path / "labelled", SYNTHETIC.to_json())
+    spoil(manifest.parent, fault)
+    refused(scenes, tmp_path, FAULTS[fault], **{key: str(manifest)})
+
+
+def test_a_set_of_other_classes_ends_a_run_before_anything_is_sent(scenes: Path, tmp_path: Path) -> None:
+    """The run's classes come from its sites; as many classes of other names would be counted as these."""
+    manifest = write_source(tmp_path / "labelled", swapped())
+    refused(
+        scenes, tmp_path, "calls a class 'building' .* that the run calls 'sky'", eval__shard=str(manifest)
+    )
+
+
+def test_images_on_their_side_fit_their_labels(scenes: Path, tmp_path: Path) -> None:
+    manifest = write_source(tmp_path / "labelled", SYNTHETIC.to_json())
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by a quarter
+    with Image.open(manifest.parent / "a.png") as upright:
+        upright.transpose(Image.Transpose.ROTATE_90).save(manifest.parent / "a.png", exif=exif)
+    config = network_config(scenes, tmp_path, task="adaptation", eval__shard=str(manifest))
+    assert NetworkScorer.open(config).split == "source"
+
+
+def test_a_set_without_classes_has_those_of_the_run(scenes: Path, tmp_path: Path) -> None:
+    manifest = write_source(tmp_path / "labelled", SYNTHETIC.to_json())
+    (manifest.parent / "partition.json").unlink()
+    config = network_config(scenes, tmp_path, eval__shard=str(manifest))
+    check_run(config)
+    assert [shard.classes for shard in NetworkScorer.open(config).shards] == [SYNTHETIC]
 
 
 def test_the_source_of_a_federation_is_asked_about_without_decoding_a_picture(
     scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def closed(*_: object) -> None:
-        raise AssertionError("a picture was decoded")
+    load = ImageFile.ImageFile.load
+
+    def closed(file: ImageFile.ImageFile) -> Any:
+        if "label" not in str(file.filename):
+            raise AssertionError("a picture was decoded")
+        return load(file)
 
     monkeypatch.setattr(ImageFile.ImageFile, "load", closed)
     config = network_config(scenes, tmp_path, task="adaptation", style__transfer="fourier")
