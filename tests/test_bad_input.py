@@ -228,6 +228,31 @@ def partitions_label_value_that_gta5_does_not_have(shop: Workshop) -> Words:
     return [*gta5(shop, 35), "--classes", "gta5-16"]
 
 
+@row(
+    "--classes mapillary-19 was made for the raw values of another data set than gta5; choose .* or a JSON file"
+)
+def partitions_classes_of_another_data_set(shop: Workshop) -> Words:
+    return [*gta5(shop), "--classes", "mapillary-19"]
+
+
+@row(
+    "in the label maps of the training images of gta5 is ignored by the class table 'gta5-13'; choose the table"
+)
+def partitions_labels_of_ignored_pixels_alone(shop: Workshop) -> Words:
+    words = gta5(shop)
+    for name in ("00001", "00002"):
+        Image.new("L", (32, 24), color=12).save(shop.tmp / f"gta5/labels/{name}.png")
+    return [*words, "--classes", "gta5-13"]
+
+
+@row("The domain .*T01_CN_B has no folder RGB; complete it or take it away")
+def partitions_idda_domain_without_pictures(shop: Workshop) -> Words:
+    save_picture(shop.tmp / "idda/T01_CN_A/RGB/1_T01_CN_A.png")
+    save_label(shop.tmp / "idda/T01_CN_A/Semantic/1_T01_CN_A.png", 7)
+    save_picture(shop.tmp / "idda/T01_CN_B/rgb/1_T01_CN_B.png")
+    return driving(shop, "idda")
+
+
 @row("Semantic/1_T01_CN_A.png holds the value 24, which class table 'idda-16' .* does not know")
 def partitions_label_value_that_idda_does_not_have(shop: Workshop) -> Words:
     save_picture(shop.tmp / "idda/T01_CN_A/RGB/1_T01_CN_A.png")

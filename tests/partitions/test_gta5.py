@@ -52,6 +52,18 @@ def test_all_pictures_are_one_manifest_and_sizes_are_repaired(gta5: Path, tmp_pa
     assert pixels.shape == (8, 16, 3) and ids.shape == (8, 16)
 
 
+def test_names_with_blanks_and_folders_below_are_read(gta5: Path, tmp_path: Path) -> None:
+    for name in ("00006 copy", "part2/00007"):
+        put_picture(gta5 / f"images/{name}.png")
+        put_label(gta5 / f"labels/{name}.png", [7], palette=True)
+    _run(gta5, tmp_path / "o")
+    entries = read_shard(tmp_path / "o/site-0.jsonl").entries
+    assert [(e.image, e.label) for e in entries[5:]] == [
+        ("images/00006 copy.png", "labels/00006 copy.png"),
+        ("images/part2/00007.png", "labels/part2/00007.png"),
+    ]
+
+
 @pytest.mark.parametrize(
     "lines",
     ["00003.png\n\n00001.png\n", "/images/00003.png /labels/00003.png\nimages/00001.png labels/00001.png"],

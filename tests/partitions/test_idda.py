@@ -237,6 +237,11 @@ def test_names_of_clients_alone_bring_the_sites_back(domains: Path, tmp_path: Pa
             "holds test_same_domain.txt; expected .* test_same_dom.txt and",
         ),
         ("test_diff_dom.txt", "\n", "test_diff_dom.txt names no image"),
+        (
+            "test_diff_dom.txt",
+            "1_T01_CN_A\n",
+            "score T01_CN_A/RGB/1_T01_CN_A.jpg in ts2, as of an unseen domain, but clients hold images of T01_CN_A",
+        ),
     ],
 )
 def test_names_that_cannot_be(
@@ -249,6 +254,30 @@ def test_names_that_cannot_be(
         _run(domains, tmp_path / "o", "--lists", str(tmp_path / "lists"))
     message = capsys.readouterr().err
     assert stop.value.code == 2 and message.count("\n") == 1 and re.search(sentence, message)
+
+
+def test_an_image_is_of_a_known_domain_or_of_an_unseen_one(
+    domains: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "lists").mkdir()
+    (tmp_path / "lists/train.json").write_text('{"u": ["0_T01_CN_A"]}')
+    for name in ("same", "diff"):
+        (tmp_path / f"lists/test_{name}_dom.txt").write_text("0_T01_CN_B\n")
+    with pytest.raises(SystemExit):
+        _run(domains, tmp_path / "o", "--lists", str(tmp_path / "lists"))
+    assert "score T01_CN_B/RGB/0_T01_CN_B.jpg in ts1 and in ts2" in capsys.readouterr().err
+
+
+def test_known_domains_of_an_adaptation_are_those_of_its_sites(domains: Path, tmp_path: Path) -> None:
+    known = sorted({str(e.domain) for e in read_shard(_split_of(domains, tmp_path) / "ts1.jsonl").entries})
+    assert len(known) > 2
+    _run(domains, tmp_path / "o", "--sites-of", known[0], "--source", known[1])
+    assert {entry.domain for entry in read_shard(tmp_path / "o/ts1.jsonl").entries} == {known[0]}
+
+
+def _split_of(domains: Path, folder: Path) -> Path:
+    _run(domains, folder / "whole")
+    return folder / "whole"
 
 
 def test_folders_without_lists(domains: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -294,6 +294,17 @@ def test_lists_that_take_the_names_of_roles(
     assert read_partition(tmp_path / "o").evaluation == {"source": 1, "train_eval": 1, "far": 1}
 
 
+def test_the_source_of_an_adaptation_is_not_scored(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    users = {n: {"x": [f"pics/{n}.jpg"], "y": [f"maps/{n}.png"], "city": [n]} for n in "12"}
+    lists = _write(tmp_path / "train.json", _leaf(users))
+    scored = _write(tmp_path / "scored.json", _leaf({"f": {"x": ["pics/2.jpg"], "y": ["maps/2.png"]}}))
+    words = ["leaf", "--root", root, "--lists", lists, "--classes", "crackforest", "--sites-of", 1]
+    message = _fails(capsys, *words, "--source", 2, "--test", f"far={scored}", "--out", tmp_path / "o")
+    assert "train on 'pics/2.jpg' and score it in far; an image has one role" in message
+
+
 def test_other_data_sets_have_no_lists(
     root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
