@@ -17,7 +17,7 @@ from server.foreign_settings import refuse_foreign
 def refuse_conflicts(config: RunConfig) -> None:
     """Raise `UserError` for the first setting that task `supervised` or `adaptation` cannot honour."""
     refuse_foreign(config)
-    conflict = _share_conflict(config) or _cluster_conflict(config)
+    conflict = _share_conflict(config) or _nothing_learnt(config) or _cluster_conflict(config)
     if conflict:
         raise UserError(conflict)
 
@@ -50,6 +50,26 @@ def _share_conflict(config: RunConfig) -> str | None:
         return (
             f"centroids.share is '{share}', but a network of task '{config.task}' has no centroids; use 'both', or "
             "'none' for local-only training."
+        )
+    return None
+
+
+def _nothing_learnt(config: RunConfig) -> str | None:
+    """Name what leaves the sites' rounds without a loss: hours would go by and change nothing."""
+    teacher, measuring = config.teacher, int(config.network.site_statistics > 0)
+    if config.task != "adaptation" or config.rounds <= measuring:
+        return None
+    if teacher.distill_weight or teacher.entropy_weight or teacher.max_square_weight:
+        return None
+    if not teacher.weight:
+        return (
+            "teacher.weight is 0, and so are distill-weight, entropy-weight and max-square-weight, so that the sites "
+            "would learn nothing; give one of them a weight."
+        )
+    if teacher.confidence == 1 and teacher.fraction == 0:
+        return (
+            "teacher.confidence is 1 and teacher.fraction is 0, so that no pixel is believed and the sites would learn "
+            "nothing; lower the one or raise the other."
         )
     return None
 

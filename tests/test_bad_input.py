@@ -968,6 +968,16 @@ def adaptation_missing_source(shop: Workshop) -> Words:
     return adaptation(shop, source__shard="gone.jsonl")
 
 
+@row("teacher.confidence is 1 and teacher.fraction is 0, so that no pixel is believed")
+def adaptation_that_believes_nothing(shop: Workshop) -> Words:
+    return adaptation(shop, teacher__confidence=1, teacher__fraction=0)
+
+
+@row("teacher.weight is 0, and so are distill-weight, .* would learn nothing; give one of them a weight")
+def adaptation_without_a_loss(shop: Workshop) -> Words:
+    return adaptation(shop, teacher__weight=0)
+
+
 @row("source.checkpoint .*round-0001.safetensors holds another network .* pretrain with this recipe")
 def adaptation_from_a_model_of_another_architecture(shop: Workshop) -> Words:
     return adaptation(shop, source__checkpoint=str(shop.checkpoint))

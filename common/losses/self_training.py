@@ -53,8 +53,9 @@ def kept_pixels(
 def predictions(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the largest softmax probability of each pixel and its class, of equal ones the first.
 
-    logits [B, C, H, W], C at most 255 -> float32 and uint8 [B, H, W]. Raises ValueError where a logit is not
-    finite: a teacher that has diverged would otherwise label nothing, and the loss would look perfect.
+    logits [B, C, H, W], C at most 255 -> float32 and uint8 [B, H, W]. Raises ValueError where those of a pixel make
+    no probabilities (NaN, infinity, or -infinity for all classes): a teacher that has diverged would otherwise label
+    nothing, and the loss would look perfect. A class of -infinity is one that cannot be.
     """
     batch, channels, height, width = logits.shape
     if channels > IGNORE:

@@ -187,6 +187,15 @@ def test_a_broken_teacher_is_no_silent_teacher(bad: float) -> None:
         kept_pixels(logits, 0.9, 0.66)
 
 
+def test_a_class_that_cannot_be_is_never_the_label() -> None:
+    logits = draw(8, 1, 3, 4, 4)
+    logits[:, 1] = -math.inf
+    assert set(kept_pixels(logits, 0.0, 0.66).unique().tolist()) == {0, 2}
+    logits[0, :, 2, 2] = -math.inf
+    with pytest.raises(ValueError, match="not finite"):
+        kept_pixels(logits, 0.9, 0.66)
+
+
 def test_labels_carry_no_graph() -> None:
     assert not kept_pixels(draw(9, 1, 3, 4, 4).requires_grad_(), 0.5, 0.5).requires_grad
 
