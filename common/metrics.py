@@ -166,6 +166,73 @@ def scores(confusion: Confusion, mapping: np.ndarray) -> Scores:
 
     Raises `ValueError` for a mapping that does not fit, `UserError` if no labelled pixel was counted.
     """
+    by_class = _by_class(confusion, mapping)
+    right = np.diag(by_class)
+    labelled = confusion.matrix.sum(axis=0)
+    union = by_class.sum(axis=1) + labelled - right
+    iou = [float(right[c] / union[c]) if labelled[c] else None for c in range(confusion.classes)]
+    present = [value for value in iou if value is not None]
+    return Scores(
+        accuracy=float(right.sum() / confusion.total),
+        miou=sum(present) / len(present),
+        miou_all=sum(present) / confusion.classes,
+        per_class_iou=iou,
+        mapping=np.asarray(mapping).tolist(),
+        pixels=confusion.total,
+    )
+
+
+@dataclass(frozen=True)
+class Rates:
+    """How often the classes are found, and how often a prediction is right; fractions.
+
+    Attributes:
+        per_class_accuracy: TP / (TP + FN), the recall; None where the class does not occur in the labels.
+        per_class_precision: TP / (TP + FP) of classes in the labels; None as well where none is predicted.
+        mean_accuracy: mean of the accuracies of the classes in the labels.
+        fw_iou: sum of IoU over these classes, each weighed by its share of the labelled pixels.
+    """
+
+    per_class_accuracy: list[float | None]
+    per_class_precision: list[float | None]
+    mean_accuracy: float
+    fw_iou: float
+
+    def to_dict(self, names: Sequence[str]) -> dict[str, Any]:
+        """Return a record for JSON, values of classes by name."""
+        return {
+            "mean_accuracy": self.mean_accuracy,
+            "fw_iou": self.fw_iou,
+            "per_class_accuracy": dict(zip(names, self.per_class_accuracy, strict=True)),
+            "per_class_precision": dict(zip(names, self.per_class_precision, strict=True)),
+        }
+
+
+def rates(confusion: Confusion, mapping: np.ndarray) -> Rates:
+    """Return what stands beside IoU in this field, under a mapping of clusters to classes; raises as `scores`."""
+    by_class = _by_class(confusion, mapping)
+    right, guessed = np.diag(by_class), by_class.sum(axis=1)
+    labelled = confusion.matrix.sum(axis=0)
+    present = np.flatnonzero(labelled)
+    union = (guessed + labelled - right)[present]
+    accuracy = right[present] / labelled[present]
+
+    def by_name(values: np.ndarray, denominators: np.ndarray) -> list[float | None]:
+        return [
+            float(values[c] / denominators[c]) if labelled[c] and denominators[c] else None
+            for c in range(confusion.classes)
+        ]
+
+    return Rates(
+        per_class_accuracy=by_name(right, labelled),
+        per_class_precision=by_name(right, guessed),
+        mean_accuracy=float(accuracy.mean()),
+        fw_iou=float((labelled[present] / confusion.total * (right[present] / union)).sum()),
+    )
+
+
+def _by_class(confusion: Confusion, mapping: np.ndarray) -> NDArray[np.int64]:
+    """Return counts [C, C], predicted by true class; clusters that stand for nothing are left out."""
     mapping = np.asarray(mapping)
     if mapping.shape != (confusion.clusters,) or mapping.dtype.kind not in "iu":
         raise ValueError(f"expected {confusion.clusters} classes, got {mapping.dtype} {mapping.shape}")
@@ -178,16 +245,4 @@ def scores(confusion: Confusion, mapping: np.ndarray) -> Scores:
     matched = mapping != UNMATCHED
     by_class = np.zeros((confusion.classes, confusion.classes), dtype=np.int64)
     np.add.at(by_class, mapping[matched], confusion.matrix[matched])
-    right = np.diag(by_class)
-    labelled = confusion.matrix.sum(axis=0)
-    union = by_class.sum(axis=1) + labelled - right
-    iou = [float(right[c] / union[c]) if labelled[c] else None for c in range(confusion.classes)]
-    present = [value for value in iou if value is not None]
-    return Scores(
-        accuracy=float(right.sum() / confusion.total),
-        miou=sum(present) / len(present),
-        miou_all=sum(present) / confusion.classes,
-        per_class_iou=iou,
-        mapping=mapping.tolist(),
-        pixels=confusion.total,
-    )
+    return by_class

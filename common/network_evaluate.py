@@ -36,6 +36,15 @@ class NetworkEvaluation:
     predictions: dict[int, Bytes] = field(default_factory=dict)
     num_images: int = 0
 
+    def add(self, other: NetworkEvaluation) -> None:
+        """Join the counts of other images of the same shard."""
+        self.confusion += other.confusion
+        for own, theirs in ((self.domains, other.domains), (self.sites, other.sites)):
+            for name, counts in theirs.items():
+                own[name] = own[name] + counts if name in own else counts
+        self.predictions |= other.predictions
+        self.num_images += other.num_images
+
 
 @torch.no_grad()
 def predict_logits(

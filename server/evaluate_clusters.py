@@ -17,7 +17,7 @@ from common.device import choose_device
 from common.errors import UserError
 from common.evaluate import Evaluation, Refine, ScoreAt, evaluate, mirrored_features
 from common.features import open_features
-from common.metrics import match, scores
+from common.metrics import match, rates, scores
 from common.segmenter import Segmenter, Upsample
 from common.site_models import chosen_model, own_sites
 from server.site_scores import site_fields
@@ -127,6 +127,7 @@ def quality(
     else:
         mapping = match(found.confusion, "many-to-one" if how == "many-to-one" else "hungarian")
     scored = scores(found.confusion, mapping).to_dict(classes.names)
+    scored |= rates(found.confusion, mapping).to_dict(classes.names)
     return record | scored | {"confusion": found.confusion.to_list(), "matching": how}
 
 

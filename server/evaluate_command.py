@@ -120,7 +120,14 @@ def evaluation_text(record: dict[str, Any]) -> str:
         )
         lines.append(f"  accuracy {100 * record['accuracy']:.1f} %   matching: {record['matching']}")
         lines[-1] += f"   protocol: {protocol_text(record)}"
-        lines += class_lines(record["per_class_iou"])
+        if "mean_accuracy" in record:
+            lines.append(
+                f"  accuracy of classes, mean {100 * record['mean_accuracy']:.1f} %   IoU weighed by frequency "
+                f"{100 * record['fw_iou']:.1f} %"
+            )
+        lines += class_lines(
+            record["per_class_iou"], record.get("per_class_accuracy"), record.get("per_class_precision")
+        )
     if "site_per_class_iou" in record:  # models of sites; a whole network's record has its scores by site
         lines += site_lines(record)
     if record["mean_cosine"] is not None:
@@ -150,13 +157,28 @@ def site_lines(record: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def class_lines(per_class_iou: Mapping[str, float | None]) -> list[str]:
-    """Return one line per class with its IoU."""
+def class_lines(
+    per_class_iou: Mapping[str, float | None],
+    accuracy: Mapping[str, float | None] | None = None,
+    precision: Mapping[str, float | None] | None = None,
+) -> list[str]:
+    """Return one line per class with its IoU, and below a head with accuracy (recall) and precision if given."""
     width = max(len(name) for name in per_class_iou)
-    return [
-        f"  {name:<{width}}  " + ("  not in the labels" if value is None else f"{100 * value:5.1f} %")
-        for name, value in per_class_iou.items()
-    ]
+    beside = [one for one in (accuracy, precision) if one is not None]
+    lines = []
+    if beside:
+        lines.append(f"  {'':<{width}}  {'IoU':>7}  {'accuracy':>9}  {'precision':>9}")
+    for name, value in per_class_iou.items():
+        if value is None:
+            lines.append(f"  {name:<{width}}    not in the labels")
+            continue
+        more = "".join(f"  {_percent(one[name]):>9}" for one in beside)
+        lines.append(f"  {name:<{width}}  {100 * value:5.1f} %{more}")
+    return lines
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.1f} %"
 
 
 def print_evaluation(record: dict[str, Any]) -> None:

@@ -29,8 +29,8 @@ def evaluate_network_checkpoint(
 ) -> dict[str, Any]:
     """Return the quality fields of a network's record: one confusion, nothing matched.
 
-    Beside the fields that every checkpoint has stand those of known domains and sites (``domain_miou*`` and
-    ``site_miou*``, where there are several) and ``cluster``: which network segmented, with
+    Beside the fields that every checkpoint has stand accuracy and precision by class, those of known domains and
+    sites (``domain_miou*`` and ``site_miou*``, where there are several) and ``cluster``: which network segmented, with
     ``cluster_images`` where style decided.
 
     Raises:
@@ -65,7 +65,7 @@ def evaluate_network_checkpoint(
     }
     if predictor.choice == "nearest":
         record["cluster_images"] = {str(k): n for k, n in sorted(predictor.images.items())}
-    return record | {key: value for key, value in fields.items() if key.startswith(("domain_", "site_"))}
+    return record | {key: value for key, value in fields.items() if key not in record}
 
 
 def shared_classes(saved: Checkpoint, where: str, shard: Shard) -> ClassTable:

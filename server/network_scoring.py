@@ -21,7 +21,7 @@ from common.data.pairs import entry_pair
 from common.data.views import entry_image
 from common.device import choose_device
 from common.errors import UserError
-from common.metrics import Confusion, scores
+from common.metrics import Confusion, rates, scores
 from common.models.deeplab import DeepLab, build_network, load_arrays, network_signature
 from common.models.scopes import split_flat
 from common.network_evaluate import NetworkEvaluation, evaluate_network, identity_mapping, sum_confusions
@@ -88,6 +88,19 @@ def set_fields(found: NetworkEvaluation, table: ClassTable) -> dict[str, Any]:
         "per_class_iou": score.per_class_iou,
         "images": found.num_images,
     }
+    return record | rate_fields(found.confusion, table) | spread_fields(found, table)
+
+
+def rate_fields(confusion: Confusion, table: ClassTable) -> dict[str, Any]:
+    """Return accuracy and precision by class, their mean and IoU by frequency; without any count there are none."""
+    if not confusion.total:
+        return {}
+    return rates(confusion, identity_mapping(table.num_classes)).to_dict(table.names)
+
+
+def spread_fields(found: NetworkEvaluation, table: ClassTable) -> dict[str, Any]:
+    """Return mIoU by known domain and by site, where there are several, and mean and deviation of both."""
+    record: dict[str, Any] = {}
     for kind, parts in (("domain", found.domains), ("site", found.sites)):
         if len(parts) > 1:
             each = {name: network_score(parts[name], table).miou for name in sorted(parts, key=natural_key)}
@@ -164,6 +177,7 @@ class NetworkScorer:
                 clustered = self.evaluate_clusters(state, shard)
                 score = network_score(clustered.confusion, self.classes)
                 record |= {"cluster_miou": score.miou, "cluster_per_class_iou": score.per_class_iou}
+                record |= {f"cluster_{k}": v for k, v in spread_fields(clustered, self.classes).items()}
             sets[shard.name] = record
             first = first or network_score(found.confusion, self.classes)
         assert first is not None
@@ -231,8 +245,7 @@ class NetworkScorer:
             if total is None:
                 total = part
             else:
-                total.confusion += part.confusion
-                total.num_images += part.num_images
+                total.add(part)
         assert total is not None
         return total
 

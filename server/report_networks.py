@@ -68,14 +68,18 @@ def sets_section(run: Run) -> str:
     head = ["test set", "images"]
     for whose in ("mIoU %", "clusters' mIoU %") if clustered else ("mIoU %",):
         head += [whose] + ([f"{whose}, last {rounds} rounds"] if rounds > 1 else [])
-    head += ["accuracy %", *(f"mIoU % by {kind}" for kind in spreads)]
+    parts = [(prefix, kind) for kind in spreads for prefix in (("", "cluster_") if clustered else ("",))]
+    head += [
+        "accuracy %",
+        *(("clusters' " if prefix else "") + f"mIoU % by {kind}" for prefix, kind in parts),
+    ]
     rows = []
     for one in sets:
         cells = [escape(one.name), str(one.final.get("images") or "–")]
         for key in ("miou", "cluster_miou") if clustered else ("miou",):
             cells += [mean_and_spread(one.last(key, n)) for n in ((1, count) if rounds > 1 else (1,))]
         cells.append(mean_and_spread(one.last("accuracy", 1)))
-        rows.append([*cells, *(_spread(one, kind) for kind in spreads)])
+        rows.append([*cells, *(_spread(one, prefix + kind) for prefix, kind in parts)])
     words = [f"Round {sets[0].records[-1][0]:.0f} where nothing else is said"]
     words += [f"last {rounds} rounds: mean ± sample deviation of the last scored ones"] if rounds > 1 else []
     words += [f"by {kind}: mean and deviation over the known {kind}s" for kind in spreads]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from common.errors import UserError
-from common.metrics import IGNORE, Confusion, match, scores
+from common.metrics import IGNORE, Confusion, match, rates, scores
 
 
 def slow_confusion(prediction: np.ndarray, label: np.ndarray, clusters: int, classes: int) -> list[list[int]]:
@@ -36,6 +36,28 @@ def slow_iou(
     return result
 
 
+def slow_rates(
+    prediction: np.ndarray, label: np.ndarray, mapping: dict[int, int], classes: int
+) -> tuple[list[float | None], list[float | None], float, float]:
+    """Accuracy and precision by class, mean accuracy and IoU by frequency, pixel by pixel."""
+    pixels = [
+        (mapping.get(p), t)
+        for p, t in zip(prediction.ravel().tolist(), label.ravel().tolist(), strict=True)
+        if t != 255
+    ]
+    accuracy: list[float | None] = []
+    precision: list[float | None] = []
+    for c in range(classes):
+        of_class = [p == c for p, t in pixels if t == c]
+        guessed = [t == c for p, t in pixels if p == c]
+        accuracy.append(sum(of_class) / len(of_class) if of_class else None)
+        precision.append(sum(guessed) / len(guessed) if of_class and guessed else None)
+    present = [value for value in accuracy if value is not None]
+    iou = slow_iou(prediction, label, mapping, classes)
+    weighed = sum(value for _, t in pixels if (value := iou[t]) is not None) / len(pixels)
+    return accuracy, precision, sum(present) / len(present), weighed
+
+
 def draw(seed: int, clusters: int, classes: int, size: int = 400) -> tuple[np.ndarray, np.ndarray]:
     rng = np.random.default_rng(seed)
     label = rng.integers(0, classes, size)
@@ -57,6 +79,31 @@ def test_counts_equal_a_pixel_loop(clusters: int, classes: int) -> None:
     assert confusion.matrix.dtype == np.int64
     assert confusion.to_list() == slow_confusion(prediction, label, clusters, classes)
     assert confusion.total == int((label != IGNORE).sum())
+
+
+@pytest.mark.parametrize(("clusters", "classes"), [(4, 4), (7, 3), (2, 5), (27, 27)])
+def test_rates_equal_a_pixel_loop(clusters: int, classes: int) -> None:
+    prediction, label = draw(3, clusters, classes)
+    label[label == classes - 1] = IGNORE  # a class that is absent, and predicted all the same
+    confusion = count(prediction, label, clusters, classes)
+    mapping = match(confusion)
+    found = rates(confusion, mapping)
+    named = {k: int(c) for k, c in enumerate(mapping) if c >= 0}
+    accuracy, precision, mean, weighed = slow_rates(prediction, label, named, classes)
+    assert found.per_class_accuracy == pytest.approx(accuracy)
+    assert found.per_class_precision == pytest.approx(precision)
+    assert (found.mean_accuracy, found.fw_iou) == pytest.approx((mean, weighed))
+    assert accuracy[-1] is None and precision[-1] is None
+
+
+def test_rates_by_hand() -> None:
+    """Of four road pixels three are found; sky is predicted twice and right once; nobody predicts the third class."""
+    confusion = Confusion(3, 3, np.array([[3, 0, 1], [1, 1, 0], [0, 0, 0]]))
+    found = rates(confusion, np.arange(3)).to_dict(["road", "sky", "pole"])
+    assert found["per_class_accuracy"] == {"road": 0.75, "sky": 1.0, "pole": 0.0}
+    assert found["per_class_precision"] == {"road": 0.75, "sky": 0.5, "pole": None}
+    assert found["mean_accuracy"] == pytest.approx(1.75 / 3)
+    assert found["fw_iou"] == pytest.approx((4 * 3 / 5 + 1 * 1 / 2 + 0) / 6)
 
 
 def test_counts_add_up_over_images_and_survive_json() -> None:

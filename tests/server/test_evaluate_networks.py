@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from common.config import load_config
 from common.data.classes import SYNTHETIC, ClassTable, load_table
 from common.data.manifest import read_shard, write_manifest
 from common.errors import UserError
-from common.metrics import Confusion
+from common.metrics import Confusion, rates
 from common.network_evaluate import NetworkEvaluation
 from server.evaluate_command import evaluate_checkpoint, evaluation_text
 from server.network_scoring import NetworkScorer, set_fields
@@ -45,6 +46,9 @@ def test_scores_are_those_of_the_rounds(
     assert (shared["miou"], shared["accuracy"]) == (score.miou, score.accuracy)
     assert shared["domain_miou"] == score.sets["eval"]["domain_miou"]
     assert record["miou"] == score.sets["eval"]["cluster_miou"]
+    assert record["domain_miou"] == score.sets["eval"]["cluster_domain_miou"]
+    assert record["domain_miou_std"] == score.sets["eval"]["cluster_domain_miou_std"]
+    assert shared["per_class_precision"] == score.sets["eval"]["per_class_precision"]
     assert record["miou"] != shared["miou"]
     assert "cluster_images" not in shared
 
@@ -53,6 +57,8 @@ def test_record_has_the_fields_of_every_checkpoint(record: dict[str, Any]) -> No
     confusion = Confusion.from_list(record["confusion"])
     assert confusion.total == record["pixels"] <= 6 * 72 * 96
     assert record["accuracy"] == pytest.approx(np.trace(confusion.matrix) / confusion.total)
+    found = rates(confusion, np.arange(8)).to_dict(SYNTHETIC.names)
+    assert found.items() <= record.items()
     assert (record["matching"], record["mapping"]) == ("identity", list(range(8)))
     assert list(record["per_class_iou"]) == list(SYNTHETIC.names) == record["classes"]
     assert (record["cluster"], sum(record["cluster_images"].values())) == ("nearest", 6)
@@ -65,6 +71,9 @@ def test_text_names_domains_and_clusters(record: dict[str, Any]) -> None:
     assert f"mIoU {100 * record['miou']:6.1f} %" in text
     assert "by the network of the nearest style cluster (0: " in text
     assert "mIoU by domain: mean" in text
+    assert f"accuracy of classes, mean {100 * record['mean_accuracy']:.1f} %" in text
+    assert re.search(r"^ +IoU +accuracy +precision$", text, re.MULTILINE)
+    assert re.search(rf"^  road .* {100 * record['per_class_accuracy']['road']:.1f} %  +", text, re.MULTILINE)
     assert next(iter(record["domain_miou"])) in text
     assert "cosine" not in text
     assert "network of style cluster 1" in evaluation_text(record | {"cluster": 1})
