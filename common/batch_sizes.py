@@ -5,10 +5,12 @@ They need one size, and no batch may be a single feature: batch norm divides by 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from common.config import RunConfig
 from common.config_network import Transforms
 from common.data.manifest import Shard
-from common.data.views import entry_size
+from common.data.views import entry_size, trained_size
 from common.errors import UserError
 
 
@@ -29,7 +31,7 @@ def check_features(
             size = (transforms.resize_height, transforms.resize_width)
             height, width = (
                 max(1, round(side * transforms.scale_min))
-                for side in (size if size[0] else entry_size(shard, index))
+                for side in (size if size[0] else trained_size(shard, index))
             )
         if max(height, width) <= stride:
             raise UserError(
@@ -49,6 +51,7 @@ def check_measured(shard: Shard, transforms: Transforms, stride: int) -> None:
         if not height:
             _check_one_size(
                 shard,
+                entry_size,
                 "network.site-statistics and final-statistics look at batches of whole images; set "
                 "transforms.eval-height and eval-width.",
             )
@@ -80,15 +83,16 @@ def check_batch_sizes(shard: Shard, transforms: Transforms, batch: int, key: str
         return
     _check_one_size(
         shard,
+        trained_size,
         f"transforms.crop is 'none' and a batch needs one size; {advice}, or transforms.resize-height and "
         "resize-width.",
     )
 
 
-def _check_one_size(shard: Shard, why: str) -> None:
-    first = entry_size(shard, 0)
+def _check_one_size(shard: Shard, size_of: Callable[[Shard, int], tuple[int, int]], why: str) -> None:
+    first = size_of(shard, 0)
     for index in range(1, len(shard)):
-        size = entry_size(shard, index)
+        size = size_of(shard, index)
         if size != first:
             raise UserError(
                 f"{shard.image_path(index)} has {size[1]} x {size[0]} pixels and {shard.image_path(0)} "

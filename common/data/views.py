@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from common.data.classes import ClassTable
-from common.data.images import image_size, read_image, read_label
+from common.data.images import header_size, image_size, read_image, read_label
 
 if TYPE_CHECKING:
     from common.data.manifest import Shard
@@ -57,6 +57,18 @@ def entry_size(shard: Shard, index: int) -> tuple[int, int]:
     """Return (height, width) of `entry_image` as `image_size` finds it."""
     height, width = image_size(shard.image_path(index))
     left, top, right, bottom = view_box(shard.entries[index].view, height, width)
+    return bottom - top, right - left
+
+
+def trained_size(shard: Shard, index: int) -> tuple[int, int]:
+    """Return (height, width) of what a step with labels sees of an entry: where the shard repairs sizes, the label's.
+
+    Without a label it is `entry_size`, and no label file is looked at.
+    """
+    label = shard.label_path(index)
+    if label is None or not shard.repair_sizes:
+        return entry_size(shard, index)
+    left, top, right, bottom = view_box(shard.entries[index].view, *header_size(label))
     return bottom - top, right - left
 
 

@@ -101,6 +101,22 @@ def test_statistics_of_one_small_image_are_refused(shard: Shard) -> None:
     check_measured(shard, Transforms(eval_height=20, eval_width=32), 32)
 
 
+def test_images_that_take_the_size_of_their_labels_are_as_large_as_these(shard: Shard) -> None:
+    """Of GTA5: images c and a differ, their labels do not; then the other way round."""
+    for name in "abc":
+        Image.fromarray(np.zeros((20, 40), np.uint8)).save(shard.root / f"{name}-label.png")
+    entries = tuple(Entry(f"{name}.png", f"{name}-label.png") for name in "abc")
+    repaired = replace(shard, entries=entries, repair_sizes=True)
+    check_batch_sizes(repaired, Transforms(crop="none"), 2)
+    Image.fromarray(np.zeros((20, 30), np.uint8)).save(shard.root / "b-label.png")
+    with pytest.raises(UserError, match=r"b\.png has 30 x 20 pixels and .*a\.png 40 x 20"):
+        check_batch_sizes(replace(repaired, entries=entries[:2]), Transforms(crop="none"), 2)
+    with pytest.raises(UserError, match=r"b\.png would be trained on at 30 x 20 pixels"):
+        check_features(repaired, Transforms(crop="none"), 32, 1)
+    unlabelled = replace(repaired, entries=tuple(Entry(f"{name}.png") for name in "ab"))
+    check_batch_sizes(unlabelled, Transforms(crop="none"), 2)
+
+
 def test_statistics_of_images_of_several_sizes_need_one_to_be_scored_at(shard: Shard) -> None:
     with pytest.raises(
         UserError, match=r"c\.png has 44 x 20 .*, but network\.site-statistics .* set .*eval-height"
