@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from statistics import fmean
+from typing import NamedTuple
 
 from server.report_data import Run
-from server.report_frequency import class_shares, frequency_chart, rarest
+from server.report_frequency import class_shares, frequency_chart, rarest, trained_shares
 from server.report_html import section, swatch, table
 from server.report_methods import Method, all_sets
 from server.report_networks import is_network
@@ -71,19 +72,33 @@ def set_notes(methods: Sequence[Method]) -> list[str]:
     return notes
 
 
-def comparable_shares(methods: Sequence[Method]) -> tuple[dict[str, float], list[Method], list[Method]]:
-    """Return the classes' shares of pixels, the methods scored on just these pixels, and the others."""
-    found = [(method, shares) for method in methods if (shares := _shares(method))]
+class Shares(NamedTuple):
+    """Share of pixels by class: of the scored pixels, and of those trained on where they are known."""
+
+    scored: dict[str, float]
+    trained: dict[str, float]
+
+    @property
+    def best(self) -> dict[str, float]:
+        """What says how rare a class is."""
+        return self.trained or self.scored
+
+
+def comparable_shares(methods: Sequence[Method]) -> tuple[Shares, list[Method], list[Method]]:
+    """Return the classes' shares of pixels, the methods trained and scored on just these, and the others."""
+    found = [(method, shares) for method in methods if (shares := _shares(method)).scored]
     if not found:
-        return {}, [], []
+        return Shares({}, {}), [], []
     first = found[0][1]
     fits = [method for method, shares in found if shares == first]
     return first, fits, [method for method in methods if method not in fits]
 
 
-def _shares(method: Method) -> dict[str, float]:
+def _shares(method: Method) -> Shares:
     runs: Sequence[Run] = method.runs
-    return next((shares for run in runs if (shares := class_shares(run))), {})
+    return next(
+        (Shares(shares, trained_shares(run)) for run in runs if (shares := class_shares(run))), Shares({}, {})
+    )
 
 
 def rare_table(methods: Sequence[Method], shares: Mapping[str, float]) -> tuple[list[str], list[list[str]]]:
@@ -103,11 +118,11 @@ def rare_table(methods: Sequence[Method], shares: Mapping[str, float]) -> tuple[
 
 
 def rare_lines(methods: Sequence[Method]) -> tuple[list[str], list[list[str]]] | None:
-    """Return the table of rare classes where networks are compared that were scored on the same pixels."""
+    """Return the table of rare classes where networks are compared that learnt from and met the same pixels."""
     shares, fits, _ = comparable_shares(methods)
-    if not has_networks(methods) or not shares:
+    if not has_networks(methods) or not shares.scored:
         return None
-    return rare_table(fits, shares)
+    return rare_table(fits, shares.best)
 
 
 def frequency_section(methods: Sequence[Method], colours: Mapping[str, str]) -> str:
@@ -118,18 +133,22 @@ def frequency_section(methods: Sequence[Method], colours: Mapping[str, str]) -> 
     shares, fits, others = comparable_shares(methods)
     curves = []
     for method in fits:
-        values = {name: fmean(found) for name in shares if (found := method.class_iou(name))}
+        values = {name: fmean(found) for name in shares.best if (found := method.class_iou(name))}
         curves.append((method.name, colours[method.name], values))
     chips = "".join(f'<span class="chip">{swatch(colours[m.name], m.name)}</span>' for m in fits)
     head, rows = lines
     cells = [[swatch(colours[row[0]], row[0]), *row[1:]] for row in rows]
     left_out = [method.name for method in others]
-    note = f"Rarest: {', '.join(rarest(shares))}. Shares of pixels and IoU are those of the first test set"
-    note += f"; scored on other pixels: {', '.join(left_out)}" if left_out else ""
+    note = f"Rarest: {', '.join(rarest(shares.best))}. "
+    if shares.trained:
+        note += "Shares of pixels are those of the sites' training images, IoU is that of the first test set"
+    else:
+        note += "Shares of pixels and IoU are those of the first test set"
+    note += f"; of other pixels: {', '.join(left_out)}" if left_out else ""
     return section(
         "Rare classes",
         f"<p>{chips}</p>",
-        frequency_chart(shares, curves),
+        frequency_chart(shares.best, curves),
         table(head, cells, wide=False),
         note=note + ".",
     )

@@ -1,6 +1,8 @@
 """How well is a class found, the rarer it is: IoU against the share of pixels, one curve a recipe?
 
-Shares come from the true classes of a confusion: the column sums of a scored test set.
+What makes a class rare for a loss is how seldom it is shown. So shares are those of the labels that sites train on,
+as the folder of their shards counts them; where nobody counted, those of the scored test set: the column sums of its
+confusion.
 """
 
 from __future__ import annotations
@@ -9,6 +11,9 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from html import escape
 
+from common.config import flatten
+from common.data.manifest import read_partition
+from common.errors import UserError
 from server.report_data import Run
 from server.report_svg import GRID, INK, SOFT, percent, percent_tick, svg_open, svg_text
 
@@ -37,6 +42,30 @@ def class_shares(run: Run) -> dict[str, float]:
         total = sum(pixels)
         return {name: count / total for name, count in zip(names, pixels, strict=True) if count}
     return {}
+
+
+def trained_shares(run: Run) -> dict[str, float]:
+    """Return the share of labelled pixels of each class in the sites' training images; {} if unknown.
+
+    Known to task 'supervised' where the shards' ``partition.json`` is at hand. Classes without pixels are left out.
+    """
+    flat = flatten(run.config)
+    if flat.get("task") != "supervised" or not flat.get("simulation.shards"):
+        return {}
+    try:
+        partition = read_partition(str(flat["simulation.shards"]))
+    except UserError:
+        return {}
+    if partition.histogram is None or partition.classes is None:
+        return {}
+    counts = list(map(sum, zip(*partition.histogram.values(), strict=True)))
+    if len(counts) != partition.classes.num_classes or not sum(counts):
+        return {}
+    return {
+        name: count / sum(counts)
+        for name, count in zip(partition.classes.names, counts, strict=True)
+        if count
+    }
 
 
 def rarest(shares: Mapping[str, float], count: int = RAREST) -> list[str]:

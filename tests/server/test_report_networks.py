@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from server import pretrain, styles
 from server.report import compare, comparison_text, write_report
 from server.report_compare_sets import comparable_shares, rare_table
 from server.report_data import read_run
-from server.report_frequency import class_shares, frequency_chart, rarest
+from server.report_frequency import class_shares, frequency_chart, rarest, trained_shares
 from server.report_methods import group
 from server.report_networks import CLUSTERS_FILE, STYLES_PICTURE
 from server.report_sets import find_sets, last_count
@@ -253,13 +254,36 @@ def test_rare_classes_are_means_over_classes_with_a_spread_over_seeds(tmp_path: 
     methods = group(runs)
     shares, fits, others = comparable_shares(methods)
     assert (fits, others) == (methods, [])
-    _, ((name, rare, other),) = rare_table(methods, shares)
+    _, ((name, rare, other),) = rare_table(methods, shares.best)
     means = [
         np.mean([run.rows[-1]["per_class_iou"][one] for one in SYNTHETIC.names[3:]]) for run in runs
     ]  # the table's classes come with falling frequency
     assert name == "x"
     assert rare == f"{100 * np.mean(means):.1f} ± {100 * np.std(means, ddof=1):.1f}"
     assert other > rare
+
+
+def test_a_class_is_rare_by_the_labels_that_sites_train_on(tmp_path: Path) -> None:
+    """The shards have the last class most often; another folder of shards is other pixels."""
+    shards = tmp_path / "shards"
+    shards.mkdir()
+    pixels = {"site-0": [1, 2, 3, 4, 5, 6, 7, 0], "site-1": [0, 0, 0, 0, 0, 0, 0, 72]}
+    content: dict[str, Any] = {"dataset": "d", "rule": "iid", "seed": 0, "root": ".", "sites": {"site-0": 1}}
+    content |= {"classes": SYNTHETIC.to_json(), "histogram": pixels}
+    (shards / "partition.json").write_text(json.dumps(content))
+    names, run = SYNTHETIC.names, read_run(make_network_run(tmp_path, "x"))
+    task = {"task": "supervised", "simulation": {"shards": str(shards)}}
+    trained = replace(run, config=run.config | task)
+    assert trained_shares(trained) == pytest.approx(
+        {n: (*range(1, 8), 72)[i] / 100 for i, n in enumerate(names)}
+    )
+    assert trained_shares(replace(trained, config=trained.config | {"task": "adaptation"})) == {}
+    shares, _, others = comparable_shares(group([trained]))
+    assert rarest(shares.best) == list(names[:5]) and others == []
+    assert rarest(shares.scored) != rarest(shares.best)
+    (shards / "partition.json").unlink()
+    assert trained_shares(trained) == {}
+    assert comparable_shares(group([trained]))[0].best == class_shares(run)
 
 
 def test_recipes_scored_on_other_pixels_are_not_drawn_together(tmp_path: Path) -> None:
@@ -271,7 +295,7 @@ def test_recipes_scored_on_other_pixels_are_not_drawn_together(tmp_path: Path) -
     _, fits, others = comparable_shares(group([read_run(one), read_run(two)]))
     assert len(fits) == len(others) == 1
     page = Page(compare([one, two], tmp_path / "out").read_text())
-    assert f"scored on other pixels: {others[0].name}" in page.words
+    assert f"of other pixels: {others[0].name}" in page.words
 
 
 def test_chart_places_dots_by_frequency_and_iou() -> None:
