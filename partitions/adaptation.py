@@ -64,11 +64,11 @@ def adapt(data: Dataset, roles: Roles) -> Dataset:
     """Give the domains of the training images of ``data`` their roles.
 
     The result's images are those of the sites, in the order in which ``roles`` names their domains, and
-    keep no label path in site manifests. Evaluation manifests of the data set stay, of ``ts1`` what is of the
-    sites' domains; ``source``,
-    ``train_eval`` (the sites' own images, labelled) and, with ``--score``, ``target`` join them. Domains
-    without a role are left out. Raises `UserError` for a domain that the data set does not have,
-    where a source or target image has no label, and where a list of the user's is called ``source`` or ``target``.
+    keep no label path in site manifests. Evaluation manifests of the data set stay, of ``ts1`` what is of
+    the sites' domains or of none that is known; ``source``, ``train_eval`` (the sites' own images, labelled)
+    and, with ``--score``, ``target`` join them. Domains without a role are left out. Raises `UserError` for
+    a domain that the data set does not have, where a source or target image has no label, and where a list
+    of the user's is called ``source`` or ``target``.
     """
     members: dict[str, list[Entry]] = {}
     for entry in data.images:
@@ -102,7 +102,8 @@ def adapt(data: Dataset, roles: Roles) -> Dataset:
             )
     added[TRAIN_EVAL] = sites if all(entry.label is not None for entry in sites) else []
     own = {name: entries for name, entries in data.evaluation.items() if name not in added}
-    own[SAME] = [entry for entry in own.get(SAME, []) if entry.domain in roles.sites]
+    kept = (None, *roles.sites)  # a list of the user's may say nothing of domains
+    own[SAME] = [entry for entry in own.get(SAME, []) if entry.domain in kept]
     return replace(
         data,
         images=sites,

@@ -56,9 +56,12 @@ def trained_shares(run: Run) -> dict[str, float]:
         partition = read_partition(str(flat["simulation.shards"]))
     except UserError:
         return {}
-    if partition.histogram is None or partition.classes is None:
+    if not partition.histogram or partition.classes is None:
         return {}
-    counts = list(map(sum, zip(*partition.histogram.values(), strict=True)))
+    try:
+        counts = [sum(map(int, column)) for column in zip(*partition.histogram.values(), strict=True)]
+    except (AttributeError, TypeError, ValueError):  # a report does without what somebody broke
+        return {}
     if len(counts) != partition.classes.num_classes or not sum(counts):
         return {}
     return {

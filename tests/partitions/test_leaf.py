@@ -294,6 +294,16 @@ def test_lists_that_take_the_names_of_roles(
     assert read_partition(tmp_path / "o").evaluation == {"source": 1, "train_eval": 1, "far": 1}
 
 
+def test_a_list_of_ones_own_called_ts1_keeps_what_has_no_domain(root: Path, tmp_path: Path) -> None:
+    users = {n: {"x": [f"pics/{n}.jpg"], "y": [f"maps/{n}.png"], "city": [n]} for n in "12"}
+    lists = _write(tmp_path / "train.json", _leaf(users))
+    scored = _write(tmp_path / "scored.json", _leaf({"f": {"x": ["pics/4.jpg"], "y": ["maps/4.png"]}}))
+    words = ["leaf", "--root", root, "--lists", lists, "--classes", "crackforest", "--sites-of", 1]
+    words += ["--source", 2, "--test", f"ts1={scored}", "--out", tmp_path / "o"]
+    assert main([*map(str, words)]) == 0
+    assert read_partition(tmp_path / "o").evaluation["ts1"] == 1
+
+
 def test_the_source_of_an_adaptation_is_not_scored(
     root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -281,6 +281,9 @@ def test_a_class_is_rare_by_the_labels_that_sites_train_on(tmp_path: Path) -> No
     shares, _, others = comparable_shares(group([trained]))
     assert rarest(shares.best) == list(names[:5]) and others == []
     assert rarest(shares.scored) != rarest(shares.best)
+    for broken in ({"site-0": [1, 2], "site-1": [3]}, {"site-0": 3}, {"site-0": ["x"] * 8}, [1, 2], {}):
+        (shards / "partition.json").write_text(json.dumps(content | {"histogram": broken}))
+        assert trained_shares(trained) == {}
     (shards / "partition.json").unlink()
     assert trained_shares(trained) == {}
     assert comparable_shares(group([trained]))[0].best == class_shares(run)
