@@ -5,9 +5,12 @@ Everything waits for signs, not for times, as far as Flower lets it (see `tests.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import re
 import shutil
+import sqlite3
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -87,15 +90,40 @@ class Federation:
         """Wait until a site waits in a round."""
         until((self.signs / f"reached-{place}").exists, f"nobody reached {place}", self.net)
 
-    def sent(self, site: str, number: int) -> None:
-        """Wait until the last process of a site has sent its answer of a round."""
+    def arrived(self, site: str, number: int) -> None:
+        """Wait until the server application has all of a site's answer of a round.
+
+        A SuperLink forgets an answer when it hands it out, and its parts when the server says that they came: who
+        kills it in between loses the answer, though the site has sent it successfully.
+        """
         log = max(self.net.folder.glob(f"{site}*.log"), key=lambda path: path.stat().st_mtime)
 
         def done() -> bool:
             _, round_, after = log.read_text(errors="replace").rpartition(f"ROUND {number}]")
-            return bool(round_) and "Sent successfully" in after
+            answer = re.search(r"Sending: train message \(ID: (\w+)\)", after)
+            if not round_ or answer is None or "Sent successfully" not in after:
+                return False
+            return not self._ask("SELECT 1 FROM objects WHERE object_id = ?", answer[1])
 
-        until(done, f"{site} has not sent round {number}", self.net)
+        until(done, f"{site}'s answer of round {number} has not arrived", self.net)
+
+    def believed(self, sites: int, seconds: float) -> None:
+        """Wait until the server will believe so many sites to be alive for so long without another sign of life.
+
+        They give one every 21 to 27 s and are believed for 60, so only after trouble is there something to wait for.
+        """
+        asked = "SELECT node_id FROM node WHERE online_until > ?"
+        until(
+            lambda: len(self._ask(asked, time.time() + seconds)) >= sites,
+            "sites do not show up again",
+            self.net,
+        )
+
+    def _ask(self, words: str, *values: object) -> list[tuple[object, ...]]:
+        """Ask the SuperLink's database."""
+        path = self.net.folder / "superlink.db"
+        with contextlib.closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=30)) as database:
+            return database.execute(words, values).fetchall()
 
     def go(self, place: str) -> None:
         """Let it go on."""
