@@ -8,8 +8,9 @@ class in it a mask over the full map and a topk of all its pixels. "Lean" is tha
 need: softmax and maximum of the whole batch are taken once. All get the same logits, at three levels of how sure
 a network is and in two layouts: classes of a pixel side by side (channels last), as our network gives them, or
 pixels of a class. They take turns in this process after a warm-up. Times are medians from logits to labels; "choice
-only" starts from certainties and classes, which every way has to find, and is beside the lean loop. The labels are
-compared first: only pixels whose certainties are equal to the last bits of float32 may differ.
+only" starts from certainties and classes, which every way has to find, and is beside the lean loop. The last row
+sums the times of all. The labels are compared first: only pixels whose certainties are equal to the last bits of
+float32 may differ.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import argparse
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from statistics import median
 
@@ -128,15 +130,34 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     return options
 
 
-def row(logits: torch.Tensor, layout: str, sharpness: float, options: argparse.Namespace) -> list[str]:
-    """Check that all ways agree, measure them, and return a row of the table."""
+@dataclass(frozen=True)
+class Seconds:
+    """What each way took: from logits to labels, and for the choice of pixels alone."""
+
+    published: float
+    lean: float
+    here: float
+    lean_choice: float
+    choice: float
+
+    def cells(self) -> list[str]:
+        """Return the seconds and their ratios as a table has them."""
+        return [
+            *(f"{self.published:.3f}", f"{self.lean:.3f}", f"{self.here:.3f}"),
+            *(f"{self.published / self.here:.1f}", f"{self.lean / self.here:.1f}"),
+            *(f"{self.lean_choice:.3f}", f"{self.choice:.3f}", f"{self.lean_choice / self.choice:.1f}"),
+        ]
+
+
+def measure(logits: torch.Tensor, options: argparse.Namespace) -> tuple[list[str], Seconds]:
+    """Check that all ways agree and time them; returns the shares of sure and of kept pixels, and the times."""
     labels = kept_pixels(logits, CONFIDENCE, FRACTION)
     for way in (published, looped):
         differing = float((labels != way(logits)).float().mean())
         if differing > 1e-4:
             raise RuntimeError(f"{differing:.2%} of the labels differ from those of {way.__name__}")
     certainty, classes = predictions(logits)
-    whole, lean, here, lean_choice, choice = in_turn(
+    times = in_turn(
         (
             lambda: published(logits),
             lambda: looped(logits),
@@ -147,14 +168,18 @@ def row(logits: torch.Tensor, layout: str, sharpness: float, options: argparse.N
         options.repeats,
         options.device,
     )
-    return [
-        layout,
-        f"{sharpness:g}",
-        f"{100 * float((certainty > CONFIDENCE).float().mean()):.0f}",
-        f"{100 * float((labels != IGNORE).float().mean()):.0f}",
-        *(f"{whole:.3f}", f"{lean:.3f}", f"{here:.3f}", f"{whole / here:.1f}", f"{lean / here:.1f}"),
-        *(f"{lean_choice:.3f}", f"{choice:.3f}", f"{lean_choice / choice:.1f}"),
-    ]
+    shares = (certainty > CONFIDENCE, labels != IGNORE)
+    return [f"{100 * float(share.float().mean()):.0f}" for share in shares], Seconds(*times)
+
+
+def total(rows: Sequence[Seconds]) -> Seconds:
+    """Return the sums of all rows' times: their ratios are what all of these batches together cost."""
+    return Seconds(*(sum(times) for times in zip(*map(astuple, rows), strict=True)))
+
+
+def line(cells: Sequence[str]) -> str:
+    """Return a line of the table."""
+    return "| " + " | ".join(cells) + " |"
 
 
 @report_user_errors
@@ -162,13 +187,16 @@ def main() -> None:
     """Measure and print the table."""
     options = parse()
     options.device = str(choose_device(options.device))
-    print("| " + " | ".join(COLUMNS) + " |")
+    print(line(COLUMNS))
     print("|" + "---|" * len(COLUMNS))
+    rows: list[Seconds] = []
     for sharpness in SHARPNESS:
         drawn = draw_logits(options, sharpness)
         for layout, form in LAYOUTS.items():
-            logits = drawn.contiguous(memory_format=form)
-            print("| " + " | ".join(row(logits, layout, sharpness, options)) + " |", flush=True)
+            shares, seconds = measure(drawn.contiguous(memory_format=form), options)
+            rows.append(seconds)
+            print(line([layout, f"{sharpness:g}", *shares, *seconds.cells()]), flush=True)
+    print(line(["both", "all", "", "", *total(rows).cells()]))
     print(
         f"\nBatch {options.batch}, {options.height} x {options.width}, {options.classes} classes, device "
         f"{options.device}, {torch.get_num_threads()} threads, median of {options.repeats}"
