@@ -43,6 +43,34 @@ def refuse_other_form(kept: RunConfig, config: RunConfig) -> None:
             )
 
 
+def network_plan(config: RunConfig, classes: int) -> str:
+    """Return in a line what a run will train, and from which round on what begins late."""
+    clusters, teacher = config.clusters, config.teacher
+    words = [
+        f"DeepLabV3-MobileNetV2 at stride {config.network.output_stride} with {classes} classes",
+        f"{config.reduction.kind} loss",
+        f"lr {config.sgd.lr:g} {config.sgd.schedule}",
+        f"batch norms {config.network.batchnorm}",
+        f"clusters {clusters.layers}",
+    ]
+    if clusters.layers != "none":
+        words[-1] += _begins(clusters.bootstrap_rounds + 1, config.rounds)
+    if config.task == "adaptation":
+        words.append(f"teacher updated: {teacher.update}")
+        if teacher.update == "mean":
+            words[-1] += _begins(teacher.start + 1, config.rounds)
+    return ", ".join(words)
+
+
+def _begins(first: int, rounds: int) -> str:
+    """Say when something begins, where that is not at once; accepted though it comes too late, as when a recipe is
+    tried with fewer rounds.
+    """
+    if first == 1:
+        return ""
+    return f" from round {first}" + (", which this run does not reach" if first > rounds else "")
+
+
 def _share_conflict(config: RunConfig) -> str | None:
     """Name what cannot be shared: there are no centroids."""
     share = config.centroids.share

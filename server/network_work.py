@@ -22,7 +22,7 @@ from common.style import style_kind
 from common.style_bank import StyleBank
 from server.merge import weights_of
 from server.network_merge import merge_networks
-from server.network_settings import refuse_conflicts, refuse_other_form
+from server.network_settings import network_plan, refuse_conflicts, refuse_other_form
 from server.network_state import Layout, NetworkState
 from server.pooled_statistics import merge_statistics
 from server.pretrain_state import state_file
@@ -213,13 +213,8 @@ class NetworkWork:
         )
 
     def summary(self) -> str:
-        """Return network, optimiser and clusters."""
-        c = self.config
-        return (
-            f"DeepLabV3-MobileNetV2 at stride {c.network.output_stride} with {self.classes.num_classes} classes, "
-            f"{c.reduction.kind} loss, lr {c.sgd.lr:g} {c.sgd.schedule}, batch norms {c.network.batchnorm}, "
-            f"clusters {c.clusters.layers}"
-        )
+        """Return network, optimiser, clusters and teacher."""
+        return network_plan(self.config, self.classes.num_classes)
 
     def signature(self) -> str:
         """Return the identity of the architecture: sites with another one are refused."""
