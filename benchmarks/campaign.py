@@ -16,9 +16,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from common.config import RunConfig, load_config, read_recipe
 from common.errors import UserError
-from server.run_dir import sole_writer
+from common.settings.schema import RunConfig, load_config, read_recipe
+from server.loop.run_dir import sole_writer
 
 ROOT = Path(__file__).resolve().parents[1]
 

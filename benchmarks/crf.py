@@ -27,14 +27,14 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from common.checkpoint import Checkpoint, load_checkpoint
-from common.crf import DEFAULT, CrfSettings, mean_field
+from common.clustering.kmeans import spherical_kmeans
 from common.data.manifest import Shard, read_shard
-from common.data.views import entry_image
+from common.data.reading import entry_image
 from common.errors import report_user_errors
-from common.evaluate import backbone_maps, seen_image
-from common.kmeans import spherical_kmeans
+from common.evaluation.clusters import backbone_maps, seen_image
+from common.evaluation.crf import DEFAULT, CrfSettings, mean_field
 from common.models.inputs import prepare_image
-from common.segmenter import SHARPNESS, Segmenter
+from common.models.segmenter import SHARPNESS, Segmenter
 
 Bytes = npt.NDArray[np.uint8]
 
@@ -132,8 +132,8 @@ def predictions(
     checkpoint: Checkpoint, shard: Shard, indices: Sequence[int], clusters: int
 ) -> dict[int, list[Tensor]]:
     """Return cosines [K, 320, 320] of the images, by K: that of the run, and ``clusters``."""
+    from common.evaluation.protocol import apply_protocol
     from common.models.backbone import load_backbone
-    from server.evaluate_clusters import apply_protocol
 
     model, upsample, _ = apply_protocol(checkpoint.config.model, "center-320")
     segmenter = Segmenter.from_checkpoint(checkpoint, model=model, upsample=upsample)

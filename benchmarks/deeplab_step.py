@@ -6,7 +6,7 @@
 Both loops train the same weights on the same synthetic images and labels in memory, with the same optimiser
 settings, and take turns step by step in one process, so that a busy machine slows both alike. "plain" is what one
 would write by hand: torchvision's MobileNetV2 features and DeepLabHead, cross-entropy, torch.optim.SGD, on CUDA
-with autocast and a gradient scaler. "ours" is `common.network_training` on `common.models.deeplab`, with its
+with autocast and a gradient scaler. "ours" is `common.training.steps` on `common.models.deeplab`, with its
 schedule, its checks and its seeded dropout. Seconds are the median over ``--steps``; on the CPU they are those of
 the processor, not of the clock, so that other processes do not count. Bar: a ratio of at least 1.
 
@@ -36,7 +36,7 @@ from common.errors import report_user_errors
 if TYPE_CHECKING:
     import torch
 
-    from common.data.pictures import Batch
+    from common.data.dataset import Batch
     from common.models.deeplab import DeepLab
 
 CLASSES = 16
@@ -48,7 +48,7 @@ def synthetic(batch: int, height: int, width: int, device: torch.device) -> Batc
     """Return one batch of random images and labels, a tenth of them ignored."""
     import torch
 
-    from common.data.pictures import Batch
+    from common.data.dataset import Batch
 
     generator = torch.Generator().manual_seed(0)
     images = torch.rand(batch, 3, height, width, generator=generator)
@@ -59,8 +59,8 @@ def synthetic(batch: int, height: int, width: int, device: torch.device) -> Batc
 
 def network(options: argparse.Namespace, device: torch.device) -> DeepLab:
     """Build our network with random weights: speed does not depend on them."""
-    from common.config_network import Network
     from common.models.deeplab import build_network
+    from common.settings.network import Network
 
     return build_network(CLASSES, Network(weights="random", output_stride=options.stride), 0).to(device)
 
@@ -73,9 +73,9 @@ def cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
 
 
 def our_step(options: argparse.Namespace, batch: Batch, model: DeepLab) -> Callable[[], float]:
-    """Return a function that takes one step of `common.network_training`."""
-    from common.config_network import Sgd
-    from common.network_training import Stepper
+    """Return a function that takes one step of `common.training.steps`."""
+    from common.settings.network import Sgd
+    from common.training.steps import Stepper
 
     stepper = Stepper(model, Sgd(), first_step=0, total_steps=10_000, seed=0)
 
@@ -132,7 +132,7 @@ def compare(options: argparse.Namespace) -> None:
     """Let the two loops take turns; print seconds per step, images per second and the ratio."""
     import torch
 
-    from common.device import choose_device
+    from common.system.device import choose_device
 
     device = choose_device(options.device)
     clock = time.perf_counter if device.type == "cuda" else time.process_time
@@ -164,9 +164,9 @@ def measure_memory(stride: int, device_name: str) -> dict[str, Any]:
     import torch
 
     from benchmarks.local_round import peak_memory
-    from common.config_network import Sgd
-    from common.device import choose_device
-    from common.network_training import train_steps
+    from common.settings.network import Sgd
+    from common.system.device import choose_device
+    from common.training.steps import train_steps
 
     device = choose_device(device_name)
     options = argparse.Namespace(stride=stride)
@@ -218,7 +218,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 @report_user_errors
 def main() -> None:
     """Measure and print."""
-    from common.device import choose_device
+    from common.system.device import choose_device
 
     options = parse()
     choose_device(options.device)  # one that is not there is refused before anything is built

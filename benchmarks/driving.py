@@ -22,11 +22,11 @@ from pathlib import Path
 from campaign import add_options, check, compare, current, run_all, settings_of, verdict
 from driving_tables import SITES, TABLES, Part, Row
 
-from common.atomic import atomic_write_text
-from common.config import RunConfig
 from common.errors import UserError, report_user_errors
-from server.report_data import read_run
-from server.report_sets import TestSet, find_sets, mean_and_spread
+from common.settings.schema import RunConfig
+from common.system.atomic import atomic_write_text
+from server.report.data import read_run
+from server.report.test_sets import TestSet, find_sets, mean_and_spread
 
 
 def site_epochs(config: RunConfig) -> int:

@@ -21,7 +21,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from server.aggregate import StreamingMean
+from server.aggregation.heads import StreamingMean
 
 VIT_S_HEAD = 201_740
 

@@ -34,10 +34,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from campaign import ROOT, absolute, check, finished, recipe_path, set_aside
 
 from common import wire
-from common.atomic import atomic_write_text
-from common.config import RunConfig, load_config, read_recipe
 from common.errors import UserError, report_user_errors
 from common.seeds import numpy_generator
+from common.settings.schema import RunConfig, load_config, read_recipe
+from common.system.atomic import atomic_write_text
 
 if TYPE_CHECKING:
     from flwr.app import Message, RecordDict
@@ -187,7 +187,7 @@ def memory_of(recipe: str, seed: int, shards: Path | None) -> Memory:
 def run_one(config: RunConfig, attack: Attack | None, memory: Memory) -> None:
     """Run one federation in this process."""
     from client.app import app
-    from server.rounds import run
+    from server.loop.run import run
     from tests.support.local_grid import LocalGrid
 
     sites = config.sites.expected

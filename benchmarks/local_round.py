@@ -64,12 +64,12 @@ def measure(how: str, backbone: str, folder: Path, options: argparse.Namespace) 
     import numpy as np
     import torch
 
-    from client.trainer import train_local
-    from common.config import load_config
+    from client.work.trainer import train_local
     from common.data.manifest import read_shard
-    from common.feature_source import FeatureSource
-    from common.features import Features, UncachedFeatures, open_features
+    from common.features.cache import Features, UncachedFeatures, open_features
+    from common.features.source import FeatureSource
     from common.models.head import build_head, init_centroids, state_to_numpy
+    from common.settings.schema import load_config
 
     if options.threads:
         torch.set_num_threads(options.threads)
@@ -195,7 +195,7 @@ def main() -> None:
         how, backbone, folder = options.child
         print(json.dumps(measure(how, backbone, Path(folder), options)))
         return
-    from common.device import choose_device
+    from common.system.device import choose_device
 
     choose_device(options.device)  # one that is not there is refused once, not by a child
     with tempfile.TemporaryDirectory() as name:

@@ -34,9 +34,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from common.config import RunConfig, load_config
 from common.seeds import numpy_generator
-from server.link import EXPIRED
+from common.settings.schema import RunConfig, load_config
+from server.transport.link import EXPIRED
 from tests.support.federation import TINY
 from tests.support.local_grid import LocalGrid, set_identity
 
@@ -221,8 +221,8 @@ def main(given: Sequence[str] | None = None) -> None:
         return
 
     from client.app import app
-    from partitions.synthetic import write_synthetic
-    from server.rounds import run
+    from partitions.drawing.synthetic import write_synthetic
+    from server.loop.run import run
 
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as temporary:

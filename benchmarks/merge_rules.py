@@ -21,8 +21,8 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from common.config import Centroids
-from server.centroids import SiteCentroids, SiteSums, merge_centroids, merge_lloyd, total_sums
+from common.settings.schema import Centroids
+from server.centroids.rules import SiteCentroids, SiteSums, merge_centroids, merge_lloyd, total_sums
 
 PUBLISHED: dict[str, object] = {"spherical": False, "weighted": False, "keep_index": False}
 

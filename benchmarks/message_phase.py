@@ -21,7 +21,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from partitions.synthetic import write_synthetic
+from partitions.drawing.synthetic import write_synthetic
 from tests.support.deployment import Deployment
 from tests.support.federation import TINY
 from tests.support.warm import start_warm_site

@@ -31,10 +31,10 @@ sys.path.insert(
 )  # so that the script runs without an installation
 
 from common.data.classes import IGNORE
-from common.device import choose_device
 from common.errors import report_user_errors
 from common.losses.self_training import kept_pixels, predictions, sure_pixels
 from common.seeds import torch_generator
+from common.system.device import choose_device
 
 CONFIDENCE, FRACTION = 0.9, 0.66
 SHARPNESS = (1.0, 3.0, 10.0)

@@ -25,8 +25,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from PIL import Image
 
-from common.config_network import Style
-from common.style import apply_style, extract_style
+from common.settings.network import Style
+from common.styles.style import apply_style, extract_style
 
 WINDOWS = (1, 3, 7, 25, 51)
 TURNS = 3

@@ -7,9 +7,9 @@ import os
 import sys
 from pathlib import Path
 
-from common.command import CommandParser
-from common.config import RunConfig, load_config, parse_assignments, read_recipe
 from common.errors import EXIT_BAD_INPUT, UserError, report_user_errors
+from common.settings.schema import RunConfig, load_config, parse_assignments, read_recipe
+from common.system.cli import CommandParser
 
 _CHECKS = """\
 Find out before joining whether this site can take part: one line per check, ok or what is wrong and
@@ -40,7 +40,7 @@ def settings_of(arguments: argparse.Namespace) -> RunConfig:
 def run_check(arguments: argparse.Namespace) -> int:
     """`check`."""
     settings = settings_of(arguments)  # wrong words are refused before anything heavy is imported
-    from client.check import Questions, check_site
+    from client.join.check import Questions, check_site
     from client.site import site_config
 
     given = {
@@ -76,8 +76,8 @@ def run_check(arguments: argparse.Namespace) -> int:
 
 def run_serve(arguments: argparse.Namespace) -> int:
     """`serve`."""
-    from client.check_network import parse_address
-    from client.serve import Node, check_node, serve
+    from client.join.connection import parse_address
+    from client.join.serve import Node, check_node, serve
     from client.site import ENVIRONMENT_PREFIX, site_config
 
     # tasks are forks of this process: what it was told they find in the environment
@@ -102,7 +102,7 @@ def run_serve(arguments: argparse.Namespace) -> int:
 
 def run_egress(arguments: argparse.Namespace) -> int:
     """`egress`."""
-    from client.egress_summary import egress_text
+    from client.ledger.summary import egress_text
 
     print(egress_text(arguments.state_dir))
     return 0

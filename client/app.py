@@ -14,11 +14,11 @@ from contextlib import AbstractContextManager
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
-from client.egress import record_egress
+from client.ledger.egress import record_egress
 from client.site import SiteConfig, site_config
 from common import wire
-from common.config import RunConfig
 from common.errors import UserError
+from common.settings.schema import RunConfig
 
 log = logging.getLogger(__name__)
 app = ClientApp()
@@ -29,7 +29,7 @@ Handler = Callable[[wire.Task, RunConfig, SiteConfig], wire.Update]
 @app.query("hello")
 def hello(message: Message, context: Context) -> Message:
     """Say who this site is, after making sure that its features are cached."""
-    from client.handlers import answer_hello
+    from client.work.unsupervised import answer_hello
 
     return answer(message, context, wire.HELLO, answer_hello)
 
@@ -37,7 +37,7 @@ def hello(message: Message, context: Context) -> Message:
 @app.train()
 def train(message: Message, context: Context) -> Message:
     """One round of local training."""
-    from client.totals import answer_train
+    from client.privacy.totals import answer_train
 
     return answer(message, context, wire.TRAIN, answer_train)
 
@@ -45,7 +45,7 @@ def train(message: Message, context: Context) -> Message:
 @app.query("style")
 def style(message: Message, context: Context) -> Message:
     """The style of this site's images: a few numbers."""
-    from client.handlers import answer_style
+    from client.work.unsupervised import answer_style
 
     return answer(message, context, wire.STYLE, answer_style)
 
@@ -53,7 +53,7 @@ def style(message: Message, context: Context) -> Message:
 @app.query("sums")
 def sums(message: Message, context: Context) -> Message:
     """Sufficient statistics of this site's codes under the model in the message."""
-    from client.totals import answer_sums
+    from client.privacy.totals import answer_sums
 
     return answer(message, context, wire.SUMS, answer_sums)
 
@@ -61,7 +61,7 @@ def sums(message: Message, context: Context) -> Message:
 @app.query("secure_keys")
 def secure_keys(message: Message, context: Context) -> Message:
     """Public keys for one secure sum."""
-    from client.secure_site import answer_keys
+    from client.privacy.secure_site import answer_keys
 
     return answer(message, context, wire.SECURE_KEYS, answer_keys)
 
@@ -69,7 +69,7 @@ def secure_keys(message: Message, context: Context) -> Message:
 @app.query("secure_shares")
 def secure_shares(message: Message, context: Context) -> Message:
     """Encrypted shares of this site's secrets for the other sites."""
-    from client.secure_site import answer_shares
+    from client.privacy.secure_site import answer_shares
 
     return answer(message, context, wire.SECURE_SHARES, answer_shares)
 
@@ -77,7 +77,7 @@ def secure_shares(message: Message, context: Context) -> Message:
 @app.query("secure_unmask")
 def secure_unmask(message: Message, context: Context) -> Message:
     """The shares that the total of one secure sum needs."""
-    from client.secure_site import answer_unmask
+    from client.privacy.secure_site import answer_unmask
 
     return answer(message, context, wire.SECURE_UNMASK, answer_unmask)
 
@@ -85,7 +85,7 @@ def secure_unmask(message: Message, context: Context) -> Message:
 @app.evaluate()
 def evaluate(message: Message, context: Context) -> Message:
     """Score the model in the message on this site's labelled evaluation shard."""
-    from client.handlers import answer_evaluate
+    from client.work.unsupervised import answer_evaluate
 
     return answer(message, context, wire.EVALUATE, answer_evaluate)
 
@@ -131,7 +131,7 @@ def answer(message: Message, context: Context, action: str, handler: Handler) ->
 
 def room_for(settings: RunConfig) -> AbstractContextManager[None]:
     """Say in one sentence what helps where a GPU runs out of memory within."""
-    from common.device import room_on_device
+    from common.system.device import room_on_device
 
     batch = settings.local.batch
     return room_on_device(
@@ -149,7 +149,7 @@ def limit_threads(site: SiteConfig) -> None:
 
 def prepare_device(site: SiteConfig, settings: RunConfig) -> None:
     """Do what has to be done before the GPU is used: reproducible arithmetic, and no more memory than this site's."""
-    from common.device import choose_device, limit_memory, set_deterministic
+    from common.system.device import choose_device, limit_memory, set_deterministic
 
     set_deterministic(settings.deterministic)
     limit_memory(choose_device(site.device), site.gpu_share)

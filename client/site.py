@@ -12,9 +12,9 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from common.config import Model, RunConfig
 from common.data.manifest import Shard, pool_shards, read_shard
 from common.errors import UserError
+from common.settings.schema import Model, RunConfig
 
 ENVIRONMENT_PREFIX = "SITESEG_"
 

@@ -14,7 +14,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
-from common.atomic import atomic_write_bytes
+from common.system.atomic import atomic_write_bytes
 
 log = logging.getLogger(__name__)
 

@@ -10,17 +10,17 @@ import hashlib
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
-from common.atomic import atomic_write_bytes, atomic_write_text
-from common.config import RunConfig
 from common.data.classes import ClassTable
 from common.errors import UserError
+from common.settings.schema import RunConfig
+from common.system.atomic import atomic_write_bytes, atomic_write_text
 
 FORMAT = 1
 MODEL = "head/"
@@ -197,3 +197,13 @@ def drop_checkpoints(run_dir: Path, after: int) -> None:
     for arrays in folder.glob("round-*.safetensors"):
         if not arrays.with_suffix(".json").exists():
             arrays.unlink(missing_ok=True)
+
+
+if TYPE_CHECKING:
+    pass
+
+
+def resumed_file(given: str, checkpoint: Checkpoint) -> Path:
+    """Return the file that ``given`` (a file or a run directory) stood for."""
+    path = Path(given)
+    return checkpoint_path(path, checkpoint.round) if path.is_dir() else path.with_suffix(".safetensors")

@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from common.command import CommandParser, progress_line
 from common.data.classes import TABLES
 from common.errors import UserError, report_user_errors
+from common.system.cli import CommandParser, progress_line
 from partitions import domains, export
 from partitions.adaptation import adapt, parse_roles
 from partitions.output import staged_folder

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from common.atomic import atomic_write_text
 from common.data.manifest import natural_key
 from common.errors import UserError
+from common.system.atomic import atomic_write_text
 
 Form = Literal["leaf", "flat", "text"]
 FORMS: tuple[Form, ...] = ("leaf", "flat", "text")

@@ -6,11 +6,18 @@ import argparse
 import sys
 from pathlib import Path
 
-from common.command import CommandParser, progress_line
-from common.config import RunConfig, load_config, parse_assignments, read_recipe
 from common.errors import UserError, report_user_errors
-from common.explained import explained_toml
-from server.arguments import add_cluster_option, add_refinements, add_site_option, image_size, positive
+from common.settings.explain import explained_toml
+from common.settings.schema import RunConfig, load_config, parse_assignments, read_recipe
+from common.system.cli import (
+    CommandParser,
+    add_cluster_option,
+    add_refinements,
+    add_site_option,
+    image_size,
+    positive,
+    progress_line,
+)
 
 
 def settings_of(arguments: argparse.Namespace) -> RunConfig:
@@ -52,7 +59,7 @@ def run_pretrain(arguments: argparse.Namespace) -> None:
 
 def run_evaluate(arguments: argparse.Namespace) -> None:
     """`evaluate`."""
-    from server.evaluate_command import evaluate_checkpoint, print_evaluation
+    from server.evaluation.command import evaluate_checkpoint, print_evaluation
 
     result = evaluate_checkpoint(
         arguments.checkpoint,
@@ -73,7 +80,7 @@ def run_evaluate(arguments: argparse.Namespace) -> None:
 
 def run_probe(arguments: argparse.Namespace) -> None:
     """`probe`."""
-    from server.probe import print_probe, probe_checkpoint
+    from server.evaluation.probe import print_probe, probe_checkpoint
 
     result = probe_checkpoint(
         arguments.checkpoint,
@@ -102,7 +109,7 @@ def run_settings(arguments: argparse.Namespace) -> None:
 
 def run_segment(arguments: argparse.Namespace) -> None:
     """`segment`."""
-    from server.segment import segment
+    from server.inference.segment import segment
 
     index = segment(
         arguments.checkpoint,
@@ -119,7 +126,7 @@ def run_segment(arguments: argparse.Namespace) -> None:
 
 def run_export(arguments: argparse.Namespace) -> None:
     """`export`."""
-    from server.export import export_onnx
+    from server.inference.export import export_onnx
 
     path = export_onnx(
         arguments.checkpoint,
@@ -133,7 +140,7 @@ def run_export(arguments: argparse.Namespace) -> None:
 
 def run_report(arguments: argparse.Namespace) -> None:
     """`report`."""
-    from server.report import compare, comparison_text, write_report
+    from server.report.page import compare, comparison_text, write_report
 
     if len(arguments.runs) == 1:
         print(write_report(arguments.runs[0]))

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from flwr.app import Context
     from flwr.serverapp import Grid
 
-    from common.config import RunConfig
+    from common.settings.schema import RunConfig
 
 
 def make_app(config: RunConfig | None = None) -> ServerApp:
@@ -19,8 +19,8 @@ def make_app(config: RunConfig | None = None) -> ServerApp:
 
     @server_app.main()
     def main(grid: Grid, context: Context) -> None:
-        from common.config import load_config
-        from server.rounds import run
+        from common.settings.schema import load_config
+        from server.loop.run import run
 
         run(grid, config if config is not None else load_config(dict(context.run_config)))
 

@@ -13,10 +13,10 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
-from common.config import RunConfig
 from common.data.manifest import read_sites
 from common.errors import UserError
-from server.preflight import check_run
+from common.settings.schema import RunConfig
+from server.preflight.simulation import check_run
 
 PROJECT = Path(__file__).resolve().parents[1]
 OBJECT_STORE_BYTES = 512 << 20  # messages are heads and sums; Ray would reserve a third of the memory
@@ -105,7 +105,7 @@ def run_in_flower(config: RunConfig, gpus_per_site: float) -> Path:
     from flwr.serverapp import ServerApp
     from flwr.simulation import run_simulation
 
-    from server.rounds import run
+    from server.loop.run import run
 
     logging.getLogger("flwr").setLevel(logging.ERROR)  # its warnings here are about its own future interface
     server_app = ServerApp()

@@ -22,13 +22,13 @@ from safetensors.numpy import save_file
 
 from client.app import app as client_app
 from common.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from common.config import RunConfig, load_config
 from common.data.classes import load_table
 from common.models.backbone import load_backbone
 from common.models.head import build_head, init_centroids, state_to_numpy
-from common.style import style_shape
-from common.style_bank import StyleBank
-from server import rounds
+from common.settings.schema import RunConfig, load_config
+from common.styles.bank import StyleBank
+from common.styles.style import style_shape
+from server.loop import run as rounds
 from tests.conftest import ROOT
 from tests.support.local_grid import LocalGrid
 from tests.support.small_network import shrink_network
@@ -101,7 +101,9 @@ def shop(tmp_path: Path, trained: Path, monkeypatch: pytest.MonkeyPatch) -> Work
 
     monkeypatch.setattr("server.simulate.run_in_flower", never)
     # simulated faults of the system live in this process, so that the backbone has to as well
-    monkeypatch.setattr("server.preflight.run_apart", lambda function, *arguments: function(*arguments))
+    monkeypatch.setattr(
+        "server.preflight.simulation.run_apart", lambda function, *arguments: function(*arguments)
+    )
     return Workshop(tmp_path, checkpoint, monkeypatch)
 
 

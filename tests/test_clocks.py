@@ -8,8 +8,8 @@ from pathlib import Path
 from tests.conftest import ROOT
 
 ALLOWED = {
-    "client/teachers.py": "the age of files, which have wall-clock times",
-    "client/check_network.py": "the days that a certificate is good for",
+    "client/work/teachers.py": "the age of files, which have wall-clock times",
+    "client/join/connection.py": "the days that a certificate is good for",
 }
 WALL = {("time", "time"), ("time", "time_ns"), ("datetime", "now"), ("datetime", "utcnow")}
 

@@ -66,5 +66,5 @@ def test_message_types_are_used_only_in_wire_and_in_the_apps_signatures() -> Non
 
 def test_the_oracle_sees_a_forbidden_import(tmp_path: Path) -> None:
     bad = tmp_path / "bad.py"
-    bad.write_text("from server.rounds import run\n")
-    assert imports(bad) == [("server.rounds", "run", False)]
+    bad.write_text("from server.loop.run import run\n")
+    assert imports(bad) == [("server.loop.run", "run", False)]

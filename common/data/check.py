@@ -12,7 +12,7 @@ import numpy.typing as npt
 from common.data.classes import IGNORE, ClassTable
 from common.data.images import header_size, read_image, read_label
 from common.data.manifest import Shard
-from common.data.pairs import entry_pair
+from common.data.reading import entry_pair
 from common.errors import UserError
 
 Progress = Callable[[int, int], None]

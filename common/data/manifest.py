@@ -10,10 +10,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from common.atomic import atomic_write_text
 from common.data.classes import ClassTable
-from common.data.views import VIEWS
+from common.data.crops import VIEWS
 from common.errors import UserError
+from common.system.atomic import atomic_write_text
 
 PARTITION_FILE = "partition.json"
 REPAIR_SIZES = "repair_sizes"
@@ -25,7 +25,7 @@ _KEYS = {"image", "label", "domain", "view", "site"}
 class Entry:
     """One line of a manifest; paths are relative to the data root, with forward slashes.
 
-    With a ``view`` (see `common.data.views`) it stands for that part of image and label only. ``site`` says whose
+    With a ``view`` (see `common.data.crops`) it stands for that part of image and label only. ``site`` says whose
     image it is in a manifest that several sites' images are scored by.
     """
 
@@ -45,7 +45,7 @@ class Shard:
     """The images of one site (or of one evaluation split), and the root that their paths start from.
 
     ``repair_sizes``: images that differ in size from their label map are resized to it when they are
-    read as pairs (`common.data.pairs`); otherwise they are an error in the data.
+    read as pairs (`common.data.reading`); otherwise they are an error in the data.
     """
 
     name: str

@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from common.config import Local
 from common.losses.base import unit
 from common.models.head import SegmentationHead, frozen_copy, load_numpy
+from common.settings.schema import Local
 
 
 def squared_distance(head: SegmentationHead, received: SegmentationHead, parameters: str) -> torch.Tensor:

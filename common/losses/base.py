@@ -13,8 +13,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from common import config
 from common.models.head import SegmentationHead, channel_mask
+from common.settings import schema as config
 
 EPSILON = 1e-10
 """Norms below this count as this, as in the published code."""

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 
 import torch
 
-from common import config
 from common.losses.base import Batch, Objective, View, unit
 from common.losses.sampling import (
     bilinear,
@@ -25,6 +24,7 @@ from common.losses.sampling import (
     uniform_coords,
 )
 from common.models.head import SegmentationHead
+from common.settings import schema as config
 
 AUTO_NEGATIVE_FACTOR = 3.5
 """EAGLE's factor on the automatic shift of the negative term."""

@@ -7,11 +7,11 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from common import config
 from common.losses.base import Batch, Objective, unit
 from common.losses.sampling import bilinear, gather
 from common.models.head import SegmentationHead, initialise
 from common.seeds import torch_generator
+from common.settings import schema as config
 
 CRF_SIDE = 56
 """The published term works on maps of 56 x 56 and measures distances in their pixels; here the shorter

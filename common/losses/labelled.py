@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from common.config_network import Reduction
 from common.losses.reductions import reduce_cross_entropy
 from common.losses.region_terms import lovasz_softmax_loss
+from common.settings.network import Reduction
 
 
 def labelled_loss(

@@ -20,10 +20,10 @@ import copy
 import torch
 from torch import nn
 
-from common import config
 from common.losses.base import Batch, Objective, unit
 from common.models.head import SegmentationHead, frozen_copy, initialise
 from common.seeds import torch_generator
+from common.settings import schema as config
 
 SHARPNESS = 0.1
 """Temperature inside the tanh."""

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from common import config
 from common.losses.base import Objective
 from common.losses.correspondence import Correspondence
 from common.losses.extra_terms import WithExtras
 from common.losses.modularity import Modularity
 from common.losses.smoothness import Smoothness
+from common.settings import schema as config
 
 
 def build_objective(settings: config.RunConfig, channels: int) -> Objective:

@@ -21,9 +21,9 @@ import difflib
 import torch
 from torch.nn import functional
 
-from common.config_network import Reduction
 from common.data.classes import IGNORE, ClassTable
 from common.errors import UserError
+from common.settings.network import Reduction
 
 
 def reduce_cross_entropy(

@@ -13,10 +13,10 @@ from typing import Literal
 import torch
 from torch.nn import functional
 
-from common.config_network import Reduction
 from common.data.classes import IGNORE
 from common.losses.labelled import labelled_loss
 from common.losses.reductions import full_precision
+from common.settings.network import Reduction
 
 BLOCK = 40_000
 """Pixels that a CPU takes at once: few enough to stay in its cache, and enough for all its cores."""

@@ -16,11 +16,11 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from common import config
 from common.losses.base import Batch, Objective, unit
 from common.losses.correspondence import centre_rows, correlate
 from common.losses.sampling import derangements
 from common.models.head import SegmentationHead, init_centroids
+from common.settings import schema as config
 
 
 def assignments(codes: torch.Tensor, prototypes: torch.Tensor, temperature: float) -> torch.Tensor:

@@ -16,8 +16,6 @@ from typing import Any, Self
 import torch
 from torch import nn
 
-from common.config import Model
-from common.device import choose_device
 from common.errors import UserError
 from common.models.extractors import MobileNetStages, VitPatches
 from common.models.inputs import CNN_STRIDE, is_cnn, prepare_image, weights_key, weights_path
@@ -30,6 +28,8 @@ from common.models.weights import (
     torchvision_pretrained,
 )
 from common.seeds import derive
+from common.settings.schema import Model
+from common.system.device import choose_device
 
 __all__ = ["Backbone", "load_backbone", "prepare_image", "weights_key"]
 
@@ -114,7 +114,7 @@ def load_backbone(model: Model, seed: int, device: str | torch.device | None = N
     Args:
         model: name, weights, input size and what counts as a feature.
         seed: of random weights (``weights = "random"``); the global generators are left alone.
-        device: see `common.device.choose_device`.
+        device: see `common.system.device.choose_device`.
 
     Raises:
         UserError: unknown name, size that does not fit the patch, weights that are missing or do not

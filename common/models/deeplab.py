@@ -17,11 +17,11 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from common.config_network import Network, numbers
 from common.models.deeplab_weights import load_weights
 from common.models.operators import prepare_torchvision
-from common.models.scopes import parameter_keys, statistics_keys
+from common.models.parameter_groups import parameter_keys, statistics_keys
 from common.seeds import derive
+from common.settings.network import Network, numbers
 
 Arrays = dict[str, np.ndarray]
 

@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from common import config
 from common.seeds import numpy_generator, torch_generator
+from common.settings import schema as config
 
 
 def channel_mask(

@@ -15,8 +15,8 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from common.config import Model
 from common.errors import UserError
+from common.settings.schema import Model
 
 MOBILENET = "mobilenet_v2"
 """The one backbone that is torchvision's and not timm's."""

@@ -6,8 +6,8 @@ import argparse
 from pathlib import Path
 
 from common.data.classes import load_table
+from common.data.crops import VIEWS
 from common.data.manifest import Entry
-from common.data.views import VIEWS
 from common.errors import UserError
 from partitions.sources.base import CITYSCAPES_IDS, Dataset, Progress, Source, need_files, need_folder
 

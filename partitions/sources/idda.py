@@ -14,7 +14,7 @@ from common.data.classes import ClassTable, load_table
 from common.data.images import read_label
 from common.data.manifest import Entry
 from common.errors import UserError
-from partitions import scenarios
+from partitions.drawing import scenarios
 from partitions.leaf import Clients, Sample
 from partitions.rules import characteristic_class
 from partitions.sources.base import (

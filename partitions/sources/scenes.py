@@ -13,8 +13,8 @@ from pathlib import Path
 from common.data.classes import load_table
 from common.data.manifest import Entry
 from common.errors import UserError
+from partitions.drawing.synthetic import VERSION, make_scenes
 from partitions.sources.base import Dataset, Progress, Source
-from partitions.synthetic import VERSION, make_scenes
 
 _RECORD = "scenes.json"
 Drawn = tuple[list[list[Entry]], list[Entry]]  # of every drive, of the unseen one

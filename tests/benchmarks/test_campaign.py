@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from common.config import RunConfig, load_config, read_recipe
 from common.errors import UserError
+from common.settings.schema import RunConfig, load_config, read_recipe
 from partitions.__main__ import build_parser
 from partitions.__main__ import main as partition
-from server.run_dir import sole_writer
+from server.loop.run_dir import sole_writer
 from tests.conftest import ROOT
 from tests.support.replicas import put_label, put_picture
 

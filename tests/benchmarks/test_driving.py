@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from common.config import RunConfig, load_config, read_recipe
 from common.errors import UserError
+from common.settings.schema import RunConfig, load_config, read_recipe
 from tests.conftest import ROOT
 
 sys.path.insert(0, str(ROOT / "benchmarks"))

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from common import wire
-from common.config import load_config, read_recipe
-from server.quarantine import Expectation
+from common.settings.schema import load_config, read_recipe
+from server.transport.reply_checks import Expectation
 from tests.conftest import ROOT
 
 sys.path.insert(0, str(ROOT / "benchmarks"))

@@ -13,9 +13,9 @@ from client.app import app as client_app
 from client.app import prepare_device, public_reason
 from client.site import SiteConfig
 from common import wire
-from common.config import load_config
-from common.device import choose_device
 from common.errors import UserError
+from common.settings.schema import load_config
+from common.system.device import choose_device
 from tests.support.local_grid import set_identity
 
 
@@ -53,8 +53,10 @@ def test_known_paths_go_whatever_they_look_like() -> None:
 
 def test_the_gpu_is_made_ready_before_any_work(monkeypatch: pytest.MonkeyPatch) -> None:
     done: list[tuple[object, ...]] = []
-    monkeypatch.setattr("common.device.set_deterministic", lambda wanted: done.append(("bits", wanted)))
-    monkeypatch.setattr("common.device.limit_memory", lambda *given: done.append(given))
+    monkeypatch.setattr(
+        "common.system.device.set_deterministic", lambda wanted: done.append(("bits", wanted))
+    )
+    monkeypatch.setattr("common.system.device.limit_memory", lambda *given: done.append(given))
     site = SiteConfig(name="a", shards=(), cache_dir=Path(), state_dir=Path(), gpu_share=0.5)
     prepare_device(site, load_config({"deterministic": True}))
     assert done == [("bits", True), (choose_device("auto"), 0.5)]  # a limit starts CUDA, so it comes second
@@ -115,7 +117,7 @@ def test_a_full_gpu_is_answered_with_what_to_lower(monkeypatch: pytest.MonkeyPat
     def crowded(*given: object) -> wire.Update:
         raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nDetails")
 
-    monkeypatch.setattr("client.totals.answer_train", crowded)
+    monkeypatch.setattr("client.privacy.totals.answer_train", crowded)
     found = ask({"shard": str(tmp_path / "a.jsonl"), "cache": str(tmp_path / "cache"), "device": "cpu"})
     assert found.facts["error"] == (
         "The GPU has no room for this work (CUDA out of memory. Tried to allocate 2 GiB.); lower local.batch "

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from client.site import site_config
-from common.config import RunConfig, load_config
 from common.errors import UserError
+from common.settings.schema import RunConfig, load_config
 
 
 @pytest.fixture(autouse=True)

@@ -19,9 +19,9 @@ from common.checkpoint import (
     prune_checkpoints,
     save_checkpoint,
 )
-from common.config import load_config
 from common.data.classes import load_table
 from common.errors import UserError
+from common.settings.schema import load_config
 
 
 def make(number: int = 3, **changes: Any) -> Checkpoint:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from common.checkpoint import load_checkpoint
-from server.rounds import run
+from server.loop.run import run
 from tests.support.deployment import Deployment
 from tests.support.federation import TINY, dotted, named_grid, tiny_config
 

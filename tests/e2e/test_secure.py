@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from common.checkpoint import Checkpoint, load_checkpoint
-from server.rounds import run
+from server.loop.run import run
 from tests.conftest import ROOT
 from tests.e2e.test_deployment import metrics, run_config
 from tests.support.deployment import Deployment

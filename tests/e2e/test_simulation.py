@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from server.rounds import run
+from server.loop.run import run
 from tests.conftest import ROOT
 from tests.e2e.test_deployment import run_config
 from tests.support.deployment import CONNECTION, Deployment

@@ -11,9 +11,9 @@ from PIL import Image
 from common.data.benchmarks import COCOSTUFF_27, expand
 from common.data.check import check_shard
 from common.data.classes import load_table
+from common.data.crops import VIEWS
 from common.data.images import read_label
 from common.data.manifest import read_partition, read_shard, read_sites
-from common.data.views import VIEWS
 from partitions.__main__ import main
 
 CITIES = [

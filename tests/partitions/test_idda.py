@@ -11,8 +11,8 @@ import pytest
 
 from common.data.classes import load_table
 from common.data.manifest import read_partition, read_shard, read_sites
-from partitions import scenarios
 from partitions.__main__ import main
+from partitions.drawing import scenarios
 from tests.support.replicas import put_label, put_picture
 
 DOMAINS = ("T01_CN_A", "T01_HRN_B", "T02_CS_B", "T07_CN_A")

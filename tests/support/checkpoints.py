@@ -12,15 +12,15 @@ import numpy as np
 import torch
 
 from common.checkpoint import Checkpoint, checkpoint_path, save_checkpoint
-from common.config import load_config
 from common.data.classes import SYNTHETIC, ClassTable
-from common.evaluate import backbone_maps
+from common.evaluation.clusters import backbone_maps
 from common.models.backbone import Backbone, load_backbone
 from common.models.deeplab import DeepLab, build_network, network_signature, network_to_arrays
 from common.models.head import SegmentationHead, build_head, init_centroids, state_to_numpy
-from common.style import extract_style
-from common.style_clusters import StyleClusters
-from server.network_state import NetworkState
+from common.settings.schema import load_config
+from common.styles.clusters import StyleClusters
+from common.styles.style import extract_style
+from server.tasks.network_state import NetworkState
 
 
 def write_checkpoint(

@@ -20,7 +20,7 @@ from flwr.clientapp import ClientApp
 from client.app import app as real_app
 from client.site import site_config
 from common import wire
-from common.config import RunConfig
+from common.settings.schema import RunConfig
 
 PATIENCE_SECONDS = 400.0
 SECRET = "/srv/secret/patient-17.png"

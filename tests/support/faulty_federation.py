@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from common.checkpoint import arrays_hash, checkpoint_path, load_checkpoint
-from server.rounds import run
+from server.loop.run import run
 from tests.conftest import ROOT
 from tests.support.deployment import Deployment
 from tests.support.faulty_client import write_faulty_project

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from client.app import app as client_app
-from common.config import RunConfig, load_config
+from common.settings.schema import RunConfig, load_config
 from tests.support.local_grid import LocalGrid
 
 TINY: dict[str, Any] = {

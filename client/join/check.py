@@ -1,0 +1,267 @@
+"""Is this site ready to join, and if not, what is wrong and what is to be done?
+
+Every check is one line, and a check that depends on a failed one is left out, not guessed. Nothing is
+written, nothing leaves the site, and no label is opened unless it was asked for or task `supervised` trains on it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from client.join.connection import (
+    Address,
+    check_certificates,
+    check_key,
+    connect,
+    parse_address,
+    shake_hands,
+)
+from client.site import SiteConfig
+from common.data.batch_sizes import check_batches
+from common.data.check import check_shard
+from common.data.classes import load_table
+from common.data.manifest import Shard
+from common.errors import UserError
+from common.features.preflight import cache_bytes, check_folder, check_shard_size, find_cache
+from common.models.backbone import Backbone
+from common.settings.schema import RunConfig
+from common.system.cli import progress_line
+
+Verdict = Literal["ok", "wrong", "left out"]
+
+NETWORK_BYTES = 51_000_000
+"""DeepLabV3 on MobileNetV2 on disk."""
+MOST_LISTED = 20
+"""Faulty files that are listed one by one."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What one check found: ``text`` is a sentence, ``more`` are further faults of the same kind."""
+
+    name: str
+    verdict: Verdict
+    text: str
+    more: tuple[str, ...] = ()
+
+    def lines(self) -> str:
+        """Return the finding as it is printed."""
+        head = f"{self.verdict:<9} {self.name:<12} {' '.join(self.text.splitlines())}"
+        return "\n".join([head, *(f"{'':<23}{text}" for text in self.more)])
+
+
+@dataclass(frozen=True)
+class Questions:
+    """What is to be checked, apart from the site's own settings."""
+
+    config: RunConfig
+    labels: bool = False
+    classes: str | None = None
+    server: str | None = None
+    root_certificates: Path | None = None
+    key: Path | None = None
+
+
+def examine(name: str, check: Callable[[], str]) -> Finding:
+    """Run one check: what it returns is fine, a `UserError` says what is not."""
+    try:
+        return Finding(name, "ok", check())
+    except UserError as error:
+        return Finding(name, "wrong", str(error))
+
+
+def check_site(site: SiteConfig, asked: Questions) -> Iterator[Finding]:
+    """Yield one finding per check, as soon as it is known."""
+    yield from _check_data(site, asked)
+    yield from _check_network(asked)
+
+
+def _check_data(site: SiteConfig, asked: Questions) -> Iterator[Finding]:
+    shard: Shard | None = None
+    config = asked.config
+    supervised = config.task == "supervised"
+
+    def manifest() -> str:
+        nonlocal shard
+        shard = site.load_shard()
+        return f"{shard.path}: {count_text(len(shard), 'image')} below {shard.root}"
+
+    yield examine("manifest", manifest)
+    if shard is not None:
+        pictures: Shard = shard
+        yield check_images(pictures)
+        if asked.labels or supervised:  # that task opens them anyway
+            yield check_labels(
+                pictures, asked.classes or (None if pictures.classes else config.eval.classes or None)
+            )
+        yield examine("size", lambda: check_size(pictures, config))
+    else:
+        yield Finding("images", "left out", "the manifest has to be readable first")
+    yield examine("device", lambda: describe_device(site.device, site.gpu_share))
+    if config.task == "unsupervised":
+        yield from _check_features(site, shard, config)
+    else:
+        yield Finding("weights", "ok", f"none needed: task '{config.task}' sends the whole network")
+    yield examine("state", lambda: check_state(site, config))
+
+
+def _check_features(site: SiteConfig, shard: Shard | None, config: RunConfig) -> Iterator[Finding]:
+    backbone: Backbone | None = None
+
+    def weights() -> str:
+        nonlocal backbone
+        from common.models.backbone import load_backbone
+
+        model = site.apply_weights(config.model)
+        backbone = load_backbone(model, config.seed, "cpu")
+        return (
+            f"{model.backbone} from {model.weights}, sha256 {backbone.weights_hash[:12]}; "
+            "all sites must have the same"
+        )
+
+    yield examine("weights", weights)
+    if shard is not None and backbone is not None:
+        pictures, network = shard, backbone
+        yield examine("cache", lambda: check_cache(site, pictures, network, config))
+    else:
+        yield Finding("cache", "left out", "its size follows from the manifest and the weights")
+
+
+def check_images(shard: Shard) -> Finding:
+    """Decode every image."""
+    faults = check_shard(shard, labels=False, progress=progress_line("checking images"))
+    if not faults:
+        return Finding("images", "ok", f"all {len(shard)} can be read")
+    return _many_faults("images", faults, len(shard))
+
+
+def check_labels(shard: Shard, classes: str | None) -> Finding:
+    """Open every label; only where the site's engineer asks for it."""
+    try:
+        table = load_table(classes) if classes is not None else shard.classes
+    except UserError as error:
+        return Finding("labels", "wrong", str(error))
+    with_table = replace(shard, classes=table)
+    faults = check_shard(with_table, labels=True, progress=progress_line("checking labels"))
+    if not faults:
+        return Finding("labels", "ok", f"all {len(shard)} can be read and have known values")
+    return _many_faults("labels", faults, len(shard))
+
+
+def _many_faults(name: str, faults: list[str], total: int) -> Finding:
+    if len(faults) == 1:
+        return Finding(name, "wrong", faults[0])
+    listed = tuple(faults[:MOST_LISTED])
+    if len(faults) > MOST_LISTED:
+        listed += (f"... and {len(faults) - MOST_LISTED} more",)
+    return Finding(name, "wrong", f"{len(faults)} of {total} cannot be used:", listed)
+
+
+def check_size(shard: Shard, config: RunConfig) -> str:
+    """Compare number and sizes of images with what a training step needs."""
+    if config.task != "unsupervised":
+        check_batches(shard, config)
+        return f"{count_text(len(shard), 'image')} can be stacked for task '{config.task}'"
+    check_shard_size(len(shard), shard.name, config)
+    return f"{count_text(len(shard), 'image')} are enough for {config.loss.objective} training"
+
+
+def check_state(site: SiteConfig, config: RunConfig) -> str:
+    """Is there room for what a site remembers: in adaptation, for the networks that label its pixels?"""
+    free = check_folder(site.state_dir, 0, "state folder")
+    needed = 2 * NETWORK_BYTES if config.task == "adaptation" else 0
+    if free < needed:
+        raise UserError(
+            f"Two networks need {megabytes(needed)} but the disk of the state folder {site.state_dir} has "
+            f"{megabytes(free)} left; free some space, or choose another one with --state."
+        )
+    return f"{site.state_dir}, {space(free)}"
+
+
+def check_cache(site: SiteConfig, shard: Shard, backbone: Backbone, config: RunConfig) -> str:
+    """Is there room for the features, or are they there already?"""
+    model = site.apply_weights(config.model)
+    found = find_cache(shard, model, config.cache, site.cache_dir, config.seed, site.torch_device())
+    if found is not None:
+        return f"{site.cache_dir} holds the features of all {len(shard)} images already"
+    needed = cache_bytes(len(shard), backbone, model, config.cache, config.seed)
+    free = check_folder(site.cache_dir, needed)
+    return f"{site.cache_dir}, features need {megabytes(needed)}, {space(free)}"
+
+
+def describe_device(name: str, share: float = 1.0) -> str:
+    """Find the device and let it work for a moment, within its share of a GPU's memory."""
+    import torch
+
+    from common.system.device import choose_device, limit_memory
+
+    device = choose_device(name)
+    try:
+        limit_memory(device, share)
+        torch.ones(8, 8, device=device).sum().item()
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"Device '{device}' does not work ({reason}); set --device cpu, or mend its driver."
+        ) from None
+    if device.type != "cuda":
+        if share < 1:
+            raise UserError(
+                f"gpu-share is {share:g} but this site has no GPU that torch can use; leave it out, or install a "
+                "torch build that fits the driver."
+            )
+        return f"{device}, {torch.get_num_threads()} threads"
+    memory = torch.cuda.get_device_properties(device).total_memory / 1e9
+    limit = f", of which this site takes {share * memory:.1f} GB at most" if share < 1 else ""
+    return f"{device}: {torch.cuda.get_device_name(device)}, {memory:.0f} GB{limit}"
+
+
+def _check_network(asked: Questions) -> Iterator[Finding]:
+    certificates = key = None
+    if asked.root_certificates is not None:
+        file = asked.root_certificates
+        certificates = examine("certificates", lambda: check_certificates(file))
+        yield certificates
+    if asked.key is not None:
+        key_file = asked.key
+        key = examine("key", lambda: check_key(key_file))
+        yield key
+    if asked.server is None:
+        yield Finding("server", "left out", "no address was given (--server HOST:PORT)")
+        return
+    address: Address | None = None
+
+    def reach() -> str:
+        nonlocal address
+        found = parse_address(str(asked.server))
+        connect(found).close()
+        address = found
+        return f"{found} answers"
+
+    yield examine("server", reach)
+    if asked.root_certificates is None:
+        if address is not None:
+            yield Finding("encryption", "left out", "no certificates were given (--root-certificates F)")
+    elif address is None or certificates is None or certificates.verdict != "ok":
+        yield Finding("encryption", "left out", "needs the certificates and a server that answers")
+    else:
+        there, file = address, asked.root_certificates
+        yield examine("encryption", lambda: shake_hands(there, file))
+
+
+def count_text(number: int, noun: str) -> str:
+    """Return '1 image', '2 images'."""
+    return f"{number} {noun}" + ("" if number == 1 else "s")
+
+
+def megabytes(count: int) -> str:
+    """Return bytes as people read them."""
+    return f"{count / 1e9:.1f} GB" if count >= 10**9 else f"{count / 1e6:.1f} MB"
+
+
+def space(free: int) -> str:
+    """Return how much room is left."""
+    return f"{megabytes(free)} free"

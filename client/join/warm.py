@@ -1,0 +1,207 @@
+"""How does a task start in milliseconds instead of the seconds that importing torch takes?
+
+Flower starts a fresh Python process for every message. Here one process imports torch once, asks the
+SuperNode for tasks in the place of Flower's executor (SuperNode with ``--isolation process``), and forks for
+each of them a child that goes on exactly as ``flwr-clientapp`` does. A task runs the code that came with
+its run, never the copy of this project that the site happens to have.
+"""
+
+from __future__ import annotations
+
+import gc
+import importlib
+import logging
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from types import SimpleNamespace
+from typing import Any, cast
+
+import httpx
+from flwr.app.message import remove_content_from_message
+from flwr.common.constant import SubStatus
+from flwr.common.serde import message_from_proto, message_to_proto
+from flwr.proto import message_pb2
+from flwr.proto.runtime_pb2 import AcquireTaskRequest, PullAppMessagesRequest
+from flwr.supercore.constant import TaskType
+from flwr.supercore.interceptors import (
+    RuntimeTokenHttpInterceptor,
+    RuntimeVersionHttpInterceptor,
+    SuperExecAuthHttpInterceptor,
+)
+from flwr.supercore.runtime import RuntimeHttpClient
+from flwr.supercore.task_identity import TaskIdentity
+from flwr.supernode.runtime import run_clientapp as flower
+
+from client.join.forks import end, exit_code, fork
+from common import wire
+
+log = logging.getLogger(__name__)
+
+PROJECT = frozenset({"client", "common", "server", "partitions"})
+HEAVY = ("torch", "torchvision", "client.work.unsupervised")
+"""What tasks import; the last for the sake of the libraries behind it."""
+
+REFUSED_SECONDS = 5.0
+"""So long may a SuperNode not know its executor: requests carry the time, and somebody may set the clock meanwhile."""
+
+_ACQUIRE = "/flwr.proto.Runtime/AcquireTask"
+_RECEIPT_BYTES = 1 << 16
+_STOP_SECONDS = 5.0
+
+
+def preload(modules: tuple[str, ...] = HEAVY) -> None:
+    """Import what tasks will need. CUDA stays untouched: a process that was forked after it began cannot use it."""
+    for name in modules:
+        importlib.import_module(name)
+    gc.collect()
+    gc.freeze()  # else the children's garbage collector writes to, and so copies, every page they share
+
+
+def forget_project() -> None:
+    """Make this process import the project anew: from the run's code, which Flower puts first on the path."""
+    for name in [name for name in sys.modules if name.partition(".")[0] in PROJECT]:
+        del sys.modules[name]
+
+
+@dataclass(frozen=True)
+class Started:
+    """A task that a child works on; ``receipt`` is where the child says which message it took."""
+
+    task_id: int
+    token: str
+    receipt: int
+
+
+class WarmTasks:
+    """Takes tasks from the SuperNode at ``address`` (plain HTTP on loopback) and forks a child for each.
+
+    ``secret`` is what the SuperNode knows its executor by. Raises httpx's `HTTPStatusError` where it does not for
+    longer than `REFUSED_SECONDS`, or where the request itself is wrong (other statuses of the 400s).
+    """
+
+    def __init__(self, address: str, secret: bytes, notice: Callable[[str], None]) -> None:
+        self.address = address
+        self.notice = notice
+        self.running: dict[int, Started] = {}
+        self.reports: set[int] = set()
+        self._refused_since: float | None = None
+        self._client = _runtime_client(
+            address,
+            RuntimeVersionHttpInterceptor(component_name="SuperExec"),
+            SuperExecAuthHttpInterceptor(master_secret=secret, protected_methods={_ACQUIRE}),
+        )
+
+    def step(self) -> None:
+        """See to children that have ended, then start the next task if there is one."""
+        self._collect()
+        try:
+            found = self._client.AcquireTask(AcquireTaskRequest(supported_task_types=[TaskType.CLIENT_APP]))
+        except httpx.TransportError:
+            return  # it is still starting, or about to end: whoever started it watches it
+        except httpx.HTTPStatusError as error:
+            if error.response.is_server_error:
+                return  # likewise: it answers 503 while it shuts down
+            if error.response.status_code != httpx.codes.UNAUTHORIZED:
+                raise
+            now = time.monotonic()
+            self._refused_since = self._refused_since or now
+            if now - self._refused_since > REFUSED_SECONDS:
+                raise
+            return
+        self._refused_since = None
+        if found.token:
+            self._start(found.task.task_id, found.token)
+
+    def stop(self) -> None:
+        """End all children."""
+        end([*self.running, *self.reports], _STOP_SECONDS)
+        gc.unfreeze()  # or libraries report as leaks, at exit, what the collector was kept away from
+
+    def _start(self, task_id: int, token: str) -> None:
+        reading, writing = os.pipe()
+        child = fork(partial(run_task, self.address, token, writing))
+        os.close(writing)
+        self.running[child] = Started(task_id, token, reading)
+        self.notice(f"process {child} works on task {task_id}")
+
+    def _collect(self) -> None:
+        self.reports -= {child for child in self.reports if exit_code(child) is not None}
+        for child, task in list(self.running.items()):
+            code = exit_code(child)
+            if code is None:
+                continue
+            del self.running[child]
+            receipt = _read(task.receipt)
+            if code < 0:  # Flower itself ends its tasks with 0 or 1, after it has answered
+                reason = f"its process was ended by {signal.Signals(-code).name}"
+                self.notice(f"process {child} did not finish task {task.task_id}: {reason}")
+                self.reports.add(fork(partial(report_death, self.address, task, receipt, reason)))
+
+
+def run_task(address: str, token: str, receipt: int) -> None:
+    """Do one task as ``flwr-clientapp`` does, in a child of its own; ends with `SystemExit`."""
+    take = flower.pull_task_input
+
+    def take_and_tell(client: RuntimeHttpClient) -> Any:
+        # Flower's own handler would finish the task without an answer, and the server would wait for one;
+        # SIGINT stays with it: so it learns that the run or the parent has ended
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        taken = take(client)
+        os.write(receipt, message_to_proto(remove_content_from_message(taken[0])).SerializeToString())
+        return taken
+
+    forget_project()
+    flower.pull_task_input = take_and_tell
+    flower.run_clientapp(
+        address, token, insecure=True, parent_pid=os.getppid(), runtime_dependency_install=False
+    )
+
+
+def report_death(address: str, task: Started, receipt: bytes, reason: str) -> None:
+    """Answer in the place of a child that was killed: Flower alone would notice after a minute.
+
+    ``receipt`` is the message that the child took, or empty where it had not come so far. Where it was killed
+    while it took the message, nobody can answer, and the minute has to pass.
+    """
+    client = _runtime_client(
+        address,
+        RuntimeVersionHttpInterceptor(component_name="flwr-clientapp"),
+        RuntimeTokenHttpInterceptor(task.token),
+    )
+    if receipt:
+        asked = message_pb2.Message.FromString(receipt)
+    else:
+        waiting = client.PullMessages(PullAppMessagesRequest()).messages_list
+        if not waiting:
+            log.warning("task %d: the server will learn of it within a minute", task.task_id)
+            return
+        asked = waiting[0]
+    request = message_from_proto(asked)
+    TaskIdentity.task_id = task.task_id
+    TaskIdentity.run_id = request.metadata.run_id
+    TaskIdentity.node_id = request.metadata.dst_node_id
+    place = SimpleNamespace(run_id=request.metadata.run_id, node_id=request.metadata.dst_node_id)
+    flower.push_message(client, wire.crash_reply(request, reason), cast(Any, place))
+    flower.push_task_output(client, None, SubStatus.FAILED, reason)
+
+
+def _runtime_client(address: str, *interceptors: Any) -> RuntimeHttpClient:
+    return RuntimeHttpClient.from_server_address(
+        address, insecure=True, root_certificates=None, interceptors=interceptors
+    )
+
+
+def _read(pipe: int) -> bytes:
+    """Return what is in a pipe, without waiting: a process that the child left behind may hold the other end."""
+    os.set_blocking(pipe, False)
+    try:
+        return os.read(pipe, _RECEIPT_BYTES)
+    except BlockingIOError:
+        return b""
+    finally:
+        os.close(pipe)

@@ -1,0 +1,172 @@
+"""How much may one image, or one site, weigh in the sums that a site sends, and which noise covers that?
+
+Every sum is a sum over images of a vector of bounded norm: an image's sums per patch, shortened to the bound
+where it is longer. With unit ``image`` a site adds these vectors up, with unit ``site`` it takes their mean.
+Either way the total over all sites changes by no more than the bound if one unit is blanked out, and Gaussian
+noise in proportion to the bound covers the unit (`server.privacy.epsilon` says how well). Numbers of images are public.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from client.work.statistics import chunks, spherical_sums
+from common.clustering.spectral import RELEASE_SCALES, pair_weights, pairs
+from common.features.source import Coloured, FeatureSource, tokens_of
+from common.losses.base import unit
+from common.models.head import SegmentationHead, load_numpy
+from common.privacy.keystream import KEY_BYTES, normals, subkey
+from common.privacy.summands import Arrays, Summands
+from common.settings.schema import RunConfig
+
+_BATCH = 16
+
+
+def noise_key() -> bytes:
+    """Return a fresh key for one message's noise, from the operating system; tests put another in its place."""
+    return os.urandom(KEY_BYTES)
+
+
+def shortened(vector: NDArray[np.float64], bound: float) -> NDArray[np.float64]:
+    """Return the vector, scaled down to Euclidean length ``bound`` where it is longer; 0 is no bound."""
+    length = float(np.linalg.norm(vector))
+    return vector * (bound / length) if bound and length > bound else vector
+
+
+def clipped_change(new: Arrays, old: Arrays, bound: float) -> dict[str, np.ndarray]:
+    """Return ``new`` moved back towards ``old`` so that all arrays together changed by ``bound`` at most."""
+    names = sorted(new)
+    change = np.concatenate([np.ravel(new[n]).astype(np.float64) - np.ravel(old[n]) for n in names])
+    change = shortened(change, bound)
+    parts = np.split(change, np.cumsum([new[n].size for n in names])[:-1])
+    return {
+        name: (old[name] + part.reshape(old[name].shape)).astype(new[name].dtype)
+        for name, part in zip(names, parts, strict=True)
+    }
+
+
+def without_small(
+    arrays: Arrays, rows: str, minimum: int, instead: np.ndarray | None = None
+) -> dict[str, np.ndarray]:
+    """Return arrays in which clusters of fewer than ``minimum`` patches look empty.
+
+    ``arrays`` holds ``counts`` [K] and everything else by cluster as well; ``instead`` [K, D] replaces the
+    array called ``rows``, zeros the others.
+    """
+    small = arrays["counts"] < minimum
+    found = {key: np.array(value) for key, value in arrays.items()}
+    for key, value in found.items():
+        value[small] = instead[small] if key == rows and instead is not None else 0
+    return found
+
+
+def without_small_cells(
+    confusion: NDArray[np.int64], patches: NDArray[np.int64], minimum: int
+) -> NDArray[np.int64]:
+    """Return a confusion matrix [K, C] of pixels that tells of no cluster, and of no cell, that is small.
+
+    A cluster of fewer than ``minimum`` of the K ``patches`` is empty, as in the sums; of the others, cells of fewer
+    pixels than that are 0.
+    """
+    hidden = (patches < minimum)[:, None] | (confusion < minimum)
+    return np.where(hidden, 0, confusion)
+
+
+def noisy(values: Summands, deviation: float, key: bytes, purpose: str) -> Summands:
+    """Return values with Gaussian noise of this standard deviation on every number."""
+    drawn = normals(subkey(key, purpose), sum(value.size for value in values.values()))
+    found: Summands = {}
+    start = 0
+    for name in sorted(values):
+        value = values[name]
+        found[name] = value + deviation * drawn[start : start + value.size].reshape(value.shape)
+        start += value.size
+    return found
+
+
+@torch.no_grad()
+def bounded_cluster_sums(
+    features: FeatureSource, head: Arrays, centroids: np.ndarray, config: RunConfig
+) -> Summands:
+    """Run one pass of exact k-means over a shard, each image's share bounded by ``privacy.clip-sums``.
+
+    Returns ``sums/sums`` [K, D] and ``sums/counts`` [K] per patch: an image's counts add up to 1 before it
+    is shortened.
+    """
+    model, privacy = config.model, config.privacy
+    module = SegmentationHead(features.channels, model.dim, model.dropout, model.nonlinear)
+    load_numpy(module, head)
+    module = module.to(features.device).eval()
+    means = unit(torch.from_numpy(np.asarray(centroids, dtype=np.float64)).to(features.device))
+    total = np.zeros(means.shape[0] * (means.shape[1] + 1))
+    for indices in chunks(len(features), _BATCH):
+        codes = unit(module.project(tokens_of(features, indices)).double())
+        if not torch.isfinite(codes).all():
+            raise ValueError(
+                f"The head gives codes that are not finite for images {indices[0]} to {indices[-1]}."
+            )
+        for image in codes:
+            found = spherical_sums(image, means)
+            vector = np.concatenate([np.ravel(found.sums), found.counts.astype(np.float64)]) / len(image)
+            total += shortened(vector, privacy.clip_sums)
+    total /= len(features) if privacy.unit == "site" else 1
+    split = means.numel()
+    return {"sums/sums": total[:split].reshape(means.shape), "sums/counts": total[split:]}
+
+
+@torch.no_grad()
+def bounded_scatter(features: FeatureSource, config: RunConfig) -> Summands:
+    """Add up the scatter of a shard, each image's share bounded by ``privacy.clip-scatter``.
+
+    Features longer than R = ``privacy.feature-norm`` are shortened to it. An image's share is its mean feature
+    over R, the means of x x^T and w d d^T over R^2 (one triangle each), and the mean weight of its pairs, each times
+    its factor of `RELEASE_SCALES`. Returns ``scatter/total`` [C], ``outer``, ``difference`` [C(C+1)/2], ``weight`` [1].
+    """
+    if not isinstance(features, Coloured):
+        raise ValueError("These features carry no colours; the spectral objective needs them.")
+    privacy, radius = config.privacy, config.privacy.feature_norm
+    left, right = pairs(features.grid)
+    channels = features.channels
+    triangle = np.triu_indices(channels)
+    ends = np.cumsum([channels, len(triangle[0]), len(triangle[0])])
+    total = np.zeros(ends[-1] + 1)
+    for index in range(len(features)):
+        tokens = tokens_of(features, [index])[0].cpu().double()
+        tokens = tokens / (tokens.norm(dim=1, keepdim=True) / radius).clamp(min=1) / radius
+        weights = pair_weights(
+            features.colours([index]).cpu(), features.grid, config.loss.spectral_tolerance
+        )[0]
+        differences = (tokens[left] - tokens[right]) * weights.sqrt().unsqueeze(-1)
+        outer = (tokens.T @ tokens / len(tokens)).numpy()[triangle]
+        difference = (differences.T @ differences / len(weights)).numpy()[triangle]
+        means = (tokens.mean(0).numpy(), outer, difference, np.array([float(weights.mean())]))
+        scaled = [factor * part for factor, part in zip(RELEASE_SCALES.values(), means, strict=True)]
+        total += shortened(np.concatenate(scaled), privacy.clip_scatter)
+    total /= len(features) if privacy.unit == "site" else 1
+    parts = np.split(total, ends)
+    return {f"scatter/{name}": part for name, part in zip(RELEASE_SCALES, parts, strict=True)}
+
+
+def noise_share(config: RunConfig, fewest: int) -> float:
+    """Return which part of the wanted standard deviation a site adds itself.
+
+    All of it where the server sees every site's sums. Under secure summation the noises of the ``fewest``
+    sites, without which no total is opened, have to make it up together.
+    """
+    return 1 / math.sqrt(fewest) if config.privacy.secure_sum else 1.0
+
+
+def add_noise(parts: Mapping[str, Summands], config: RunConfig, share: float, key: bytes) -> Summands:
+    """Return all parts with noise: by ``head``, ``sums`` and ``scatter``, each of its own bound."""
+    privacy = config.privacy
+    bounds = {"head": privacy.clip_norm, "sums": privacy.clip_sums, "scatter": privacy.clip_scatter}
+    found: Summands = {}
+    for name, values in parts.items():
+        found |= noisy(values, share * privacy.noise_multiplier * bounds[name], key, name)
+    return found

@@ -1,0 +1,172 @@
+"""Which sums over a site's patches does the server need, for exact k-means, PCA or standardisation?
+
+Sums only: they add up over sites to what one pass over all images would give, and nothing of a single image
+can be told from them beyond what a sum tells. Accumulated in float64, image chunks in fixed order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from common.features.source import FeatureSource, tokens_of
+from common.losses.base import unit
+from common.models.head import SegmentationHead, load_numpy
+from common.settings.schema import RunConfig
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class ClusterSums:
+    """One exact E-step of spherical k-means on a shard, for K clusters of D-dimensional codes.
+
+    sums: float64 [K, D], the unit codes of each cluster added up; counts: int64 [K], its patches;
+    cosines: float64 [K], the cosines of its codes to its centroid added up.
+    """
+
+    sums: np.ndarray
+    counts: np.ndarray
+    cosines: np.ndarray
+
+    def __add__(self, other: ClusterSums) -> ClusterSums:
+        """Join the sums of disjoint sets of images."""
+        return ClusterSums(self.sums + other.sums, self.counts + other.counts, self.cosines + other.cosines)
+
+    @property
+    def mean_cosine(self) -> float:
+        """The mean cosine of a patch to its centroid, the quantity that k-means raises."""
+        return float(self.cosines.sum()) / max(int(self.counts.sum()), 1)
+
+
+@dataclass(frozen=True)
+class Moments:
+    """First and second moments of C-dimensional vectors: total [C] and outer [C, C] in float64, and their
+    count.
+
+    Added up over sites they give mean, standard deviation and principal axes exactly, as pooled.
+    """
+
+    total: np.ndarray
+    outer: np.ndarray
+    count: int
+
+    def __add__(self, other: Moments) -> Moments:
+        """Join the moments of disjoint sets of images."""
+        return Moments(self.total + other.total, self.outer + other.outer, self.count + other.count)
+
+
+def chunks(count: int, size: int) -> Iterator[list[int]]:
+    """Split ``range(count)`` into consecutive lists of at most ``size``."""
+    for start in range(0, count, size):
+        yield list(range(start, min(start + size, count)))
+
+
+def spherical_sums(directions: torch.Tensor, centroids: torch.Tensor) -> ClusterSums:
+    """Assign unit vectors [M, D] to unit centroids [K, D] (float64) and add them up; ties go to the lower
+    index.
+    """
+    cosines, assignment = (directions @ centroids.T).max(dim=1)
+    clusters = len(centroids)
+    sums = torch.zeros_like(centroids).index_add_(0, assignment, directions)
+    totals = torch.zeros(clusters, dtype=cosines.dtype, device=cosines.device).index_add_(
+        0, assignment, cosines
+    )
+    counts = torch.bincount(assignment, minlength=clusters)
+    return ClusterSums(sums.cpu().numpy(), counts.cpu().numpy(), totals.cpu().numpy())
+
+
+@torch.no_grad()
+def sums_under(
+    features: FeatureSource,
+    head: SegmentationHead,
+    centroids: np.ndarray,
+    batch: int = 32,
+    progress: Progress | None = None,
+) -> ClusterSums:
+    """Run one exact E-step of spherical k-means over all patches of a shard, with dropout off.
+
+    ``centroids`` is [K, D] of any length per row; ``batch`` images are in memory at a time and do not
+    change the result beyond rounding. Raises ValueError where the codes are not finite.
+    """
+    training = head.training
+    head.eval()
+    means = unit(torch.from_numpy(np.asarray(centroids, dtype=np.float64)).to(features.device))
+    clusters, dim = means.shape
+    total = ClusterSums(np.zeros((clusters, dim)), np.zeros(clusters, dtype=np.int64), np.zeros(clusters))
+    try:
+        for indices in chunks(len(features), batch):
+            codes = head.project(tokens_of(features, indices)).flatten(0, 1).double()
+            if not torch.isfinite(codes).all():
+                raise ValueError(
+                    f"The head gives codes that are not finite for images {indices[0]} to {indices[-1]}; "
+                    "its parameters or the cached features are broken."
+                )
+            total += spherical_sums(unit(codes), means)
+            if progress is not None:
+                progress(indices[-1] + 1, len(features))
+    finally:
+        head.train(training)
+    return total
+
+
+def cluster_sums(
+    features: FeatureSource,
+    head: Mapping[str, np.ndarray],
+    centroids: np.ndarray,
+    config: RunConfig,
+) -> ClusterSums:
+    """Run one exact E-step under a head that came as arrays (see `sums_under`)."""
+    model = config.model
+    module = SegmentationHead(features.channels, model.dim, model.dropout, model.nonlinear)
+    load_numpy(module, head)
+    return sums_under(features, module.to(features.device), centroids)
+
+
+@torch.no_grad()
+def moments(
+    features: FeatureSource,
+    transform: Callable[[torch.Tensor], torch.Tensor] | None = None,
+    batch: int = 32,
+    progress: Progress | None = None,
+) -> Moments:
+    """Add up x and x x^T over all patches of a shard, in float64.
+
+    x is the patch feature, or ``transform`` of it: [M, C] -> [M, D], for example
+    `common.losses.correspondence.unit`.
+    """
+    total: Moments | None = None
+    for indices in chunks(len(features), batch):
+        vectors = tokens_of(features, indices).flatten(0, 1)
+        vectors = (vectors if transform is None else transform(vectors)).double()
+        part = Moments(vectors.sum(0).cpu().numpy(), (vectors.T @ vectors).cpu().numpy(), len(vectors))
+        total = part if total is None else total + part
+        if progress is not None:
+            progress(indices[-1] + 1, len(features))
+    if total is None:
+        raise ValueError("The shard has no image; moments of nothing are not defined.")
+    return total
+
+
+def site_sums(
+    what: str,
+    features: FeatureSource,
+    groups: Mapping[str, Mapping[str, np.ndarray]],
+    config: RunConfig,
+    site: str,
+) -> dict[str, np.ndarray]:
+    """Answer the server's request for sums: named arrays that it adds up over the sites.
+
+    ``what`` is "clusters" (one exact Lloyd E-step under the received head and centroids: sums, counts,
+    cosines) or "moments" (of the raw features: total, outer, count). Raises ValueError for anything else.
+    """
+    if what == "clusters":
+        found = cluster_sums(features, groups["head"], groups["centroids"]["centroids"], config)
+        return {"sums": found.sums, "counts": found.counts, "cosines": found.cosines}
+    if what == "moments":
+        total = moments(features)
+        return {"total": total.total, "outer": total.outer, "count": np.array([total.count], dtype=np.int64)}
+    raise ValueError(f"Site {site} was asked for sums of {what!r}; it knows 'clusters' and 'moments'.")

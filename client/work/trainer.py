@@ -1,0 +1,236 @@
+"""How does a site train for one round, from frozen features, without a label?"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import nn
+
+from client.work.adam_state import load_moments, moments_to_numpy
+from client.work.centroid_fit import CentroidFit
+from client.work.statistics import sums_under
+from common.features.source import Augmented, Coloured, FeatureSource, tokens_of
+from common.losses.anchoring import Anchors
+from common.losses.base import Batch, Objective, View
+from common.losses.objective import build_objective
+from common.models.head import SegmentationHead, load_numpy, state_to_numpy
+from common.seeds import derive, torch_generator
+from common.settings.schema import Local, RunConfig
+
+METRICS = (
+    "loss",  # mean over the steps, of everything that trains the head
+    "objective",  # thereof the self-supervised objective
+    "prox",  # thereof FedProx
+    "moon",  # thereof the model-contrastive term
+    "mean_cosine",  # of all patches to their centroid, after training
+    "displacement",  # of the centroids: Frobenius norms of the steps, summed
+    "steps",
+)
+"""The metrics of every round, whatever the settings: sites' figures can be averaged name by name."""
+
+Arrays = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class LocalResult:
+    """What a round leaves behind at a site. The state stays there, the rest may travel.
+
+    head: the trained head; centroids: float32 [K, D], as received where the server finds them by Lloyd;
+    counts: int64 [K], patches per cluster over the whole shard after training; num_batches: batches of one
+    pass over the shard; shared: the objective's shared arrays; state: see `train_local`.
+    """
+
+    head: Arrays
+    centroids: np.ndarray
+    counts: np.ndarray
+    num_images: int
+    num_batches: int
+    metrics: dict[str, float]
+    shared: Arrays = field(default_factory=dict)
+    state: Arrays = field(default_factory=dict)
+
+
+def epochs_of(images: int, batch: int, generator: torch.Generator) -> Iterator[list[int]]:
+    """Yield batches without end: every image once per pass, in a fresh order; the last of a pass may be
+    smaller.
+    """
+    while True:
+        order = torch.randperm(images, generator=generator).tolist()
+        for start in range(0, images, batch):
+            yield order[start : start + batch]
+
+
+def count_steps(local: Local, images: int) -> int:
+    """Return the optimiser steps of a round."""
+    return local.steps or local.epochs * math.ceil(images / local.batch)
+
+
+def train_local(
+    features: FeatureSource,
+    head: Mapping[str, np.ndarray],
+    centroids: np.ndarray,
+    config: RunConfig,
+    round_number: int,
+    site: str,
+    state: Mapping[str, np.ndarray] | None = None,
+    *,
+    shared: Mapping[str, np.ndarray] | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> LocalResult:
+    """Train head and centroids on a site's features for one round.
+
+    ``head`` and ``centroids`` [K, D] are those the server sent, ``shared`` the shared arrays of the
+    objective (empty: it starts fresh). ``state`` is what this site's last round returned, empty in its
+    first: Adam's moments (``local.keep-optimizer``) and the previous local head (``local.moon-weight``); it
+    never leaves the site.
+
+    All draws follow from (seed, site, round), so that other sites do not change them. With
+    ``centroids.merge = "lloyd"`` the centroids stay as received: the server finds them from the sums.
+    Raises ValueError for an empty shard, for arrays that do not fit, and where the loss stops being finite.
+    """
+    if len(features) == 0:
+        raise ValueError(f"Site {site} has no image to train on.")
+    local, device = config.local, features.device
+    generator = torch_generator(config.seed, "train", site, round_number)
+    model = SegmentationHead(
+        features.channels, config.model.dim, config.model.dropout, config.model.nonlinear
+    )
+    load_numpy(model, head)
+    model.to(device).train()
+    objective = build_objective(config, features.channels)
+    if shared:
+        load_numpy(objective, shared)
+    objective.to(device).train()
+    means = nn.Parameter(torch.from_numpy(np.array(centroids, dtype=np.float32)).to(device))
+    _check_received(model, means, site, round_number)
+
+    groups: list[dict[str, object]] = [{"params": list(model.parameters()), "lr": local.lr}]
+    optimizer = torch.optim.Adam(groups + objective.groups(local), lr=local.lr)
+    objective.start_round(round_number, model, means.detach())
+    centroids_fit = CentroidFit(means, objective, config)
+    if state and local.keep_optimizer:
+        load_moments(optimizer, state, "adam")
+        load_moments(centroids_fit.optimizer, state, "adam-centroids")
+    anchors = Anchors(model, _without_prefix(state or {}, "previous/"), local)
+
+    neighbours = _neighbour_table(features, config, site) if objective.wants_positives else None
+    batches = epochs_of(len(features), local.batch, generator)
+    steps = count_steps(local, len(features))
+    sums = dict.fromkeys(METRICS, 0.0)
+    for step in range(steps):
+        indices = next(batches)
+        tokens = tokens_of(features, indices)
+        positives = None
+        if neighbours is not None:
+            drawn = torch.randint(neighbours.shape[1], (len(indices),), generator=generator).numpy()
+            positives = tokens_of(features, neighbours[indices, drawn].tolist())
+        anchor = View.of(tokens, model, generator)
+        positive = None if positives is None else View.of(positives, model, generator)
+        batch = Batch(
+            anchor, positive, features.grid, *_on_demand(objective, features, indices, model, generator)
+        )
+        terms = {"objective": objective(batch, model, generator)}
+        terms |= anchors.terms(model, tokens, anchor.codes)
+        loss = torch.stack(list(terms.values())).sum()
+        value = loss.item()
+        if not math.isfinite(value):
+            where = f"Site {site}, round {round_number}, step {step + 1} of {steps}"
+            raise ValueError(f"{where}: the loss is {value}; {_likely_cause(tokens, positives, local)}")
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        if local.clip_norm:
+            every = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+            nn.utils.clip_grad_norm_(every, local.clip_norm)
+        optimizer.step()
+        objective.after_step(model)
+        sums["displacement"] += centroids_fit.step(anchor.codes.detach(), batch, generator)
+        sums["loss"] += value / steps
+        for name, term in terms.items():
+            sums[name] += term.item() / steps
+        if progress is not None:
+            progress(step + 1, steps)
+
+    trained_means = means.detach().cpu().numpy()
+    totals = sums_under(features, model, trained_means)
+    metrics = sums | {"mean_cosine": totals.mean_cosine, "steps": float(steps)}
+    trained = state_to_numpy(model)
+    kept: Arrays = {}
+    if local.keep_optimizer:
+        kept |= moments_to_numpy(optimizer, "adam") | moments_to_numpy(
+            centroids_fit.optimizer, "adam-centroids"
+        )
+    if local.moon_weight:
+        kept |= {f"previous/{name}": array for name, array in trained.items()}
+    return LocalResult(
+        head=trained,
+        centroids=trained_means,
+        counts=totals.counts,
+        num_images=len(features),
+        num_batches=math.ceil(len(features) / local.batch),
+        metrics=metrics,
+        shared=state_to_numpy(objective),
+        state=kept,
+    )
+
+
+def _on_demand(
+    objective: Objective,
+    features: FeatureSource,
+    indices: list[int],
+    model: SegmentationHead,
+    generator: torch.Generator,
+) -> tuple[torch.Tensor | None, tuple[View, torch.Tensor] | None]:
+    """Fetch what only some objectives want: patch colours, augmented views."""
+    colours, augmented = None, None
+    if objective.wants_colours:
+        if not isinstance(features, Coloured):
+            raise ValueError("This objective needs the colours of patches, which these features do not hold.")
+        colours = features.colours(indices)
+    if objective.wants_augmented:
+        if not isinstance(features, Augmented):
+            raise ValueError(
+                "loss.augmentation-weight needs augmented views, which these features do not hold."
+            )
+        tensors, places = features.augmented(indices, generator)
+        augmented = View.of(tensors.flatten(2).transpose(1, 2), model, generator), places
+    return colours, augmented
+
+
+def _neighbour_table(features: FeatureSource, config: RunConfig, site: str) -> np.ndarray | None:
+    """Return [N, k] possible positives; fewer than wanted in a small shard, none for a single image.
+
+    The same table in every round, whatever channels are dropped: the draw knows seed and site only.
+    """
+    available = min(config.local.neighbours, len(features) - 1)
+    if not available:
+        return None
+    return features.neighbours(
+        available, config.local.neighbour_dropout, derive(config.seed, "neighbours", site)
+    )
+
+
+def _without_prefix(arrays: Mapping[str, np.ndarray], prefix: str) -> Arrays:
+    return {key.removeprefix(prefix): array for key, array in arrays.items() if key.startswith(prefix)}
+
+
+def _check_received(model: SegmentationHead, means: torch.Tensor, site: str, round_number: int) -> None:
+    if means.dim() != 2 or means.shape[1] != model.dim:
+        raise ValueError(
+            f"Centroids of shape {list(means.shape)} were received; [K, {model.dim}] were expected."
+        )
+    for name, value in [*model.named_parameters(), ("centroids", means)]:
+        if not torch.isfinite(value).all():
+            raise ValueError(
+                f"Site {site}, round {round_number}: the received array '{name}' holds NaN or infinity."
+            )
+
+
+def _likely_cause(tokens: torch.Tensor, positives: torch.Tensor | None, local: Local) -> str:
+    """Say why a loss is not finite: broken features, or else steps that are too large."""
+    if all(bool(torch.isfinite(part).all()) for part in (tokens, positives) if part is not None):
+        return f"the learning rate local.lr = {local.lr:g} is probably too large."
+    return "the cached features hold NaN or infinity: delete this site's feature cache."

@@ -1,0 +1,201 @@
+"""What does a site compute for each kind of task?"""
+
+from __future__ import annotations
+
+import logging
+import time
+
+import numpy as np
+
+from client.site import SiteConfig
+from client.state import load_state, save_state
+from common import wire
+from common.data.manifest import Shard
+from common.errors import UserError
+from common.features.cache import Features, open_features
+from common.features.preflight import check_shard_size
+from common.settings.schema import RunConfig
+
+log = logging.getLogger(__name__)
+
+
+def site_features(settings: RunConfig, site: SiteConfig, shard: Shard) -> Features:
+    """Open the cached features of a shard; the backbone runs only where there is no cache yet."""
+    started = time.monotonic()
+
+    def progress(done: int, total: int) -> None:
+        left = (time.monotonic() - started) / max(done, 1) * (total - done)
+        log.info("caching features of %s: %d of %d images, %.0f s left", shard.name, done, total, left)
+
+    return open_features(
+        shard,
+        site.apply_weights(settings.model),
+        settings.cache,
+        site.cache_dir,
+        device=site.torch_device(),
+        seed=settings.seed,
+        progress=progress,
+    )
+
+
+def answer_hello(task: wire.Task, settings: RunConfig, site: SiteConfig) -> wire.Update:
+    """Tell the server this site's name, size and model; build the feature cache on the way, where one is used."""
+    if settings.task != "unsupervised":
+        from client.work import network
+
+        return network.answer_hello(task, settings, site)
+    shard = site.load_shard()
+    check_shard_size(len(shard), shard.name, settings)
+    features = site_features(settings, site, shard)
+    return wire.Update(
+        site=site.name,
+        weights_hash=features.weights_hash,
+        facts={
+            "images": len(features),
+            "channels": features.channels,
+            "grid-height": features.grid[0],
+            "grid-width": features.grid[1],
+        },
+    )
+
+
+def answer_train(task: wire.Task, settings: RunConfig, site: SiteConfig) -> wire.Update:
+    """Do the work of the round that the task names (see `common.settings.phases`)."""
+    if settings.task != "unsupervised":
+        from client.work import network
+
+        return network.answer_train(task, settings, site)
+    phase = task.options.get("phase", "train")
+    if phase == "train":
+        return answer_steps(task, settings, site)
+    features = site_features(settings, site, site.load_shard())
+    groups: wire.Groups
+    metrics: dict[str, float] = {}
+    if phase == "scatter":
+        from common.clustering.spectral import patch_scatter
+
+        groups = {"scatter": patch_scatter(features, settings.loss.spectral_tolerance).to_arrays()}
+    elif phase == "clusters":
+        from client.work.statistics import cluster_sums
+
+        found = cluster_sums(features, task.groups["head"], task.groups["centroids"]["centroids"], settings)
+        groups = {"sums": {"sums": found.sums, "counts": found.counts, "cosines": found.cosines}}
+        metrics = {"loss": 1 - found.mean_cosine, "mean_cosine": found.mean_cosine}
+    else:
+        raise UserError(
+            f"The server asks for work called {phase!r}, which this site does not know; update the site."
+        )
+    return wire.Update(
+        site=site.name,
+        weights_hash=features.weights_hash,
+        groups=groups,
+        metrics=metrics,
+        facts={"images": len(features), "batches": -(-len(features) // settings.local.batch)},
+    )
+
+
+def answer_steps(task: wire.Task, settings: RunConfig, site: SiteConfig) -> wire.Update:
+    """Train the received head on the local shard for one round by gradient steps."""
+    from client.work.statistics import cluster_sums
+    from client.work.trainer import train_local
+
+    features = site_features(settings, site, site.load_shard())
+    state_dir = site.state_dir / site.name
+    head, centroids = task.groups["head"], task.groups["centroids"]["centroids"]
+    groups: wire.Groups = {}
+    if settings.centroids.merge == "lloyd":
+        # the exact statistics of the model that every site received, not of this site's own next one
+        found = cluster_sums(features, head, centroids, settings)
+        groups["sums"] = {"sums": found.sums, "counts": found.counts, "cosines": found.cosines}
+    state = load_state(state_dir, task.run_key, task.round)
+    result = train_local(
+        features,
+        head,
+        centroids,
+        settings,
+        round_number=task.round,
+        site=site.name,
+        state=state,
+        shared=task.groups.get("shared", {}),
+    )
+    save_state(state_dir, task.run_key, task.round, result.state, settings.checkpoint.keep)
+    groups |= {
+        "head": result.head,
+        "centroids": {"centroids": result.centroids, "counts": result.counts.astype(np.int64)},
+    }
+    if result.shared:
+        groups["shared"] = result.shared
+    return wire.Update(
+        site=site.name,
+        weights_hash=features.weights_hash,
+        groups=groups,
+        metrics=result.metrics,
+        facts={"images": result.num_images, "batches": result.num_batches},
+    )
+
+
+def answer_style(task: wire.Task, settings: RunConfig, site: SiteConfig) -> wire.Update:
+    """Return the style of this site's images."""
+    from client.work import network
+
+    return network.answer_style(task, settings, site)
+
+
+def answer_sums(task: wire.Task, settings: RunConfig, site: SiteConfig) -> wire.Update:
+    """Return the sums that one exact Lloyd pass, or an initialisation, needs."""
+    from client.work.statistics import site_sums
+
+    features = site_features(settings, site, site.load_shard())
+    return wire.Update(
+        site=site.name,
+        weights_hash=features.weights_hash,
+        groups={"sums": site_sums(str(task.options["what"]), features, task.groups, settings, site.name)},
+        facts={"images": len(features)},
+    )
+
+
+def answer_evaluate(task: wire.Task, settings: RunConfig, site: SiteConfig) -> wire.Update:
+    """Score the received model on this site's own labelled shard: one confusion matrix leaves."""
+    if settings.task != "unsupervised":
+        from client.work import network
+
+        return network.answer_evaluate(task, settings, site)
+    from common.evaluation.clusters import evaluate, mirrored_features
+    from common.evaluation.crf import refine
+    from common.models.segmenter import Segmenter
+
+    shard = site.load_eval_shard()
+    if shard is None:
+        raise UserError(
+            "This site has no evaluation shard; set eval-shard in its node config, or eval.where."
+        )
+    features = site_features(settings, site, shard)
+    segmenter = Segmenter.from_arrays(
+        task.groups["head"], task.groups["centroids"]["centroids"], features.channels, settings.model
+    )
+    model = site.apply_weights(settings.model)
+    mirrored = mirrored_features(shard, model, settings.seed, site.torch_device())
+    found = evaluate(
+        segmenter,
+        features,
+        shard,
+        model,
+        mirrored=mirrored if settings.eval.flip else None,
+        refine=refine if settings.eval.crf else None,
+    )
+    if found.confusion is None:
+        raise UserError(
+            f"The evaluation shard of {site.name} has no labels; give one whose lines name label files."
+        )
+    matrix = found.confusion.matrix
+    if settings.privacy.minimum_count:
+        from client.privacy.private_sums import without_small_cells
+
+        matrix = without_small_cells(matrix, found.patches, settings.privacy.minimum_count)
+    return wire.Update(
+        site=site.name,
+        weights_hash=features.weights_hash,
+        groups={"confusion": {"confusion": matrix}},
+        metrics={"mean_cosine": found.mean_cosine},
+        facts={"images": found.num_images},
+    )

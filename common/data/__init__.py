@@ -1,1 +1,0 @@
-"""Pictures, label maps and shards on disk."""

@@ -1,0 +1,255 @@
+"""How do the images of a shard, and their labels where a task may open them, become training batches?
+
+What a batch holds follows from (seed parts, epoch, image index) alone: neither the number of workers nor
+what is in memory already, nor the images before it, change a pixel.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from itertools import count, islice
+from threading import Lock
+
+import torch
+
+from common.data.classes import IGNORE, ClassTable
+from common.data.crops import Bytes
+from common.data.manifest import Shard
+from common.data.reading import entry_image, entry_pair
+from common.data.transforms import JointTransform, image_tensor
+from common.errors import UserError
+from common.seeds import torch_generator
+from common.settings.network import Transforms
+
+MEMORY = 512 * 2**20
+AHEAD = 1
+"""Batches that are made while the one before them is being used."""
+
+Restyle = Callable[[Bytes, torch.Generator], Bytes]
+Visit = tuple[int, int]
+"""An epoch, and the image that is looked at in it."""
+Sample = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Images of one step, on one device.
+
+    images: float32 [B, 3, h, w] in 0..1.
+    labels: int64 [B, h, w], train ids with 255 = ignore; None where labels are closed.
+    indices: places in the shard, [B].
+    valid: bool [B, h, w], False where padding or a turned corner lies instead of the image; only where
+        there are no labels, whose 255 says the same.
+    plain: float32 [B, 3, h, w], the same cuts before colours and sharpness were changed, where asked for.
+    """
+
+    images: torch.Tensor
+    labels: torch.Tensor | None
+    indices: list[int]
+    valid: torch.Tensor | None = None
+    plain: torch.Tensor | None = None
+
+
+class Pictures:
+    """The images of a shard as training batches.
+
+    Args:
+        shard: what to read.
+        transforms: how images are changed before they are stacked.
+        seed_parts: the seed of the run and what else tells these draws apart: (seed, site).
+        with_labels: whether labels may be opened. If not, their paths are dropped here and now: nothing
+            below can reach them.
+        table: what the values of label files mean; may be None where labels are closed.
+        device: where batches go; to CUDA by way of pinned memory.
+        workers: threads that prepare the next batch; 0: none, it is made when asked for.
+        memory: bytes of decoded images and labels that are kept; what does not fit is decoded anew.
+        plain: whether batches also hold the cuts in their own colours.
+        restyle: changes the decoded image uint8 [H, W, 3] before all else, with a generator of its own.
+
+    Raises `UserError` where labels are to be opened and an image has none, or there is no table.
+    """
+
+    def __init__(
+        self,
+        shard: Shard,
+        transforms: Transforms,
+        seed_parts: tuple[int | str, ...],
+        with_labels: bool,
+        table: ClassTable | None,
+        *,
+        device: torch.device | str = "cpu",
+        workers: int = 1,
+        memory: int = MEMORY,
+        plain: bool = False,
+        restyle: Restyle | None = None,
+    ) -> None:
+        if with_labels:
+            _check_labelled(shard, table)
+        else:
+            shard = replace(shard, entries=tuple(replace(entry, label=None) for entry in shard.entries))
+        self.shard = shard
+        self.with_labels = with_labels
+        self._table = table
+        self._transform = JointTransform(transforms)
+        self._seed, self._names = int(seed_parts[0]), seed_parts[1:]
+        self._device = torch.device(device)
+        self._workers = workers
+        self._restyle = restyle
+        self._plain = plain
+        self._decoded = _Decoded(memory)
+
+    def __len__(self) -> int:
+        return len(self.shard)
+
+    def image(self, index: int) -> Bytes:
+        """Return a picture as it is on disk, uint8 [H, W, 3]; not to be written to."""
+        return self._read(index)[0]
+
+    def label(self, index: int) -> Bytes:
+        """Return train ids as they are on disk, uint8 [H, W]; raises `PermissionError` where closed."""
+        label = self._read(index)[1] if self.with_labels else None
+        if label is None:
+            raise PermissionError(f"the labels of {self.shard.name} are closed: this task may not open them")
+        return label
+
+    def batches_per_epoch(self, batch: int) -> int:
+        """Return how many batches hold every image once; the last may be smaller."""
+        return -(-len(self) // batch)
+
+    def order(self, epoch: int) -> list[int]:
+        """Return the images in the order of an epoch: each of them, exactly once."""
+        return torch.randperm(len(self), generator=self._generator("order", epoch)).tolist()
+
+    def epoch_batches(self, epoch: int, batch: int) -> Iterator[Batch]:
+        """Yield every image once; the last batch may be smaller."""
+        return self._stream(self._plan(epoch, batch))
+
+    def batches(self, steps: int, batch: int, first_epoch: int = 0, skip: int = 0) -> Iterator[Batch]:
+        """Yield ``steps`` batches, epoch after epoch from ``first_epoch`` on, as `epoch_batches` would.
+
+        ``skip`` batches come first and are left out, unread: who goes on where another call stopped reads every
+        image in every epoch, however few batches a call has.
+        """
+        past, begun = divmod(skip, -(-len(self) // max(batch, 1)))
+        plan = (visits for epoch in count(first_epoch + past) for visits in self._plan(epoch, batch))
+        return self._stream(islice(plan, begun, begun + steps))
+
+    def _plan(self, epoch: int, batch: int) -> Iterator[list[Visit]]:
+        if batch < 1:
+            raise ValueError(f"a batch of {batch} images; expected at least 1")
+        order = self.order(epoch)
+        for start in range(0, len(order), batch):
+            yield [(epoch, index) for index in order[start : start + batch]]
+
+    def _stream(self, plan: Iterator[list[Visit]]) -> Iterator[Batch]:
+        if not self._workers:
+            for visits in plan:
+                yield self._stack(visits, [self._sample(visit) for visit in visits])
+            return
+        pool = ThreadPoolExecutor(self._workers, thread_name_prefix="pictures")
+        waiting: deque[tuple[list[Visit], list[Future[Sample]]]] = deque()
+        try:
+            for visits in plan:
+                waiting.append((visits, [pool.submit(self._sample, visit) for visit in visits]))
+                if len(waiting) > AHEAD:
+                    yield self._collect(*waiting.popleft())
+            while waiting:
+                yield self._collect(*waiting.popleft())
+        finally:  # also where the reader stops early: no thread goes on decoding for nobody
+            pool.shutdown(cancel_futures=True)
+
+    def _collect(self, visits: list[Visit], samples: list[Future[Sample]]) -> Batch:
+        return self._stack(visits, [sample.result() for sample in samples])
+
+    def _sample(self, visit: Visit) -> Sample:
+        """Return image uint8 [3, h, w], its plain form, and label: 0, and 255 outside the image, where closed."""
+        epoch, index = visit
+        pixels, label = self._read(index)
+        if self._restyle is not None:
+            pixels = self._restyle(pixels, self._generator("style", epoch, index))
+        image = image_tensor(pixels)
+        marks = torch.zeros(image.shape[1:], dtype=torch.uint8) if label is None else torch.from_numpy(label)
+        image, plain, changed = self._transform.views(image, marks, self._generator("image", epoch, index))
+        assert changed is not None
+        return image, plain, changed
+
+    def _stack(self, visits: list[Visit], samples: Sequence[Sample]) -> Batch:
+        indices = [index for _, index in visits]
+        first = samples[0][0].shape
+        for index, (image, _, _) in zip(indices, samples, strict=True):
+            if image.shape != first:
+                raise UserError(
+                    f"The images of one batch differ in size: {self.shard.image_path(indices[0])} has "
+                    f"{first[2]} x {first[1]} pixels and {self.shard.image_path(index)} {image.shape[2]} x "
+                    f"{image.shape[1]}; set transforms.crop to 'random' or 'resized', or the batch to 1."
+                )
+        images = self._floats([image for image, _, _ in samples])
+        plain = self._floats([plain for _, plain, _ in samples]) if self._plain else None
+        marks = self._move(torch.stack([label for _, _, label in samples]))
+        if self.with_labels:
+            return Batch(images, marks.long(), indices, plain=plain)
+        return Batch(images, None, indices, marks != IGNORE, plain)
+
+    def _floats(self, images: Sequence[torch.Tensor]) -> torch.Tensor:
+        return self._move(torch.stack(list(images))).float().div_(255)
+
+    def _move(self, stacked: torch.Tensor) -> torch.Tensor:
+        """Bring bytes to the device; they become floats there, four times as large."""
+        if self._device.type == "cuda":
+            return stacked.pin_memory().to(self._device, non_blocking=True)
+        return stacked.to(self._device)
+
+    def _read(self, index: int) -> tuple[Bytes, Bytes | None]:
+        kept = self._decoded.get(index)
+        if kept is None:
+            kept = self._decode(index)
+            self._decoded.keep(index, kept)
+        return kept
+
+    def _decode(self, index: int) -> tuple[Bytes, Bytes | None]:
+        if not self.with_labels or self._table is None:
+            return entry_image(self.shard, index), None
+        return entry_pair(self.shard, index, self._table)
+
+    def _generator(self, *names: str | int) -> torch.Generator:
+        return torch_generator(self._seed, "pictures", *self._names, *names)
+
+
+class _Decoded:
+    """Decoded pixels up to a number of bytes.
+
+    The first that come stay: images are read in a new order in every epoch, and dropping the oldest
+    would drop just those that come next.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._bytes = 0
+        self._kept: dict[int, tuple[Bytes, Bytes | None]] = {}
+        self._lock = Lock()
+
+    def get(self, index: int) -> tuple[Bytes, Bytes | None] | None:
+        return self._kept.get(index)
+
+    def keep(self, index: int, pair: tuple[Bytes, Bytes | None]) -> None:
+        size = sum(pixels.nbytes for pixels in pair if pixels is not None)
+        with self._lock:
+            if index not in self._kept and self._bytes + size <= self._limit:
+                self._kept[index] = pair
+                self._bytes += size
+
+
+def _check_labelled(shard: Shard, table: ClassTable | None) -> None:
+    if table is None:
+        raise UserError(
+            f"The labels of {shard.path} have no class table; name one (--classes NAME or a JSON file)."
+        )
+    for index, entry in enumerate(shard.entries):
+        if entry.label is None:
+            raise UserError(
+                f"The image {shard.image_path(index)} has no label in {shard.path}, but this task trains "
+                "with labels; add one or leave the image out."
+            )

@@ -1,0 +1,236 @@
+"""How good is a segmenter on a shard, with labels and without?
+
+Sites and server run the same code. Everything that is returned adds up: the evaluations of several sites
+are summed, the sum is matched and scored once. A mean of per-site scores is never formed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+from torch import Tensor
+
+from common.data.manifest import Shard
+from common.data.reading import entry_image, entry_label, entry_size
+from common.errors import UserError
+from common.evaluation.metrics import Confusion
+from common.features.source import FeatureSource
+from common.models.inputs import crop_box, prepare_image
+from common.models.segmenter import Segmenter
+from common.settings import schema as config
+
+if TYPE_CHECKING:
+    from common.models.backbone import Backbone
+
+Bytes = npt.NDArray[np.uint8]
+Mirrored = Callable[[list[int]], Tensor]
+Refine = Callable[[Tensor, Bytes], Bytes]
+ScoreAt = Literal["label", "input"]
+
+
+@dataclass
+class Evaluation:
+    """Sums over the images of a shard; ``+`` joins shards.
+
+    Without labels ``confusion`` is None and the other fields, which count patches of the feature grid,
+    say how the clusters are used. ``predictions`` are cluster maps of the images asked for, by index.
+    """
+
+    patches: npt.NDArray[np.int64]
+    cosine_sum: float
+    num_images: int
+    confusion: Confusion | None = None
+    num_labelled: int = 0
+    predictions: dict[int, Bytes] = field(default_factory=dict)
+
+    def __add__(self, other: Evaluation) -> Evaluation:
+        """Sum two shards' figures; pictures are not carried over, for their indices belong to one shard."""
+        both = [c for c in (self.confusion, other.confusion) if c is not None]
+        return Evaluation(
+            patches=self.patches + other.patches,
+            cosine_sum=self.cosine_sum + other.cosine_sum,
+            num_images=self.num_images + other.num_images,
+            confusion=None if not both else both[0] if len(both) == 1 else both[0] + both[1],
+            num_labelled=self.num_labelled + other.num_labelled,
+        )
+
+    @property
+    def mean_cosine(self) -> float:
+        """Mean cosine of a patch's code to its nearest centroid, -1..1: how compact the clusters are."""
+        return self.cosine_sum / max(1, int(self.patches.sum()))
+
+    @property
+    def cluster_share(self) -> list[float]:
+        """Fraction of all patches in each cluster."""
+        return [float(share) for share in self.patches / max(1, int(self.patches.sum()))]
+
+    @property
+    def entropy(self) -> float:
+        """Entropy of the shares over log K: 1 where all clusters are used alike, 0 where one takes all."""
+        share = self.patches[self.patches > 0] / max(1, int(self.patches.sum()))
+        return abs(float(-(share * np.log(share)).sum() / np.log(max(2, len(self.patches)))))
+
+
+@torch.no_grad()
+def evaluate(
+    segmenter: Segmenter,
+    features: FeatureSource,
+    shard: Shard,
+    model: config.Model,
+    *,
+    score_at: ScoreAt = "label",
+    mirrored: Mirrored | None = None,
+    refine: Refine | None = None,
+    keep: Collection[int] = (),
+    use_labels: bool = True,
+    batch: int = 8,
+    progress: Callable[[int, int], None] | None = None,
+) -> Evaluation:
+    """Segment every image of a shard and count agreement with its label, where it has one.
+
+    Args:
+        segmenter: K clusters over features [B, C, h, w].
+        features: the frozen features of the shard's images, in the shard's order.
+        shard: images and, with a class table, labels. Label files are opened here and only if
+            ``use_labels`` and the shard has a class table.
+        model: the settings that the features were made with (size and crop).
+        score_at: "label" compares at the label's own size (the part of it that the crop kept);
+            "input" resizes labels to the input size by nearest neighbour, as the reference protocol does.
+        mirrored: gives the features of mirrored images (see `mirrored_features`): flip averaging.
+        refine: turns cosines [K, H, W] and the picture uint8 [H, W, 3] into clusters uint8 [H, W]. With
+            score_at "input" the picture is the backbone's own input, as in the reference protocol.
+        keep: indices of images whose cluster maps are wanted.
+        batch: images per step; memory does not depend on the number of images.
+        progress: called with (done, total) images.
+
+    Raises:
+        UserError: labels are named but no class table is known, or a label does not fit its image's crop.
+    """
+    if len(features) != len(shard):
+        raise ValueError(
+            f"{len(features)} features for the {len(shard)} images of {shard.name}; expected as many."
+        )
+    labels_named = use_labels and any(entry.label for entry in shard.entries)
+    if labels_named and shard.classes is None:
+        raise UserError(
+            f"The manifest {shard.path} names labels but no class table is known; "
+            "name one (--classes camvid, or a JSON file)."
+        )
+    clusters = segmenter.num_clusters
+    device = segmenter.centroids.device
+    result = Evaluation(np.zeros(clusters, dtype=np.int64), 0.0, 0)
+    if labels_named and shard.classes is not None:
+        result.confusion = Confusion(clusters, shard.classes.num_classes)
+    for start in range(0, len(shard), batch):
+        indices = list(range(start, min(start + batch, len(shard))))
+        mirror = None if mirrored is None else mirrored(indices).to(device)
+        code = segmenter.code(features.batch(indices).to(device), mirror)
+        winner = segmenter.cosines(code).max(dim=1)
+        result.cosine_sum += float(winner.values.double().sum())
+        result.patches += np.bincount(winner.indices.cpu().numpy().ravel(), minlength=clusters)
+        result.num_images += len(indices)
+        for offset, index in enumerate(indices):
+            label = seen_label(shard, index, model, score_at) if labels_named else None
+            if label is None and index not in keep:
+                continue
+            size = label.shape if label is not None else _prediction_size(shard, index, model, score_at)
+            picture = None if refine is None else seen_image(shard, index, model, score_at)
+            predicted = predict(segmenter, code[offset : offset + 1], size, refine, picture)
+            if label is not None and result.confusion is not None:
+                result.confusion.update(predicted, label)
+                result.num_labelled += 1
+            if index in keep:
+                result.predictions[index] = predicted
+        if progress is not None:
+            progress(indices[-1] + 1, len(shard))
+    return result
+
+
+def predict(
+    segmenter: Segmenter,
+    code: Tensor,
+    size: tuple[int, ...],
+    refine: Refine | None = None,
+    picture: Bytes | None = None,
+) -> Bytes:
+    """Return the cluster of every pixel, uint8 [H, W], of one image's code [1, D, h, w].
+
+    With ``refine`` the picture is brought to ``size`` and decides together with the cosines.
+    """
+    if refine is None or picture is None:
+        labels: Bytes = segmenter.labels_of_code(code, size)[0].cpu().numpy()
+        return labels
+    if picture.shape[:2] != tuple(size):
+        picture = np.asarray(Image.fromarray(picture).resize((size[1], size[0]), Image.Resampling.BILINEAR))
+    return refine(segmenter.logits_of_code(code, size)[0], picture)
+
+
+def mirrored_features(
+    shard: Shard, model: config.Model, seed: int, device: torch.device | str = "cpu"
+) -> Mirrored:
+    """Return a function that computes the features [B, C, h, w] of left-right mirrored images on the fly.
+
+    The backbone is loaded at the first call. Mirrored features are not cached: they serve a final score.
+    """
+    loaded: list[Backbone] = []
+
+    def compute(indices: list[int]) -> Tensor:
+        from common.models.backbone import load_backbone
+
+        if not loaded:
+            loaded.append(load_backbone(model, seed, device))
+        images = torch.stack([prepare_image(entry_image(shard, i), model).flip(-1) for i in indices])
+        return backbone_maps(loaded[0], images.to(device))
+
+    return compute
+
+
+@torch.no_grad()
+def backbone_maps(backbone: Backbone, images: Tensor) -> Tensor:
+    """Return features [B, C, h, w] in fp32 of prepared images [B, 3, H, W]; the backbone is token-major."""
+    tokens: Tensor = backbone(images)
+    maps: Tensor = tokens.float().transpose(1, 2).unflatten(2, backbone.grid)  # type: ignore[no-untyped-call]
+    return maps
+
+
+def seen_label(shard: Shard, index: int, model: config.Model, score_at: ScoreAt = "label") -> Bytes | None:
+    """Read one label and keep what the backbone saw of it, at the size to be scored."""
+    label = None if shard.classes is None else entry_label(shard, index, shard.classes)
+    if label is None:
+        return None
+    if score_at == "input":
+        box = crop_box(label.shape[0], label.shape[1], model)
+        picture = Image.fromarray(label).resize((model.width, model.height), Image.Resampling.NEAREST, box)
+        return np.asarray(picture)
+    left, top, right, bottom = _whole_box(label.shape, model)
+    return np.ascontiguousarray(label[top:bottom, left:right])
+
+
+def seen_image(shard: Shard, index: int, model: config.Model, score_at: ScoreAt = "label") -> Bytes:
+    """Read one image and keep what the backbone saw of it, at its own size or ("input") as it went in."""
+    image = entry_image(shard, index)
+    if score_at == "input":
+        pixels = prepare_image(image, model).permute(1, 2, 0) * 255
+        return np.asarray(pixels.round().to(torch.uint8).numpy())
+    left, top, right, bottom = _whole_box(image.shape[:2], model)
+    return np.ascontiguousarray(image[top:bottom, left:right])
+
+
+def _prediction_size(shard: Shard, index: int, model: config.Model, score_at: ScoreAt) -> tuple[int, int]:
+    """Return the size (H, W) of a prediction for an image without a label."""
+    if score_at == "input":
+        return model.height, model.width
+    left, top, right, bottom = _whole_box(entry_size(shard, index), model)
+    return bottom - top, right - left
+
+
+def _whole_box(size: tuple[int, ...], model: config.Model) -> tuple[int, int, int, int]:
+    """Return the part that the backbone sees, rounded to whole pixels: left, top, right, bottom."""
+    left, top, right, bottom = crop_box(size[0], size[1], model)
+    return round(left), round(top), round(right), round(bottom)

@@ -1,0 +1,94 @@
+"""Scores of a confusion matrix: accuracy, mIoU and IoU by class, with their record fields."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from common.data.classes import ClassTable
+from common.evaluation.metrics import Confusion, Matching, match, scores
+from common.evaluation.site_scores import site_fields
+
+
+@dataclass
+class Score:
+    """What scoring found; empty where nothing was scored. All qualities are fractions.
+
+    Where sites keep models of their own there is no common model to score: ``sites`` holds one mIoU for
+    each of theirs, which is never presented as the mIoU of a model.
+    """
+
+    accuracy: float | None = None
+    miou: float | None = None
+    miou_all: float | None = None
+    per_class_iou: dict[str, float | None] | None = None
+    mapping: list[int] | None = None
+    confusion: list[list[int]] | None = None
+    mean_cosine: float | None = None
+    cluster_share: list[float] | None = None
+    entropy: float | None = None
+    sites: dict[str, float] = field(default_factory=dict)
+    site_accuracy: dict[str, float] = field(default_factory=dict)
+    site_classes: dict[str, dict[str, float | None]] = field(default_factory=dict)
+    sets: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def add_site(self, name: str, one: Score) -> None:
+        """Take in the score of one site's model, where there were labels to score it by."""
+        if one.miou is not None and one.accuracy is not None:
+            self.sites[name], self.site_accuracy[name] = one.miou, one.accuracy
+            self.site_classes[name] = one.per_class_iou or {}
+
+    def fields(self) -> dict[str, Any]:
+        """Return the quality fields of a metrics line."""
+        found: dict[str, Any] = {
+            "accuracy": self.accuracy,
+            "miou": self.miou,
+            "miou_all": self.miou_all,
+            "per_class_iou": self.per_class_iou,
+        }
+        rest = {"confusion": self.confusion, "mapping": self.mapping, "entropy": self.entropy}
+        found |= {key: value for key, value in rest.items() if value is not None}
+        if self.sets:
+            found["sets"] = self.sets
+        if self.cluster_share is not None:
+            found["cluster_share"] = self.cluster_share
+        if self.sites:
+            found |= site_fields(self.sites, self.site_accuracy, self.site_classes)
+        return found
+
+    def words(self) -> list[str]:
+        """Return what a progress line says."""
+        if len(self.sets) > 1 or any("cluster_miou" in record for record in self.sets.values()):
+            return [word for name, record in self.sets.items() for word in _set_words(name, record)]
+        if self.miou is not None:
+            return [f"mIoU {self.miou:.3f}", f"accuracy {self.accuracy:.3f}"]
+        if self.sites:
+            mean, spread = statistics.mean(self.sites.values()), statistics.pstdev(self.sites.values())
+            return [f"mIoU of the sites' own models {mean:.3f} +- {spread:.3f}"]
+        return [] if self.mean_cosine is None else [f"mean cosine {self.mean_cosine:.3f}"]
+
+
+def _set_words(name: str, record: Mapping[str, Any]) -> list[str]:
+    """Return what a progress line says of one test set."""
+    if record["miou"] is None:
+        return [f"{name} has no labelled pixel"]
+    words = f"{name} mIoU {record['miou']:.3f}"
+    return [words + (f" (clusters {record['cluster_miou']:.3f})" if "cluster_miou" in record else "")]
+
+
+def scored(confusion: Confusion, classes: ClassTable, how: Matching) -> Score:
+    """Match clusters to classes once, on the summed counts, and score; without any count there is no score."""
+    if not confusion.total:
+        return Score()
+    mapping = match(confusion, how)
+    found = scores(confusion, mapping)
+    return Score(
+        accuracy=found.accuracy,
+        miou=found.miou,
+        miou_all=found.miou_all,
+        per_class_iou=dict(zip(classes.names, found.per_class_iou, strict=True)),
+        mapping=[int(c) for c in mapping],
+        confusion=confusion.to_list(),
+    )

@@ -1,1 +1,0 @@
-"""Objectives that need no label."""

@@ -1,1 +1,0 @@
-"""Frozen backbones and trainable heads."""

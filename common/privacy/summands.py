@@ -1,0 +1,132 @@
+"""What of a site's update adds up over sites, and how does the total become one update again?
+
+Means travel as weight times value beside the weight, so that every rule that needs sums only (weighted mean,
+exact k-means, the spectral scatter) can work from totals: secure summation and noise both build on it. The
+total is read back as the update of one site that holds everything; the merge rules then need no second form.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from common.clustering.spectral import PatchScatter, symmetric
+from common.settings.schema import RunConfig
+
+Arrays = Mapping[str, np.ndarray]
+Groups = Mapping[str, Mapping[str, np.ndarray]]
+Shapes = dict[str, tuple[int, ...]]
+Summands = dict[str, NDArray[np.float64]]
+
+Inner = TypeVar("Inner")
+
+AVERAGED = ("head", "shared", "centroids")
+"""Groups whose total is divided by the sum of the weights."""
+METRICS = ("loss", "mean_cosine", "displacement")
+"""Metrics of a site that are averaged over sites; others stay at the site."""
+WEIGHT = "weight"
+_METRICS = "metrics"
+_COUNTS = "counts"
+
+
+@dataclass(frozen=True)
+class Total:
+    """Groups and metrics as one site that holds all images would send them, and the sum of the weights."""
+
+    groups: dict[str, dict[str, np.ndarray]]
+    metrics: dict[str, float]
+    weight: float
+
+
+def summed_groups(groups: Mapping[str, Inner], config: RunConfig) -> dict[str, Inner]:
+    """Return the groups that the merge rules look at; under ``lloyd`` a site's own centroids are of no use."""
+    unused = {"centroids"} if config.centroids.merge == "lloyd" else set()
+    return {name: inner for name, inner in groups.items() if name not in unused}
+
+
+def to_summands(groups: Groups, metrics: Mapping[str, float], weight: float) -> Summands:
+    """Return what adds up, by ``group/key``, in float64. Metrics that are missing count as 0."""
+    found: Summands = {WEIGHT: np.array([weight], dtype=np.float64)}
+    found[_METRICS] = weight * np.array([metrics.get(key, 0.0) for key in METRICS], dtype=np.float64)
+    for group, arrays in groups.items():
+        for key, value in (scatter_summands(arrays) if group == "scatter" else arrays).items():
+            factor = weight if group in AVERAGED and key != _COUNTS else 1.0
+            found[f"{group}/{key}"] = factor * np.asarray(value, dtype=np.float64)
+    return found
+
+
+def summand_shapes(shapes: Mapping[str, Mapping[str, tuple[int, ...]]]) -> Shapes:
+    """Return the shapes of `to_summands` for groups of these shapes."""
+    found: Shapes = {WEIGHT: (1,), _METRICS: (len(METRICS),)}
+    for group, arrays in shapes.items():
+        inner = dict(arrays)
+        if group == "scatter":
+            channels = arrays["mean"][0]
+            triangle = (channels * (channels + 1) // 2,)
+            inner = {"total": (channels,), "outer": triangle, "difference": triangle, "weights": (2,)}
+        found |= {f"{group}/{key}": shape for key, shape in inner.items()}
+    return found
+
+
+def pack(summands: Summands) -> NDArray[np.float64]:
+    """Lay all arrays end to end, in the order of their names."""
+    return np.concatenate([np.ravel(summands[key]) for key in sorted(summands)])
+
+
+def unpack(vector: NDArray[np.float64], shapes: Shapes) -> Summands:
+    """Undo `pack`; raises ValueError where the vector has another length than the shapes."""
+    sizes = [int(np.prod(shapes[key])) for key in sorted(shapes)]
+    if vector.shape != (sum(sizes),):
+        raise ValueError(f"a vector of shape {vector.shape} for {sum(sizes)} numbers")
+    parts = np.split(vector, np.cumsum(sizes)[:-1])
+    return {key: part.reshape(shapes[key]) for key, part in zip(sorted(shapes), parts, strict=True)}
+
+
+def from_summands(totals: Summands, sites: int) -> Total:
+    """Read the total of ``sites`` sites as the update of one; raises ValueError where no weight is left."""
+    weight = float(totals[WEIGHT][0])
+    if not weight > 0:
+        raise ValueError(f"the weights of {sites} sites add up to {weight:g}")
+    groups: dict[str, dict[str, np.ndarray]] = {}
+    for name, value in totals.items():
+        group, _, key = name.partition("/")
+        if not key:
+            continue
+        if key == _COUNTS:
+            array: np.ndarray = np.rint(value).astype(np.int64)
+        else:
+            array = (value / weight).astype(np.float32) if group in AVERAGED else value
+        groups.setdefault(group, {})[key] = array
+    if "scatter" in groups:
+        groups["scatter"] = scatter_from(groups["scatter"]).to_arrays(np.float64)  # no second rounding
+    metrics = dict(zip(METRICS, (totals[_METRICS] / weight).tolist(), strict=True))
+    return Total(groups, {key: value for key, value in metrics.items() if value}, weight)
+
+
+def scatter_summands(arrays: Arrays) -> dict[str, np.ndarray]:
+    """Return the sums behind a scatter as it travels (`PatchScatter.to_arrays`), one triangle of the matrices."""
+    scatter = PatchScatter.from_arrays(arrays)
+    triangle = np.triu_indices(len(scatter.total))
+    return {
+        "total": scatter.total,
+        "outer": scatter.outer[triangle],
+        "difference": scatter.difference[triangle],
+        "weights": np.array([scatter.count, scatter.weight]),
+    }
+
+
+def scatter_from(arrays: Arrays) -> PatchScatter:
+    """Rebuild a scatter from sums as `scatter_summands` returns them."""
+    count, weight = (float(value) for value in arrays["weights"])
+    channels = len(arrays["total"])
+    return PatchScatter(
+        count,
+        arrays["total"],
+        symmetric(arrays["outer"], channels),
+        weight,
+        symmetric(arrays["difference"], channels),
+    )

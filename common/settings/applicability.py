@@ -1,0 +1,132 @@
+"""Which settings act in which task, and is one changed that does nothing in the run's own?
+
+All tasks share one set of settings, so that a key of another task is easily taken for one of one's own. Only values
+that differ from the default are refused: a list of all settings may be handed over. Those that the chosen preset
+sets are taken as well, since a preset also says what acts in all tasks.
+
+Not asked is whether a setting lacks another one of its task (``clusters.exact`` without ``clusters.layers``):
+those are switched by ``--set`` on top of a recipe. Only ``style`` is, in task `supervised`: there it makes clusters,
+and a transfer without them would look as if images took it on.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+
+from common.errors import UserError
+from common.settings.schema import RunConfig, Scalar, load_config
+
+Words = tuple[str, ...]
+
+UNSUPERVISED: Words = ("unsupervised",)
+NETWORKS: Words = ("supervised", "adaptation")
+ADAPTATION: Words = ("adaptation",)
+ALL: Words = UNSUPERVISED + NETWORKS
+
+ACTS_IN: Mapping[str, Words] = {
+    "model": UNSUPERVISED,
+    "cache": UNSUPERVISED,
+    "loss": UNSUPERVISED,
+    "privacy": UNSUPERVISED,
+    "centroids": UNSUPERVISED,
+    "centroids.share": ALL,
+    "local.lr": UNSUPERVISED,
+    "local.centroid-lr": UNSUPERVISED,
+    "local.neighbours": UNSUPERVISED,
+    "local.neighbour-dropout": UNSUPERVISED,
+    "local.keep-optimizer": UNSUPERVISED,
+    "local.prox-parameters": UNSUPERVISED,
+    "local.moon-weight": UNSUPERVISED,
+    "local.moon-temperature": UNSUPERVISED,
+    "aggregation.keep-least-moved": UNSUPERVISED,
+    "eval.matching": UNSUPERVISED,
+    "eval.crf": UNSUPERVISED,
+    "network": NETWORKS,
+    "transforms": NETWORKS,
+    "sgd": NETWORKS,
+    "reduction": NETWORKS,
+    "clusters": NETWORKS,
+    "style": NETWORKS,
+    "style.mix": ADAPTATION,
+    "teacher": ADAPTATION,
+    "source": ADAPTATION,
+}
+"""The tasks of a key, or of all keys of a section that do not stand here themselves; what is missing acts in all."""
+
+COUNTERPARTS: tuple[Words, ...] = (
+    ("sgd.lr", "local.lr", "source.lr"),
+    ("sgd.mixed-precision", "cache.mixed-precision"),
+    ("local.batch", "source.batch"),
+    ("local.epochs", "source.epochs"),
+    ("local.steps", "source.steps"),
+    ("network.dropout", "model.dropout"),
+    ("network.normalize", "model.normalize"),
+    ("network.weights", "source.checkpoint"),
+    ("network.weights", "model.weights"),
+    ("transforms.crop", "model.crop"),
+    ("transforms.height", "model.height"),
+    ("transforms.width", "model.width"),
+    ("reduction.kind", "loss.objective"),
+    ("aggregation.rule", "centroids.merge"),
+)
+"""Keys that do for different tasks what is nearly the same."""
+
+COMMANDS: Mapping[str, str] = {"eval.crf": "`python -m server evaluate --crf` on a checkpoint"}
+"""What does it where no key does."""
+
+
+def refuse_foreign(config: RunConfig) -> None:
+    """Raise `UserError` for the first setting that was changed and does nothing in the run's task."""
+    found = foreign_keys(config)
+    if found:
+        raise UserError(_sentence(found, config))
+
+
+def foreign_keys(config: RunConfig) -> list[str]:
+    """Return the keys that were changed and do nothing in the run's task, in the order of the settings."""
+    default = RunConfig().to_flat()
+    preset = load_config({"preset": config.preset}).to_flat()
+    return [
+        key
+        for key, value in config.to_flat().items()
+        if not acts(key, config) and value not in (default[key], preset[key])
+    ]
+
+
+def tasks_of(key: str) -> Words:
+    """Return the tasks in which a dotted key does anything."""
+    return ACTS_IN.get(key, ACTS_IN.get(key.partition(".")[0], ALL))
+
+
+def acts(key: str, config: RunConfig) -> bool:
+    """Say whether a key does anything in the run's task."""
+    return config.task in tasks_of(key) and not _style_without_clusters(key, config)
+
+
+def _style_without_clusters(key: str, config: RunConfig) -> bool:
+    return key.startswith("style.") and config.task == "supervised" and config.clusters.layers == "none"
+
+
+def _sentence(found: list[str], config: RunConfig) -> str:
+    key, *others = found
+    value, default = (_shown(of.to_flat()[key]) for of in (config, RunConfig()))
+    *first, last = (f"'{task}'" for task in tasks_of(key))
+    where = f"tasks {', '.join(first)} and {last}" if first else f"task {last}"
+    why = f"acts in {where} alone, but task is '{config.task}'"
+    if config.task in tasks_of(key):
+        why = f"task '{config.task}' needs for clusters alone, but clusters.layers is 'none'"
+    use = _instead(key, config)
+    remedy = f"leave it at {default}" + (f" and use {use}" if use else "")
+    listed = ", ".join(others[:3]) + (f" and {len(others) - 3} more" if len(others) > 3 else "")
+    return f"{key} is {value}, which {why}; {remedy}" + (f" (likewise {listed})." if others else ".")
+
+
+def _instead(key: str, config: RunConfig) -> str | None:
+    """Return what does in the run's task what a key does in its own."""
+    groups = [group for group in COUNTERPARTS if key in group]
+    return next((other for group in groups for other in group if acts(other, config)), COMMANDS.get(key))
+
+
+def _shown(value: Scalar) -> str:
+    return f"'{value}'" if isinstance(value, str) else json.dumps(value)

@@ -1,0 +1,198 @@
+"""Which settings of task `unsupervised` do not go together, or would be ignored in silence?"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from common.settings.schema import RunConfig
+
+
+def unsupervised_conflict(config: RunConfig) -> str | None:
+    """Return why these settings do not go together, in one sentence, or None."""
+    if config.task != "unsupervised":
+        return None
+    spectral = config.loss.objective == "spectral"
+    return (
+        (_spectral_conflict(config) if spectral else None)
+        or _keeper_conflict(config)
+        or _draw_conflict(config)
+    )
+
+
+def _spectral_conflict(config: RunConfig) -> str | None:
+    """Name what the closed form, which takes no step and averages no head, has no use or no room for."""
+    model, centroids = config.model, config.centroids
+    if model.nonlinear:
+        return (
+            "loss.objective 'spectral' finds a linear head but model.nonlinear is true; set it to false, or choose "
+            "another objective"
+        )
+    if centroids.merge != "lloyd":
+        return (
+            f"loss.objective 'spectral' needs centroids.merge 'lloyd', not '{centroids.merge}'; its sites send sums, "
+            "not centroids of their own"
+        )
+    if model.clusters > 2 * model.dim**2:
+        return (
+            f"loss.objective 'spectral' starts k-means from {2 * model.dim**2} directions of codes of length "
+            f"{model.dim} but model.clusters is {model.clusters}; raise model.dim"
+        )
+    if config.rounds < 2:
+        return "loss.objective 'spectral' needs 2 rounds (projection, k-means), rounds is 1; raise it"
+    for key, value, off in _steps_only(config):
+        if value != off:
+            return (
+                f"{key} is {_shown(value)}, but loss.objective 'spectral' solves for the head from sums: it takes no "
+                f"step and averages no head; set it to {_shown(off)}, or choose another objective"
+            )
+    return None
+
+
+def _steps_only(config: RunConfig) -> list[tuple[str, object, object]]:
+    """Return (key, value, value that is off) of what acts on gradient steps, or on trained heads, alone."""
+    local, loss, aggregation = config.local, config.loss, config.aggregation
+    weights: Mapping[str, float] = {
+        "local.prox-mu": local.prox_mu,
+        "local.moon-weight": local.moon_weight,
+        "loss.reconstruction-weight": loss.reconstruction_weight,
+        "loss.augmentation-weight": loss.augmentation_weight,
+        "loss.crf-weight": loss.crf_weight,
+    }
+    return [
+        *((key, weight, 0.0) for key, weight in weights.items()),
+        ("aggregation.rule", aggregation.rule, "mean"),
+        ("aggregation.optimizer", aggregation.optimizer, "none"),
+    ]
+
+
+def _keeper_conflict(config: RunConfig) -> str | None:
+    """Name what leaves ``keep-least-moved`` without a site to pick."""
+    if not config.aggregation.keep_least_moved:
+        return None
+    if config.centroids.merge == "lloyd":
+        return (
+            "aggregation.keep-least-moved goes by how far sites move the centroids, but with centroids.merge 'lloyd' "
+            "none moves them; set it to false, or choose another rule"
+        )
+    if config.centroids.share != "both":
+        return (
+            "aggregation.keep-least-moved lets one site keep its model while the others share theirs, but "
+            f"centroids.share is '{config.centroids.share}'; set it to false, or share both"
+        )
+    return None
+
+
+def _draw_conflict(config: RunConfig) -> str | None:
+    """Name the setting of the published method that has nothing to act on."""
+    loss, local = config.loss, config.local
+    corresponds = loss.objective == "correspondence"
+    if loss.negative_draw == "published" and not (corresponds and loss.negative_weight):
+        return (
+            "loss.negative-draw is 'published' but there is no negative term of objective 'correspondence'; "
+            "set it to 'derangement'"
+        )
+    if local.neighbour_dropout and not (corresponds and loss.inter_weight):
+        return (
+            f"local.neighbour-dropout is {local.neighbour_dropout:g} but no neighbours are searched without "
+            "the inter term of objective 'correspondence'; set it to 0"
+        )
+    if local.prox_mu and local.prox_parameters == "nonlinear" and not config.model.nonlinear:
+        return (
+            f"local.prox-mu is {local.prox_mu:g} for the two-layer branch (local.prox-parameters) but "
+            "model.nonlinear is false; set local.prox-parameters to 'all'"
+        )
+    return None
+
+
+def _shown(value: object) -> str:
+    return f"'{value}'" if isinstance(value, str) else f"{value:g}"
+
+
+def privacy_conflict(config: RunConfig) -> str | None:
+    """Return why these settings do not go with the rest, in one sentence, or None."""
+    privacy = config.privacy
+    if not privacy.totals_only:
+        return None
+    why = "privacy.secure-sum" if privacy.secure_sum else "privacy.noise-multiplier"
+    return _needs_single_sites(config, why) or (_not_covered(config) if privacy.noise_multiplier else None)
+
+
+def _needs_single_sites(config: RunConfig, why: str) -> str | None:
+    if config.task != "unsupervised":
+        return f"{why} covers heads and centroid sums of task 'unsupervised', not task '{config.task}'; switch it off"
+    if config.aggregation.rule != "mean":
+        return (
+            f"aggregation.rule '{config.aggregation.rule}' compares the heads of single sites, but with {why} the "
+            "server knows their total only; use 'mean'"
+        )
+    if config.centroids.merge not in ("lloyd", "mean"):
+        return (
+            f"centroids.merge '{config.centroids.merge}' compares the centroids of single sites, but with {why} the "
+            "server knows their total only; use 'lloyd'"
+        )
+    if config.centroids.share != "both":
+        return (
+            f"centroids.share is '{config.centroids.share}', for which the server keeps parts of single sites, but "
+            f"with {why} it knows their total only; use 'both'"
+        )
+    if config.aggregation.keep_least_moved:
+        return (
+            f"aggregation.keep-least-moved picks a single site's model, but with {why} the server knows the total "
+            "only; set it to false"
+        )
+    if config.sites.minimum < 2 and config.privacy.secure_sum and config.sites.expected == 1:
+        return "sites.expected is 1, but privacy.secure-sum hides a site among others; it needs 2 or more"
+    if config.privacy.secure_sum and config.sites.per_round == 1:
+        return "sites.per-round is 1, but privacy.secure-sum hides a site among others; it needs 2 or more"
+    return None
+
+
+def _not_covered(config: RunConfig) -> str | None:
+    """Name what would leave a site without noise, or with noise of no known meaning."""
+    privacy, spectral = config.privacy, config.loss.objective == "spectral"
+    if config.eval.where == "sites":
+        return (
+            "eval.where is 'sites', which sends confusion matrices without noise, but privacy.noise-multiplier is "
+            f"{privacy.noise_multiplier:g}; use 'server' or 'none'"
+        )
+    if not spectral and privacy.unit == "image":
+        return (
+            f"privacy.unit is 'image', but the change of a head by loss.objective '{config.loss.objective}' is "
+            "clipped for a site as a whole; use 'site', or objective 'spectral'"
+        )
+    if not spectral and config.aggregation.weights != "uniform":
+        return (
+            f"aggregation.weights is '{config.aggregation.weights}', but noise is measured for sites that weigh the "
+            "same; use 'uniform'"
+        )
+    if config.centroids.merge != "lloyd":
+        return f"centroids.merge '{config.centroids.merge}' sends centroids, for which there is no noise; use 'lloyd'"
+    clipped = {"privacy.clip-sums": privacy.clip_sums}
+    if spectral:
+        clipped |= {
+            "privacy.clip-scatter": privacy.clip_scatter,
+            "privacy.feature-norm": privacy.feature_norm,
+        }
+    else:
+        clipped |= {"privacy.clip-norm": privacy.clip_norm}
+    missing = [key for key, bound in clipped.items() if not bound]
+    if missing:
+        return f"{missing[0]} is 0, but noise only hides what is clipped; give the bound a value"
+    return None
+
+
+def sharing_conflict(config: RunConfig) -> str | None:
+    """Return what merges heads or networks where every site keeps its own, in one sentence, or None."""
+    share, aggregation = config.centroids.share, config.aggregation
+    if share in ("both", "head"):
+        return None
+    merging = (("rule", aggregation.rule, "mean"), ("optimizer", aggregation.optimizer, "none"))
+    for key, value, off in merging:
+        if value != off:
+            return (
+                f"aggregation.{key} is '{value}' but centroids.share is '{share}', where every site keeps what it "
+                f"trains; set aggregation.{key} to '{off}', or centroids.share to 'both'"
+            )
+    return None

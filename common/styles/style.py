@@ -1,0 +1,187 @@
+"""How is the style of a picture taken, and how does another picture take it on?
+
+A style is a few numbers, and all that a site says about the look of its images:
+
+* ``fourier``  amplitudes of the lowest frequencies, [3, 2b+1, 2b+1]; a picture takes them on and keeps its
+  phases (FDA: Yang and Soatto, CVPR 2020);
+* ``lab``      mean and standard deviation of each CIELAB channel, [2, 3]; a picture's are shifted and scaled to
+  them (Reinhard et al., 2001, in CIELAB);
+* ``spectra``  amplitudes as above, [3, 2bh+1, 2bw+1]; the picture's own are mixed with them at a random share
+  (CFSI of FedDG: Liu et al., CVPR 2021), from the window only: nothing else of a spectrum is used, so
+  nothing else is kept.
+
+Amplitudes are taken at one common size, ``style.height x style.width``, because they grow with the number of
+pixels: those of an unscaled transform, whose middle one is the sum over all pixels. Means and deviations do
+not, and are taken of a picture as it is: a resize would take contrast from it. Styles are float32, pictures
+uint8 [H, W, 3].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from itertools import islice
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from common.settings.network import Style
+from common.styles.cielab import from_lab, to_lab
+from common.styles.fourier import half_window, synthesise, upper_half, whole_window
+
+if TYPE_CHECKING:
+    import torch
+
+Bytes = npt.NDArray[np.uint8]
+Floats = npt.NDArray[np.float32]
+
+_QUIET = 1e-6
+"""Amplitudes below this share of the mean are rounding errors, whose phase says nothing."""
+
+
+def half_sizes(settings: Style) -> tuple[int, int]:
+    """Return the window's half-sizes (bh, bw) in bins.
+
+    A window given as a share is a square for ``fourier`` (of the shorter side) and has the picture's own
+    aspect for ``spectra``, as published; one given in bins is a square for both.
+    """
+    if settings.transfer == "spectra" and settings.fraction > 0:
+        return int(settings.fraction * settings.height), int(settings.fraction * settings.width)
+    return settings.half_side, settings.half_side
+
+
+def style_kind(settings: Style) -> Style:
+    """Return the settings by which styles are taken: without a transfer, clusters look at amplitudes."""
+    return settings if settings.transfer != "none" else settings.model_copy(update={"transfer": "fourier"})
+
+
+def style_shape(settings: Style) -> tuple[int, ...]:
+    """Return the shape of a style's array; raises ValueError where no transfer is set."""
+    if settings.transfer == "none":
+        raise ValueError("style.transfer is 'none'; expected 'fourier', 'lab' or 'spectra' to take styles.")
+    if settings.transfer == "lab":
+        return 2, 3
+    rows, columns = half_sizes(settings)
+    return 3, 2 * rows + 1, 2 * columns + 1
+
+
+def check_style(style: npt.NDArray[np.generic], settings: Style) -> Floats:
+    """Return a style as float32; raises ValueError unless it can be one of these settings.
+
+    Looks at the type, the shape, that all numbers are finite, and that amplitudes and deviations are not
+    negative: a style may come from another machine.
+    """
+    shape = style_shape(settings)
+    if style.shape != shape or style.dtype.kind != "f":
+        raise ValueError(
+            f"A style is {style.dtype} of shape {list(style.shape)}; expected float32 of shape {list(shape)} "
+            f"for style.transfer {settings.transfer!r} and this window."
+        )
+    checked: Floats = np.ascontiguousarray(style, dtype=np.float32)
+    sizes = checked[1] if settings.transfer == "lab" else checked
+    if not np.isfinite(checked).all() or float(sizes.min()) < 0:
+        what = "deviations" if settings.transfer == "lab" else "amplitudes"
+        raise ValueError(f"A style holds NaN, infinity or negative {what}; take it again from the images.")
+    return checked
+
+
+def extract_style(image: Bytes, settings: Style) -> Floats:
+    """Return the style of one picture of any size (amplitudes: resized, bicubic, to the common size first)."""
+    style_shape(settings)  # raises where there is no transfer
+    if settings.transfer == "lab":
+        return np.stack(_moments(to_lab(image))).astype(np.float32)
+    size = settings.height, settings.width
+    if image.shape[:2] != size:
+        resized = Image.fromarray(image).resize((size[1], size[0]), Image.Resampling.BICUBIC)
+        image = np.asarray(resized, dtype=np.uint8)
+    amplitudes = np.abs(half_window(image, half_sizes(settings)))
+    return whole_window(amplitudes).astype(np.float32)
+
+
+def mean_style(styles: Iterable[npt.NDArray[np.floating]]) -> Floats:
+    """Return the mean of styles, summed in float64 in their order; raises ValueError where there is none."""
+    total, count = np.zeros(()), 0
+    for style in styles:
+        total = total + style.astype(np.float64)
+        count += 1
+    if not count:
+        raise ValueError("A mean of no styles was asked for; expected at least one image.")
+    return (total / count).astype(np.float32)
+
+
+def style_of(images: Iterable[Bytes], settings: Style) -> Floats:
+    """Return a site's style: the mean over its first ``style.images`` images, or over all.
+
+    Images are asked for one at a time, so that a generator may read them from disk.
+    """
+    chosen = islice(images, settings.images or None)
+    return mean_style(extract_style(image, settings) for image in chosen)
+
+
+def apply_style(
+    image: Bytes,
+    style: npt.NDArray[np.floating],
+    settings: Style,
+    generator: torch.Generator | None = None,
+) -> Bytes:
+    """Return the picture in another style, at its own size.
+
+    A frequency is a number of waves over the whole picture at any size, and an amplitude grows with the
+    number of pixels. So amplitudes are scaled by the ratio of pixels, and the picture is spared two resizes;
+    at the common size this is the published transfer. Only the change is transformed back and added.
+
+    Args:
+        image: uint8 [H, W, 3], no smaller than the window.
+        style: from `extract_style` or a mean of those, of the same settings.
+        settings: kind, window and common size.
+        generator: draws the share of ``spectra``, uniform in 0..``style.mix``; None: ``style.mix`` itself.
+            The other transfers draw nothing.
+    """
+    style = check_style(style, settings)
+    if settings.transfer == "lab":
+        return _apply_lab(image, style)
+    share = 1.0
+    if settings.transfer == "spectra":
+        share = settings.mix * (1.0 if generator is None else uniform(generator))
+    scale = image.shape[0] * image.shape[1] / (settings.height * settings.width)
+    own = half_window(image, half_sizes(settings))
+    wanted = scale * upper_half(style)
+    changed = synthesise(_amplitude_change(own, wanted, share), (image.shape[0], image.shape[1]))
+    changed += image
+    styled: Bytes = np.clip(np.rint(changed, out=changed), 0, 255, out=changed).astype(np.uint8)
+    return styled
+
+
+def uniform(generator: torch.Generator) -> float:
+    """Draw a number in [0, 1)."""
+    import torch  # not at import time: styles are taken without it
+
+    return torch.rand((), generator=generator, dtype=torch.float64).item()
+
+
+def _amplitude_change(
+    own: npt.NDArray[np.complex128], wanted: npt.NDArray[np.float64], share: float
+) -> npt.NDArray[np.complex128]:
+    """Return what to add to ``own`` so that its amplitudes move by ``share`` to ``wanted``, phases kept."""
+    amplitude: npt.NDArray[np.float64] = np.abs(own)
+    mean = amplitude[:1, :, own.shape[2] // 2, None]
+    heard = amplitude > _QUIET * mean
+    phases = np.where(heard, own / np.where(heard, amplitude, 1.0), 1.0)
+    return np.asarray(share * (wanted - amplitude) * phases, dtype=np.complex128)
+
+
+def _moments(lab: Floats) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Return mean and standard deviation (of the whole, not of a sample) of each plane: [3], [3]."""
+    planes = lab.reshape(3, -1)
+    return planes.mean(axis=1).astype(np.float64), planes.std(axis=1).astype(np.float64)
+
+
+def _apply_lab(image: Bytes, style: Floats) -> Bytes:
+    lab = to_lab(image)
+    mean, deviation = _moments(lab)
+    # a picture of one colour has no contrast to scale; float32 leaves it about 1e-6
+    factor = np.where(deviation > 1e-4, style[1] / np.maximum(deviation, 1e-4), 1.0)
+    offset = style[0] - factor * mean
+    moved = lab * factor.astype(np.float32)[:, None, None] + offset.astype(np.float32)[:, None, None]
+    return from_lab(moved)

@@ -1,0 +1,185 @@
+"""How is one synthetic street scene drawn, with its label map?
+
+A pinhole camera looks along a road: the ground, the facades on both sides and upright objects are
+drawn from far to near with their distance in metres; then light and air are applied to everything
+at once. Every class has a texture of its own (grain, tiles, windows, blades, leaves), so that local
+statistics tell the classes apart while colours change from site to site.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from partitions.drawing.canvas import (
+    BUILDING,
+    CAMERA,
+    CAR,
+    FAR,
+    FOCAL,
+    GRASS,
+    PAVEMENT,
+    PERSON,
+    ROAD,
+    SKY,
+    TREE,
+    Array,
+    Canvas,
+    noise,
+    rgb,
+    vary,
+)
+from partitions.drawing.conditions import Condition
+from partitions.drawing.objects import draw_car, draw_house, draw_person, draw_tree, facade_albedo
+
+
+def _draw_ground(canvas: Canvas, condition: Condition, rng: np.random.Generator) -> None:
+    h, w = canvas.height, canvas.width
+    place, palette = condition.place, condition.palette
+    rows = (np.arange(h, dtype=np.float32) + 0.5) / h - canvas.horizon
+    first = int(np.searchsorted(rows, FOCAL * CAMERA / 2000.0))
+    rows = rows[first:, None]
+    columns = ((np.arange(w, dtype=np.float32) + 0.5 - w / 2) / h - canvas.vanish)[None, :]
+    z = np.broadcast_to(FOCAL * CAMERA / rows, (h - first, w)).astype(np.float32)
+    x = columns * z / FOCAL - canvas.offset
+    side = np.abs(x)
+    sharp = np.clip(18.0 / z, 0, 1)  # texture fades where a pixel covers metres
+
+    grain = noise(rng, h - first, w, 1)
+    coarse = noise(rng, h - first, w, 6)
+    blades = noise(rng, h - first, w, 2.2)
+    view = slice(first, h), slice(0, w)
+
+    grass = rgb(palette.grass) * (1 + (0.24 * blades + 0.14 * coarse) * (0.35 + 0.65 * sharp))[..., None]
+    canvas.fill(*view, np.ones_like(z, dtype=np.bool_), grass, GRASS, z)
+
+    built = place.road + place.pavement + (40.0 if place.facades > 0.5 else 0.0)
+    if place.pavement:
+        joint = (np.abs((x % 0.9) - 0.45) > 0.38) | (np.abs((z % 0.9) - 0.45) > 0.38)
+        tiles = rgb(palette.pavement) * (1 + 0.05 * grain - 0.28 * joint * sharp)[..., None]
+        canvas.fill(*view, side < built, tiles, PAVEMENT, z)
+
+    asphalt = rgb(palette.road) * (1 + 0.13 * grain + 0.06 * coarse)[..., None]
+    canvas.fill(*view, side < place.road, asphalt, ROAD, z)
+    edges = np.abs(side - place.road + 0.35) < 0.11
+    if place.parked:
+        lines = (np.abs((z % 2.6) - 1.3) < 0.09) & (side > place.road - 5.2) & (side < place.road)
+    else:
+        step = 2 * place.road / place.lanes
+        middle = np.abs(((x + place.road) % step) - step / 2) > step / 2 - 0.1
+        lines = (middle & (z % 9 < 4.5) & (side < place.road - 1)) | edges
+    canvas.colour[view][lines & (z < 45)] = np.float32(0.82)
+
+
+def _draw_walls(canvas: Canvas, condition: Condition, rng: np.random.Generator) -> None:
+    """Draw the two rows of houses of a built-up street, in perspective."""
+    place = condition.place
+    h, w = canvas.height, canvas.width
+    reach = place.road + place.pavement
+    columns = ((np.arange(w, dtype=np.float32) + 0.5 - w / 2) / h - canvas.vanish)[None, :]
+    rows = ((np.arange(h, dtype=np.float32) + 0.5) / h - canvas.horizon)[:, None]
+    for sign in (-1.0, 1.0):
+        lateral = np.float32(reach + sign * canvas.offset)
+        z: Array = (lateral * FOCAL / np.maximum(sign * columns, 1e-4)).astype(np.float32)
+        ahead = (sign * columns > 0) & (z < FAR)
+        up: Array = (CAMERA - rows * z / FOCAL).astype(np.float32)
+        edges = np.cumsum(rng.uniform(7, 16, size=16))
+        house = np.searchsorted(edges, np.minimum(z[0], edges[-1] - 1e-3))
+        heights = rng.uniform(*place.storeys, size=16) * 3.0
+        heights[rng.random(16) > place.facades] = 0.0
+        walls = np.stack([vary(rng, condition.palette.facade, 0.16) for _ in range(16)])
+        mask = ahead & (up > 0) & (up < heights[house].astype(np.float32)[None, :])
+        along = np.broadcast_to(z, (h, w)).astype(np.float32)
+        fade = np.clip(26.0 / along, 0, 1).astype(np.float32)
+        shade = np.float32(1.0 if sign > 0 else 0.82)
+        wall = (walls[house][None] * shade).astype(np.float32)
+        colour = facade_albedo(canvas, condition, rng, along, up, wall, int(sign), fade)
+        canvas.fill(slice(0, h), slice(0, w), mask, colour, BUILDING, along)
+
+
+def _spots(rng: np.random.Generator, per_ten_metres: float, nearest: float) -> npt.NDArray[np.float64]:
+    """Return distances in metres, denser close by, where things are large enough to be seen."""
+    count = rng.poisson(per_ten_metres * (60 - nearest) / 10)
+    return nearest + (60 - nearest) * rng.random(count) ** 1.7
+
+
+def _draw_objects(canvas: Canvas, condition: Condition, rng: np.random.Generator) -> None:
+    place = condition.place
+    edge = place.road + place.pavement
+    todo: list[tuple[float, float, int]] = []
+
+    def side() -> float:
+        return float(rng.choice((-1.0, 1.0)))
+
+    if 0 < place.facades <= 0.5:
+        for z in rng.uniform(30, 80, size=rng.poisson(place.facades * 9)):
+            todo.append((float(z), side() * float(rng.uniform(edge + 9, edge + 30)), BUILDING))
+    for z in _spots(rng, place.trees, 7.0):
+        beyond = 0.2 if place.facades > 0.5 else float(rng.exponential(5.0)) + 2.5
+        todo.append((float(z), side() * (edge + beyond - (1.4 if place.facades > 0.5 else 0.0)), TREE))
+    for z in _spots(rng, place.cars, 5.5):
+        if place.parked:
+            x = side() * (place.road - float(rng.uniform(0.5, 1.5) + 2.6 * rng.integers(2)))
+            z = round(z / 2.6) * 2.6 + 2.6
+        else:
+            lane = int(rng.integers(place.lanes))
+            x = (2 * lane + 1 - place.lanes) * place.road / place.lanes
+            x += float(rng.uniform(-0.4, 0.4))
+            if abs(x + canvas.offset) < 1.5:  # our own lane: keep the distance
+                z += 6.0
+        todo.append((float(z), x, CAR))
+    for z in _spots(rng, place.persons, 4.5):
+        walk = place.road + float(rng.uniform(0.3, max(place.pavement, 1.2) - 0.2))
+        if rng.random() < (0.5 if place.parked else 0.1):
+            walk = float(rng.uniform(1.0, place.road))
+        todo.append((float(z), side() * walk, PERSON))
+    painters = {BUILDING: draw_house, TREE: draw_tree, CAR: draw_car, PERSON: draw_person}
+    for z, x, kind in sorted(todo, reverse=True):
+        painters[kind](canvas, condition, rng, x, z)
+
+
+def _shine(canvas: Canvas, condition: Condition, rng: np.random.Generator) -> npt.NDArray[np.uint8]:
+    """Apply lamp, air and camera to the albedo: uint8 [H, W, 3]."""
+    light = condition.light
+    h, w = canvas.height, canvas.width
+    air = rgb(light.horizon)
+    rows = np.arange(h, dtype=np.float32)[:, None] / h
+    height = np.clip(1 - rows / max(canvas.horizon, 0.05), 0, 1)[..., None]
+    sky = air * (1 - height) + rgb(light.zenith) * height
+    clouds = np.clip(noise(rng, h, w, h / 5) + 0.4 * noise(rng, h, w, h / 14), 0, 2)
+    sky = sky + (air + 0.08 - sky) * (0.3 * clouds * min(1.0, light.haze / 150))[..., None]
+
+    lit = canvas.colour * (rgb(light.tint) * light.gain)
+    if light.lamps:
+        beam = light.lamps * np.exp(-((canvas.distance - 9.0) ** 2) / 140.0) * (rows > canvas.horizon)
+        lit = lit + canvas.colour * (0.55 * beam)[..., None] * rgb((1.0, 0.9, 0.7))
+        lit = lit + canvas.colour * (canvas.glow * light.lamps)[..., None]
+    lit = np.mean(lit) + (lit - np.mean(lit)) * light.contrast
+    through = np.exp(-canvas.distance / light.haze)[..., None]
+    picture = lit * through + air * (1 - through)
+    picture = np.where((canvas.label == SKY)[..., None], sky, picture)
+    picture = picture * np.float32(rng.uniform(0.92, 1.08))
+    picture = picture + light.noise * rng.standard_normal((h, w, 1), dtype=np.float32)
+    return np.asarray(np.clip(picture * 255, 0, 255), dtype=np.uint8)
+
+
+def render(
+    condition: Condition, size: tuple[int, int], rng: np.random.Generator
+) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
+    """Draw one scene: picture uint8 [H, W, 3] and train ids uint8 [H, W] of table ``synthetic``."""
+    h, w = size
+    lane = condition.place.road / max(condition.place.lanes, 2)
+    canvas = Canvas(
+        colour=np.zeros((h, w, 3), dtype=np.float32),
+        label=np.full((h, w), SKY, dtype=np.uint8),
+        distance=np.full((h, w), 1e4, dtype=np.float32),
+        glow=np.zeros((h, w), dtype=np.float32),
+        horizon=float(rng.uniform(0.38, 0.5)),
+        vanish=float(rng.uniform(-0.18, 0.18)),
+        offset=float(rng.uniform(-0.3, 0.3) - lane * (not condition.place.parked)),
+    )
+    _draw_ground(canvas, condition, rng)
+    if condition.place.facades > 0.5:
+        _draw_walls(canvas, condition, rng)
+    _draw_objects(canvas, condition, rng)
+    return _shine(canvas, condition, rng), canvas.label

@@ -1,0 +1,103 @@
+"""How does the server learn the sites' styles, and which sites look alike?
+
+A style is asked for once per site, before the first round or when a site comes late. It is the only thing
+about a site's pictures that leaves it.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from common import wire
+from common.data.manifest import read_partition
+from common.errors import UserError
+from common.settings.network import Style
+from common.settings.schema import RunConfig
+from common.styles.bank import BANK_FILE, StyleBank
+from common.styles.clusters import StyleClusters, cluster_styles, purity
+from common.styles.style import check_style, style_shape
+from common.styles.style import style_kind as style_kind
+from common.system.atomic import atomic_write_text
+from server.transport.reply_checks import Ask, Expectation
+
+log = logging.getLogger(__name__)
+
+CLUSTERS_FILE = "clusters.json"
+
+
+def wants_styles(config: RunConfig) -> bool:
+    """Say whether a run asks the sites for their styles: for its source images, or for clusters."""
+    pretrains = config.task == "adaptation" and not (config.source.checkpoint or config.source.styles)
+    return (pretrains and config.style.transfer != "none") or config.clusters.layers != "none"
+
+
+def expect_style(style: Style) -> Expectation:
+    """Return how a site's answer has to look."""
+    return Expectation({"style": {"style": style_shape(style_kind(style))}})
+
+
+def ask_styles(ask: Ask, names: list[str], config: RunConfig) -> dict[str, np.ndarray]:
+    """Return the styles of named sites, by name; one that does not answer, or with what is no style, is left out."""
+    kind = style_kind(config.style)
+    styles: dict[str, np.ndarray] = {}
+    for name, update in sorted(ask(names, wire.STYLE, expect_style(config.style)).items()):
+        try:
+            styles[name] = check_style(update.groups["style"]["style"], kind)
+        except ValueError as error:
+            log.warning("the style of site %s is left out: %s", name, error)
+    return styles
+
+
+def gather_styles(ask: Ask, names: list[str], config: RunConfig, run_dir: Path) -> StyleBank:
+    """Ask all sites for their styles and keep them in the run directory."""
+    styles = ask_styles(ask, names, config)
+    if not styles:
+        raise UserError(
+            "No site sent its style; see log.txt for the reasons, mend the sites and start again."
+        )
+    bank = StyleBank.of(style_kind(config.style), styles)
+    bank.save(run_dir / BANK_FILE)
+    log.info("styles of %d sites: %s", len(styles), run_dir / BANK_FILE)
+    return bank
+
+
+def group_sites(bank: StyleBank, config: RunConfig, run_dir: Path) -> StyleClusters:
+    """Find sites of like style, write down who is with whom, and say how well that fits known domains."""
+    grouping = cluster_styles(bank.styles, config.clusters, config.seed)
+    record = grouping.to_json()
+    domains = known_domains(config)
+    if set(grouping.assignment) <= set(domains):
+        record["purity"] = purity(grouping.assignment, domains)
+    atomic_write_text(run_dir / CLUSTERS_FILE, json.dumps(record, indent=2) + "\n")
+    for cluster, names in enumerate(grouping.members()):
+        log.info("style cluster %d of %d: %s", cluster, grouping.k, ", ".join(names))
+    if grouping.note:
+        log.info(grouping.note)
+    if "purity" in record:
+        log.info("purity of the clusters against known domains: %.2f", record["purity"])
+    return grouping
+
+
+def known_domains(config: RunConfig) -> dict[str, str]:
+    """Return the main domain of each site where the shards folder knows it (simulation)."""
+    folder = Path(config.simulation.shards) if config.simulation.shards else None
+    if folder is None or not (folder / "partition.json").is_file():
+        return {}
+    found = read_partition(folder).domains
+    return {site: max(sorted(counts), key=lambda d: counts[d]) for site, counts in found.items() if counts}
+
+
+def place_newcomers(grouping: StyleClusters, ask: Ask, names: list[str], config: RunConfig) -> StyleClusters:
+    """Put sites that no cluster knows into the nearest one, by their style."""
+    strangers = [name for name in names if name not in grouping.assignment]
+    if not strangers:
+        return grouping
+    placed = {name: grouping.nearest(style) for name, style in ask_styles(ask, strangers, config).items()}
+    for name, cluster in placed.items():
+        log.info("site %s joins cluster %d", name, cluster)
+    return replace(grouping, assignment=grouping.assignment | placed)

@@ -1,0 +1,142 @@
+"""How does FedCC cluster the centroids of all sites into new ones?
+
+FedCC (from FUSS, federated unsupervised semantic segmentation) pools the K rows of all N sites and clusters
+the N*K points, by k-means or by greedy maximin. As published, both are Euclidean on raw rows, ignore how
+many patches stand behind a row, and scramble the numbering. Each of that is a switch here: ``spherical``
+(directions instead of raw rows), ``weighted`` (patch counts), ``keep_index`` (number the new centroids
+after the current ones). With either of the first two, dead rows are left out.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
+
+from common.clustering.kmeans import assign as nearest_by_cosine
+from common.clustering.kmeans import expectation, farthest_first, maximisation, spherical_kmeans
+from server.centroids.base import Merged, Stack, displacement, unit
+from server.centroids.matched import assign
+
+PUBLISHED_SEED = 42
+PUBLISHED_STARTS = 10
+
+_SAMPLE = 20_000  # rows on which spherical k-means is started where there are more
+_PASSES = 10  # over all rows, from the centres of the sample
+
+
+def merge_fedcc(
+    current: np.ndarray,
+    stack: Stack,
+    how: Literal["kmeans", "maximin"],
+    *,
+    spherical: bool,
+    weighted: bool,
+    keep_index: bool,
+) -> Merged:
+    """Return K centroids that cluster the rows of all sites; memory and time are linear in their number.
+
+    ``spherical=False, weighted=False, keep_index=False`` is the published rule to the letter: sklearn's
+    KMeans(K, random_state=42, n_init=10) on the raw rows, or maximin from row 0 of the first site, whose
+    result are the selected rows themselves.
+
+    Where fewer than K different rows exist (dead ones count in the published form), those are the new centroids
+    of the clusters that they match best, and the other clusters are reported as dead and keep the current centroid.
+    """
+    clusters = len(current)
+    points = stack.rows.reshape(-1, current.shape[1])
+    if not (spherical or weighted):
+        if len(few := _distinct(points)) < clusters:
+            centres = few
+        elif how == "kmeans":
+            centres = _kmeans(points, clusters)
+        else:
+            centres = points[farthest_first(points, clusters)]
+    else:
+        live = stack.live.ravel()
+        points, counts = points[live], stack.counts.ravel()[live].astype(np.float64)
+        cluster = _cluster_by_kmeans if how == "kmeans" else _cluster_by_maximin
+        centres = cluster(points, counts if weighted else None, min(clusters, len(points)), spherical)
+    new, dead = _place(centres, current, keep_index)
+    return Merged(new, displacement(current, new), dead)
+
+
+def _distinct(points: np.ndarray) -> np.ndarray:
+    """Return the rows [M, D] without repetitions: k-means and maximin would fill up with copies of them."""
+    return np.asarray(np.unique(points, axis=0))
+
+
+def _kmeans(points: np.ndarray, clusters: int, weights: NDArray[np.float64] | None = None) -> np.ndarray:
+    """Return sklearn's k-means centres, as published; one thread, so that sums have one order."""
+    from sklearn.cluster import KMeans
+
+    with threadpool_limits(limits=1, user_api="openmp"):
+        fitted = KMeans(clusters, random_state=PUBLISHED_SEED, n_init=PUBLISHED_STARTS).fit(
+            points, sample_weight=weights
+        )
+    return np.asarray(fitted.cluster_centers_)
+
+
+def _cluster_by_kmeans(
+    points: np.ndarray, weights: NDArray[np.float64] | None, clusters: int, spherical: bool
+) -> np.ndarray:
+    if not clusters:
+        return points
+    if not spherical:
+        few = _distinct(points)
+        return few if len(few) < clusters else _kmeans(points, clusters, weights)
+    if len(points) <= _SAMPLE:
+        found = spherical_kmeans(points, clusters, PUBLISHED_SEED, weights=weights)
+        return np.asarray(found.centres[np.bincount(found.labels, minlength=clusters) > 0])
+    # thousands of sites: restarts on a sample, then exact passes over all rows, a chunk at a time
+    sample = np.random.default_rng(PUBLISHED_SEED).choice(len(points), _SAMPLE, replace=False)
+    mass = None if weights is None else weights[sample]
+    centres = spherical_kmeans(points[sample], clusters, PUBLISHED_SEED, weights=mass).centres
+    for _ in range(_PASSES):
+        found_sums = expectation(points, centres, weights)
+        before, centres = centres, maximisation(found_sums.sums, centres)
+        if np.abs(centres - before).max() < 1e-6:
+            break
+    return np.asarray(centres[found_sums.weights > 0])
+
+
+def _cluster_by_maximin(
+    points: np.ndarray, weights: NDArray[np.float64] | None, clusters: int, spherical: bool
+) -> np.ndarray:
+    """Return maximin's rows; with weights: start at the heaviest row, then average the rows nearest to each.
+
+    The average is what keeps a single odd row from becoming a centroid all by its own choice.
+    """
+    if not clusters:
+        return points
+    start = 0 if weights is None else int(np.argmax(weights))
+    centres = points[farthest_first(points, clusters, first=start, spherical=spherical)]
+    nearest = nearest_by_cosine(points, centres)[0] if spherical else _nearest(points, centres)
+    used = np.flatnonzero(np.bincount(nearest, minlength=clusters))  # fewer where rows repeat each other
+    if weights is None:
+        return unit(centres[used]) if spherical else np.asarray(centres[used])
+    means = np.empty((len(used), points.shape[1]))
+    for row, cluster in enumerate(used):
+        members = nearest == cluster
+        rows = unit(points[members]) if spherical else points[members].astype(np.float64)
+        means[row] = weights[members] @ rows / weights[members].sum()
+    return unit(means) if spherical else means
+
+
+def _nearest(points: np.ndarray, centres: np.ndarray) -> NDArray[np.int64]:
+    """Return the index of the nearest centre [M] in Euclidean distance."""
+    target = centres.astype(np.float64)
+    offset = 0.5 * np.einsum("kd,kd->k", target, target)
+    return np.asarray(np.argmax(points.astype(np.float64) @ target.T - offset, axis=1))
+
+
+def _place(centres: np.ndarray, current: np.ndarray, keep_index: bool) -> tuple[np.ndarray, tuple[int, ...]]:
+    """Give the centres [M, D] numbers among K >= M clusters; return the new rows and the unfilled numbers."""
+    if len(centres) == len(current) and not keep_index:
+        return centres.astype(current.dtype), ()
+    clusters = assign(unit(centres) @ unit(current).T)
+    new = current.copy()
+    new[clusters] = centres
+    return new, tuple(sorted(set(range(len(current))) - set(clusters.tolist())))

@@ -1,0 +1,101 @@
+"""How are centroids merged once each site's rows are matched to the current clusters?
+
+Local training may drift a row from one meaning to another. So each site's rows are first assigned to the
+current centroids one to one, at the largest sum of cosines (Hungarian method); then every cluster is merged
+over the sites, either by a count-weighted mean on the sphere or by a robust rule.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import linear_sum_assignment
+
+from server.centroids.base import Merged, Stack, displacement, unit
+
+_CHUNK = 512  # sites held in float64 at once
+_WEISZFELD_STEPS = 200
+_WEISZFELD_SMOOTHING = 1e-6
+
+
+def assign(similarity: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Return for each row [M] of a similarity [M, K], M <= K, its own column, at the largest total."""
+    return np.asarray(linear_sum_assignment(similarity, maximize=True)[1], dtype=np.int64)
+
+
+def match_sites(current: np.ndarray, stack: Stack) -> NDArray[np.int64]:
+    """Return the current cluster [N, K] that each row of each site stands for: a permutation per site.
+
+    Dead rows (see `Stack.live`) have no say: they get what the live ones leave over.
+    """
+    matches = np.empty(stack.counts.shape, dtype=np.int64)
+    directions, live = unit(current).T, stack.live
+    for start in range(0, len(stack.sites), _CHUNK):
+        part = slice(start, start + _CHUNK)
+        cosines = unit(stack.rows[part]) @ directions
+        cosines[~live[part]] = 0.0  # one constant for all clusters: no preference
+        for offset, similarity in enumerate(cosines):
+            matches[start + offset] = assign(similarity)
+    return matches
+
+
+def _aligned(current: np.ndarray, stack: Stack) -> Iterator[tuple[NDArray[np.float64], NDArray[np.int64]]]:
+    """Yield unit rows [n, K, D] and counts [n, K], by current cluster; counts of dead rows are 0."""
+    rank = np.argsort(match_sites(current, stack), axis=1)  # inverse of a permutation
+    weights = np.where(stack.live, stack.counts, 0)
+    for start in range(0, len(stack.sites), _CHUNK):
+        part = slice(start, start + _CHUNK)
+        rows = np.take_along_axis(stack.rows[part], rank[part, :, None], axis=1)
+        yield unit(rows), np.take_along_axis(weights[part], rank[part], axis=1)
+
+
+def merge_matched(current: np.ndarray, stack: Stack) -> Merged:
+    """Return per cluster the direction of the count-weighted sum of unit rows; unused ones stay."""
+    sums = np.zeros(current.shape)
+    for rows, counts in _aligned(current, stack):
+        sums += np.einsum("nk,nkd->kd", counts.astype(np.float64), rows)
+    return _on_the_sphere(current, sums)
+
+
+def merge_matched_robustly(current: np.ndarray, stack: Stack, how: Literal["median", "geometric"]) -> Merged:
+    """Return per cluster the coordinate or the geometric median of the sites' unit rows.
+
+    Each site that uses a cluster has one vote, whatever count it claims: a hostile minority of the voters
+    cannot carry the result away. Unused clusters stay as they are.
+    """
+    chunks = [(rows.astype(np.float32), counts > 0) for rows, counts in _aligned(current, stack)]
+    rows = np.concatenate([chunk[0] for chunk in chunks])
+    votes = np.concatenate([chunk[1] for chunk in chunks])
+    centres = np.zeros(current.shape)
+    for cluster in range(len(current)):
+        points = rows[votes[:, cluster], cluster].astype(np.float64)
+        if len(points):
+            centres[cluster] = np.median(points, axis=0) if how == "median" else geometric_median(points)
+    return _on_the_sphere(current, centres)
+
+
+def geometric_median(points: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the point [D] with the least sum of distances to the points [N, D].
+
+    Smoothed Weiszfeld iteration (Pillutla, Kakade and Harchaoui, "Robust Aggregation for Federated
+    Learning", 2019), from the coordinate median, which is itself robust.
+    """
+    centre = np.asarray(np.median(points, axis=0))
+    for _ in range(_WEISZFELD_STEPS):
+        weights = 1.0 / np.maximum(np.linalg.norm(points - centre, axis=1), _WEISZFELD_SMOOTHING)
+        moved = weights @ points / weights.sum()
+        step = float(np.linalg.norm(moved - centre))
+        centre = moved
+        if step < 1e-10:
+            break
+    return centre
+
+
+def _on_the_sphere(current: np.ndarray, centres: NDArray[np.float64]) -> Merged:
+    """Normalise the centres; those without a direction are dead and keep the current centroid."""
+    dead = np.linalg.norm(centres, axis=1) < 1e-9
+    new = np.where(dead[:, None], current, unit(centres)).astype(current.dtype)
+    return Merged(new, displacement(current, new), tuple(np.flatnonzero(dead).tolist()))

@@ -1,0 +1,285 @@
+"""How good is a whole network of a round, on labelled shards that nobody trains on?
+
+Several test sets are scored side by side and never mixed. Where sites are clustered by style, a test image is
+also given to the network of the nearest cluster, by the image's own style: both scores stand in the record.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from common.data.classes import ClassTable
+from common.data.label_checks import check_labelled, check_truth
+from common.data.manifest import Shard, natural_key
+from common.data.reading import entry_image, entry_pair
+from common.errors import UserError
+from common.evaluation.metrics import Confusion, rates, scores
+from common.evaluation.networks import NetworkEvaluation, evaluate_network, identity_mapping, sum_confusions
+from common.evaluation.score import Score
+from common.models.deeplab import DeepLab, build_network, load_arrays, network_signature
+from common.models.parameter_groups import split_flat
+from common.settings.schema import RunConfig
+from common.styles.style import extract_style, style_kind
+from common.system.device import choose_device
+from common.wire import Arrays
+from server.evaluation.cluster_scorer import known_classes, scored_shard
+from server.tasks.network_state import NetworkState
+
+PICTURES = 4
+
+
+def evaluation_shards(config: RunConfig) -> list[Shard]:
+    """Read the manifests that the server scores on; relative paths may start in the shards folder.
+
+    One without a class table has the run's. Raises `UserError` as `scored_shard` does, where one has no labels,
+    and where two have one name.
+    """
+    if config.eval.where != "server" or not config.eval.shard:
+        return []
+    shards = []
+    for part in config.eval.shard.split(","):
+        shard = scored_shard(part.strip(), config)
+        if not shard.labelled:
+            raise UserError(
+                f"{shard.path} names images without labels; scores of task '{config.task}' need them all."
+            )
+        shards.append(shard)
+    names = [shard.name for shard in shards]
+    if len(set(names)) < len(names):
+        raise UserError(f"eval.shard names two manifests called {max(names, key=names.count)}; rename one.")
+    table = _classes(config, shards)
+    return [replace(shard, classes=shard.classes or table) for shard in shards]
+
+
+def _classes(config: RunConfig, shards: Sequence[Shard]) -> ClassTable | None:
+    """Return the classes of a run: those of its settings or sites, else of the first scored shard that has any."""
+    return known_classes(config) or next(
+        (shard.classes for shard in shards if shard.classes is not None), None
+    )
+
+
+def network_score(confusion: Confusion, table: ClassTable) -> Score:
+    """Return the quality fields of counts [C, C]; without any count there are none."""
+    if not confusion.total:
+        return Score()
+    found = scores(confusion, identity_mapping(table.num_classes))
+    return Score(
+        accuracy=found.accuracy,
+        miou=found.miou,
+        miou_all=found.miou_all,
+        per_class_iou=dict(zip(table.names, found.per_class_iou, strict=True)),
+        mapping=list(range(table.num_classes)),
+        confusion=confusion.to_list(),
+    )
+
+
+def set_fields(found: NetworkEvaluation, table: ClassTable) -> dict[str, Any]:
+    """Return the record of one test set: its qualities, and the spread over its known domains and sites."""
+    score = network_score(found.confusion, table)
+    record: dict[str, Any] = {
+        "accuracy": score.accuracy,
+        "miou": score.miou,
+        "per_class_iou": score.per_class_iou,
+        "images": found.num_images,
+    }
+    return record | rate_fields(found.confusion, table) | spread_fields(found, table)
+
+
+def rate_fields(confusion: Confusion, table: ClassTable) -> dict[str, Any]:
+    """Return accuracy and precision by class, their mean and IoU by frequency; without any count there are none."""
+    if not confusion.total:
+        return {}
+    return rates(confusion, identity_mapping(table.num_classes)).to_dict(table.names)
+
+
+def spread_fields(found: NetworkEvaluation, table: ClassTable) -> dict[str, Any]:
+    """Return mIoU by known domain and by site, where there are several, and mean and deviation of both."""
+    record: dict[str, Any] = {}
+    for kind, parts in (("domain", found.domains), ("site", found.sites)):
+        if len(parts) > 1:
+            each = {name: network_score(parts[name], table).miou for name in sorted(parts, key=natural_key)}
+            values = [value for value in each.values() if value is not None]  # None: all of it is ignored
+            record[f"{kind}_miou"] = each
+            if values:
+                record |= {
+                    f"{kind}_miou_mean": statistics.mean(values),
+                    f"{kind}_miou_std": statistics.pstdev(values),
+                }
+    return record
+
+
+@dataclass
+class NetworkScorer:
+    """The server's labelled shards; ``nearest`` remembers the cluster of each test image."""
+
+    config: RunConfig
+    classes: ClassTable | None = None
+    shards: list[Shard] = field(default_factory=list)
+    styles: dict[str, list[np.ndarray]] = field(default_factory=dict)
+    device: str = "cpu"
+
+    @classmethod
+    def open(cls, config: RunConfig) -> NetworkScorer:
+        """Open the shards that the settings name."""
+        shards = evaluation_shards(config)
+        table = _classes(config, shards)
+        if table is not None:
+            for shard in shards:  # of a real run, nobody else looks before the first round is over
+                check_labelled(shard, table, "the run is scored on it")
+                check_truth(shard)
+        return cls(config, table, shards, device=str(choose_device("auto")))
+
+    @property
+    def split(self) -> str | None:
+        """Names of the scored shards."""
+        if not self.shards:
+            return "sites" if self.config.eval.where == "sites" else None
+        return ",".join(shard.name for shard in self.shards)
+
+    @property
+    def weights_hash(self) -> str:
+        """Identity of the architecture."""
+        if self.classes is None:
+            return ""
+        return network_signature(self.classes.num_classes, self.config.network)
+
+    @property
+    def channels(self) -> int:
+        """Number of classes: what the network gives."""
+        return 0 if self.classes is None else self.classes.num_classes
+
+    @property
+    def grid(self) -> tuple[int, int] | None:
+        """No fixed grid: images enter at any size."""
+        return None
+
+    def score(self, state: NetworkState) -> Score:
+        """Score the shared network on every set, and the clusters' networks beside it.
+
+        Where sites keep networks of their own (`centroids.share` "none"), each of those is scored.
+        """
+        if not self.shards or self.classes is None:
+            return Score()
+        if self.config.centroids.share == "none" and state.own:
+            return self._score_own(state)
+        first: Score | None = None
+        sets: dict[str, Any] = {}
+        for shard in self.shards:
+            found = self.evaluate(state.model, shard)
+            record = set_fields(found, self.classes)
+            if state.clusters:
+                clustered = self.evaluate_clusters(state, shard)
+                score = network_score(clustered.confusion, self.classes)
+                record |= {"cluster_miou": score.miou, "cluster_per_class_iou": score.per_class_iou}
+                record |= {f"cluster_{k}": v for k, v in spread_fields(clustered, self.classes).items()}
+            sets[shard.name] = record
+            first = first or network_score(found.confusion, self.classes)
+        assert first is not None
+        return replace(first, sets=sets)
+
+    def _score_own(self, state: NetworkState) -> Score:
+        assert self.classes is not None
+        result = Score()
+        for name in sorted(state.own):
+            found = self.evaluate(state.model_for(name), self.shards[0])
+            result.add_site(name, network_score(found.confusion, self.classes))
+        return result
+
+    def score_confusions(self, confusions: Mapping[str, np.ndarray]) -> Score:
+        """Score the sum of the sites' counts; each site's own mIoU stands beside it as a spread.
+
+        Where sites keep networks of their own there is none that the sum could be the score of.
+        """
+        if not confusions or self.classes is None:
+            return Score()
+        local = self.config.centroids.share == "none"
+        total = Score() if local else network_score(sum_confusions(confusions), self.classes)
+        for name in sorted(confusions):
+            total.add_site(name, network_score(sum_confusions({name: confusions[name]}), self.classes))
+        return total
+
+    def network(self, model: Arrays) -> DeepLab:
+        """Return a network of these arrays on the scoring device, in evaluation mode."""
+        assert self.classes is not None
+        blank = self.config.network.model_copy(update={"weights": "random"})  # every array is replaced
+        module = build_network(self.classes.num_classes, blank, self.config.seed)
+        load_arrays(module, *split_flat(module, model))
+        module.to(self.device).eval()
+        return module
+
+    def evaluate(
+        self, model: Arrays, shard: Shard, keep: Sequence[int] = (), order: Sequence[int] | None = None
+    ) -> NetworkEvaluation:
+        """Count one network's agreement with a shard's labels, or with those of the images in ``order``.
+
+        Label files are read by the shard's own class table: GTA5 and IDDA name the same 16 classes by
+        different raw values.
+        """
+        table = shard.classes or self.classes
+        assert table is not None
+        network = self.network(model)
+        return evaluate_network(
+            lambda _: network,
+            shard,
+            table,
+            self.config.transforms,
+            keep=keep,
+            order=order,
+            flip=self.config.eval.flip,
+        )
+
+    def evaluate_clusters(self, state: NetworkState, shard: Shard) -> NetworkEvaluation:
+        """Count agreement where every image is segmented by the cluster nearest to its own style."""
+        assert self.classes is not None and state.grouping is not None
+        nearest = [state.grouping.nearest(style) for style in self._styles(shard)]
+        total: NetworkEvaluation | None = None
+        for cluster in sorted(set(nearest)):
+            members = [index for index, k in enumerate(nearest) if k == cluster]
+            part = self.evaluate(state.cluster_model(cluster), shard, order=members)
+            if total is None:
+                total = part
+            else:
+                total.add(part)
+        assert total is not None
+        return total
+
+    def _styles(self, shard: Shard) -> list[np.ndarray]:
+        if shard.name not in self.styles:
+            settings = style_kind(self.config.style)
+            self.styles[shard.name] = [
+                extract_style(entry_image(shard, index), settings) for index in range(len(shard))
+            ]
+        return self.styles[shard.name]
+
+    def draw(self, run_dir: Path, round_number: int, state: NetworkState) -> Path | None:
+        """Draw a few images of the first set, their prediction and truth."""
+        if not self.shards or self.classes is None:
+            return None
+        from server.report.pictures import write_pictures
+
+        shard, table = self.shards[0], self.classes
+        count = min(PICTURES, len(shard))
+        chosen = tuple(round(i * (len(shard) - 1) / max(count - 1, 1)) for i in range(count))
+        model = (
+            state.model_for(min(state.own))
+            if self.config.centroids.share == "none" and state.own
+            else state.model
+        )
+        only = replace(shard, entries=tuple(shard.entries[index] for index in chosen))
+        found = self.evaluate(model, only, keep=tuple(range(count)))
+        shown = [entry_pair(shard, index, shard.classes or table) for index in chosen]
+        return write_pictures(
+            run_dir,
+            round_number,
+            [image for image, _ in shown],
+            [found.predictions[index] for index in range(count)],
+            [truth for _, truth in shown],
+            table,
+            list(range(table.num_classes)),
+        )

@@ -1,0 +1,57 @@
+"""The interface of predictors, and what each of them refuses."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal, Protocol
+
+from torch import Tensor
+
+from common.checkpoint import Checkpoint
+from common.data.classes import ClassTable
+from common.errors import UserError
+from common.evaluation.overlay import Bytes, Legend
+
+if TYPE_CHECKING:
+    pass
+
+
+Cluster = int | Literal["auto", "global"]
+"""Which network of a run with style clusters: a cluster's by number, the shared one, or per picture that of the
+cluster nearest to the picture's own style (where the run has none, "auto" is the shared one)."""
+
+
+class Predictor(Protocol):
+    """A trained model on one device; K outputs (clusters or classes) per pixel."""
+
+    @property
+    def named(self) -> bool:
+        """Whether outputs stand for classes, not for numbered clusters."""
+
+    @property
+    def legend(self) -> Legend:
+        """Names and colours of the outputs."""
+
+    def logits(self, image: Bytes, *, flip: bool = False) -> Tensor:
+        """Return float32 [K, H, W] for a picture uint8 [H, W, 3]; a softmax over K gives probabilities."""
+
+    def labels(self, image: Bytes, *, flip: bool = False, crf: bool = False) -> Bytes:
+        """Return the output with the largest logit of every pixel, uint8 [H, W]; ``crf`` refines first."""
+
+    def words(self) -> list[str]:
+        """Return what a page should say about how pictures were segmented so far."""
+
+
+def refuse_cluster(saved: Checkpoint, where: str, cluster: Cluster) -> None:
+    """Raise `UserError` where a style cluster is asked of a run of a task that has none."""
+    if isinstance(cluster, int):
+        raise UserError(
+            f"--cluster {cluster} was given, but {where} is of task '{saved.config.task}', which has no style "
+            "clusters; leave it out."
+        )
+
+
+def need_classes(saved: Checkpoint, where: str) -> ClassTable:
+    """Return the class table of a network's checkpoint; raises `UserError` where it has none."""
+    if saved.classes is None:
+        raise UserError(f"Checkpoint {where} holds a network but names no classes; use another checkpoint.")
+    return saved.classes

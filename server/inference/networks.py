@@ -1,0 +1,141 @@
+"""How does a checkpoint of a whole network segment a picture, where clusters of sites have networks of their own?"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from common.checkpoint import Checkpoint
+from common.errors import UserError
+from common.evaluation.networks import predict_logits
+from common.evaluation.overlay import Bytes, Legend, truth_legend
+from common.models.deeplab import DeepLab, build_network, load_arrays
+from common.models.parameter_groups import split_flat
+from common.styles.style import extract_style
+from common.system.device import choose_device
+from server.adaptation.styles import style_kind
+from server.inference.base import Cluster, need_classes
+from server.tasks.network_state import NetworkState
+
+HELD = 3
+"""Networks in memory at once, about 50 MB each; pictures of one cluster tend to come together."""
+
+
+def read_state(saved: Checkpoint, where: str) -> NetworkState:
+    """Return what a checkpoint holds; raises `UserError` where sites share nothing, so that there is no network."""
+    if saved.config.centroids.share == "none":
+        raise UserError(
+            f"Checkpoint {where} holds no shared network, because every site trained its own (centroids.share is "
+            "'none'); their scores are in the run's report."
+        )
+    return NetworkState.from_arrays(saved.head, saved.extra)
+
+
+def choose_networks(state: NetworkState, cluster: Cluster, where: str) -> int | Literal["global", "nearest"]:
+    """Turn what was asked for into one network, or the choice by style.
+
+    Raises `UserError` for a cluster that the checkpoint does not have.
+    """
+    if cluster == "global":
+        return "global"
+    if cluster == "auto":
+        return "nearest" if state.grouping is not None and state.clusters else "global"
+    if cluster in state.clusters:
+        return cluster
+    known = f"clusters 0 to {len(state.clusters) - 1}" if state.clusters else "no style clusters"
+    raise UserError(
+        f"--cluster {cluster} was given, but {where} has {known}; give one of those, auto or global."
+    )
+
+
+def assemble_network(saved: Checkpoint, state: NetworkState, cluster: int | None, where: str) -> DeepLab:
+    """Return the shared network (None) or that of a cluster, on the CPU in evaluation mode.
+
+    Raises `UserError` where the arrays do not fit the settings of the checkpoint.
+    """
+    blank = saved.config.network.model_copy(update={"weights": "random"})  # every array is replaced
+    network = build_network(need_classes(saved, where).num_classes, blank, saved.config.seed)
+    try:
+        load_arrays(network, *split_flat(network, state.cluster_model(cluster)))
+    except ValueError as error:
+        raise UserError(f"Checkpoint {where} does not fit its own settings ({error})") from None
+    return network.eval()
+
+
+class NetworkPredictor:
+    """The shared network, that of one cluster, or per picture that of the cluster of nearest style.
+
+    ``images`` counts the pictures that each cluster's network segmented, where it is chosen per picture.
+    """
+
+    def __init__(
+        self, saved: Checkpoint, where: str, device: str = "auto", cluster: Cluster = "auto"
+    ) -> None:
+        self.saved, self.where = saved, where
+        self.classes = need_classes(saved, where)
+        self.device = choose_device(device)
+        self.state = read_state(saved, where)
+        self.choice = choose_networks(self.state, cluster, where)
+        self.images: Counter[int] = Counter()
+        self._held: dict[int | None, DeepLab] = {}
+        self._style = style_kind(saved.config.style)
+        if self.choice != "nearest":
+            self._network(self._fixed)  # arrays that do not fit are refused before a picture is read
+
+    @property
+    def named(self) -> bool:
+        """Always: a network was trained with the classes of its run."""
+        return True
+
+    @property
+    def legend(self) -> Legend:
+        """The classes."""
+        return truth_legend(self.classes)
+
+    @property
+    def _fixed(self) -> int | None:
+        return self.choice if isinstance(self.choice, int) else None
+
+    def _network(self, cluster: int | None) -> DeepLab:
+        network = self._held.pop(cluster, None)
+        if network is None:
+            while len(self._held) >= HELD:
+                self._held.pop(next(iter(self._held)))
+            network = assemble_network(self.saved, self.state, cluster, self.where).to(self.device)
+        self._held[cluster] = network  # the newest stands last
+        return network
+
+    def network_for(self, image: Bytes) -> DeepLab:
+        """Return the network for a picture; where style decides, the picture is counted."""
+        if self.choice != "nearest" or self.state.grouping is None:
+            return self._network(self._fixed)
+        cluster = self.state.grouping.nearest(extract_style(image, self._style))
+        self.images[cluster] += 1
+        return self._network(cluster)
+
+    @torch.no_grad()
+    def logits(self, image: Bytes, *, flip: bool = False) -> Tensor:
+        """Return class scores [C, H, W]; with ``flip`` log-probabilities. See `Predictor`."""
+        return predict_logits(self.network_for(image), image, self.saved.config.transforms, flip=flip)
+
+    def labels(self, image: Bytes, *, flip: bool = False, crf: bool = False) -> Bytes:
+        """Return classes; see `Predictor`. The CRF's unary is the network's negative log-probability."""
+        logits = self.logits(image, flip=flip)
+        if crf:
+            from common.evaluation.crf import refine_logits
+
+            return refine_logits(logits, image)
+        return np.asarray(logits.argmax(dim=0).to(torch.uint8).cpu().numpy(), dtype=np.uint8)
+
+    def words(self) -> list[str]:
+        """Return which networks segmented, where there is a choice."""
+        if not self.state.clusters:
+            return []
+        if self.choice != "nearest":
+            return ["the shared network" if self.choice == "global" else f"network of cluster {self.choice}"]
+        shares = ", ".join(f"{cluster}: {count}" for cluster, count in sorted(self.images.items()))
+        return [f"each by the network of the nearest style cluster ({shares or 'none yet'})"]

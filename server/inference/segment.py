@@ -1,0 +1,172 @@
+"""How does a checkpoint segment pictures that nobody labelled?"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from urllib.parse import quote
+
+from PIL import Image
+
+from common.checkpoint import load_checkpoint
+from common.data.images import SUFFIXES, read_image
+from common.errors import UserError
+from common.evaluation.overlay import Legend, label_image, overlay, present_ids, with_legend
+from common.system.atomic import atomic_path, atomic_write_text
+from server.inference.base import Cluster
+from server.inference.load import load_predictor
+from server.report.html import page, section, swatch
+
+
+@dataclass(frozen=True)
+class Job:
+    """A picture to segment, and the name of its results (relative, without a suffix)."""
+
+    source: Path
+    name: Path
+
+
+def segment(
+    checkpoint: str | Path,
+    out: str | Path,
+    inputs: Sequence[str | Path],
+    *,
+    crf: bool = False,
+    flip: bool = False,
+    device: str = "auto",
+    cluster: Cluster = "auto",
+    site: str | None = None,
+    alpha: float = 0.55,
+    progress: Callable[[int, int], None] | None = None,
+) -> Path:
+    """Segment pictures and return the path of the index page.
+
+    Writes ``labels/NAME.png`` (palette picture of the picture's own size whose values are class ids, or
+    cluster numbers where nobody named them), ``overlays/NAME.png`` with a legend, ``legend.json`` (id, name,
+    colour) and, last, ``index.html``. Every picture is opened before anything is written. The whole of it is
+    segmented even where training looked at a part.
+
+    Args:
+        checkpoint: a ``round-NNNN.safetensors`` file or a run directory (its newest round).
+        out: folder of the results; files of the same name are replaced.
+        inputs: pictures and folders; folders are searched with all their subfolders.
+        crf: refine with the dense CRF.
+        flip: average codes (of a whole network: probabilities) with those of the mirrored picture.
+        device: "auto", "cpu" or "cuda".
+        cluster: which network of a run with style clusters (see `predictor.Cluster`).
+        site: whose own model, of a run whose sites do not share all.
+        alpha: strength of the colours in the overlay, 0..1.
+        progress: called with (done, total) pictures.
+
+    Raises:
+        UserError: no picture found, one that cannot be read, two with the same name, other weights, no such cluster or
+            site.
+    """
+    folder = Path(out)
+    jobs = find_pictures(inputs, exclude=folder)
+    saved = load_checkpoint(checkpoint)
+    for job in jobs:
+        read_image(job.source)  # refuses what cannot be read, before anything is written
+    predictor = load_predictor(saved, str(checkpoint), device, cluster, site)
+    legend = predictor.legend
+    used: list[list[int]] = []
+    for done, job in enumerate(jobs, start=1):
+        image = read_image(job.source)
+        ids = legend.apply(predictor.labels(image, flip=flip, crf=crf))
+        used.append(present_ids([ids], legend))
+        _save(label_image(ids, legend), _result(folder, "labels", job))
+        _save(
+            with_legend(overlay(image, ids, legend, alpha), legend, used[-1]),
+            _result(folder, "overlays", job),
+        )
+        if progress is not None:
+            progress(done, len(jobs))
+    atomic_write_text(folder / "legend.json", json.dumps(legend.as_json(), indent=2) + "\n")
+    index = folder / "index.html"
+    words = [
+        f"{saved.config.name}, seed {saved.config.seed}, round {saved.round}",
+        *([f"the model of {site}"] if site is not None else []),
+        f"{len(jobs)} picture" + ("" if len(jobs) == 1 else "s"),
+        *(["refined by the CRF"] if crf else []),
+        *(["averaged with the mirror image"] if flip else []),
+        *predictor.words(),
+    ]
+    atomic_write_text(index, _index(jobs, legend, used, words, predictor.named))
+    return index
+
+
+def find_pictures(inputs: Sequence[str | Path], exclude: Path | None = None) -> list[Job]:
+    """List the pictures of files and folders in a fixed order; each gets a name of its own.
+
+    Names keep the path below the given folder. What lies below ``exclude`` (earlier results) is left out.
+    """
+    jobs: list[Job] = []
+    for given in map(Path, inputs):
+        if given.is_file():
+            jobs.append(Job(given, Path(given.stem)))
+        elif given.is_dir():
+            found = sorted(
+                path for path in given.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file()
+            )
+            found = [path for path in found if exclude is None or not _below(path, exclude)]
+            if not found:
+                kinds = ", ".join(sorted(SUFFIXES))
+                raise UserError(f"Folder {given} holds no picture ({kinds}); give a folder of pictures.")
+            jobs += [Job(path, path.relative_to(given).with_suffix("")) for path in found]
+        else:
+            raise UserError(f"{given} does not exist; give pictures or folders of pictures.")
+    if not jobs:
+        raise UserError("No picture was given; name pictures or folders of pictures.")
+    first: dict[Path, Path] = {}
+    for job in jobs:
+        if job.name in first:
+            raise UserError(
+                f"{first[job.name]} and {job.source} would both be written as {job.name}.png; "
+                "rename one or segment them into different folders."
+            )
+        first[job.name] = job.source
+    return jobs
+
+
+def _below(path: Path, folder: Path) -> bool:
+    return path.resolve().is_relative_to(folder.resolve())
+
+
+def _result(folder: Path, kind: str, job: Job) -> Path:
+    return folder / kind / job.name.parent / f"{job.name.name}.png"
+
+
+def _save(picture: Image.Image, path: Path) -> None:
+    with atomic_path(path) as temporary:
+        picture.save(temporary, format="PNG")
+
+
+def _index(
+    jobs: Sequence[Job], legend: Legend, used: Sequence[Sequence[int]], words: Sequence[str], named: bool
+) -> str:
+    shown = sorted({index for ids in used for index in ids})
+    entries = legend.as_json()
+    chips = "".join(
+        f'<span class="chip">{swatch(str(entries[i]["colour"]), legend.names[i])}</span>' for i in shown
+    )
+    note = (
+        "The pixel values of labels/*.png are the ids of legend.json."
+        if named
+        else "Nobody named the clusters yet: they carry numbers, which are the values of labels/*.png."
+    )
+    body = [
+        "<h1>Segmented pictures</h1>",
+        f'<p class="lead">{escape("  ·  ".join(words))}</p>',
+        section("Classes" if named else "Clusters", chips, note=note),
+    ]
+    for job in jobs:
+        name = quote(job.name.as_posix())
+        images = "".join(
+            f'<a href="{kind}/{name}.png"><img loading="lazy" src="{kind}/{name}.png" alt="{kind}"></a>'
+            for kind in ("overlays", "labels")
+        )
+        body.append(section(job.name.as_posix(), f'<div class="pair">{images}</div>'))
+    return page("Segmented pictures", body)

@@ -1,0 +1,137 @@
+"""Where do the results of a run go, and what stands in each file?"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import logging
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from logging.handlers import RotatingFileHandler
+from pathlib import Path
+from typing import Any
+
+from common.checkpoint import Checkpoint, arrays_hash
+from common.errors import UserError
+from common.settings.schema import RunConfig
+from common.system.atomic import atomic_write_text
+
+LOGGERS = ("server", "client", "common", "partitions")
+LOG_BYTES = 10_000_000
+
+
+def prepare_run_dir(config: RunConfig, resumed_from: Path | None) -> Path:
+    """Choose and make the run directory; nothing of an earlier run is ever overwritten.
+
+    A resumed run goes on in the directory of its checkpoint. A name that is taken gets a number, unless the
+    user asked for exactly that directory: then `UserError`.
+    """
+    if config.run_dir:
+        run_dir = Path(config.run_dir)
+        same = resumed_from is not None and resumed_from.parent.parent.resolve() == run_dir.resolve()
+        if (run_dir / "metrics.jsonl").exists() and not same:
+            raise UserError(
+                f"{run_dir} already holds a run; choose another --run-dir, or go on with it by resume={run_dir}."
+            )
+    elif resumed_from is not None:
+        run_dir = resumed_from.parent.parent
+    else:
+        base = Path("runs") / f"{config.name}-seed{config.seed}"
+        run_dir, number = base, 1
+        while (run_dir / "metrics.jsonl").exists():
+            number += 1
+            run_dir = base.with_name(f"{base.name}-{number}")
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        if not os.access(run_dir, os.W_OK):
+            raise PermissionError(13, "no permission")
+    except OSError as error:
+        raise UserError(
+            f"Cannot write results to {run_dir}: {error.strerror}; choose a --run-dir you may write to."
+        ) from None
+    return run_dir.resolve()
+
+
+def start_logging(run_dir: Path | None) -> list[logging.Handler]:
+    """Send our own log lines to the terminal and, with times, to ``log.txt``."""
+    console = logging.StreamHandler(sys.stdout)
+    console.setFormatter(logging.Formatter("%(message)s"))
+    handlers: list[logging.Handler] = [console]
+    if run_dir is not None:
+        file = RotatingFileHandler(run_dir / "log.txt", maxBytes=LOG_BYTES, backupCount=3, encoding="utf-8")
+        file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+        handlers.append(file)
+    for name in LOGGERS:
+        logger = logging.getLogger(name)
+        logger.setLevel(logging.INFO)
+        logger.propagate = False
+        for handler in handlers:
+            logger.addHandler(handler)
+    return handlers
+
+
+def stop_logging(handlers: list[logging.Handler]) -> None:
+    """Take the handlers of `start_logging` away again and close them."""
+    for name in LOGGERS:
+        for handler in handlers:
+            logging.getLogger(name).removeHandler(handler)
+    for handler in handlers:
+        handler.close()
+
+
+def append_metrics(run_dir: Path, line: dict[str, Any]) -> None:
+    """Add one round to ``metrics.jsonl``; on disk before anything else happens."""
+    with (run_dir / "metrics.jsonl").open("a", encoding="utf-8") as file:
+        file.write(json.dumps(line) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
+    """Return the rounds of ``metrics.jsonl``; a line that a crash cut off is left out."""
+    path = run_dir / "metrics.jsonl"
+    if not path.is_file():
+        return []
+    lines = []
+    for text in path.read_text(encoding="utf-8").splitlines():
+        try:
+            lines.append(json.loads(text))
+        except json.JSONDecodeError:
+            continue
+    return lines
+
+
+def go_back(run_dir: Path, checkpoint: Checkpoint) -> None:
+    """Make ``metrics.jsonl`` end with the round of a checkpoint: a run that goes on writes later ones again.
+
+    Where the process ended between checkpoint and line, the line comes from the checkpoint.
+    """
+    lines = read_metrics(run_dir)
+    kept = [line for line in lines if line["round"] <= checkpoint.round]
+    if "sites" in checkpoint.metrics and (run_dir / "checkpoints").is_dir():
+        missing = not any(line["round"] == checkpoint.round for line in kept)
+        if missing:
+            kept.append(checkpoint.metrics | {"checkpoint_sha256": arrays_hash(checkpoint.arrays())})
+    atomic_write_text(run_dir / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in kept))
+
+
+@contextmanager
+def sole_writer(run_dir: Path) -> Iterator[None]:
+    """Hold a run directory: of two servers that write to it, each would lose the other's rounds.
+
+    The hold ends with the process, however that ends. Raises `UserError` where another process has it.
+    """
+    with (run_dir / ".lock").open("ab") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(
+                f"Another process still writes to {run_dir}; end it first, or choose another --run-dir."
+            ) from None
+        except OSError as error:  # a file system without locks
+            if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS):
+                raise
+        yield

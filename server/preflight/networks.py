@@ -1,0 +1,189 @@
+"""Can a run that trains a whole network work at all, asked before anything starts?"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from PIL import Image
+
+from common.checkpoint import load_checkpoint
+from common.data.batch_sizes import check_batch_sizes, check_batches, check_features
+from common.data.check import check_shard
+from common.data.classes import TABLES, ClassTable
+from common.data.crops import view_box
+from common.data.label_checks import check_labelled, check_truth
+from common.data.manifest import Shard, read_shard
+from common.data.reading import entry_size
+from common.errors import UserError
+from common.settings.network_rules import check_clusters
+from common.settings.schema import RunConfig
+from common.styles.bank import StyleBank
+from common.styles.style import half_sizes
+from common.system.cli import progress_line
+from server.adaptation.pretrain import load_pretrained, source_shard
+from server.adaptation.pretrain_snapshot import (
+    IMAGES,
+    Origin,
+    check_origin,
+    images_hash,
+    state_file,
+    stopped_pretraining,
+)
+from server.evaluation.cluster_scorer import known_classes
+from server.evaluation.network_scorer import evaluation_shards
+from server.loop.run_dir import prepare_run_dir
+from server.tasks.network import NetworkWork
+
+
+def check_network_run(config: RunConfig, shards: list[Shard]) -> None:
+    """Raise `UserError` for the first thing that would stop the run; make the run directory last.
+
+    ``shards`` are what the sites will train on. Their labels are looked at for supervised training only.
+    """
+    table = need_classes(config)
+    work = NetworkWork.of(config, table)  # settings that conflict and weights that are missing show here
+    work.greeting()
+    check_clusters(config, len(shards))
+    supervised = config.task == "supervised"
+    named = TABLES.get(config.eval.classes)  # what sites go by that have no table of their own
+    for shard in (replace(shard, classes=shard.classes or named) for shard in shards):
+        if supervised:
+            check_labelled(shard, table, "task 'supervised' trains with labels")
+        check_pictures(shard, labels=supervised)
+        check_batches(shard, config)
+    stopped = stopped_pretraining(config)
+    checkpoint = load_checkpoint(config.resume) if config.resume and stopped is None else None
+    prepares = config.task == "adaptation" and checkpoint is None  # else the source has done its part
+    if prepares:
+        check_source(config, table)
+        if stopped is None:
+            check_source_files(config)
+        else:
+            check_stopped(stopped, config)
+    for shard in scored_shards(config, [shard.name for shard in shards]):
+        check_labelled(shard, table, "the run is scored on it")
+        check_pictures(shard, labels=True)
+    if checkpoint is not None:
+        if checkpoint.weights_hash != work.signature():
+            raise UserError(
+                f"The checkpoint {config.resume} holds another network than the settings ask for; use the recipe that "
+                "it was made with."
+            )
+        work.restore(checkpoint)
+    from common.checkpoint import resumed_file
+
+    resumed_from = stopped if checkpoint is None else resumed_file(config.resume, checkpoint)
+    run_dir = prepare_run_dir(config, resumed_from)
+    if prepares:
+        check_stopped(state_file(run_dir), config)
+
+
+def check_start(config: RunConfig, run_dir: Path, stopped: Path | None) -> None:
+    """Raise `UserError` where adaptation cannot begin; of the source, labels are read and headers of pictures.
+
+    In a deployment nobody else asks before the sites do their part. ``stopped`` is the pretraining that the settings
+    say to go on from, if any: it was begun with these labels.
+    """
+    check_source(config, need_classes(config))
+    if stopped is not None:
+        check_stopped(stopped, config)
+    check_stopped(state_file(run_dir), config)
+    if stopped is None and not config.source.checkpoint and not state_file(run_dir).is_file():
+        check_truth(source_shard(config))
+
+
+def need_classes(config: RunConfig) -> ClassTable:
+    """Return the class table of a run; raises `UserError` where none is known."""
+    table = known_classes(config)
+    if table is None:
+        raise UserError(
+            f"Task '{config.task}' needs a class table and none is known; name one by eval.classes, for example "
+            "camvid."
+        )
+    return table
+
+
+def scored_shards(config: RunConfig, sites: Sequence[str]) -> list[Shard]:
+    """Return the labelled shards that a run is scored on, at the server or on the sites."""
+    if config.eval.where != "sites":
+        return evaluation_shards(config)
+    if not config.eval.shard:
+        raise UserError(
+            "eval.where is 'sites' but eval.shard is empty; name their labelled manifests, for example "
+            "'{site}-val.jsonl', or set eval.where to 'none'."
+        )
+    folder, root = Path(config.simulation.shards), config.simulation.data_root or None
+    found = {folder / config.eval.shard.format(site=site) for site in sites}
+    shards = [read_shard(path, root) for path in sorted(found)]
+    return [replace(shard, classes=shard.classes or TABLES.get(config.eval.classes)) for shard in shards]
+
+
+def check_pictures(shard: Shard, *, labels: bool) -> None:
+    """Refuse a shard with images (or labels) that cannot be read."""
+    faults = check_shard(shard, labels=labels, progress=progress_line(f"checking images of {shard.name}"))
+    if faults:
+        more = f" ({len(faults) - 1} more images of {shard.name} have faults)" if len(faults) > 1 else ""
+        raise UserError(faults[0] + more)
+
+
+def check_source(config: RunConfig, table: ClassTable) -> None:
+    """Refuse a source that adaptation cannot start from; of its pictures, headers are read at most."""
+    if config.source.checkpoint:
+        load_pretrained(config, table)
+        return
+    shard = source_shard(config)
+    check_labelled(shard, table, "a source is trained on with labels")
+    if config.source.styles:
+        StyleBank.load(config.source.styles, config.style).restyle(
+            config.style
+        )  # one that is empty is refused too
+    if config.style.transfer in ("fourier", "spectra"):
+        check_window(shard, config)
+
+
+def check_source_files(config: RunConfig) -> None:
+    """Refuse a source with pictures or labels that cannot be read, or that make no batches; all are decoded."""
+    if config.source.checkpoint:
+        return
+    shard, key = source_shard(config), "source.batch"
+    check_pictures(shard, labels=True)
+    check_batch_sizes(shard, config.transforms, config.source.batch, key)
+    check_features(shard, config.transforms, config.network.output_stride, config.source.batch, key)
+
+
+def check_stopped(file: Path, config: RunConfig) -> None:
+    """Refuse to go on with a pretraining of other settings or images; no file: nothing to go on with."""
+    if file.is_file():
+        check_origin(file, Origin.of(config, {}))  # a shard is there only where the settings are the same
+        check_origin(file, Origin.of(config, {IMAGES: images_hash(source_shard(config))}))
+
+
+def check_window(shard: Shard, config: RunConfig) -> None:
+    """Refuse a source image that is smaller than the window of frequencies that it would be given."""
+    rows, columns = (2 * half + 1 for half in half_sizes(config.style))
+    for index in range(len(shard)):
+        if least_side(shard, index) >= max(rows, columns):
+            continue
+        height, width = entry_size(shard, index)
+        if height < rows or width < columns:
+            raise UserError(
+                f"{shard.image_path(index)} has {width} x {height} pixels, but the style window has {columns} x {rows} "
+                "frequencies, and no picture has more of them than pixels; choose a smaller window (style.side, "
+                "half-size or fraction), or leave the image out."
+            )
+
+
+def least_side(shard: Shard, index: int) -> int:
+    """Return the shorter side of a picture in pixels, whichever way up it is; 0 where its header cannot be read.
+
+    `entry_size` wants to know the orientation as well, for which Pillow decodes all of a PNG.
+    """
+    try:
+        with Image.open(shard.image_path(index)) as opened:
+            width, height = opened.size
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        return 0
+    left, top, right, bottom = view_box(shard.entries[index].view, height, width)
+    return min(right - left, bottom - top)

@@ -1,0 +1,218 @@
+"""How does the server learn the total over sites, and no single site's part, while sites may get lost?
+
+It passes public keys and encrypted shares on between the sites (`common.privacy.secure_masks` has the protocol,
+`client.privacy.secure_site` the other side), adds up what they masked, and takes off the masks that are left: the
+own masks of sites that stayed, and the pairs of sites that were lost after the shares went round.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from common import wire
+from common.privacy.fixed_point import Ring
+from common.privacy.secure_masks import (
+    FEWEST_SITES,
+    PUBLIC_BYTES,
+    SEED_BYTES,
+    SHARE_BYTES,
+    own_mask,
+    pair_key,
+    pair_mask,
+    threshold,
+)
+from server.transport.reply_checks import Expectation
+
+_CURVE = ec.SECP256R1()
+_SEALED_BYTES = 201  # Fernet of two shares of 52 bytes and a label of 32
+
+
+@dataclass(frozen=True)
+class Letter:
+    """What one site is sent beside the settings."""
+
+    groups: wire.Groups = field(default_factory=dict)
+    options: wire.Options = field(default_factory=dict)
+
+
+class Post(Protocol):
+    """Sends each site its letter and returns the replies that are as expected, by name.
+
+    Bytes and the reasons of those that are missing are the sender's business.
+    """
+
+    def __call__(
+        self, letters: Mapping[str, Letter], action: str, expectation: Expectation
+    ) -> dict[str, wire.Update]:
+        """See the class."""
+
+
+@dataclass(frozen=True)
+class SecureTotal:
+    """The total in the ring over ``replies``, or ``None`` and the reason; ``needed`` sites had to stay."""
+
+    vector: Ring | None
+    replies: dict[str, wire.Update] = field(default_factory=dict)
+    bits: dict[str, int] = field(default_factory=dict)
+    reason: str = ""
+    needed: int = 0
+
+
+def secure_total(
+    letters: Mapping[str, Letter],
+    action: str,
+    post: Post,
+    *,
+    length: int,
+    bits: Callable[[Mapping[str, wire.Update]], Mapping[str, int]],
+    scale: bool,
+    session: str,
+    label: str,
+    quorum: float,
+    weights_hash: str,
+) -> SecureTotal:
+    """Have each site do what its letter says by ``action``, and return the total of ``length`` numbers.
+
+    Args:
+        bits: from the sites' first answers, binary digits after the point by kind of number.
+        scale: whether sites have to say how large their features are.
+        session: names this sum among all of the run, as the sites do: run key, round and ``label``.
+        quorum: share of the sites that have to stay (`common.privacy.secure_masks.threshold`).
+    """
+    said: wire.Options = {"secure.session": label}
+    keys = post(
+        {name: Letter({}, said | {"secure.scale": scale}) for name in letters},
+        wire.SECURE_KEYS,
+        Expectation({"secure": {"mask": (PUBLIC_BYTES,), "cipher": (PUBLIC_BYTES,)}}),
+    )
+    needed = threshold(len(keys), quorum)
+    if len(keys) < max(needed, FEWEST_SITES):
+        return _failed(f"{len(keys)} sites sent keys, {needed} are needed")
+    try:
+        digits = dict(bits(keys))
+    except ValueError as error:
+        return _failed(str(error))
+    announced = {
+        name: np.concatenate([u.groups["secure"]["mask"], u.groups["secure"]["cipher"]])
+        for name, u in sorted(keys.items())
+    }
+    shares = post(
+        {name: Letter({"keys": announced}, said) for name in announced},
+        wire.SECURE_SHARES,
+        Expectation({"secure": {"shares": (len(announced) - 1, _SEALED_BYTES), "commitment": (SEED_BYTES,)}}),
+    )
+    if len(shares) < needed:
+        return _failed(f"{len(shares)} of {len(announced)} sites shared their secrets, {needed} are needed")
+    included = sorted(shares)
+    asked: wire.Options = said | {"secure.sites": ",".join(included), "secure.bits": json.dumps(digits)}
+    masked = post(
+        {name: Letter(letters[name].groups, letters[name].options | asked) for name in included},
+        action,
+        Expectation({"masked": {"vector": (length,)}}, weights_hash),
+    )
+    if len(masked) < needed:
+        return _failed(f"{len(masked)} of {len(announced)} sites sent their numbers, {needed} are needed")
+    given = post(
+        {
+            name: Letter(
+                {
+                    "shares": {
+                        other: _sealed(shares[other], other, name, announced)
+                        for other in included
+                        if other != name
+                    }
+                },
+                said | {"secure.survivors": ",".join(sorted(masked))},
+            )
+            for name in masked
+        },
+        wire.SECURE_UNMASK,
+        Expectation({"secure": {"shares": (len(included), SHARE_BYTES)}}),
+    )
+    if len(given) < needed:
+        return _failed(f"{len(given)} of {len(announced)} sites helped to unmask, {needed} are needed")
+    try:
+        masks = _masks_left(included, masked, given, shares, announced, needed, session, length)
+    except ValueError as error:
+        return _failed(str(error))
+    total = np.zeros(length, dtype=np.uint64)
+    for name in sorted(masked):
+        total = total + masked[name].groups["masked"]["vector"].astype(np.uint64)
+    return SecureTotal(total - masks, dict(sorted(masked.items())), digits, needed=needed)
+
+
+def _failed(reason: str) -> SecureTotal:
+    return SecureTotal(None, reason=reason)
+
+
+def _sealed(
+    update: wire.Update, sender: str, receiver: str, announced: Mapping[str, np.ndarray]
+) -> np.ndarray:
+    """Return the row of a site's encrypted shares that is for ``receiver``."""
+    others = [name for name in sorted(announced) if name != sender]
+    row: np.ndarray = update.groups["secure"]["shares"][others.index(receiver)]
+    return row
+
+
+def _masks_left(
+    included: list[str],
+    masked: Mapping[str, wire.Update],
+    given: Mapping[str, wire.Update],
+    shares: Mapping[str, wire.Update],
+    announced: Mapping[str, np.ndarray],
+    needed: int,
+    session: str,
+    length: int,
+) -> Ring:
+    """Return what the total still holds beside the numbers.
+
+    Raises ValueError naming a site whose secret does not come back as it was promised.
+    """
+    left = np.zeros(length, dtype=np.uint64)
+    helpers = sorted(given)[:needed]
+    for position, name in enumerate(included):
+        rows = [given[helper].groups["secure"]["shares"][position].tobytes() for helper in helpers]
+        secret = _combined(rows)
+        if name in masked:
+            if hashlib.sha256(secret).digest() != shares[name].groups["secure"]["commitment"].tobytes():
+                raise ValueError(f"the shares of the seed of site {name} do not fit together")
+            left = left + own_mask(secret, session, length)
+            continue
+        public = announced[name].tobytes()[:PUBLIC_BYTES]
+        for other in masked:
+            agreed = _agreed(secret, public, announced[other].tobytes()[:PUBLIC_BYTES], name)
+            left = left + pair_mask(pair_key(agreed, session, name, other), other, name, length)
+    return left
+
+
+def _combined(rows: list[bytes]) -> bytes:
+    from flwr.common.secure_aggregation.crypto.shamir import combine_shares
+
+    try:
+        return combine_shares(rows)
+    except ValueError:
+        return b""
+
+
+def _agreed(secret: bytes, public: bytes, other: bytes, name: str) -> bytes:
+    """Return what a lost site and another one agreed on, from the lost site's key as it came back."""
+    from flwr.common.secure_aggregation.crypto.symmetric_encryption import generate_shared_key
+
+    try:
+        private = ec.derive_private_key(int.from_bytes(secret, "big"), _CURVE)
+        point = serialization.PublicFormat.CompressedPoint
+        if private.public_key().public_bytes(serialization.Encoding.X962, point) != public:
+            raise ValueError("another key")
+    except ValueError:
+        raise ValueError(f"the shares of the key of lost site {name} do not fit together") from None
+    peer = ec.EllipticCurvePublicKey.from_encoded_point(_CURVE, other)
+    return base64.urlsafe_b64decode(generate_shared_key(private, peer))

@@ -1,0 +1,121 @@
+"""What does task `unsupervised` add to the round loop: a head and K semantic centroids?"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from common import wire
+from common.checkpoint import Checkpoint
+from common.clustering.spectral import PatchScatter
+from common.losses.objective import build_objective
+from common.models.head import build_head, init_centroids, state_to_numpy
+from common.settings.phases import Phase, phase_of
+from common.settings.schema import RunConfig
+from server.tasks.base import Options, Saved
+from server.tasks.unsupervised_merge import merge_round
+from server.tasks.unsupervised_state import ModelState, own_groups
+from server.transport.reply_checks import Ask, Expectation
+
+
+@dataclass(frozen=True)
+class UnsupervisedWork:
+    """Arithmetic is in `unsupervised_merge`; see `server.tasks.base.Work` for the meaning of each part."""
+
+    config: RunConfig
+
+    def initial(self, channels: int) -> ModelState:
+        """Return head and centroids drawn from the seed."""
+        return initial_state(self.config, channels)
+
+    def restore(self, checkpoint: Checkpoint) -> ModelState:
+        """Return the state of a checkpoint."""
+        return ModelState.from_arrays(checkpoint.head, checkpoint.centroids, checkpoint.extra)
+
+    def saved(self, state: ModelState) -> Saved:
+        """Return head, centroids, and the rest by name."""
+        return Saved(state.head, state.centroids, state.to_extra())
+
+    def prepare(self, state: ModelState, ask: Ask, names: list[str], run_dir: Path) -> ModelState:
+        """Nothing comes before the first round."""
+        return state
+
+    def begin(self, state: ModelState, number: int, ask: Ask, names: list[str]) -> ModelState:
+        """Nothing comes before a round."""
+        return state
+
+    def phase(self, number: int) -> Phase:
+        """Return the work of a round."""
+        return phase_of(self.config, number)
+
+    def greeting(self) -> Options:
+        """Nothing beside the settings."""
+        return {}
+
+    def parts(self, state: ModelState, site: str, number: int, action: str) -> tuple[wire.Groups, Options]:
+        """Return the shared model, the site's own parts in their place.
+
+        Under ``keep-least-moved`` one site trains a model of its own, but counts and scores for the shared one:
+        what it sends is added to what the others found under that.
+        """
+        kept_aside = action != wire.TRAIN and not own_groups(self.config)
+        groups = state.shared_groups() if kept_aside else state.groups_for(site)
+        return groups, {"phase": self.phase(number)}
+
+    def expect(self, state: ModelState, phase: str, weights_hash: str) -> Expectation:
+        """Return the groups, names and shapes of a training reply."""
+        clusters, dim = state.centroids.shape
+        if phase == "scatter":
+            channels = state.head["linear.weight"].shape[1]
+            return Expectation({"scatter": PatchScatter.shapes(channels)}, weights_hash)
+        if phase == "clusters":
+            return self.expect_sums(state, weights_hash)
+        shapes: dict[str, Mapping[str, tuple[int, ...]]] = {
+            "head": {key: value.shape for key, value in state.head.items()},
+            "centroids": {"centroids": (clusters, dim), "counts": (clusters,)},
+        }
+        if self.config.centroids.merge == "lloyd":
+            shapes |= self.expect_sums(state, weights_hash).shapes
+        if state.shared:
+            shapes["shared"] = {key: value.shape for key, value in state.shared.items()}
+        return Expectation(shapes, weights_hash)
+
+    def expect_sums(self, state: ModelState, weights_hash: str) -> Expectation:
+        """Return the shapes of a reply to one exact pass of k-means."""
+        clusters, dim = state.centroids.shape
+        sums: dict[str, tuple[int, ...]] = {
+            "sums": (clusters, dim),
+            "counts": (clusters,),
+            "cosines": (clusters,),
+        }
+        return Expectation({"sums": sums}, weights_hash)
+
+    def expect_confusion(self, state: ModelState, classes: int) -> Expectation:
+        """Return the shape of an evaluation reply: clusters by classes."""
+        return Expectation({"confusion": {"confusion": (len(state.centroids), classes)}})
+
+    def merge(self, state: ModelState, updates: Mapping[str, wire.Update], number: int) -> ModelState:
+        """Merge one round."""
+        return merge_round(state, updates, self.config, self.phase(number))
+
+    def summary(self) -> str:
+        """Return objective and merge rules."""
+        c = self.config
+        return (
+            f"preset {c.preset}: {c.loss.objective} objective, share {c.centroids.share}, heads by "
+            f"{c.aggregation.rule} ({c.aggregation.weights}), centroids by {c.centroids.merge}"
+        )
+
+
+def initial_state(config: RunConfig, channels: int) -> ModelState:
+    """Return the head, the centroids [K, D] and the objective's shared arrays that follow from the seed alone.
+
+    ``channels`` is the length of the backbone's features, as the sites report it.
+    """
+    spectral = config.loss.objective == "spectral"  # has no steps, hence nothing to share beside the head
+    return ModelState(
+        head=state_to_numpy(build_head(channels, config.model, config.seed)),
+        centroids=init_centroids(config.model.clusters, config.model.dim, config.seed),
+        shared={} if spectral else state_to_numpy(build_objective(config, channels)),
+    )

@@ -1,0 +1,185 @@
+"""How do the updates of one round become the next model?
+
+Pure functions from state and updates to state. Everything goes by site name, so that the order in which
+replies arrive changes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+
+from common.settings.phases import Phase
+from common.settings.schema import Aggregation, RunConfig
+from common.wire import Arrays, Groups, Update
+from server.aggregation.heads import aggregate, site_weight, weighted_mean
+from server.aggregation.server_optimizers import server_step
+from server.centroids.lloyd import SiteSums
+from server.centroids.rules import Merged, SiteCentroids, merge_centroids, merge_lloyd, total_sums
+from server.tasks.spectral import solve
+from server.tasks.unsupervised_state import ModelState, own_groups
+
+OPTIMIZER = "optimizer/"
+CENTROIDS = "centroids/"
+OWN_CENTROIDS = "own-centroids/"
+ROBUST = ("matched-median", "matched-geometric")
+
+
+def weights_of(updates: Mapping[str, Update], config: RunConfig) -> dict[str, float]:
+    """Return each site's weight in the head average."""
+    how = config.aggregation.weights
+    return {
+        name: site_weight(how, int(update.facts["images"]), int(update.facts["batches"]))
+        for name, update in updates.items()
+    }
+
+
+def merge_round(
+    state: ModelState, updates: Mapping[str, Update], config: RunConfig, phase: Phase = "train"
+) -> ModelState:
+    """Merge one round of checked updates, at least one, into the next state."""
+    own = own_groups(config)
+    if phase == "scatter":
+        return solve(state, updates, config)
+    if phase == "clusters":
+        if "centroids" in own:
+            return own_lloyd_pass(state, state, updates, config)
+        return lloyd_pass(state, updates, config)
+    merged = state
+    weights = weights_of(updates, config)
+    if "head" not in own:
+        merged = merge_heads(merged, updates, weights, config)
+    if "centroids" not in own:
+        merged = merge_round_centroids(merged, updates, weights, config)
+    if own:
+        kept = {name: own_parts(update, own) for name, update in updates.items()}
+        merged = replace(merged, own=merged.own | kept)
+    if "centroids" in own and config.centroids.merge == "lloyd":
+        merged = own_lloyd_pass(merged, state, updates, config)
+    if config.aggregation.keep_least_moved:
+        # the published 'custom' variant: one site goes on with its own model; it is nobody else's
+        least = min(sorted(updates), key=lambda name: updates[name].metrics.get("displacement", 0.0))
+        groups = own_parts(updates[least], ("head", "shared", "centroids"))
+        merged = replace(merged, own={least: groups})
+    return merged
+
+
+def own_parts(update: Update, groups: Iterable[str]) -> Groups:
+    """Return the parts of an update that its site goes on with by itself; not every objective has ``shared``."""
+    parts: Groups = {group: dict(update.groups[group]) for group in groups if group in update.groups}
+    if "centroids" in parts:
+        del parts["centroids"]["counts"]
+    return parts
+
+
+def merge_heads(
+    state: ModelState, updates: Mapping[str, Update], weights: Mapping[str, float], config: RunConfig
+) -> ModelState:
+    """Aggregate the heads by the rule of the settings and take the server optimiser's step.
+
+    What the objective trains beside the head is aggregated by the same rule, without a step.
+    """
+    heads = {name: update.groups["head"] for name, update in updates.items()}
+    average = aggregate(heads, weights, config.aggregation)
+    moments = {k.removeprefix(OPTIMIZER): v for k, v in state.memory.items() if k.startswith(OPTIMIZER)}
+    head, moments = server_step(state.head, average.arrays, moments, config.aggregation)
+    memory = {k: v for k, v in state.memory.items() if not k.startswith(OPTIMIZER)}
+    memory |= {OPTIMIZER + k: v for k, v in moments.items()}
+    shared = merge_beside(updates, weights, average.sites, config.aggregation) if state.shared else {}
+    return replace(state, head=head, shared=shared, memory=memory)
+
+
+def merge_beside(
+    updates: Mapping[str, Update], weights: Mapping[str, float], chosen: Iterable[str], settings: Aggregation
+) -> Arrays:
+    """Merge what the objective trains beside the head by the head's rule.
+
+    The Krum rules choose whole sites: here those ``chosen`` by their heads, and `krum` believes no weight.
+    """
+    arrays = {name: updates[name].groups["shared"] for name in chosen}
+    if settings.rule in ("krum", "multi-krum"):
+        return weighted_mean(arrays, weights if settings.rule == "multi-krum" else None)
+    return aggregate(arrays, weights, settings).arrays
+
+
+def merge_round_centroids(
+    state: ModelState, updates: Mapping[str, Update], weights: Mapping[str, float], config: RunConfig
+) -> ModelState:
+    """Merge the centroids by the rule of the settings."""
+    if config.centroids.merge == "lloyd":
+        return lloyd_pass(state, updates, config)
+    sites = {
+        name: SiteCentroids(update.groups["centroids"]["centroids"], update.groups["centroids"]["counts"])
+        for name, update in updates.items()
+    }
+    return _with_centroids(state, merge_centroids(state.centroids, sites, config.centroids, weights))
+
+
+def lloyd_pass(
+    state: ModelState, updates: Mapping[str, Update], config: RunConfig, *, use_momentum: bool = True
+) -> ModelState:
+    """Take one spherical k-means step from the sites' sums: exactly, or by the robust rule of the settings.
+
+    A robust rule also holds for polish passes: the direction of a site's sums has one vote, whereas a total would
+    believe whatever counts are claimed. Polish passes look at one model only, so they carry no momentum over.
+    """
+    if config.centroids.merge in ROBUST:
+        votes = {
+            name: SiteCentroids(update.groups["sums"]["sums"], update.groups["sums"]["counts"])
+            for name, update in updates.items()
+        }
+        return _with_centroids(state, merge_centroids(state.centroids, votes, config.centroids))
+    sites = {
+        name: SiteSums(update.groups["sums"]["sums"], update.groups["sums"]["counts"])
+        for name, update in updates.items()
+    }
+    memory = {k.removeprefix(CENTROIDS): v for k, v in state.memory.items() if k.startswith(CENTROIDS)}
+    merged = merge_lloyd(
+        state.centroids,
+        total_sums(sites, state.centroids),
+        memory,
+        momentum=config.centroids.momentum if use_momentum else 0.0,
+        empty=config.centroids.empty,
+    )
+    return _with_centroids(state, merged)
+
+
+def own_lloyd_pass(
+    state: ModelState,
+    before: ModelState,
+    updates: Mapping[str, Update],
+    config: RunConfig,
+    *,
+    use_momentum: bool = True,
+) -> ModelState:
+    """Take every site's own k-means step from its own sums alone: centroids that are not shared.
+
+    ``before`` holds the centroids that the sums were taken under. With momentum every site has a running total
+    of its own; polish passes carry none over (see `lloyd_pass`).
+    """
+    own, memory = dict(state.own), dict(state.memory)
+    momentum = config.centroids.momentum if use_momentum else 0.0
+    for name, update in updates.items():
+        current = before.groups_for(name)["centroids"]["centroids"]
+        sums = SiteSums(update.groups["sums"]["sums"], update.groups["sums"]["counts"])
+        prefix = f"{OWN_CENTROIDS}{name}/"
+        merged = merge_lloyd(
+            current,
+            total_sums({name: sums}, current),
+            {k.removeprefix(prefix): v for k, v in memory.items() if k.startswith(prefix)},
+            momentum=momentum,
+            empty=config.centroids.empty,
+        )
+        own[name] = own.get(name, {}) | {"centroids": {"centroids": merged.centroids}}
+        if momentum:
+            memory |= {prefix + k: v for k, v in merged.state.items()}
+    return replace(state, own=own, memory=memory)
+
+
+def _with_centroids(state: ModelState, merged: Merged) -> ModelState:
+    memory = {k: v for k, v in state.memory.items() if not k.startswith(CENTROIDS)}
+    return replace(
+        state,
+        centroids=merged.centroids,
+        memory=memory | {CENTROIDS + k: v for k, v in merged.state.items()},
+    )

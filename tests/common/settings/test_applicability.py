@@ -1,0 +1,215 @@
+"""Is a setting refused that does nothing in the run's task, and no other?"""
+
+from __future__ import annotations
+
+from typing import Any, get_args
+
+import pytest
+
+from common.errors import UserError
+from common.settings.applicability import (
+    ACTS_IN,
+    COUNTERPARTS,
+    acts,
+    foreign_keys,
+    refuse_foreign,
+    tasks_of,
+)
+from common.settings.network_rules import refuse_conflicts
+from common.settings.presets import PRESETS
+from common.settings.schema import RunConfig, load_config, read_recipe
+from server.preflight.simulation import check_run
+from server.tasks.registry import work_for
+from tests.conftest import ROOT
+from tests.support.federation import tiny_config
+
+RECIPES = sorted(path.name for path in (ROOT / "recipes").glob("*.toml"))
+TASKS: tuple[str, ...] = get_args(RunConfig.model_fields["task"].annotation)
+DEFAULTS = RunConfig().to_flat()
+
+# Written down anew, from what sites and server look at: what acts in all tasks, then in networks alone.
+IN_ALL = {
+    *("task", "preset", "name", "rounds", "seed", "deterministic", "run-dir", "resume", "wire.dtype"),
+    *("sites.expected", "sites.per-round", "sites.minimum", "sites.pool"),
+    *("sites.deadline-seconds", "sites.wait-seconds", "checkpoint.keep"),
+    *("local.steps", "local.epochs", "local.batch", "local.clip-norm", "local.prox-mu", "centroids.share"),
+    *("aggregation.weights", "aggregation.rule", "aggregation.trim", "aggregation.malicious"),
+    *("aggregation.keep", "aggregation.optimizer", "aggregation.lr", "aggregation.momentum"),
+    *("aggregation.second-moment", "aggregation.tau"),
+    *("eval.where", "eval.shard", "eval.classes", "eval.every", "eval.last", "eval.flip"),
+    *("simulation.shards", "simulation.data-root", "simulation.cache", "simulation.threads"),
+}
+OF_NETWORKS = ("network", "transforms", "sgd", "reduction", "style", "clusters")
+OF_ADAPTATION = ("teacher", "source")
+
+FOREIGN: list[tuple[str, str, Any, str]] = [
+    # task, key, value, what to do instead
+    ("supervised", "local.lr", 0.01, "leave it at 0.0005 and use sgd.lr."),
+    ("supervised", "local.moon-weight", 1.0, "leave it at 0.0."),
+    ("supervised", "local.moon-temperature", 0.1, "leave it at 0.5."),
+    ("supervised", "local.keep-optimizer", True, "leave it at false."),
+    ("supervised", "local.prox-parameters", "nonlinear", "leave it at 'all'."),
+    ("supervised", "local.neighbours", 3, "leave it at 7."),
+    ("supervised", "local.neighbour-dropout", 0.5, "leave it at 0.0."),
+    ("supervised", "local.centroid-lr", 0.5, "leave it at 0.005."),
+    ("supervised", "model.weights", "random", "leave it at 'pretrained' and use network.weights."),
+    ("supervised", "model.height", 64, "leave it at 225 and use transforms.height."),
+    ("supervised", "model.clusters", 11, "leave it at 27."),
+    ("supervised", "cache.dtype", "float32", "leave it at 'float16'."),
+    ("supervised", "loss.objective", "correspondence", "leave it at 'spectral' and use reduction.kind."),
+    ("supervised", "loss.intra-shift", 0.5, "leave it at 0.18."),
+    ("supervised", "centroids.merge", "matched", "leave it at 'lloyd' and use aggregation.rule."),
+    ("supervised", "centroids.polish-passes", 2, "leave it at 0."),
+    ("supervised", "privacy.quorum", 0.8, "leave it at 0.66."),
+    ("supervised", "privacy.minimum-count", 5, "leave it at 0."),
+    ("supervised", "aggregation.keep-least-moved", True, "leave it at false."),
+    ("supervised", "eval.matching", "many-to-one", "leave it at 'hungarian'."),
+    ("supervised", "eval.crf", True, "leave it at false and use `python -m server evaluate --crf`"),
+    ("supervised", "teacher.update", "mean", "leave it at 'never'."),
+    ("supervised", "teacher.max-square-weight", 0.1, "leave it at 0.0."),
+    ("supervised", "source.shard", "source.jsonl", "leave it at ''."),
+    ("supervised", "source.lr", 0.1, "leave it at 0.005 and use sgd.lr."),
+    ("supervised", "source.checkpoint", "runs/source", "leave it at '' and use network.weights."),
+    ("supervised", "style.mix", 0.5, "leave it at 1.0."),
+    ("adaptation", "local.lr", 0.01, "leave it at 0.0005 and use sgd.lr."),
+    ("adaptation", "local.keep-optimizer", True, "leave it at false."),
+    ("adaptation", "loss.crf-weight", 0.1, "leave it at 0.0."),
+    ("adaptation", "cache.mixed-precision", True, "leave it at false and use sgd.mixed-precision."),
+    ("adaptation", "centroids.momentum", 0.5, "leave it at 0.0."),
+    ("adaptation", "eval.matching", "many-to-one", "leave it at 'hungarian'."),
+    ("unsupervised", "network.weights", "random", "leave it at 'pretrained' and use model.weights."),
+    ("unsupervised", "network.batchnorm", "local", "leave it at 'shared'."),
+    ("unsupervised", "transforms.flip", 0.5, "leave it at 0.0."),
+    ("unsupervised", "transforms.flip-vertical", 0.5, "leave it at 0.0."),
+    ("unsupervised", "transforms.width", 64, "leave it at 928 and use model.width."),
+    ("unsupervised", "sgd.lr", 0.01, "leave it at 0.05 and use local.lr."),
+    ("unsupervised", "sgd.algorithm", "adam", "leave it at 'sgd'."),
+    ("unsupervised", "reduction.kind", "weighted", "leave it at 'mean' and use loss.objective."),
+    ("unsupervised", "reduction.lovasz-weight", 1.0, "leave it at 0.0."),
+    ("unsupervised", "style.transfer", "lab", "leave it at 'none'."),
+    ("unsupervised", "style.mix", 0.5, "leave it at 1.0."),
+    ("unsupervised", "teacher.reduce", True, "leave it at false."),
+    ("unsupervised", "clusters.layers", "bn", "leave it at 'none'."),
+    ("unsupervised", "source.steps", 9, "leave it at 0 and use local.steps."),
+]
+
+
+def sentence_of(config: RunConfig) -> str:
+    with pytest.raises(UserError) as caught:
+        refuse_foreign(config)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(("task", "key", "value", "remedy"), FOREIGN)
+def test_a_setting_of_another_task_is_refused_in_one_sentence(
+    task: str, key: str, value: Any, remedy: str
+) -> None:
+    config = load_config({"task": task, key: value})
+    shown = f"'{value}'" if isinstance(value, str) else str(value).lower()
+    sentence = sentence_of(config)
+    assert sentence.startswith(f"{key} is {shown}, which acts in task"), sentence
+    assert f" alone, but task is '{task}'; {remedy}" in sentence and ". " not in sentence
+    named = sentence.partition(" alone")[0]
+    assert [other for other in TASKS if f"'{other}'" in named] == [
+        other for other in TASKS if other in tasks_of(key)
+    ]
+    check = refuse_conflicts if task != "unsupervised" else lambda given: work_for(given, None)
+    with pytest.raises(UserError, match=f"^{key} is "):
+        check(config)
+
+
+def test_a_simulation_refuses_before_it_looks_at_pictures(scenes: Any, tmp_path: Any) -> None:
+    config = tiny_config(scenes, tmp_path / "run", 4, sgd__lr=0.5)
+    with pytest.raises(UserError, match=r"^sgd\.lr is 0\.5"):
+        check_run(config)
+    assert not (tmp_path / "run").exists()
+
+
+def test_all_are_named_at_once() -> None:
+    given = {"task": "supervised", "local.lr": 0.1, "loss.samples": 5}
+    assert sentence_of(load_config(given)).endswith("and use sgd.lr (likewise loss.samples).")
+    given |= {"cache.views": 1, "model.dim": 8, "teacher.every": 2}
+    assert sentence_of(load_config(given)) == (
+        "model.dim is 8, which acts in task 'unsupervised' alone, but task is 'supervised'; leave it at 24 (likewise "
+        "cache.views, local.lr, loss.samples and 1 more)."
+    )
+
+
+@pytest.mark.parametrize(
+    "style",
+    [{"style.transfer": "lab"}, {"style.side": 5}, {"style.height": 64}, {"style.images": 3}],
+    ids=str,
+)
+def test_styles_of_supervised_training_are_for_clusters(style: dict[str, Any]) -> None:
+    (key,) = style
+    sentence = sentence_of(load_config({"task": "supervised"} | style))
+    assert (
+        "which task 'supervised' needs for clusters alone, but clusters.layers is 'none'; leave it"
+        in sentence
+    )
+    for fine in ({"task": "supervised", "clusters.layers": "decoder"}, {"task": "adaptation"}):
+        refuse_foreign(load_config(fine | style))
+    assert key in foreign_keys(load_config(style))
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("task", TASKS)
+def test_defaults_are_never_refused(task: str, preset: str) -> None:
+    """Neither a preset's values, nor the list of all settings, nor a default that the preset has changed."""
+    config = load_config({"task": task, "preset": preset})
+    refuse_foreign(config)
+    refuse_foreign(load_config(config.to_flat()))
+    refuse_foreign(load_config(DEFAULTS | {"task": task, "preset": preset}))
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_is_taken(name: str) -> None:
+    given = read_recipe(ROOT / "recipes" / name)
+    config = load_config(given)
+    started = [config]
+    if config.task == "adaptation":  # as the campaigns start it, and with another seed
+        started.append(
+            load_config(given, {"source.checkpoint": "runs/source", "source.styles": "", "seed": 1})
+        )
+    for one in started:
+        refuse_foreign(one) if one.task == "unsupervised" else refuse_conflicts(one)
+
+
+def test_there_are_recipes_of_every_task() -> None:
+    assert {load_config(read_recipe(ROOT / "recipes" / name)).task for name in RECIPES} == set(TASKS)
+
+
+def test_every_setting_is_of_the_tasks_that_look_at_it() -> None:
+    """A new key has to be thought about: it is in one of the lists above, or of task `unsupervised` alone."""
+    assert set(DEFAULTS) >= IN_ALL
+    for key in DEFAULTS:
+        section = key.partition(".")[0]
+        expected = {"unsupervised"}
+        if key in IN_ALL:
+            expected = set(TASKS)
+        elif section in OF_ADAPTATION or key == "style.mix":
+            expected = {"adaptation"}
+        elif section in OF_NETWORKS:
+            expected = {"supervised", "adaptation"}
+        assert set(tasks_of(key)) == expected, key
+
+
+def test_the_table_names_settings_that_exist() -> None:
+    known = set(DEFAULTS) | {key.partition(".")[0] for key in DEFAULTS}
+    assert set(ACTS_IN) <= known
+    for group in COUNTERPARTS:
+        assert set(group) <= set(DEFAULTS) and len(group) > 1
+        assert len({tasks_of(key) for key in group}) > 1, "they would never stand in for one another"
+
+
+def test_settings_that_lack_another_one_are_taken() -> None:
+    """They are switched on top of a recipe."""
+    idle: list[dict[str, Any]] = [
+        {"task": "supervised", "clusters.exact": 4, "reduction.power": 0.5, "aggregation.tau": 0.1},
+        {"task": "adaptation", "style.side": 5, "teacher.every": 4, "source.epochs": 3, "rounds": 0},
+        {"loss.temperature": 0.5, "local.lr": 0.1, "aggregation.trim": 0.1, "privacy.quorum": 0.8},
+    ]
+    for given in idle:
+        config = load_config(given)
+        refuse_foreign(config)
+        assert all(acts(key, config) for key in given)

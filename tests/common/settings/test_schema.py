@@ -1,0 +1,149 @@
+"""Are settings merged, checked and named as users expect?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from common.errors import UserError
+from common.settings.presets import PRESETS
+from common.settings.schema import (
+    RunConfig,
+    default_flat,
+    flatten,
+    load_config,
+    parse_assignments,
+    read_recipe,
+    unflatten,
+)
+from tests.conftest import ROOT
+
+
+def test_flat_and_nested_layers_mean_the_same() -> None:
+    assert load_config({"local.steps": 5}) == load_config({"local": {"steps": 5}})
+
+
+def test_flatten_is_undone_by_unflatten() -> None:
+    flat = RunConfig().to_flat()
+    assert flatten(unflatten(flat)) == flat
+
+
+def test_later_layers_win_over_earlier_ones_and_over_the_preset() -> None:
+    config = load_config({"preset": "fuss-ref", "local.neighbours": 5}, {"local.neighbours": 6})
+    assert config.local.neighbours == 6
+    assert config.centroids.merge == "fedcc-maximin"
+
+
+def test_what_pyproject_lists_leaves_the_choice_to_the_preset() -> None:
+    listed = default_flat()
+    for name, preset in PRESETS.items():
+        config = load_config(listed, {"preset": name}).to_flat()
+        assert {key: config[key] for key in preset} == preset
+
+
+def test_the_published_preset_keeps_what_is_odd_in_the_method() -> None:
+    published, clean = (load_config({"preset": name}) for name in ("fuss-ref", "fuss-clean"))
+    model = published.model
+    assert (model.height, model.width, model.resize, model.crop) == (224, 224, "nearest", "center")
+    assert published.local.neighbour_dropout == model.dropout == 0.1
+    assert (published.loss.negative_draw, published.local.prox_parameters) == ("published", "nonlinear")
+    assert clean.model.resize == "bilinear" and clean.local.neighbour_dropout == 0
+    assert (clean.loss.negative_draw, clean.local.prox_parameters) == ("derangement", "all")
+
+
+def test_presets_name_existing_keys_only() -> None:
+    known = RunConfig().to_flat()
+    assert all(key in known for preset in PRESETS.values() for key in preset)
+
+
+def test_toml_round_trip(tmp_path: Path) -> None:
+    config = load_config({"preset": "fuss-ref", "seed": 7, "aggregation.tau": 1e-5, "run-dir": 'a "b" \\ ä'})
+    (tmp_path / "r.toml").write_text(config.to_toml(), encoding="utf-8")
+    assert load_config(read_recipe(tmp_path / "r.toml")) == config
+
+
+def test_json_round_trip() -> None:
+    config = load_config({"preset": "fuss-clean", "seed": 7})
+    assert RunConfig.from_json(config.to_json()) == config
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"local.step": 1}, ["'local.step'", "did you mean 'local.steps'"]),
+        ({"local.steps": "many"}, ["'local.steps'", "'many'"]),
+        ({"model.clusters": 1}, ["'model.clusters'", "1", "greater than or equal to 2"]),
+        ({"preset": "best"}, ["'best'", "fuss-ref"]),
+        ({"model.stages": "13;17"}, ["'model.stages'", "13,17"]),
+        ({"local.lr": float("nan")}, ["'local.lr'", "finite"]),
+        ({"sites.per-round": 2, "sites.minimum": 3}, ["sites.minimum is 3", "sites.per-round is 2"]),
+        ({"name": "../up"}, ["'name'", "pattern"]),
+        ({"preset": "fuss-ref", "loss.objective": "smoothness"}, ["loss.negative-draw is 'published'"]),
+        ({"preset": "fuss-ref", "loss.negative-weight": 0}, ["negative-draw", "set it to 'derangement'"]),
+        ({"preset": "fuss-ref", "loss.inter-weight": 0}, ["local.neighbour-dropout is 0.1", "set it to 0"]),
+        ({"local.neighbour-dropout": 0.2}, ["local.neighbour-dropout is 0.2", "'correspondence'"]),
+        ({"preset": "fuss-ref", "local.prox-mu": 1, "model.nonlinear": False}, ["prox-parameters to 'all'"]),
+    ],
+)
+def test_bad_settings_are_refused_with_key_and_value(settings: dict[str, object], words: list[str]) -> None:
+    with pytest.raises(UserError) as caught:
+        load_config(settings)
+    assert all(word in str(caught.value) for word in words), str(caught.value)
+
+
+@pytest.mark.parametrize("preset", sorted(PRESETS))
+def test_settings_travel_as_differences_to_the_preset(preset: str) -> None:
+    config = load_config({"preset": preset, "seed": 7, "local.steps": 3})
+    assert RunConfig.from_wire(config.to_wire()) == config
+    assert len(config.to_wire()) < 100
+
+
+def test_assignments_are_toml_scalars_or_words() -> None:
+    found = parse_assignments(["a=1", "b=true", "c=x y", 'd="0"', "e=1e-3"])
+    assert found == {"a": 1, "b": True, "c": "x y", "d": "0", "e": 1e-3}
+    with pytest.raises(UserError, match="key=value"):
+        parse_assignments(["steps"])
+
+
+def test_a_missing_recipe_names_those_that_exist() -> None:
+    with pytest.raises(UserError, match="camvid-default"):
+        read_recipe(ROOT / "recipes" / "camvid.toml")
+
+
+def test_a_broken_recipe_is_refused(tmp_path: Path) -> None:
+    recipe = tmp_path / "r.toml"
+    recipe.write_text("rounds = = 3")
+    with pytest.raises(UserError, match="not valid TOML"):
+        read_recipe(recipe)
+
+
+def test_a_recipe_stands_on_its_base_and_wins(tmp_path: Path) -> None:
+    (tmp_path / "a.toml").write_text('name = "a"\nrounds = 4\n[local]\nsteps = 30\nbatch = 8\n')
+    (tmp_path / "b.toml").write_text('base = "a"\nname = "b"\n[local]\nsteps = 7\n')
+    (tmp_path / "c.toml").write_text('base = "b"\nname = "c"\nlocal.batch = 2\n')
+    found = read_recipe(tmp_path / "c.toml")
+    assert found == {"name": "c", "rounds": 4, "local.steps": 7, "local.batch": 2}
+
+
+@pytest.mark.parametrize(
+    ("base", "words"),
+    [
+        ('"b"', ["is its own base", "a on b on a"]),
+        ('"gone"', ["gone.toml does not exist", "holds: a, b"]),
+        ('"../b"', ["'../b'", "the name of a recipe beside it"]),
+        ("3", ["has the base 3"]),
+    ],
+)
+def test_a_base_that_cannot_be_is_refused(tmp_path: Path, base: str, words: list[str]) -> None:
+    (tmp_path / "a.toml").write_text(f"base = {base}\n")
+    (tmp_path / "b.toml").write_text('base = "a"\n')
+    with pytest.raises(UserError) as caught:
+        read_recipe(tmp_path / "a.toml")
+    assert all(word in str(caught.value) for word in words), str(caught.value)
+
+
+@pytest.mark.parametrize("recipe", sorted((ROOT / "recipes").glob("*.toml")), ids=lambda path: path.stem)
+def test_every_recipe_is_valid(recipe: Path) -> None:
+    settings = read_recipe(recipe)
+    assert load_config(settings).name == recipe.stem

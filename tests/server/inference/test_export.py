@@ -1,0 +1,70 @@
+"""Is an ONNX file kept only if it gives torch's answers?"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from common.data.classes import SYNTHETIC
+from common.errors import UserError
+from server.inference import export
+from tests.support.checkpoints import write_checkpoint
+
+
+def test_without_the_extra_one_sentence_says_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved = write_checkpoint(tmp_path / "run")
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    with pytest.raises(UserError, match=r"\[export\]"):
+        export.export_onnx(saved, tmp_path / "model.onnx")
+    assert list(tmp_path.glob("*.onnx")) == []
+
+
+def test_exported_file_gives_the_same_clusters(tmp_path: Path) -> None:
+    for name in ("onnx", "onnxruntime", "onnxscript"):
+        pytest.importorskip(name, reason="the extra 'export' is not installed")
+    saved = write_checkpoint(tmp_path / "run", SYNTHETIC, [3, -1, 0, 1, 7, 2])
+    path = export.export_onnx(saved, tmp_path / "out" / "model.onnx")
+    assert [file.name for file in path.parent.iterdir()] == ["model.onnx"]
+    session = importlib.import_module("onnxruntime").InferenceSession(str(path))
+    images = torch.rand(3, 3, 65, 97, generator=torch.Generator().manual_seed(9))
+    (given,) = session.run(None, {"images": images.numpy()})
+    model = export._whole_model(export.load_checkpoint(saved), str(saved))
+    expected = model(images).numpy()
+    assert given.shape == (3, 6, 65, 97)
+    np.testing.assert_allclose(given, expected, atol=1e-3)
+    described = session.get_modelmeta().custom_metadata_map
+    assert json.loads(described["input"])["width"] == 97
+    assert [entry["name"] for entry in json.loads(described["clusters"])][:2] == ["pavement", "cluster 1"]
+
+
+def test_a_sites_own_model_is_exported_and_an_untrained_one_never(tmp_path: Path) -> None:
+    saved = export.load_checkpoint(write_checkpoint(tmp_path / "run", SYNTHETIC, [0, 1, 2, 3, 4, 5], sites=2))
+    model, metadata = export._prepare(saved, "run", "global", "b", None)
+    assert isinstance(model, export.WholeModel) and metadata["site"] == "b"
+    own = saved.extra["site/b/centroids/centroids"]
+    np.testing.assert_array_equal(model.segmenter.centroids.numpy(), own)
+    assert (
+        json.loads(metadata["clusters"])[0]["name"] == "cluster 0"
+    )  # classes were matched to no site's clusters
+    with pytest.raises(UserError, match="give --site and one of: a, b"):
+        export._prepare(saved, "run", "global", None, None)
+
+
+def test_a_file_that_differs_is_not_kept(tmp_path: Path) -> None:
+    """The comparison itself: a session whose answers are off by more than the tolerance."""
+    model = export._whole_model(export.load_checkpoint(write_checkpoint(tmp_path / "run")), "x")
+
+    class Wrong:
+        def run(self, names: list[str], feed: dict[str, np.ndarray]) -> list[np.ndarray]:
+            return [model(torch.from_numpy(feed["images"])).numpy()[:, ::-1] * 0.9]
+
+    with pytest.raises(UserError, match="does not agree with torch"):
+        export._compare(model, Wrong(), torch.rand(1, 3, 65, 97), tmp_path / "model.onnx")

@@ -1,0 +1,79 @@
+"""Can nothing that a site says fill a log, break a line of it, or play with a terminal?"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import numpy as np
+import pytest
+from flwr.app import Context, Message
+from flwr.clientapp import ClientApp
+
+from common import wire
+from common.settings.schema import load_config
+from server.loop.strategy import SegmentationStrategy
+from server.transport.link import Link
+from server.transport.registry import Registry, SiteInfo
+from server.transport.reply_checks import LONGEST, Expectation, site_words
+from tests.support.local_grid import LocalGrid
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("no disk", "no disk"),
+        ("two\nlines\r\nand\u2028more\x0bof\tthem", "two lines and more of them"),
+        ("\x1b[2Jgone\x00\u202eback", "?[2Jgone??back"),
+        ("Größe 3 × 4", "Größe 3 × 4"),
+        ("", ""),
+        ("a" * LONGEST, "a" * LONGEST),
+        ("a" * (LONGEST + 1), "a" * (LONGEST - 3) + "..."),
+        (" " * 10_000 + "late", "..."),
+    ],
+)
+def test_words_become_one_printable_line(text: str, expected: str) -> None:
+    assert site_words(text) == expected
+
+
+def test_a_text_of_many_megabytes_is_not_looked_through() -> None:
+    text = "\n" * (1 << 26)
+    began = time.perf_counter()
+    assert len(site_words(text)) <= LONGEST
+    assert time.perf_counter() - began < 0.1
+
+
+@pytest.mark.parametrize(
+    "update",
+    [
+        wire.Update("a", "", facts={"error": "no\ndisk \x1b[2J" * 999}),
+        wire.Update("a", "\n" * 20, groups={"head": {"w": np.zeros(2, np.float32)}}, facts={"images": 1}),
+        wire.Update("a", "", groups={"x\n" * 999: {"w": np.zeros(2)}}),
+        wire.Update("a", "", groups={"head": {f"{i}\n{'y' * 999}": np.zeros(2) for i in range(3)}}),
+        wire.Update("a", "", metrics={f"m\n{i}": 0.0 for i in range(99)}),
+        wire.Update("a", "", wire_version="9\n" * 999),  # type: ignore[arg-type]
+    ],
+    ids=["error", "hash", "group", "array", "metrics", "version"],
+)
+def test_a_reason_of_a_round_is_one_short_line(update: wire.Update) -> None:
+    app = ClientApp()
+
+    @app.train()
+    def train(message: Message, context: Context) -> Message:
+        return Message(wire.encode_update(update, "float32"), reply_to=message)
+
+    config = load_config({"sites.deadline-seconds": 1})
+    registry = Registry(config, "run")
+    registry.sites["a"] = SiteInfo("a", 7, 1, 1, (1, 1), "ab" * 32)
+
+    class Nothing:
+        def parts(self, *_: Any) -> tuple[wire.Groups, wire.Options]:
+            return {}, {}
+
+    strategy = SegmentationStrategy(config, registry, Nothing(), None, "run")  # type: ignore[arg-type]
+    grid = LocalGrid(app, {7: {}})
+    replies = Link(grid, poll_seconds=0.01).exchange(strategy.address(["a"], wire.TRAIN, 1), 1)
+    found = strategy.gather(replies, Expectation({"head": {"w": (2,)}}, "ab" * 32))
+    assert not found.updates
+    reason = found.quarantined["a"]
+    assert 0 < len(reason) <= LONGEST and reason.isprintable()
