@@ -20,7 +20,7 @@ from partitions.rules import RULES
 from partitions.sources import SOURCES, Dataset, Source
 
 _INTRODUCTION = """\
-Divide a data set on disk into shards, one per site. Pictures stay where they are: a shard is a list
+Divide a data set on disk into shards, one per site. ImageDataset stay where they are: a shard is a list
 of paths. Written are OUT/site-0.jsonl, site-1.jsonl, ..., labelled evaluation manifests where the
 data set has them, OUT/partition.json (the record) and OUT/split.png (look at it first).
 """

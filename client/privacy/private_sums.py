@@ -22,7 +22,7 @@ from common.features.source import Coloured, FeatureSource, tokens_of
 from common.losses.base import unit
 from common.models.head import SegmentationHead, load_numpy
 from common.privacy.keystream import KEY_BYTES, normals, subkey
-from common.privacy.summands import Arrays, Summands
+from common.privacy.packed_sums import Arrays, PackedSums
 from common.settings.schema import RunConfig
 
 _BATCH = 16
@@ -78,10 +78,10 @@ def without_small_cells(
     return np.where(hidden, 0, confusion)
 
 
-def noisy(values: Summands, deviation: float, key: bytes, purpose: str) -> Summands:
+def noisy(values: PackedSums, deviation: float, key: bytes, purpose: str) -> PackedSums:
     """Return values with Gaussian noise of this standard deviation on every number."""
     drawn = normals(subkey(key, purpose), sum(value.size for value in values.values()))
-    found: Summands = {}
+    found: PackedSums = {}
     start = 0
     for name in sorted(values):
         value = values[name]
@@ -93,7 +93,7 @@ def noisy(values: Summands, deviation: float, key: bytes, purpose: str) -> Summa
 @torch.no_grad()
 def bounded_cluster_sums(
     features: FeatureSource, head: Arrays, centroids: np.ndarray, config: RunConfig
-) -> Summands:
+) -> PackedSums:
     """Run one pass of exact k-means over a shard, each image's share bounded by ``privacy.clip-sums``.
 
     Returns ``sums/sums`` [K, D] and ``sums/counts`` [K] per patch: an image's counts add up to 1 before it
@@ -121,7 +121,7 @@ def bounded_cluster_sums(
 
 
 @torch.no_grad()
-def bounded_scatter(features: FeatureSource, config: RunConfig) -> Summands:
+def bounded_scatter(features: FeatureSource, config: RunConfig) -> PackedSums:
     """Add up the scatter of a shard, each image's share bounded by ``privacy.clip-scatter``.
 
     Features longer than R = ``privacy.feature-norm`` are shortened to it. An image's share is its mean feature
@@ -162,11 +162,11 @@ def noise_share(config: RunConfig, fewest: int) -> float:
     return 1 / math.sqrt(fewest) if config.privacy.secure_sum else 1.0
 
 
-def add_noise(parts: Mapping[str, Summands], config: RunConfig, share: float, key: bytes) -> Summands:
+def add_noise(parts: Mapping[str, PackedSums], config: RunConfig, share: float, key: bytes) -> PackedSums:
     """Return all parts with noise: by ``head``, ``sums`` and ``scatter``, each of its own bound."""
     privacy = config.privacy
     bounds = {"head": privacy.clip_norm, "sums": privacy.clip_sums, "scatter": privacy.clip_scatter}
-    found: Summands = {}
+    found: PackedSums = {}
     for name, values in parts.items():
         found |= noisy(values, share * privacy.noise_multiplier * bounds[name], key, name)
     return found

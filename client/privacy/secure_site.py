@@ -27,8 +27,8 @@ from client.site import SiteConfig
 from common import wire
 from common.errors import UserError
 from common.privacy.fixed_point import digits_of, encode
+from common.privacy.packed_sums import PackedSums
 from common.privacy.secure_masks import SEED_BYTES, SHARE_BYTES, pair_key, site_mask, threshold
-from common.privacy.summands import Summands
 from common.settings.schema import RunConfig
 from common.system.atomic import atomic_write_bytes
 
@@ -109,8 +109,8 @@ def answer_shares(task: wire.Task, settings: RunConfig, site: SiteConfig) -> wir
     return _reply(site, {"shares": np.stack(sealed), "commitment": _bytes(hashlib.sha256(seed).digest())})
 
 
-def mask_summands(summands: Summands, task: wire.Task, site: SiteConfig) -> wire.Groups:
-    """Return the masked numbers of this site, uint64, in the order of `common.privacy.summands.pack`.
+def mask_summands(summands: PackedSums, task: wire.Task, site: SiteConfig) -> wire.Groups:
+    """Return the masked numbers of this site, uint64, in the order of `common.privacy.packed_sums.pack`.
 
     Raises `UserError` where too few sites are left to hide among, or a number does not fit into the ring.
     """

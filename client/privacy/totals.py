@@ -15,7 +15,7 @@ import numpy as np
 from client.site import SiteConfig
 from client.work import unsupervised as handlers
 from common import wire
-from common.privacy.summands import Summands, pack, summed_groups, to_summands
+from common.privacy.packed_sums import PackedSums, pack, pack_sums, summed_groups
 from common.settings.schema import RunConfig
 
 Handler = Callable[[wire.Task, RunConfig, SiteConfig], wire.Update]
@@ -47,7 +47,7 @@ def _answer(
             "batches": float(update.facts.get("batches", 1)),
             "uniform": 1.0,
         }[settings.aggregation.weights]
-        summands = to_summands(summed_groups(update.groups, settings), update.metrics, weight)
+        summands = pack_sums(summed_groups(update.groups, settings), update.metrics, weight)
     groups: wire.Groups = {"noisy": {"vector": pack(summands)}}
     if settings.privacy.secure_sum:
         from client.privacy.secure_site import mask_summands
@@ -81,7 +81,7 @@ def bounded(update: wire.Update, task: wire.Task, settings: RunConfig) -> wire.U
 
 def _with_noise(
     plain: Handler, phase: str, task: wire.Task, settings: RunConfig, site: SiteConfig
-) -> tuple[wire.Update, Summands]:
+) -> tuple[wire.Update, PackedSums]:
     """Return the update without groups, and its noisy numbers."""
     from client.privacy.private_sums import (
         add_noise,
@@ -92,7 +92,7 @@ def _with_noise(
     )
 
     features = handlers.site_features(settings, site, site.load_shard())
-    parts: dict[str, Summands] = {}
+    parts: dict[str, PackedSums] = {}
     if phase == "scatter":
         parts["scatter"] = bounded_scatter(features, settings)
     else:

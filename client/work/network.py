@@ -13,7 +13,7 @@ from client.site import SiteConfig
 from client.work.teachers import Teachers, collect_teachers
 from common import wire
 from common.data.classes import TABLES, ClassTable
-from common.data.dataset import Batch, Pictures
+from common.data.dataset import Batch, ImageDataset
 from common.data.manifest import Shard
 from common.data.reading import entry_image
 from common.errors import UserError
@@ -218,7 +218,7 @@ def answer_train(task: wire.Task, settings: RunConfig, site: SiteConfig) -> wire
     device = site.torch_device()
     shard = training_shard(settings, site, task)
     supervised = settings.task == "supervised"
-    pictures = Pictures(
+    pictures = ImageDataset(
         shard,
         settings.transforms,
         (settings.seed, site.name),  # and the epoch

@@ -53,7 +53,7 @@ class Batch:
     plain: torch.Tensor | None = None
 
 
-class Pictures:
+class ImageDataset:
     """The images of a shard as training batches.
 
     Args:

@@ -1,7 +1,7 @@
 """How does a label map become a picture that explains itself?
 
 A `Legend` says what each id of a map is called and which colour it has. Maps are uint8 [H, W]; 255 is
-"nothing known here". Pictures are uint8 [H, W, 3].
+"nothing known here". ImageDataset are uint8 [H, W, 3].
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """What do the batch norms of a network see at one site, and how far does the network go along with it?
 
-Pictures of dusk shift the means and variances that a network met in training, and no label is needed to shift
+Images of dusk shift the means and variances that a network met in training, and no label is needed to shift
 them along. A mean of both statistics beats either: the source's are exact but of other pictures, the site's
 are few (Schneider et al., NeurIPS 2020, who call it the adaptation of batch norm statistics with a prior).
 """

@@ -122,7 +122,7 @@ POTSDAM = Source(
     "potsdam",
     "ISPRS Potsdam, 3 classes; tiles are cut into pictures, rows of tiles are domains",
     "ROOT/2_Ortho_RGB/top_potsdam_ROW_COLUMN_RGB.tif and ROOT/5_Labels_all (or _for_participants)/"
-    "top_potsdam_ROW_COLUMN_label.tif. Pictures of --tile pixels go to OUT/data; test.jsonl holds those of the "
+    "top_potsdam_ROW_COLUMN_label.tif. Images of --tile pixels go to OUT/data; test.jsonl holds those of the "
     "benchmark's 14 test tiles where their labels are at hand.",
     _add_options,
     _load,

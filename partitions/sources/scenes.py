@@ -121,7 +121,7 @@ def _draw_once(root: Path, wanted: dict[str, object], draw: Callable[[Path], Dra
 SYNTHETIC = Source(
     "synthetic",
     "street scenes drawn on the spot, 8 classes; sites differ in place, light and colours",
-    "Nothing is needed. Pictures go to ROOT, by default OUT/data; eval.jsonl is a labelled drive in "
+    "Nothing is needed. Images go to ROOT, by default OUT/data; eval.jsonl is a labelled drive in "
     "conditions that no site holds.",
     _add_options,
     _load,

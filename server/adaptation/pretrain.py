@@ -17,7 +17,7 @@ import numpy as np
 
 from common.checkpoint import arrays_hash, load_checkpoint
 from common.data.classes import ClassTable, load_table
-from common.data.dataset import Pictures
+from common.data.dataset import ImageDataset
 from common.data.manifest import Shard, read_shard
 from common.errors import UserError
 from common.losses.labelled import labelled_loss
@@ -131,7 +131,7 @@ def pretrain(
     settings = config.source
     transferred = bank is not None and config.style.transfer != "none"
     restyle = bank.restyle(config.style, settings.plain) if bank is not None and transferred else None
-    pictures = Pictures(
+    pictures = ImageDataset(
         shard, config.transforms, (config.seed, "source"), True, shard.classes, device=device, restyle=restyle
     )
     if bank is not None and transferred:
@@ -186,7 +186,7 @@ def go_on(stepper: ResumableStepper, before: Snapshot, file: Path, seed: int) ->
     log.info("going on with the pretraining in %s after step %d", file, before.step)
 
 
-def draw_styles(pictures: Pictures, bank: StyleBank, config: RunConfig, run_dir: Path) -> Path:
+def draw_styles(pictures: ImageDataset, bank: StyleBank, config: RunConfig, run_dir: Path) -> Path:
     """Draw a few source images in every site's style."""
     from server.adaptation.style_picture import write_style_picture
 

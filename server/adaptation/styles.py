@@ -23,7 +23,7 @@ from common.styles.clusters import StyleClusters, cluster_styles, purity
 from common.styles.style import check_style, style_shape
 from common.styles.style import style_kind as style_kind
 from common.system.atomic import atomic_write_text
-from server.transport.reply_checks import Ask, Expectation
+from server.transport.reply_checks import Ask, ReplySchema
 
 log = logging.getLogger(__name__)
 
@@ -36,9 +36,9 @@ def wants_styles(config: RunConfig) -> bool:
     return (pretrains and config.style.transfer != "none") or config.clusters.layers != "none"
 
 
-def expect_style(style: Style) -> Expectation:
+def expect_style(style: Style) -> ReplySchema:
     """Return how a site's answer has to look."""
-    return Expectation({"style": {"style": style_shape(style_kind(style))}})
+    return ReplySchema({"style": {"style": style_shape(style_kind(style))}})
 
 
 def ask_styles(ask: Ask, names: list[str], config: RunConfig) -> dict[str, np.ndarray]:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class ClusterPredictor:
-    """A frozen backbone, a head and centroids. Pictures are squashed to the input size, never cropped."""
+    """A frozen backbone, a head and centroids. Images are squashed to the input size, never cropped."""
 
     def __init__(self, saved: Checkpoint, where: str, device: str = "auto") -> None:
         from common.models.backbone import load_backbone

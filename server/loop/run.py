@@ -29,8 +29,8 @@ from server.adaptation.pretrain_snapshot import carry_over as carry_pretraining
 from server.adaptation.pretrain_snapshot import drop_snapshot, stopped_pretraining
 from server.loop.run_dir import (
     append_metrics,
-    go_back,
     prepare_run_dir,
+    rewind,
     sole_writer,
     start_logging,
     stop_logging,
@@ -45,7 +45,7 @@ from server.tasks.unsupervised_merge import lloyd_pass, own_lloyd_pass
 from server.tasks.unsupervised_state import own_groups
 from server.transport.link import Link
 from server.transport.registry import Registry
-from server.transport.reply_checks import Expectation, site_words
+from server.transport.reply_checks import ReplySchema, sanitize
 
 if TYPE_CHECKING:
     from flwr.serverapp import Grid
@@ -73,7 +73,7 @@ class Run:
         """The model as it is now."""
         return self.strategy.state
 
-    def ask(self, names: list[str], action: str, expectation: Expectation) -> dict[str, wire.Update]:
+    def ask(self, names: list[str], action: str, expectation: ReplySchema) -> dict[str, wire.Update]:
         """Send one action outside of a round and return the checked answers by name."""
         messages = self.strategy.address(names, action, 0)
         replies = self.link.exchange(messages, self.config.sites.deadline_seconds)
@@ -164,7 +164,7 @@ def prepare(grid: Grid, config: RunConfig, run_dir: Path, checkpoint: Checkpoint
         check_resumable(checkpoint, config, info.channels, info.weights_hash)
         state = work.restore(checkpoint)  # may refuse it: nothing is dropped or overwritten before
         drop_checkpoints(run_dir, checkpoint.round)
-        go_back(run_dir, checkpoint)
+        rewind(run_dir, checkpoint)
         log.info("going on after round %d of %s", checkpoint.round, run_key)
     else:
         state = work.initial(info.channels)
@@ -294,7 +294,7 @@ def score_round(current: Run, number: int, gathered: Gathered) -> Score:
     current.strategy.aggregate_evaluate(number, replies)
     found = current.strategy.gathered
     for name, reason in found.quarantined.items():
-        gathered.quarantined[name] = site_words(f"while scoring, {reason}")
+        gathered.quarantined[name] = sanitize(f"while scoring, {reason}")
     return current.scorer.score_confusions(
         {name: update.groups["confusion"]["confusion"] for name, update in found.updates.items()}
     )

@@ -104,7 +104,7 @@ def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
     return lines
 
 
-def go_back(run_dir: Path, checkpoint: Checkpoint) -> None:
+def rewind(run_dir: Path, checkpoint: Checkpoint) -> None:
     """Make ``metrics.jsonl`` end with the round of a checkpoint: a run that goes on writes later ones again.
 
     Where the process ended between checkpoint and line, the line comes from the checkpoint.

@@ -10,17 +10,17 @@ from pathlib import Path
 from common import wire
 from server.loop.strategy import Gathered, SegmentationStrategy
 from server.privacy.accountant import releases_of, spend
-from server.privacy.secure_sum import Letter
+from server.privacy.secure_sum import Payload
 from server.privacy.totals import ALL_SITES, total_round
 from server.tasks.unsupervised import UnsupervisedWork
 from server.transport.link import Link, time_to_live
-from server.transport.reply_checks import Expectation
+from server.transport.reply_checks import ReplySchema
 
 log = logging.getLogger(__name__)
 
 
 @dataclass
-class RoundPost:
+class RoundDispatch:
     """Sends letters for one round and keeps account of bytes and of sites that were lost."""
 
     strategy: SegmentationStrategy
@@ -29,7 +29,7 @@ class RoundPost:
     account: Gathered = field(default_factory=Gathered)
 
     def __call__(
-        self, letters: Mapping[str, Letter], action: str, expectation: Expectation
+        self, letters: Mapping[str, Payload], action: str, expectation: ReplySchema
     ) -> dict[str, wire.Update]:
         """Send each site its letter and return the replies that are as expected, by name."""
         strategy, config = self.strategy, self.strategy.config
@@ -59,7 +59,7 @@ def train_totals(strategy: SegmentationStrategy, link: Link, run_dir: Path, numb
     phase = strategy.work.phase(number)
     names = strategy.choose(number)
     expectation = strategy.work.expect(strategy.state, phase, strategy.weights_hash)
-    post = RoundPost(strategy, link, number)
+    post = RoundDispatch(strategy, link, number)
     update, stayed = _total(post, names, wire.TRAIN, expectation, {}, "train", run_dir, releases_of(phase))
     metrics = {} if update is None else update.metrics
     post.account.updates = {
@@ -89,7 +89,7 @@ def polish_totals(
     index: int,
 ) -> Gathered:
     """Ask all sites for the sums of one polish pass; ``updates`` is the total under one name, or empty."""
-    post = RoundPost(strategy, link, number)
+    post = RoundDispatch(strategy, link, number)
     expectation = work.expect_sums(strategy.state, strategy.weights_hash)
     names, options = sorted(strategy.registry.sites), {"what": "clusters"}
     update, _ = _total(
@@ -100,10 +100,10 @@ def polish_totals(
 
 
 def _total(
-    post: RoundPost,
+    post: RoundDispatch,
     names: list[str],
     action: str,
-    expectation: Expectation,
+    expectation: ReplySchema,
     options: Mapping[str, str],
     label: str,
     run_dir: Path,
@@ -113,7 +113,7 @@ def _total(
     letters = {}
     for name in names:
         groups, told = strategy.work.parts(strategy.state, name, post.number, action)
-        letters[name] = Letter(groups, told | dict(options))
+        letters[name] = Payload(groups, told | dict(options))
     if strategy.config.privacy.noise_multiplier:
         spend(run_dir, names, releases)
     return total_round(

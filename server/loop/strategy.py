@@ -18,10 +18,10 @@ from common import wire
 from common.seeds import numpy_generator
 from common.settings.schema import RunConfig
 from server.tasks.base import Options, Work
+from server.transport.disk_buffer import buffered
 from server.transport.link import paired, time_to_live
 from server.transport.registry import Registry
-from server.transport.reply_checks import Expectation, read_update, site_words
-from server.transport.spool import spooled
+from server.transport.reply_checks import ReplySchema, read_update, sanitize
 
 if TYPE_CHECKING:
     from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
@@ -101,7 +101,7 @@ class SegmentationStrategy(Strategy):  # type: ignore[misc]
             self.sent.append(wire.make_message(content, node, action, server_round, ttl))
         return self.sent
 
-    def gather(self, replies: Iterable[Message], expectation: Expectation) -> Gathered:
+    def gather(self, replies: Iterable[Message], expectation: ReplySchema) -> Gathered:
         """Check every reply as it comes; what fails is named, with the reason, and left out.
 
         What is good waits in a file where there is a ``spool``. Everything ends in the order of names.
@@ -112,14 +112,14 @@ class SegmentationStrategy(Strategy):  # type: ignore[misc]
             name = names[node]
             found.bytes_down[name] = outcome.bytes_down
             if outcome.content is None:
-                found.quarantined[name] = site_words(str(outcome.error))
+                found.quarantined[name] = sanitize(str(outcome.error))
                 continue
             found.bytes_up[name] = wire.payload_bytes(outcome.content)
             update, reason = read_update(outcome.content, expectation)
             if update is None:
-                found.quarantined[name] = site_words(str(reason))
+                found.quarantined[name] = sanitize(str(reason))
             else:
-                found.updates[name] = update if self.spool is None else spooled(update, self.spool)
+                found.updates[name] = update if self.spool is None else buffered(update, self.spool)
         found = Gathered(
             updates=by_name(found.updates),
             quarantined=by_name(found.quarantined),

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.clustering.spectral import RELEASE_SCALES, PatchScatter, symmetric
-from common.privacy.summands import Summands
+from common.privacy.packed_sums import PackedSums
 from common.settings.privacy import Privacy
 from common.wire import Groups
 
@@ -27,13 +27,13 @@ class NoisyTotal:
     ``deviation`` is the noise on every number in units of the clipping bound of its group.
     """
 
-    totals: Summands
+    totals: PackedSums
     sites: int
     images: int
     patches: int
     deviation: float
 
-    def group(self, name: str) -> Summands:
+    def group(self, name: str) -> PackedSums:
         """Return the arrays of one group."""
         prefix = f"{name}/"
         return {k.removeprefix(prefix): v for k, v in self.totals.items() if k.startswith(prefix)}
@@ -76,7 +76,7 @@ def clean_sums(
     }
 
 
-def clean_scatter(noisy: NoisyTotal, scatter: Summands, privacy: Privacy) -> PatchScatter:
+def clean_scatter(noisy: NoisyTotal, scatter: PackedSums, privacy: Privacy) -> PatchScatter:
     """Return a scatter whose matrices have no negative eigenvalue.
 
     Directions in which neighbours differ by less than noise alone would (2 deviation sqrt(C), the edge of

@@ -30,28 +30,28 @@ from common.privacy.secure_masks import (
     pair_mask,
     threshold,
 )
-from server.transport.reply_checks import Expectation
+from server.transport.reply_checks import ReplySchema
 
 _CURVE = ec.SECP256R1()
 _SEALED_BYTES = 201  # Fernet of two shares of 52 bytes and a label of 32
 
 
 @dataclass(frozen=True)
-class Letter:
+class Payload:
     """What one site is sent beside the settings."""
 
     groups: wire.Groups = field(default_factory=dict)
     options: wire.Options = field(default_factory=dict)
 
 
-class Post(Protocol):
+class Dispatch(Protocol):
     """Sends each site its letter and returns the replies that are as expected, by name.
 
     Bytes and the reasons of those that are missing are the sender's business.
     """
 
     def __call__(
-        self, letters: Mapping[str, Letter], action: str, expectation: Expectation
+        self, letters: Mapping[str, Payload], action: str, expectation: ReplySchema
     ) -> dict[str, wire.Update]:
         """See the class."""
 
@@ -68,9 +68,9 @@ class SecureTotal:
 
 
 def secure_total(
-    letters: Mapping[str, Letter],
+    letters: Mapping[str, Payload],
     action: str,
-    post: Post,
+    post: Dispatch,
     *,
     length: int,
     bits: Callable[[Mapping[str, wire.Update]], Mapping[str, int]],
@@ -90,9 +90,9 @@ def secure_total(
     """
     said: wire.Options = {"secure.session": label}
     keys = post(
-        {name: Letter({}, said | {"secure.scale": scale}) for name in letters},
+        {name: Payload({}, said | {"secure.scale": scale}) for name in letters},
         wire.SECURE_KEYS,
-        Expectation({"secure": {"mask": (PUBLIC_BYTES,), "cipher": (PUBLIC_BYTES,)}}),
+        ReplySchema({"secure": {"mask": (PUBLIC_BYTES,), "cipher": (PUBLIC_BYTES,)}}),
     )
     needed = threshold(len(keys), quorum)
     if len(keys) < max(needed, FEWEST_SITES):
@@ -106,24 +106,24 @@ def secure_total(
         for name, u in sorted(keys.items())
     }
     shares = post(
-        {name: Letter({"keys": announced}, said) for name in announced},
+        {name: Payload({"keys": announced}, said) for name in announced},
         wire.SECURE_SHARES,
-        Expectation({"secure": {"shares": (len(announced) - 1, _SEALED_BYTES), "commitment": (SEED_BYTES,)}}),
+        ReplySchema({"secure": {"shares": (len(announced) - 1, _SEALED_BYTES), "commitment": (SEED_BYTES,)}}),
     )
     if len(shares) < needed:
         return _failed(f"{len(shares)} of {len(announced)} sites shared their secrets, {needed} are needed")
     included = sorted(shares)
     asked: wire.Options = said | {"secure.sites": ",".join(included), "secure.bits": json.dumps(digits)}
     masked = post(
-        {name: Letter(letters[name].groups, letters[name].options | asked) for name in included},
+        {name: Payload(letters[name].groups, letters[name].options | asked) for name in included},
         action,
-        Expectation({"masked": {"vector": (length,)}}, weights_hash),
+        ReplySchema({"masked": {"vector": (length,)}}, weights_hash),
     )
     if len(masked) < needed:
         return _failed(f"{len(masked)} of {len(announced)} sites sent their numbers, {needed} are needed")
     given = post(
         {
-            name: Letter(
+            name: Payload(
                 {
                     "shares": {
                         other: _sealed(shares[other], other, name, announced)
@@ -136,7 +136,7 @@ def secure_total(
             for name in masked
         },
         wire.SECURE_UNMASK,
-        Expectation({"secure": {"shares": (len(included), SHARE_BYTES)}}),
+        ReplySchema({"secure": {"shares": (len(included), SHARE_BYTES)}}),
     )
     if len(given) < needed:
         return _failed(f"{len(given)} of {len(announced)} sites helped to unmask, {needed} are needed")

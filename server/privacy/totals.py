@@ -1,8 +1,8 @@
 """How does a round go in which the server may know totals over sites, but no site's own numbers?
 
-The total is made into the update of one site that holds everything (`common.privacy.summands`), which the merge rules
-take like any other. With secure summation the total comes from `secure_sum`; without it, where sites only
-add noise, from adding up. What has to be known beforehand (numbers of sites and images) is public.
+The total becomes the update of one site that holds everything (`common.privacy.packed_sums`): merge rules take it
+like any other. With secure aggregation it comes from `secure_sum`; without, where sites only add noise, from
+adding up. What has to be known beforehand (numbers of sites and images) is public.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ import numpy as np
 
 from common import wire
 from common.privacy.fixed_point import decode, digits_of, fraction_bits
-from common.privacy.summands import Shapes, Summands, from_summands, summand_shapes, summed_groups, unpack
+from common.privacy.packed_sums import PackedSums, Shapes, packed_shapes, summed_groups, unpack, unpack_sums
 from common.settings.schema import RunConfig
 from server.privacy.noisy_totals import NoisyTotal, clean_groups
-from server.privacy.secure_sum import Letter, Post, SecureTotal, secure_total
+from server.privacy.secure_sum import Dispatch, Payload, SecureTotal, secure_total
 from server.transport.registry import SiteInfo
-from server.transport.reply_checks import Expectation
+from server.transport.reply_checks import ReplySchema
 
 log = logging.getLogger(__name__)
 
@@ -34,11 +34,11 @@ _MOST_EXPONENT = 100
 _NOISE_REACH = 64.0  # standard deviations: never reached
 
 
-def total_shapes(expectation: Expectation, config: RunConfig) -> Shapes:
+def total_shapes(expectation: ReplySchema, config: RunConfig) -> Shapes:
     """Return the shapes of what sites send in the place of the groups that are expected otherwise."""
     groups = summed_groups(expectation.shapes, config)
     if not config.privacy.noise_multiplier:
-        return summand_shapes(groups)
+        return packed_shapes(groups)
     shapes: Shapes = {}
     for group, arrays in groups.items():
         inner = dict(arrays)
@@ -94,10 +94,10 @@ def largest_exponent(keys: Mapping[str, wire.Update]) -> int:
 
 
 def total_round(
-    letters: Mapping[str, Letter],
+    letters: Mapping[str, Payload],
     action: str,
-    post: Post,
-    expectation: Expectation,
+    post: Dispatch,
+    expectation: ReplySchema,
     sites: Mapping[str, SiteInfo],
     config: RunConfig,
     *,
@@ -133,7 +133,7 @@ def total_round(
             return None, {}
         totals = _decoded(found, shapes)
     else:
-        expected = Expectation({"noisy": {"vector": (length,)}}, expectation.weights_hash)
+        expected = ReplySchema({"noisy": {"vector": (length,)}}, expectation.weights_hash)
         found = SecureTotal(None, dict(sorted(post(letters, action, expected).items())))
         if not found.replies:
             return None, {}
@@ -146,9 +146,9 @@ def total_round(
         return None, {}
 
 
-def _decoded(found: SecureTotal, shapes: Shapes) -> Summands:
+def _decoded(found: SecureTotal, shapes: Shapes) -> PackedSums:
     assert found.vector is not None
-    totals: Summands = {}
+    totals: PackedSums = {}
     start = 0
     for key in sorted(shapes):
         size = int(np.prod(shapes[key]))
@@ -159,9 +159,9 @@ def _decoded(found: SecureTotal, shapes: Shapes) -> Summands:
 
 
 def _as_update(
-    totals: Summands,
+    totals: PackedSums,
     found: SecureTotal,
-    expectation: Expectation,
+    expectation: ReplySchema,
     asked: Mapping[str, SiteInfo],
     config: RunConfig,
 ) -> wire.Update:
@@ -171,10 +171,10 @@ def _as_update(
     total = wire.Update(ALL_SITES, expectation.weights_hash or "", facts=dict(facts))
     privacy = config.privacy
     if not privacy.noise_multiplier:
-        means = from_summands(totals, len(replies))
+        means = unpack_sums(totals, len(replies))
         update = replace(total, groups=means.groups, metrics=means.metrics)
         shapes = summed_groups(expectation.shapes, config)
-        fault = Expectation(shapes, expectation.weights_hash).fault(update)
+        fault = ReplySchema(shapes, expectation.weights_hash).fault(update)
         if fault:
             raise ValueError(fault)
         return update

@@ -17,7 +17,7 @@ import numpy as np
 from common import wire
 from common.checkpoint import Checkpoint
 from common.data.classes import ClassTable
-from server.transport.reply_checks import Ask, Expectation
+from server.transport.reply_checks import Ask, ReplySchema
 
 if TYPE_CHECKING:
     from common.evaluation.score import Score
@@ -61,10 +61,10 @@ class Work(Protocol):
     def parts(self, state: Any, site: str, number: int, action: str) -> tuple[wire.Groups, Options]:
         """Return the arrays and options that a site is sent."""
 
-    def expect(self, state: Any, phase: str, weights_hash: str) -> Expectation:
+    def expect(self, state: Any, phase: str, weights_hash: str) -> ReplySchema:
         """Return how the reply to a round has to look."""
 
-    def expect_confusion(self, state: Any, classes: int) -> Expectation:
+    def expect_confusion(self, state: Any, classes: int) -> ReplySchema:
         """Return how the reply to a request for scores has to look."""
 
     def merge(self, state: Any, updates: Mapping[str, wire.Update], number: int) -> Any:

@@ -29,7 +29,7 @@ from server.tasks.network_merge import merge_networks
 from server.tasks.network_state import Layout, NetworkState
 from server.tasks.network_statistics import merge_statistics
 from server.tasks.unsupervised_merge import weights_of
-from server.transport.reply_checks import Ask, Expectation
+from server.transport.reply_checks import Ask, ReplySchema
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +44,7 @@ HOLDS = "holds"
 class NetworkWork:
     """Arithmetic is in `network_merge`, `teachers` and `styles`; see `server.tasks.base.Work` for each part.
 
-    Memory: replies wait for their round's end in files (`server.transport.spool`), and what several sites are sent is
+    Memory: replies wait for the end of a round in files (`disk_buffer`), and what several sites are sent is
     encoded once (`strategy`), so that the server holds a few copies of the network for any number of sites.
 
     ``held`` remembers which teachers lie on which site's disk: a teacher travels once, not every round.
@@ -188,16 +188,16 @@ class NetworkWork:
             self.hashes[id(arrays)] = arrays_hash(arrays)
         return self.hashes[id(arrays)]
 
-    def expect(self, state: NetworkState, phase: str, weights_hash: str) -> Expectation:
+    def expect(self, state: NetworkState, phase: str, weights_hash: str) -> ReplySchema:
         """Return the names and shapes of a trained network, or of its statistics."""
         groups = self.layout.split(state.model)
         if phase == STATISTICS:
             groups = {"statistics": groups["statistics"]}
-        return Expectation.like(groups, weights_hash)
+        return ReplySchema.like(groups, weights_hash)
 
-    def expect_confusion(self, state: NetworkState, classes: int) -> Expectation:
+    def expect_confusion(self, state: NetworkState, classes: int) -> ReplySchema:
         """Return the shape of an evaluation reply: predicted by true classes."""
-        return Expectation({"confusion": {"confusion": (classes, classes)}})
+        return ReplySchema({"confusion": {"confusion": (classes, classes)}})
 
     def merge(self, state: NetworkState, updates: Mapping[str, wire.Update], number: int) -> NetworkState:
         """Merge one round."""

@@ -16,7 +16,7 @@ from common.settings.schema import RunConfig
 from server.tasks.base import Options, Saved
 from server.tasks.unsupervised_merge import merge_round
 from server.tasks.unsupervised_state import ModelState, own_groups
-from server.transport.reply_checks import Ask, Expectation
+from server.transport.reply_checks import Ask, ReplySchema
 
 
 @dataclass(frozen=True)
@@ -63,12 +63,12 @@ class UnsupervisedWork:
         groups = state.shared_groups() if kept_aside else state.groups_for(site)
         return groups, {"phase": self.phase(number)}
 
-    def expect(self, state: ModelState, phase: str, weights_hash: str) -> Expectation:
+    def expect(self, state: ModelState, phase: str, weights_hash: str) -> ReplySchema:
         """Return the groups, names and shapes of a training reply."""
         clusters, dim = state.centroids.shape
         if phase == "scatter":
             channels = state.head["linear.weight"].shape[1]
-            return Expectation({"scatter": PatchScatter.shapes(channels)}, weights_hash)
+            return ReplySchema({"scatter": PatchScatter.shapes(channels)}, weights_hash)
         if phase == "clusters":
             return self.expect_sums(state, weights_hash)
         shapes: dict[str, Mapping[str, tuple[int, ...]]] = {
@@ -79,9 +79,9 @@ class UnsupervisedWork:
             shapes |= self.expect_sums(state, weights_hash).shapes
         if state.shared:
             shapes["shared"] = {key: value.shape for key, value in state.shared.items()}
-        return Expectation(shapes, weights_hash)
+        return ReplySchema(shapes, weights_hash)
 
-    def expect_sums(self, state: ModelState, weights_hash: str) -> Expectation:
+    def expect_sums(self, state: ModelState, weights_hash: str) -> ReplySchema:
         """Return the shapes of a reply to one exact pass of k-means."""
         clusters, dim = state.centroids.shape
         sums: dict[str, tuple[int, ...]] = {
@@ -89,11 +89,11 @@ class UnsupervisedWork:
             "counts": (clusters,),
             "cosines": (clusters,),
         }
-        return Expectation({"sums": sums}, weights_hash)
+        return ReplySchema({"sums": sums}, weights_hash)
 
-    def expect_confusion(self, state: ModelState, classes: int) -> Expectation:
+    def expect_confusion(self, state: ModelState, classes: int) -> ReplySchema:
         """Return the shape of an evaluation reply: clusters by classes."""
-        return Expectation({"confusion": {"confusion": (len(state.centroids), classes)}})
+        return ReplySchema({"confusion": {"confusion": (len(state.centroids), classes)}})
 
     def merge(self, state: ModelState, updates: Mapping[str, wire.Update], number: int) -> ModelState:
         """Merge one round."""

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from common import wire
 from common.settings.schema import RunConfig
 from server.transport.link import Link, Outcome, paired, time_to_live
-from server.transport.reply_checks import site_words
+from server.transport.reply_checks import sanitize
 
 if TYPE_CHECKING:
     from flwr.app import Message
@@ -53,8 +53,8 @@ class Refusal:
 
     def __post_init__(self) -> None:
         """Bound what may be a site's own words."""
-        object.__setattr__(self, "label", site_words(self.label, LONGEST_LABEL))
-        object.__setattr__(self, "reason", site_words(self.reason))
+        object.__setattr__(self, "label", sanitize(self.label, LONGEST_LABEL))
+        object.__setattr__(self, "reason", sanitize(self.reason))
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ _MODELS = ("head", "weights", "statistics")
 
 
 @dataclass(frozen=True)
-class Expectation:
+class ReplySchema:
     """Groups, array names and shapes that a reply has to have: ``shapes["head"]["linear.weight"]``."""
 
     shapes: Mapping[str, Mapping[str, tuple[int, ...]]]
@@ -28,7 +28,7 @@ class Expectation:
     @classmethod
     def like(
         cls, groups: Mapping[str, Mapping[str, np.ndarray]], weights_hash: str | None = None
-    ) -> Expectation:
+    ) -> ReplySchema:
         """Expect arrays of the same names and shapes as ``groups``."""
         shapes = {
             name: {key: value.shape for key, value in arrays.items()} for name, arrays in groups.items()
@@ -95,7 +95,7 @@ def _impossible(update: wire.Update) -> str | None:
     return None
 
 
-def read_update(content: object, expectation: Expectation) -> tuple[wire.Update | None, str | None]:
+def read_update(content: object, expectation: ReplySchema) -> tuple[wire.Update | None, str | None]:
     """Decode and check a reply; returns the update, or None and the reason why it is left out."""
     try:
         update = wire.decode_update(content, expectation.limit_bytes, expectation.shapes)  # type: ignore[arg-type]
@@ -114,14 +114,14 @@ if TYPE_CHECKING:
 class Ask(Protocol):
     """Sends one action to named sites and returns what came back well-formed, by name."""
 
-    def __call__(self, names: list[str], action: str, expectation: Expectation) -> dict[str, wire.Update]:
+    def __call__(self, names: list[str], action: str, expectation: ReplySchema) -> dict[str, wire.Update]:
         """See the class."""
 
 
 LONGEST = 400
 
 
-def site_words(text: str, longest: int = LONGEST) -> str:
+def sanitize(text: str, longest: int = LONGEST) -> str:
     """Return text as one line of at most ``longest`` printable characters; what is left out shows as "..."."""
     seen = " ".join(text[: 4 * longest].split())  # a text of many megabytes is not looked through
     line = "".join(character if character.isprintable() else "?" for character in seen)

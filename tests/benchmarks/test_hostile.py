@@ -11,7 +11,7 @@ import pytest
 
 from common import wire
 from common.settings.schema import load_config, read_recipe
-from server.transport.reply_checks import Expectation
+from server.transport.reply_checks import ReplySchema
 from tests.conftest import ROOT
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
@@ -48,7 +48,7 @@ def test_attacked_replies_differ_as_named_and_pass_the_servers_checks(name: str)
     for group in ("centroids", "sums"):
         assert not np.allclose(sent.groups[group][group], honest.groups[group][group])
         assert sent.groups[group]["counts"].min() > 100 * honest.groups[group]["counts"].max()
-    assert Expectation.like(honest.groups, "hash").fault(sent) is None
+    assert ReplySchema.like(honest.groups, "hash").fault(sent) is None
     assert sent.facts == honest.facts
 
 

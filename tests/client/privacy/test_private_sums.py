@@ -21,7 +21,7 @@ from client.privacy.private_sums import (
 from client.work.statistics import cluster_sums
 from common.clustering.spectral import RELEASE_SCALES, patch_scatter, symmetric
 from common.models.head import build_head, state_to_numpy
-from common.privacy.summands import Summands
+from common.privacy.packed_sums import PackedSums
 from common.settings.schema import RunConfig, load_config
 
 CHANNELS, GRID, DIM, CLUSTERS = 6, (3, 4), 3, 4
@@ -151,7 +151,7 @@ def test_small_clusters_and_small_cells_of_a_confusion_matrix_look_empty() -> No
 
 def test_noise_has_the_deviation_of_its_bound_and_is_fresh_for_every_key() -> None:
     config = config_of(noise_multiplier=2.0, clip_sums=0.5, clip_scatter=3.0)
-    parts: dict[str, Summands] = {
+    parts: dict[str, PackedSums] = {
         "sums": {"sums/sums": np.zeros((200, 100))},
         "scatter": {"scatter/outer": np.zeros(20_000)},
     }

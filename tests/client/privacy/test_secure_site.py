@@ -20,8 +20,8 @@ from common.errors import UserError
 from common.privacy.fixed_point import decode
 from common.privacy.secure_masks import own_mask, pair_mask, site_mask, threshold
 from common.settings.schema import load_config
-from server.privacy.secure_sum import Letter, SecureTotal, secure_total
-from server.transport.reply_checks import Expectation
+from server.privacy.secure_sum import Payload, SecureTotal, secure_total
+from server.transport.reply_checks import ReplySchema
 
 SETTINGS = load_config({"privacy.secure-sum": True})
 LENGTH = 5
@@ -42,7 +42,7 @@ class Sites:
     def site(self, name: str) -> SiteConfig:
         return SiteConfig(name=name, shards=(), cache_dir=self.folder, state_dir=self.folder)
 
-    def answer(self, name: str, action: str, letter: Letter) -> wire.Update:
+    def answer(self, name: str, action: str, letter: Payload) -> wire.Update:
         task = wire.Task(3, "", "run", letter.groups, letter.options)
         site = self.site(name)
         if action == wire.TRAIN:
@@ -56,7 +56,7 @@ class Sites:
         return handler(task, SETTINGS, site)
 
     def __call__(
-        self, letters: Mapping[str, Letter], action: str, expectation: Expectation
+        self, letters: Mapping[str, Payload], action: str, expectation: ReplySchema
     ) -> dict[str, wire.Update]:
         found = {}
         for name, letter in letters.items():
@@ -70,7 +70,7 @@ class Sites:
 
     def total(self) -> SecureTotal:
         return secure_total(
-            {name: Letter() for name in self.values},
+            {name: Payload() for name in self.values},
             wire.TRAIN,
             self,
             length=LENGTH,
@@ -170,15 +170,15 @@ def test_spoilt_ciphertexts_are_noticed_by_the_receiver(tmp_path: Path) -> None:
         wrong_shares(wire.SECURE_SHARES, {}, tmp_path)
 
 
-def until_masked(tmp_path: Path) -> tuple[Sites, dict[str, Letter]]:
+def until_masked(tmp_path: Path) -> tuple[Sites, dict[str, Payload]]:
     """Run a sum and return the letters of its last phase."""
     sites = Sites(tmp_path, values_of(4))
-    kept: dict[str, Letter] = {}
+    kept: dict[str, Payload] = {}
 
     class Stop(Exception):
         pass
 
-    def post(letters: Mapping[str, Letter], action: str, expectation: Expectation) -> dict[str, wire.Update]:
+    def post(letters: Mapping[str, Payload], action: str, expectation: ReplySchema) -> dict[str, wire.Update]:
         if action == wire.SECURE_UNMASK:
             kept.update(letters)
             raise Stop
@@ -186,7 +186,7 @@ def until_masked(tmp_path: Path) -> tuple[Sites, dict[str, Letter]]:
 
     with pytest.raises(Stop):
         secure_total(
-            {name: Letter() for name in sites.values},
+            {name: Payload() for name in sites.values},
             wire.TRAIN,
             post,
             length=LENGTH,
@@ -203,14 +203,14 @@ def until_masked(tmp_path: Path) -> tuple[Sites, dict[str, Letter]]:
 def test_a_site_gives_shares_once_and_only_with_the_quorum(tmp_path: Path) -> None:
     sites, letters = until_masked(tmp_path)
     letter = letters["site-1"]
-    few = Letter(letter.groups, letter.options | {"secure.survivors": "site-0,site-1"})
+    few = Payload(letter.groups, letter.options | {"secure.survivors": "site-0,site-1"})
     with pytest.raises(UserError, match="nothing was given away"):
         sites.answer("site-1", wire.SECURE_UNMASK, few)
-    without = Letter(letter.groups, letter.options | {"secure.survivors": "site-0,site-2,site-3"})
+    without = Payload(letter.groups, letter.options | {"secure.survivors": "site-0,site-2,site-3"})
     with pytest.raises(UserError, match="nothing was given away"):
         sites.answer("site-1", wire.SECURE_UNMASK, without)
     sites.answer("site-1", wire.SECURE_UNMASK, letter)
-    other = Letter(letter.groups, letter.options | {"secure.survivors": "site-0,site-1,site-2"})
+    other = Payload(letter.groups, letter.options | {"secure.survivors": "site-0,site-1,site-2"})
     with pytest.raises(UserError, match="only once"):
         sites.answer("site-1", wire.SECURE_UNMASK, other)
 
@@ -223,18 +223,18 @@ def test_the_same_secrets_never_mask_two_vectors(tmp_path: Path) -> None:
         "secure.bits": json.dumps({"x": BITS}),
     }
     with pytest.raises(UserError, match="nothing was sent"):
-        sites.answer("site-1", wire.TRAIN, Letter({}, options))
+        sites.answer("site-1", wire.TRAIN, Payload({}, options))
 
 
 def test_shares_are_given_once(tmp_path: Path) -> None:
     sites, _ = until_masked(tmp_path)
     with pytest.raises(UserError, match="twice"):
-        sites.answer("site-1", wire.SECURE_SHARES, Letter({}, {"secure.session": "s"}))
+        sites.answer("site-1", wire.SECURE_SHARES, Payload({}, {"secure.session": "s"}))
 
 
 def test_another_sum_and_missing_secrets_are_refused(tmp_path: Path) -> None:
     sites, letters = until_masked(tmp_path)
-    other = Letter(letters["site-1"].groups, letters["site-1"].options | {"secure.session": "t"})
+    other = Payload(letters["site-1"].groups, letters["site-1"].options | {"secure.session": "t"})
     with pytest.raises(UserError, match="another secure sum"):
         sites.answer("site-1", wire.SECURE_UNMASK, other)
     sites.folder = tmp_path / "elsewhere"
@@ -247,14 +247,14 @@ def test_a_list_without_this_sites_own_key_is_refused(tmp_path: Path) -> None:
     said: wire.Options = {"secure.session": "s"}
     keys = {
         name: np.concatenate(
-            list(sites.answer(name, wire.SECURE_KEYS, Letter({}, said)).groups["secure"].values())
+            list(sites.answer(name, wire.SECURE_KEYS, Payload({}, said)).groups["secure"].values())
         )
         for name in sites.values
     }
     false = keys | {"site-1": keys["site-2"]}
     for wrong in (false, {"site-1": keys["site-1"]}, {k: keys[k] for k in ("site-0", "site-2")}):
         with pytest.raises(UserError, match="takes no part"):
-            sites.answer("site-1", wire.SECURE_SHARES, Letter({"keys": wrong}, said))
+            sites.answer("site-1", wire.SECURE_SHARES, Payload({"keys": wrong}, said))
 
 
 def test_the_quorum_is_that_of_the_beginning(tmp_path: Path) -> None:

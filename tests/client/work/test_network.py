@@ -16,7 +16,7 @@ from client.site import SiteConfig
 from client.work.network import answer_evaluate, answer_hello, answer_style, answer_train, task_classes
 from common import wire
 from common.data.classes import SYNTHETIC
-from common.data.dataset import Pictures
+from common.data.dataset import ImageDataset
 from common.data.images import read_image
 from common.data.manifest import Shard, read_shard
 from common.data.reading import entry_image, entry_pair
@@ -178,7 +178,7 @@ def test_a_round_is_training_from_what_was_received_at_its_place_in_the_run(
     found = answer_train(given, config, site(scenes, tmp_path))
 
     shard = read_shard(scenes / "site-0.jsonl")
-    pictures = Pictures(shard, config.transforms, (config.seed, "north"), True, shard.classes)
+    pictures = ImageDataset(shard, config.transforms, (config.seed, "north"), True, shard.classes)
     batches = [batch for epoch in (2, 3) for batch in pictures.epoch_batches(epoch, 4)]
     crucial = torch.zeros(CLASSES, dtype=torch.bool)
     crucial[[1, 3]] = True
@@ -208,13 +208,13 @@ def test_rounds_shorter_than_an_epoch_go_on_where_the_last_one_stopped(
 ) -> None:
     config = settings(scenes, tmp_path, rounds=10, local__steps=1, local__batch=4)
     read: list[int] = []
-    real = Pictures._stack
+    real = ImageDataset._stack
 
-    def spy(self: Pictures, visits: list[tuple[int, int]], samples: Any) -> Any:
+    def spy(self: ImageDataset, visits: list[tuple[int, int]], samples: Any) -> Any:
         read.extend(index for _, index in visits)
         return real(self, visits, samples)
 
-    monkeypatch.setattr(Pictures, "_stack", spy)
+    monkeypatch.setattr(ImageDataset, "_stack", spy)
     for trained, number in enumerate((1, 4, 7)):  # drawn for every third round
         answer_train(task(config, number, network(config), trained=trained), config, site(scenes, tmp_path))
     assert sorted(read) == list(range(10))
@@ -223,17 +223,17 @@ def test_rounds_shorter_than_an_epoch_go_on_where_the_last_one_stopped(
 def test_adaptation_drops_the_paths_of_labels(
     scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seen: list[Pictures] = []
-    real = Pictures.batches
+    seen: list[ImageDataset] = []
+    real = ImageDataset.batches
 
-    def spy(self: Pictures, *arguments: Any, **options: Any) -> Any:
+    def spy(self: ImageDataset, *arguments: Any, **options: Any) -> Any:
         seen.append(self)
         return real(self, *arguments, **options)
 
     def closed(*_: object) -> None:
         raise AssertionError("a label was opened")
 
-    monkeypatch.setattr(Pictures, "batches", spy)
+    monkeypatch.setattr(ImageDataset, "batches", spy)
     monkeypatch.setattr("common.data.images.read_raw_label", closed)
     config = settings(scenes, tmp_path, task="adaptation", teacher__update="student")
     found = answer_train(task(config, 1, network(config)), config, site(scenes, tmp_path))

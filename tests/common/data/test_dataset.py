@@ -18,7 +18,7 @@ from common.data import images
 from common.data import reading as pairs
 from common.data.classes import ClassTable, load_table
 from common.data.crops import Bytes
-from common.data.dataset import Batch, Pictures
+from common.data.dataset import Batch, ImageDataset
 from common.data.manifest import Entry, Shard, read_shard, write_manifest
 from common.errors import UserError
 from common.settings.network import Transforms
@@ -43,8 +43,10 @@ def shard(tmp_path: Path) -> Shard:
     return read_shard(tmp_path / "site-2.jsonl", classes=TABLE)
 
 
-def make(shard: Shard, transforms: Transforms = PLAIN, labels: bool = True, **given: Any) -> Pictures:
-    return Pictures(shard, transforms, given.pop("parts", PARTS), labels, TABLE if labels else None, **given)
+def make(shard: Shard, transforms: Transforms = PLAIN, labels: bool = True, **given: Any) -> ImageDataset:
+    return ImageDataset(
+        shard, transforms, given.pop("parts", PARTS), labels, TABLE if labels else None, **given
+    )
 
 
 def same(one: Batch, other: Batch) -> bool:
@@ -164,7 +166,7 @@ def test_labels_that_are_missing_are_named_before_training(shard: Shard) -> None
     with pytest.raises(UserError, match=r"The image .*3\.png has no label in .*site-2\.jsonl"):
         make(bare)
     with pytest.raises(UserError, match=r"labels of .*site-2\.jsonl have no class table"):
-        Pictures(shard, PLAIN, PARTS, True, None)
+        ImageDataset(shard, PLAIN, PARTS, True, None)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -307,7 +309,7 @@ def test_real_frames_keep_their_labels(shared_data: Path) -> None:
 
 
 def _labels_at(shard: Shard, settings: Transforms, table: ClassTable) -> torch.Tensor:
-    batches = list(Pictures(shard, settings, (0, shard.name, 0), True, table).epoch_batches(0, 3))
+    batches = list(ImageDataset(shard, settings, (0, shard.name, 0), True, table).epoch_batches(0, 3))
     assert all(batch.images.shape[1:] == (3, 256, 464) for batch in batches)
     return torch.cat([batch.labels for batch in batches if batch.labels is not None])
 

@@ -13,7 +13,7 @@ import torch
 
 from common.checkpoint import Checkpoint, checkpoint_path, save_checkpoint
 from common.data.classes import SYNTHETIC, TABLES, ClassTable
-from common.data.dataset import Pictures
+from common.data.dataset import ImageDataset
 from common.errors import UserError
 from common.losses.reductions import reduce_cross_entropy
 from common.models.deeplab import build_network, network_signature, network_to_arrays
@@ -49,7 +49,7 @@ def by_hand(config: RunConfig, scenes: Path, bank: StyleBank | None, steps: int)
     """Write pretraining out: these pictures, that loss, so many steps."""
     shard = source_shard(config)
     model = build_network(SYNTHETIC.num_classes, config.network, config.seed)
-    pictures = Pictures(
+    pictures = ImageDataset(
         shard,
         config.transforms,
         (config.seed, "source"),

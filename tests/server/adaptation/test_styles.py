@@ -22,7 +22,7 @@ from server.adaptation.styles import (
     place_newcomers,
     wants_styles,
 )
-from server.transport.reply_checks import Expectation
+from server.transport.reply_checks import ReplySchema
 
 SHAPE = (3, 3, 3)
 
@@ -43,7 +43,7 @@ class Sites:
         self.styles = styles
         self.asked: list[list[str]] = []
 
-    def __call__(self, names: list[str], action: str, expectation: Expectation) -> dict[str, wire.Update]:
+    def __call__(self, names: list[str], action: str, expectation: ReplySchema) -> dict[str, wire.Update]:
         assert action == wire.STYLE
         self.asked.append(names)
         answers = {

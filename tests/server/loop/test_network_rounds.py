@@ -17,7 +17,7 @@ from flwr.app import Array, Error, Message
 from common import wire
 from common.checkpoint import Checkpoint, checkpoint_path, load_checkpoint
 from common.data.classes import SYNTHETIC
-from common.data.dataset import Pictures
+from common.data.dataset import ImageDataset
 from common.data.manifest import pool_shards, read_shard
 from common.errors import UserError
 from common.losses.reductions import reduce_cross_entropy
@@ -204,7 +204,7 @@ def test_one_site_is_centralised_training_bit_for_bit(tmp_path: Path, scenes: Pa
     found = state_of(run(local_grid(1), config)).model
 
     shard = pool_shards([read_shard(scenes / f"site-{i}.jsonl") for i in range(SITES)], "pooled")
-    pictures = Pictures(shard, config.transforms, (config.seed, "pooled"), True, shard.classes)
+    pictures = ImageDataset(shard, config.transforms, (config.seed, "pooled"), True, shard.classes)
     model = build_network(SYNTHETIC.num_classes, config.network, config.seed)
     stream = pictures.batches(4, 2)
     for number in (1, 2):
@@ -227,14 +227,14 @@ def test_every_image_is_read_in_every_epoch_across_rounds(
 ) -> None:
     """10 images are 5 batches of 2; 5 rounds of 2 batches are two epochs, the second one in another order."""
     read: list[int] = []
-    real = Pictures.batches
+    real = ImageDataset.batches
 
-    def spy(self: Pictures, *arguments: Any, **options: Any) -> Iterator[Any]:
+    def spy(self: ImageDataset, *arguments: Any, **options: Any) -> Iterator[Any]:
         for batch in real(self, *arguments, **options):
             read.extend(batch.indices)
             yield batch
 
-    monkeypatch.setattr(Pictures, "batches", spy)
+    monkeypatch.setattr(ImageDataset, "batches", spy)
     run(local_grid(1), network_config(scenes, tmp_path, 1, rounds=5, local__steps=2))
     assert sorted(read[:10]) == sorted(read[10:]) == list(range(10))
     assert read[:10] != read[10:]
@@ -245,14 +245,14 @@ def test_a_site_that_is_drawn_now_and_then_reads_all_of_its_images(
 ) -> None:
     """One of two a round, 5 batches each: who was in 5 rounds has read all 10 images, also over a resumed run."""
     read: dict[str, list[int]] = {}
-    real = Pictures.batches
+    real = ImageDataset.batches
 
-    def spy(self: Pictures, *arguments: Any, **options: Any) -> Iterator[Any]:
+    def spy(self: ImageDataset, *arguments: Any, **options: Any) -> Iterator[Any]:
         for batch in real(self, *arguments, **options):
             read.setdefault(self.shard.name, []).extend(batch.indices)
             yield batch
 
-    monkeypatch.setattr(Pictures, "batches", spy)
+    monkeypatch.setattr(ImageDataset, "batches", spy)
     given: dict[str, Any] = {"rounds": 10, "local__steps": 1, "sites__per_round": 1, "eval__shard": ""}
     run(local_grid(2), network_config(scenes, tmp_path, 2, **given | {"rounds": 4}))
     resumed = network_config(scenes, tmp_path, 2, resume=str(tmp_path / "run"), **given)
@@ -682,7 +682,7 @@ def test_scores_of_sites_are_summed(tmp_path: Path, scenes: Path) -> None:
     confusion = np.asarray(line["confusion"])
     labelled = 0
     for i in range(SITES):
-        pictures = Pictures(
+        pictures = ImageDataset(
             shard := read_shard(scenes / f"site-{i}.jsonl"), Transforms(), (0,), True, shard.classes
         )
         labelled += sum(int((pictures.label(index) != 255).sum()) for index in range(len(pictures)))

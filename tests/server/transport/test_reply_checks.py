@@ -9,7 +9,7 @@ import pytest
 from flwr.app import RecordDict
 
 from common import wire
-from server.transport.reply_checks import SLACK_BYTES, Expectation, read_update
+from server.transport.reply_checks import SLACK_BYTES, ReplySchema, read_update
 
 HASH = "ab" * 32
 F32 = np.float32
@@ -35,7 +35,7 @@ def changed(group: str, key: str, value: Any) -> wire.Groups:
     return groups
 
 
-EXPECTED = Expectation.like(good(), HASH)
+EXPECTED = ReplySchema.like(good(), HASH)
 
 
 def test_a_good_reply_comes_in_in_either_precision() -> None:
@@ -46,10 +46,10 @@ def test_a_good_reply_comes_in_in_either_precision() -> None:
 
 
 def test_the_limit_leaves_room_for_what_is_expected_and_not_for_more() -> None:
-    assert Expectation({"head": {"w": (1000, 10)}}).limit_bytes == 8 * 10_000 + SLACK_BYTES
-    assert Expectation({}).limit_bytes == SLACK_BYTES
+    assert ReplySchema({"head": {"w": (1000, 10)}}).limit_bytes == 8 * 10_000 + SLACK_BYTES
+    assert ReplySchema({}).limit_bytes == SLACK_BYTES
     big = {"head": {"w": np.zeros((1000, 100), F32)}}
-    assert "oversized" in str(read_update(reply(big), Expectation({"head": {"w": (10, 10)}}))[1])
+    assert "oversized" in str(read_update(reply(big), ReplySchema({"head": {"w": (10, 10)}}))[1])
 
 
 @pytest.mark.parametrize(
@@ -89,7 +89,7 @@ def test_a_bad_reply_stays_out_with_a_reason(content: object, words: str) -> Non
 
 
 def test_a_confusion_has_to_count() -> None:
-    expected = Expectation({"confusion": {"confusion": (2, 2)}})
+    expected = ReplySchema({"confusion": {"confusion": (2, 2)}})
     assert read_update(reply({"confusion": {"confusion": np.eye(2, dtype=int)}}), expected)[1] is None
     for wrong in (np.eye(2), -np.eye(2, dtype=int)):
         assert "something else" in str(read_update(reply({"confusion": {"confusion": wrong}}), expected)[1])
@@ -98,11 +98,11 @@ def test_a_confusion_has_to_count() -> None:
 def test_unit_codes_that_all_agree_are_not_too_long() -> None:
     unit = np.array([0.6, 0.8])
     sums = {"sums": {"sums": np.outer([1000, 0], unit), "counts": np.array([1000, 0]), "cosines": np.ones(2)}}
-    assert read_update(reply(sums), Expectation.like(sums))[1] is None
+    assert read_update(reply(sums), ReplySchema.like(sums))[1] is None
 
 
 def test_without_a_hash_any_backbone_will_do() -> None:
-    assert read_update(reply(good(), weights_hash="cd" * 32), Expectation.like(good()))[1] is None
+    assert read_update(reply(good(), weights_hash="cd" * 32), ReplySchema.like(good()))[1] is None
 
 
 # --- whole networks -------------------------------------------------------------------------------------
@@ -114,7 +114,7 @@ NETWORK: wire.Groups = {
 
 
 def test_a_good_network_comes_in() -> None:
-    assert read_update(reply(NETWORK), Expectation.like(NETWORK, HASH))[1] is None
+    assert read_update(reply(NETWORK), ReplySchema.like(NETWORK, HASH))[1] is None
 
 
 @pytest.mark.parametrize(
@@ -142,7 +142,7 @@ def test_a_network_that_would_spoil_the_mean_stays_out(
     group: str, key: str, value: np.ndarray, words: str
 ) -> None:
     groups = NETWORK | {group: NETWORK[group] | {key: value}}
-    update, reason = read_update(reply(groups), Expectation.like(NETWORK, HASH))
+    update, reason = read_update(reply(groups), ReplySchema.like(NETWORK, HASH))
     assert update is None and words in str(reason)
 
 
@@ -151,5 +151,5 @@ def test_a_network_that_would_spoil_the_mean_stays_out(
 )
 def test_a_network_needs_a_weight(facts: dict[str, int]) -> None:
     """Alone in its cluster, a site of weight 0 would have no mean."""
-    update, reason = read_update(reply(NETWORK, facts=facts), Expectation.like(NETWORK, HASH))
+    update, reason = read_update(reply(NETWORK, facts=facts), ReplySchema.like(NETWORK, HASH))
     assert update is None and "expected a count" in str(reason)

@@ -16,9 +16,9 @@ from flwr.app import Message
 from common import wire
 from common.settings.schema import load_config
 from server.loop.strategy import SegmentationStrategy
+from server.transport.disk_buffer import buffered
 from server.transport.registry import Registry, SiteInfo
-from server.transport.reply_checks import Expectation
-from server.transport.spool import spooled
+from server.transport.reply_checks import ReplySchema
 from tests.support.local_grid import set_identity
 
 F32 = np.float32
@@ -34,7 +34,7 @@ def update(site: str, value: float = 1.0, size: int = 6) -> wire.Update:
 
 def test_arrays_come_back_bit_for_bit_and_cannot_be_written_to(tmp_path: Path) -> None:
     given = update("a", 0.1)
-    found = spooled(given, tmp_path)
+    found = buffered(given, tmp_path)
     assert (found.site, found.metrics, found.facts) == (given.site, given.metrics, given.facts)
     for name, arrays in given.groups.items():
         assert found.groups[name].keys() == arrays.keys()
@@ -48,7 +48,7 @@ def test_arrays_come_back_bit_for_bit_and_cannot_be_written_to(tmp_path: Path) -
 
 
 def test_an_update_without_arrays_needs_no_file(tmp_path: Path) -> None:
-    assert spooled(wire.Update("a", ""), tmp_path).groups == {}
+    assert buffered(wire.Update("a", ""), tmp_path).groups == {}
 
 
 def test_a_full_disk_is_said_in_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -57,7 +57,7 @@ def test_a_full_disk_is_said_in_a_sentence(tmp_path: Path, monkeypatch: pytest.M
 
     monkeypatch.setattr("tempfile.TemporaryFile", full)
     with pytest.raises(Exception, match=r"answer of site a .*No space left on device; free some space"):
-        spooled(update("a"), tmp_path)
+        buffered(update("a"), tmp_path)
 
 
 class Work:
@@ -112,7 +112,7 @@ def test_replies_leave_memory_one_by_one_and_are_merged_in_the_order_of_names(tm
             alive.append(sum(reference() is not None for reference in born))
             yield reply(index)
 
-    found = gatherer.gather(replies(), Expectation.like(network(0).groups))
+    found = gatherer.gather(replies(), ReplySchema.like(network(0).groups))
     assert alive == [0, 1, 1, 1, 1, 1]  # the one that was checked last
     assert list(found.updates) == list(found.bytes_up) == [str(i) for i in range(6)]
     for name, kept in found.updates.items():

@@ -15,7 +15,7 @@ from common.settings.schema import load_config
 from server.loop.strategy import SegmentationStrategy
 from server.transport.link import Link
 from server.transport.registry import Registry, SiteInfo
-from server.transport.reply_checks import LONGEST, Expectation, site_words
+from server.transport.reply_checks import LONGEST, ReplySchema, sanitize
 from tests.support.local_grid import LocalGrid
 
 
@@ -33,13 +33,13 @@ from tests.support.local_grid import LocalGrid
     ],
 )
 def test_words_become_one_printable_line(text: str, expected: str) -> None:
-    assert site_words(text) == expected
+    assert sanitize(text) == expected
 
 
 def test_a_text_of_many_megabytes_is_not_looked_through() -> None:
     text = "\n" * (1 << 26)
     began = time.perf_counter()
-    assert len(site_words(text)) <= LONGEST
+    assert len(sanitize(text)) <= LONGEST
     assert time.perf_counter() - began < 0.1
 
 
@@ -73,7 +73,7 @@ def test_a_reason_of_a_round_is_one_short_line(update: wire.Update) -> None:
     strategy = SegmentationStrategy(config, registry, Nothing(), None, "run")  # type: ignore[arg-type]
     grid = LocalGrid(app, {7: {}})
     replies = Link(grid, poll_seconds=0.01).exchange(strategy.address(["a"], wire.TRAIN, 1), 1)
-    found = strategy.gather(replies, Expectation({"head": {"w": (2,)}}, "ab" * 32))
+    found = strategy.gather(replies, ReplySchema({"head": {"w": (2,)}}, "ab" * 32))
     assert not found.updates
     reason = found.quarantined["a"]
     assert 0 < len(reason) <= LONGEST and reason.isprintable()

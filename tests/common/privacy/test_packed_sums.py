@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from common.clustering.spectral import PatchScatter
-from common.privacy.summands import from_summands, pack, summand_shapes, to_summands, unpack
+from common.privacy.packed_sums import pack, pack_sums, packed_shapes, unpack, unpack_sums
 from server.aggregation.heads import weighted_mean
 
 RNG = np.random.default_rng(0)
@@ -31,9 +31,9 @@ def shapes_of(groups: dict[str, dict[str, np.ndarray]]) -> dict[str, dict[str, t
 
 
 def total_of(sites: list[Any]) -> Any:
-    shapes = summand_shapes(shapes_of(sites[0][0]))
-    vector = sum(pack(to_summands(*one)) for one in sites)
-    return from_summands(unpack(np.asarray(vector), shapes), len(sites))
+    shapes = packed_shapes(shapes_of(sites[0][0]))
+    vector = sum(pack(pack_sums(*one)) for one in sites)
+    return unpack_sums(unpack(np.asarray(vector), shapes), len(sites))
 
 
 def test_the_total_holds_weighted_means_and_plain_sums() -> None:
@@ -72,7 +72,7 @@ def test_scatters_add_up_to_that_of_all_patches() -> None:
 
 
 def test_a_vector_of_another_length_is_refused() -> None:
-    shapes = summand_shapes(shapes_of(site(1)[0]))
+    shapes = packed_shapes(shapes_of(site(1)[0]))
     with pytest.raises(ValueError, match="numbers"):
         unpack(np.zeros(7), shapes)
 

@@ -20,7 +20,7 @@ from common.settings.schema import RunConfig
 Arrays = Mapping[str, np.ndarray]
 Groups = Mapping[str, Mapping[str, np.ndarray]]
 Shapes = dict[str, tuple[int, ...]]
-Summands = dict[str, NDArray[np.float64]]
+PackedSums = dict[str, NDArray[np.float64]]
 
 Inner = TypeVar("Inner")
 
@@ -48,19 +48,19 @@ def summed_groups(groups: Mapping[str, Inner], config: RunConfig) -> dict[str, I
     return {name: inner for name, inner in groups.items() if name not in unused}
 
 
-def to_summands(groups: Groups, metrics: Mapping[str, float], weight: float) -> Summands:
+def pack_sums(groups: Groups, metrics: Mapping[str, float], weight: float) -> PackedSums:
     """Return what adds up, by ``group/key``, in float64. Metrics that are missing count as 0."""
-    found: Summands = {WEIGHT: np.array([weight], dtype=np.float64)}
+    found: PackedSums = {WEIGHT: np.array([weight], dtype=np.float64)}
     found[_METRICS] = weight * np.array([metrics.get(key, 0.0) for key in METRICS], dtype=np.float64)
     for group, arrays in groups.items():
-        for key, value in (scatter_summands(arrays) if group == "scatter" else arrays).items():
+        for key, value in (pack_scatter(arrays) if group == "scatter" else arrays).items():
             factor = weight if group in AVERAGED and key != _COUNTS else 1.0
             found[f"{group}/{key}"] = factor * np.asarray(value, dtype=np.float64)
     return found
 
 
-def summand_shapes(shapes: Mapping[str, Mapping[str, tuple[int, ...]]]) -> Shapes:
-    """Return the shapes of `to_summands` for groups of these shapes."""
+def packed_shapes(shapes: Mapping[str, Mapping[str, tuple[int, ...]]]) -> Shapes:
+    """Return the shapes of `pack_sums` for groups of these shapes."""
     found: Shapes = {WEIGHT: (1,), _METRICS: (len(METRICS),)}
     for group, arrays in shapes.items():
         inner = dict(arrays)
@@ -72,12 +72,12 @@ def summand_shapes(shapes: Mapping[str, Mapping[str, tuple[int, ...]]]) -> Shape
     return found
 
 
-def pack(summands: Summands) -> NDArray[np.float64]:
+def pack(summands: PackedSums) -> NDArray[np.float64]:
     """Lay all arrays end to end, in the order of their names."""
     return np.concatenate([np.ravel(summands[key]) for key in sorted(summands)])
 
 
-def unpack(vector: NDArray[np.float64], shapes: Shapes) -> Summands:
+def unpack(vector: NDArray[np.float64], shapes: Shapes) -> PackedSums:
     """Undo `pack`; raises ValueError where the vector has another length than the shapes."""
     sizes = [int(np.prod(shapes[key])) for key in sorted(shapes)]
     if vector.shape != (sum(sizes),):
@@ -86,7 +86,7 @@ def unpack(vector: NDArray[np.float64], shapes: Shapes) -> Summands:
     return {key: part.reshape(shapes[key]) for key, part in zip(sorted(shapes), parts, strict=True)}
 
 
-def from_summands(totals: Summands, sites: int) -> Total:
+def unpack_sums(totals: PackedSums, sites: int) -> Total:
     """Read the total of ``sites`` sites as the update of one; raises ValueError where no weight is left."""
     weight = float(totals[WEIGHT][0])
     if not weight > 0:
@@ -102,12 +102,12 @@ def from_summands(totals: Summands, sites: int) -> Total:
             array = (value / weight).astype(np.float32) if group in AVERAGED else value
         groups.setdefault(group, {})[key] = array
     if "scatter" in groups:
-        groups["scatter"] = scatter_from(groups["scatter"]).to_arrays(np.float64)  # no second rounding
+        groups["scatter"] = unpack_scatter(groups["scatter"]).to_arrays(np.float64)  # no second rounding
     metrics = dict(zip(METRICS, (totals[_METRICS] / weight).tolist(), strict=True))
     return Total(groups, {key: value for key, value in metrics.items() if value}, weight)
 
 
-def scatter_summands(arrays: Arrays) -> dict[str, np.ndarray]:
+def pack_scatter(arrays: Arrays) -> dict[str, np.ndarray]:
     """Return the sums behind a scatter as it travels (`PatchScatter.to_arrays`), one triangle of the matrices."""
     scatter = PatchScatter.from_arrays(arrays)
     triangle = np.triu_indices(len(scatter.total))
@@ -119,8 +119,8 @@ def scatter_summands(arrays: Arrays) -> dict[str, np.ndarray]:
     }
 
 
-def scatter_from(arrays: Arrays) -> PatchScatter:
-    """Rebuild a scatter from sums as `scatter_summands` returns them."""
+def unpack_scatter(arrays: Arrays) -> PatchScatter:
+    """Rebuild a scatter from sums as `pack_scatter` returns them."""
     count, weight = (float(value) for value in arrays["weights"])
     channels = len(arrays["total"])
     return PatchScatter(

@@ -19,7 +19,7 @@ from common.errors import UserError
 ALIGNED = 16
 
 
-def spooled(update: wire.Update, folder: Path) -> wire.Update:
+def buffered(update: wire.Update, folder: Path) -> wire.Update:
     """Return the update with arrays that lie in a file of ``folder``, read-only; raises `UserError` on a full disk."""
     found = [(name, key, array) for name, arrays in update.groups.items() for key, array in arrays.items()]
     groups: wire.Groups = {name: {} for name in update.groups}
