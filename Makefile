@@ -7,7 +7,7 @@ export FLWR_TELEMETRY_ENABLED := 0
 export FLWR_DISABLE_UPDATE_CHECK := 1
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: demo test lint setup clean
+.PHONY: demo test golden lint setup clean
 
 DEMO := local-only fuss-ref default centralised
 
@@ -25,6 +25,10 @@ demo: setup
 # three workers for two cores, a thread each: those whose networks wait leave room for those that compute
 test: setup lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 3 --dist loadfile --no-loadscope-reorder
+
+# what the code computes, pinned: a figure that left its tolerance is rewritten and named
+golden: setup
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.golden
 
 lint: setup
 	$(BIN)/ruff format --check .

@@ -1,0 +1,128 @@
+"""Computes the golden figures of whole runs: three rounds on synthetic scenes, in this process, on a CPU."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from common.settings.schema import load_config
+from partitions.drawing.synthetic import write_synthetic
+from server.loop.run import run
+from tests.golden.figures import Golden, Tolerance
+from tests.support.federation import local_grid
+from tests.support.small_network import small_network
+
+SITES = 4
+
+TOLERANCE = Tolerance(relative=1e-3, absolute=1e-4)
+"""The floor is for classes of few pixels, whose IoU a single pixel may move by that much."""
+
+NETWORK_TOLERANCE = Tolerance(relative=1e-3, absolute=5e-4)
+"""Batch norms of few values make much of last bits, so that some ten pixels of 110,000 may change class."""
+
+BLOCKS = [[1, 16, 1, 2], [6, 32, 1, 2]]
+"""Two inverted residuals: every further batch norm of a random network makes ten times more of last bits."""
+
+SHARED: dict[str, Any] = {
+    "rounds": 3,
+    "sites.expected": SITES,
+    "simulation.shards": "shards",  # relative, for settings travel and their length counts as bytes
+    "eval.shard": "eval.jsonl",
+    "sites.wait-seconds": 1,
+    "sites.deadline-seconds": 60,
+}
+
+CLUSTERED: dict[str, Any] = {
+    "model.weights": "random",
+    "model.stages": "0,1,3,6,13",  # early stages of a random network still tell colours and textures apart
+    "model.normalize": "image",
+    "model.clusters": 8,
+}
+
+NETWORK: dict[str, Any] = {
+    "network.weights": "random",
+    "transforms.height": 64,
+    "transforms.width": 64,
+    "local.batch": 4,
+}
+
+SETTINGS: dict[str, dict[str, Any]] = {
+    "default": CLUSTERED | {"model.height": 65, "model.width": 97, "model.dim": 16},
+    # few and short steps: longer ones let nearly all patches fall into one cluster, whose IoU says nothing
+    "fuss-ref": CLUSTERED
+    | {"model.height": 64, "model.width": 64, "local.steps": 4, "local.batch": 4, "local.lr": 1e-4},
+    "supervised": NETWORK | {"local.steps": 3, "sgd.lr": 0.1, "network.final-statistics": True},
+    "adaptation": NETWORK
+    | {
+        "local.steps": 2,
+        "sgd.lr": 0.01,
+        "network.site-statistics": 0.5,
+        "source.shard": "eval.jsonl",
+        "source.steps": 12,
+        "source.batch": 8,
+        "source.lr": 0.1,
+        "style.transfer": "fourier",
+        "style.height": 64,
+        "style.width": 64,
+        "clusters.layers": "decoder",
+        "clusters.exact": 2,
+        "teacher.update": "mean",
+        "teacher.distill-weight": 1.0,
+    },
+}
+"""What the four runs set; fuss-ref and default name presets, the others tasks."""
+
+ROUND = ("loss", "mean_cosine", "displacement", "kept", "accuracy", "miou", "per_class_iou")
+BYTES = ("bytes_up", "bytes_down")
+
+
+def make_scenes(folder: Path) -> None:
+    """Draw what the runs learn from and are scored on."""
+    write_synthetic(folder / "shards", sites=SITES, images_per_site=10, eval_images=16, size=(72, 96), seed=0)
+
+
+def run_lines(folder: Path, name: str, run_dir: str = "", **changes: Any) -> list[dict[str, Any]]:
+    """Return the lines of metrics of one run; ``changes`` are further settings, with dots.
+
+    The current directory must be ``folder``, which `make_scenes` filled.
+    """
+    kind = "preset" if name in ("default", "fuss-ref") else "task"
+    given = SHARED | {kind: name, "run-dir": run_dir or f"run-{name}"} | SETTINGS[name] | changes
+    with small_network(BLOCKS) if kind == "task" else contextlib.nullcontext():
+        done = run(local_grid(SITES), load_config(given))
+    return [json.loads(text) for text in (folder / done / "metrics.jsonl").read_text().splitlines()]
+
+
+def figures_of(lines: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return what a golden file pins of a run: losses, qualities and bytes, round by round."""
+    figures: dict[str, Any] = {}
+    for line in lines:
+        found = {key: line[key] for key in ROUND if key in line}
+        found |= {key: [line[key][site] for site in line["sites"]] for key in BYTES}
+        figures[f"round-{line['round']}"] = found
+    return figures
+
+
+def golden_run(folder: Path, name: str) -> Golden:
+    """Run one of `SETTINGS` in ``folder``, the current directory."""
+    lines = run_lines(folder, name)
+    hashes = {f"round-{line['round']}": line["checkpoint_sha256"] for line in lines}
+    tolerance = TOLERANCE if name in ("default", "fuss-ref") else NETWORK_TOLERANCE
+    return Golden(f"run-{name}", figures_of(lines), tolerance, hashes)
+
+
+@contextlib.contextmanager
+def workplace(folder: Path) -> Iterator[Path]:
+    """Fill a folder with scenes and work in it, silently, for as long as the context lasts."""
+    make_scenes(folder)
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with contextlib.chdir(folder):
+            yield folder
+    finally:
+        logging.disable(before)
