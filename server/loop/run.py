@@ -22,6 +22,7 @@ from common.checkpoint import (
 )
 from common.errors import UserError
 from common.evaluation.score import Score
+from common.records import RoundRecord
 from common.settings.schema import RunConfig
 from common.system.atomic import DISK_ERRORS
 from common.system.device import set_deterministic
@@ -316,35 +317,34 @@ def finish_round(
         return sum(v * n for v, n in values) / images if values and images else None
 
     known = {key for update in updates for key in update.metrics}
-    line: dict[str, Any] = {
-        "round": number,
-        "split": current.scorer.split,
+    line = RoundRecord(
+        round=number,
+        split=current.scorer.split,
         **score.fields(),
-        "loss": mean("loss"),
-        "mean_cosine": mean("mean_cosine") if "mean_cosine" in known else score.mean_cosine,
-        "displacement": mean("displacement"),
+        loss=mean("loss"),
+        mean_cosine=mean("mean_cosine") if "mean_cosine" in known else score.mean_cosine,
+        displacement=mean("displacement"),
         **({"kept": mean("kept")} if "kept" in known else {}),
-        "sites": sorted(gathered.updates),
-        "quarantined": gathered.quarantined | current.registry.refused,
-        "counted": counted,
-        "bytes_up": gathered.bytes_up,
-        "bytes_down": gathered.bytes_down,
-        "seconds": round(seconds, 3),
-    }
+        sites=sorted(gathered.updates),
+        quarantined=gathered.quarantined | current.registry.refused,
+        counted=counted,
+        bytes_up=gathered.bytes_up,
+        bytes_down=gathered.bytes_down,
+        seconds=round(seconds, 3),
+    )
     epsilon = spent(current.run_dir, current.config.privacy)
     if epsilon is not None:  # JSON knows no infinity: null beside a delta is no bound at all
-        bound = epsilon if math.isfinite(epsilon) else None
-        line |= {"epsilon": bound, "delta": current.config.privacy.delta}
-    digest = keep_checkpoint(current, number, score, dict(line))
-    line["checkpoint_sha256"] = digest
-    append_metrics(current.run_dir, line)
+        line.epsilon = epsilon if math.isfinite(epsilon) else None
+        line.delta = current.config.privacy.delta
+    line.checkpoint_sha256 = keep_checkpoint(current, number, score, line.to_json())
+    append_metrics(current.run_dir, line.to_json())
     prune_checkpoints(current.run_dir, current.config.checkpoint.keep)
     done = number - current.first_round + 1
     left = (time.monotonic() - current.started) / done * (current.config.rounds - number)
     asked = len(gathered.bytes_down)
     words = [f"round {number}/{current.config.rounds}", f"sites {len(gathered.updates)}/{asked}"]
-    if line["loss"] is not None:
-        words.append(f"loss {line['loss']:.4f}")
+    if line.loss is not None:
+        words.append(f"loss {line.loss:.4f}")
     words += score.words()
     if epsilon is not None:
         words.append(f"epsilon {epsilon:.2f} a {current.config.privacy.unit}")
@@ -382,18 +382,18 @@ def keep_checkpoint(current: Run, number: int, score: Score, metrics: dict[str, 
 def finish_preparation(current: Run) -> None:
     """Score and keep what preparation alone gave: round 0."""
     score = score_round(current, 0, Gathered())
-    line = {
-        "round": 0,
-        "split": current.scorer.split,
+    line = RoundRecord(
+        round=0,
+        split=current.scorer.split,
         **score.fields(),
-        "loss": None,
-        "sites": sorted(current.registry.sites),
-        "quarantined": current.registry.refused,
-        "bytes_up": {},
-        "bytes_down": {},
-        "seconds": round(time.monotonic() - current.started, 3),
-    }
-    line["checkpoint_sha256"] = keep_checkpoint(current, 0, score, dict(line))
-    append_metrics(current.run_dir, line)
+        loss=None,
+        sites=sorted(current.registry.sites),
+        quarantined=current.registry.refused,
+        bytes_up={},
+        bytes_down={},
+        seconds=round(time.monotonic() - current.started, 3),
+    )
+    line.checkpoint_sha256 = keep_checkpoint(current, 0, score, line.to_json())
+    append_metrics(current.run_dir, line.to_json())
     current.scorer.draw(current.run_dir, 0, current.state)
     log.info("  ".join(["prepared", *score.words()]))
