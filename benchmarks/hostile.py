@@ -36,7 +36,8 @@ from campaign import ROOT, absolute, check, finished, recipe_path, set_aside
 from common import wire
 from common.errors import UserError, report_user_errors
 from common.seeds import numpy_generator
-from common.settings.schema import RunConfig, load_config, read_recipe
+from common.settings.load import load_config, read_recipe
+from common.settings.schema import RunConfig
 from common.system.atomic import atomic_write_text
 
 if TYPE_CHECKING:

@@ -69,7 +69,7 @@ def measure(how: str, backbone: str, folder: Path, options: argparse.Namespace) 
     from common.features.cache import Features, UncachedFeatures, open_features
     from common.features.source import FeatureSource
     from common.models.head import build_head, init_centroids, state_to_numpy
-    from common.settings.schema import load_config
+    from common.settings.load import load_config
 
     if options.threads:
         torch.set_num_threads(options.threads)

@@ -21,7 +21,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from common.settings.schema import Centroids
+from common.settings.unsupervised import Centroids
 from server.centroids.rules import SiteCentroids, SiteSums, merge_centroids, merge_lloyd, total_sums
 
 PUBLISHED: dict[str, object] = {"spherical": False, "weighted": False, "keep_index": False}

@@ -8,7 +8,8 @@ import sys
 from pathlib import Path
 
 from common.errors import EXIT_BAD_INPUT, UserError, report_user_errors
-from common.settings.schema import RunConfig, load_config, parse_assignments, read_recipe
+from common.settings.load import load_config, parse_assignments, read_recipe
+from common.settings.schema import RunConfig
 from common.system.cli import CommandParser
 
 _CHECKS = """\

@@ -18,6 +18,7 @@ from client.ledger.egress import record_egress
 from client.site import SiteConfig, site_config
 from common import wire
 from common.errors import UserError
+from common.settings.load import from_wire
 from common.settings.schema import RunConfig
 
 log = logging.getLogger(__name__)
@@ -99,7 +100,7 @@ def answer(message: Message, context: Context, action: str, handler: Handler) ->
     round_number, run_key = 0, ""
     try:
         task = wire.decode_task(message)
-        settings = RunConfig.from_wire(task.settings)
+        settings = from_wire(task.settings)
         site = site_config(context.node_config, settings)
         name, state_dir, dtype = site.name, site.state_dir / site.name, settings.wire.dtype
         private = site.private_paths()

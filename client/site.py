@@ -14,7 +14,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from common.data.manifest import Shard, pool_shards, read_shard
 from common.errors import UserError
-from common.settings.schema import Model, RunConfig
+from common.settings.schema import RunConfig
+from common.settings.unsupervised import Model
 
 ENVIRONMENT_PREFIX = "SITESEG_"
 

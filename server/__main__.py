@@ -8,7 +8,8 @@ from pathlib import Path
 
 from common.errors import UserError, report_user_errors
 from common.settings.explain import explained_toml
-from common.settings.schema import RunConfig, load_config, parse_assignments, read_recipe
+from common.settings.load import load_config, parse_assignments, read_recipe
+from common.settings.schema import RunConfig
 from common.system.cli import (
     CommandParser,
     add_cluster_option,

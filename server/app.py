@@ -19,7 +19,7 @@ def make_app(config: RunConfig | None = None) -> ServerApp:
 
     @server_app.main()
     def main(grid: Grid, context: Context) -> None:
-        from common.settings.schema import load_config
+        from common.settings.load import load_config
         from server.loop.run import run
 
         run(grid, config if config is not None else load_config(dict(context.run_config)))

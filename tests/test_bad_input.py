@@ -25,7 +25,8 @@ from common.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from common.data.classes import load_table
 from common.models.backbone import load_backbone
 from common.models.head import build_head, init_centroids, state_to_numpy
-from common.settings.schema import RunConfig, load_config
+from common.settings.load import load_config
+from common.settings.schema import RunConfig
 from common.styles.bank import StyleBank
 from common.styles.style import style_shape
 from server.loop import run as rounds

@@ -5,7 +5,8 @@ from __future__ import annotations
 import tomllib
 from importlib import import_module
 
-from common.settings.schema import default_flat, flatten
+from common.settings.load import default_flat
+from common.settings.section import flatten
 from tests.conftest import ROOT
 
 

@@ -19,7 +19,8 @@ from common.losses.base import Batch, Objective, View
 from common.losses.objective import build_objective
 from common.models.head import SegmentationHead, load_numpy, state_to_numpy
 from common.seeds import derive, torch_generator
-from common.settings.schema import Local, RunConfig
+from common.settings.schema import RunConfig
+from common.settings.unsupervised import Local
 
 METRICS = (
     "loss",  # mean over the steps, of everything that trains the head

@@ -23,7 +23,7 @@ from common.evaluation.metrics import Confusion
 from common.features.source import FeatureSource
 from common.models.inputs import crop_box, prepare_image
 from common.models.segmenter import Segmenter
-from common.settings import schema as config
+from common.settings.unsupervised import Model
 
 if TYPE_CHECKING:
     from common.models.backbone import Backbone
@@ -82,7 +82,7 @@ def evaluate(
     segmenter: Segmenter,
     features: FeatureSource,
     shard: Shard,
-    model: config.Model,
+    model: Model,
     *,
     score_at: ScoreAt = "label",
     mirrored: Mirrored | None = None,
@@ -171,9 +171,7 @@ def predict(
     return refine(segmenter.logits_of_code(code, size)[0], picture)
 
 
-def mirrored_features(
-    shard: Shard, model: config.Model, seed: int, device: torch.device | str = "cpu"
-) -> Mirrored:
+def mirrored_features(shard: Shard, model: Model, seed: int, device: torch.device | str = "cpu") -> Mirrored:
     """Return a function that computes the features [B, C, h, w] of left-right mirrored images on the fly.
 
     The backbone is loaded at the first call. Mirrored features are not cached: they serve a final score.
@@ -199,7 +197,7 @@ def backbone_maps(backbone: Backbone, images: Tensor) -> Tensor:
     return maps
 
 
-def seen_label(shard: Shard, index: int, model: config.Model, score_at: ScoreAt = "label") -> Bytes | None:
+def seen_label(shard: Shard, index: int, model: Model, score_at: ScoreAt = "label") -> Bytes | None:
     """Read one label and keep what the backbone saw of it, at the size to be scored."""
     label = None if shard.classes is None else entry_label(shard, index, shard.classes)
     if label is None:
@@ -212,7 +210,7 @@ def seen_label(shard: Shard, index: int, model: config.Model, score_at: ScoreAt 
     return np.ascontiguousarray(label[top:bottom, left:right])
 
 
-def seen_image(shard: Shard, index: int, model: config.Model, score_at: ScoreAt = "label") -> Bytes:
+def seen_image(shard: Shard, index: int, model: Model, score_at: ScoreAt = "label") -> Bytes:
     """Read one image and keep what the backbone saw of it, at its own size or ("input") as it went in."""
     image = entry_image(shard, index)
     if score_at == "input":
@@ -222,7 +220,7 @@ def seen_image(shard: Shard, index: int, model: config.Model, score_at: ScoreAt 
     return np.ascontiguousarray(image[top:bottom, left:right])
 
 
-def _prediction_size(shard: Shard, index: int, model: config.Model, score_at: ScoreAt) -> tuple[int, int]:
+def _prediction_size(shard: Shard, index: int, model: Model, score_at: ScoreAt) -> tuple[int, int]:
     """Return the size (H, W) of a prediction for an image without a label."""
     if score_at == "input":
         return model.height, model.width
@@ -230,7 +228,7 @@ def _prediction_size(shard: Shard, index: int, model: config.Model, score_at: Sc
     return bottom - top, right - left
 
 
-def _whole_box(size: tuple[int, ...], model: config.Model) -> tuple[int, int, int, int]:
+def _whole_box(size: tuple[int, ...], model: Model) -> tuple[int, int, int, int]:
     """Return the part that the backbone sees, rounded to whole pixels: left, top, right, bottom."""
     left, top, right, bottom = crop_box(size[0], size[1], model)
     return round(left), round(top), round(right), round(bottom)

@@ -26,7 +26,7 @@ from common.evaluation.metrics import IGNORE
 from common.features.source import FeatureSource
 from common.models.segmenter import Geometry, Segmenter, interpolation
 from common.seeds import numpy_generator
-from common.settings import schema as config
+from common.settings.unsupervised import Model
 
 PIXELS = 100_000
 """Labelled pixels that a probe is fitted to, shared out evenly among the images ..."""
@@ -73,7 +73,7 @@ def sample_pixels(
     segmenter: Segmenter,
     features: FeatureSource,
     shard: Shard,
-    model: config.Model,
+    model: Model,
     *,
     seed: int,
     per_image: int,

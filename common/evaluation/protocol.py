@@ -8,7 +8,7 @@ from common.checkpoint import Checkpoint
 from common.errors import UserError
 from common.evaluation.clusters import Refine, ScoreAt
 from common.models.segmenter import Upsample
-from common.settings import schema as config
+from common.settings.unsupervised import Model
 
 Matching = Literal["hungarian", "many-to-one", "checkpoint"]
 
@@ -37,7 +37,7 @@ def crf_refinement() -> Refine:
     return refine
 
 
-def apply_protocol(model: config.Model, protocol: Protocol) -> tuple[config.Model, Upsample, ScoreAt]:
+def apply_protocol(model: Model, protocol: Protocol) -> tuple[Model, Upsample, ScoreAt]:
     """Return backbone settings, order of enlarging, and where to score."""
     if protocol == "label-size":
         return model, "cosines", "label"

@@ -8,7 +8,7 @@ import torch
 
 from common.errors import UserError
 from common.models.backbone import Backbone
-from common.settings.schema import Cache
+from common.settings.unsupervised import Cache
 
 log = logging.getLogger(__name__)
 

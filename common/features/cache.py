@@ -28,7 +28,7 @@ from common.features.backbone_pass import BackbonePass, in_float16
 from common.features.neighbours import drop_channels, nearest_neighbours
 from common.models import backbone as backbones
 from common.models.inputs import backbone_settings, is_cnn, prepare_image, weights_key
-from common.settings.schema import Cache, Model
+from common.settings.unsupervised import Cache, Model
 from common.system.device import choose_device
 
 Indices = Sequence[int] | NDArray[np.integer] | torch.Tensor

@@ -16,7 +16,8 @@ from common.features import store
 from common.features.cache import features_header, features_key
 from common.losses.objective import build_objective
 from common.models.backbone import Backbone, load_backbone
-from common.settings.schema import Cache, Model, RunConfig
+from common.settings.schema import RunConfig
+from common.settings.unsupervised import Cache, Model
 from common.system.device import choose_device
 
 CLOSED_FORM = frozenset({"spectral"})

@@ -36,7 +36,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from common.data.manifest import Shard
 from common.errors import UserError
 from common.models.inputs import backbone_settings
-from common.settings.schema import Model
+from common.settings.unsupervised import Model
 
 log = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from common.losses.base import unit
 from common.models.head import SegmentationHead, frozen_copy, load_numpy
-from common.settings.schema import Local
+from common.settings.unsupervised import Local
 
 
 def squared_distance(head: SegmentationHead, received: SegmentationHead, parameters: str) -> torch.Tensor:

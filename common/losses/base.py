@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn import functional
 
 from common.models.head import SegmentationHead, channel_mask
-from common.settings import schema as config
+from common.settings.unsupervised import Local
 
 EPSILON = 1e-10
 """Norms below this count as this, as in the published code."""
@@ -90,7 +90,7 @@ class Objective(nn.Module):
     def after_step(self, head: SegmentationHead) -> None:
         """Update what follows the parameters without a gradient, for example a momentum copy."""
 
-    def groups(self, local: config.Local) -> list[dict[str, object]]:
+    def groups(self, local: Local) -> list[dict[str, object]]:
         """Return Adam's parameter groups for the objective's own parameters."""
         own = [parameter for parameter in self.parameters() if parameter.requires_grad]
         return [{"params": own, "lr": local.lr}] if own else []

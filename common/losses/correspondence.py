@@ -24,7 +24,7 @@ from common.losses.sampling import (
     uniform_coords,
 )
 from common.models.head import SegmentationHead
-from common.settings import schema as config
+from common.settings.unsupervised import Loss
 
 AUTO_NEGATIVE_FACTOR = 3.5
 """EAGLE's factor on the automatic shift of the negative term."""
@@ -47,7 +47,7 @@ class Draw:
 
 def draw(
     batch: int,
-    settings: config.Loss,
+    settings: Loss,
     generator: torch.Generator,
     salience: tuple[torch.Tensor, torch.Tensor] | None = None,
 ) -> Draw:
@@ -87,7 +87,7 @@ def pair_losses(
     features: torch.Tensor,
     codes: torch.Tensor,
     shifts: torch.Tensor | None,
-    settings: config.Loss,
+    settings: Loss,
     positives: int,
 ) -> torch.Tensor:
     """Return one loss for each of T pairings from cosines [T, B, P, Q] of features and of codes: [T].
@@ -112,7 +112,7 @@ def pair_losses(
 
 
 def correspondence_loss(
-    anchor: View, positive: View | None, grid: tuple[int, int], draw: Draw, settings: config.Loss
+    anchor: View, positive: View | None, grid: tuple[int, int], draw: Draw, settings: Loss
 ) -> Terms:
     """Return the correspondence loss of a batch.
 
@@ -200,7 +200,7 @@ def standing_out(features: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
 class Correspondence(Objective):
     """The correspondence loss on images and their neighbours."""
 
-    def __init__(self, settings: config.Loss) -> None:
+    def __init__(self, settings: Loss) -> None:
         super().__init__()
         self.settings = settings
         self.wants_positives = settings.inter_weight > 0

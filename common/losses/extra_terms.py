@@ -11,7 +11,8 @@ from common.losses.base import Batch, Objective, unit
 from common.losses.sampling import bilinear, gather
 from common.models.head import SegmentationHead, initialise
 from common.seeds import torch_generator
-from common.settings import schema as config
+from common.settings.schema import RunConfig
+from common.settings.unsupervised import Local, Loss
 
 CRF_SIDE = 56
 """The published term works on maps of 56 x 56 and measures distances in their pixels; here the shorter
@@ -26,7 +27,7 @@ def reconstruction_loss(codes: torch.Tensor, features: torch.Tensor, decoder: nn
     return -(unit(decoder(codes)) * unit(features)).sum(dim=-1).mean()
 
 
-def crf_kernel(positions: torch.Tensor, colours: torch.Tensor, settings: config.Loss) -> torch.Tensor:
+def crf_kernel(positions: torch.Tensor, colours: torch.Tensor, settings: Loss) -> torch.Tensor:
     """Return how alike pixels should be labelled, by position [P, 2] and colour [B, P, 3]: [B, P, P].
 
     ``w1 exp(-|dx|^2 / 2 alpha - |dI|^2 / 2 beta) + w2 exp(-|dx|^2 / 2 gamma) - shift``.
@@ -64,7 +65,7 @@ class WithExtras(Objective):
     ``decoder.``.
     """
 
-    def __init__(self, main: Objective, settings: config.RunConfig, channels: int) -> None:
+    def __init__(self, main: Objective, settings: RunConfig, channels: int) -> None:
         super().__init__()
         self.main = main
         self.settings = settings.loss
@@ -112,7 +113,7 @@ class WithExtras(Objective):
         """Pass on."""
         self.main.after_step(head)
 
-    def groups(self, local: config.Local) -> list[dict[str, object]]:
+    def groups(self, local: Local) -> list[dict[str, object]]:
         """Join the main objective's groups and the decoder's."""
         own = [] if self.decoder is None else [{"params": list(self.decoder.parameters()), "lr": local.lr}]
         return [*self.main.groups(local), *own]

@@ -23,7 +23,8 @@ from torch import nn
 from common.losses.base import Batch, Objective, unit
 from common.models.head import SegmentationHead, frozen_copy, initialise
 from common.seeds import torch_generator
-from common.settings import schema as config
+from common.settings.schema import RunConfig
+from common.settings.unsupervised import Local
 
 SHARPNESS = 0.1
 """Temperature inside the tanh."""
@@ -127,7 +128,7 @@ class Modularity(Objective):
     training.
     """
 
-    def __init__(self, settings: config.RunConfig, channels: int) -> None:
+    def __init__(self, settings: RunConfig, channels: int) -> None:
         super().__init__()
         self.settings = settings.loss
         generator = torch_generator(settings.seed, "modularity")
@@ -184,7 +185,7 @@ class Modularity(Objective):
                 for slow, fast in zip(teacher.parameters(), student.parameters(), strict=True):
                     slow.lerp_(fast, 1 - TEACHER_MOMENTUM)
 
-    def groups(self, local: config.Local) -> list[dict[str, object]]:
+    def groups(self, local: Local) -> list[dict[str, object]]:
         """Train whatever this round's phase trains (the other part gets no gradient and stays)."""
         return [{"params": [self.codebook, *self.projection.parameters()], "lr": local.lr}]
 

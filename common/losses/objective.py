@@ -7,10 +7,10 @@ from common.losses.correspondence import Correspondence
 from common.losses.extra_terms import WithExtras
 from common.losses.modularity import Modularity
 from common.losses.smoothness import Smoothness
-from common.settings import schema as config
+from common.settings.schema import RunConfig
 
 
-def build_objective(settings: config.RunConfig, channels: int) -> Objective:
+def build_objective(settings: RunConfig, channels: int) -> Objective:
     """Build the objective that the settings name; its starting state follows from the seed alone.
 
     Raises ValueError for an objective that is fitted from sums in closed form and has nothing to train

@@ -20,7 +20,8 @@ from common.losses.base import Batch, Objective, unit
 from common.losses.correspondence import centre_rows, correlate
 from common.losses.sampling import derangements
 from common.models.head import SegmentationHead, init_centroids
-from common.settings import schema as config
+from common.settings.schema import RunConfig
+from common.settings.unsupervised import Local, Loss
 
 
 def assignments(codes: torch.Tensor, prototypes: torch.Tensor, temperature: float) -> torch.Tensor:
@@ -31,7 +32,7 @@ def assignments(codes: torch.Tensor, prototypes: torch.Tensor, temperature: floa
 
 
 def smoothness_loss(
-    features: torch.Tensor, soft: torch.Tensor, partners: torch.Tensor, settings: config.Loss
+    features: torch.Tensor, soft: torch.Tensor, partners: torch.Tensor, settings: Loss
 ) -> torch.Tensor:
     """Return the smoothness of assignments.
 
@@ -68,7 +69,7 @@ class Smoothness(Objective):
     centroids.
     """
 
-    def __init__(self, settings: config.RunConfig) -> None:
+    def __init__(self, settings: RunConfig) -> None:
         super().__init__()
         self.settings = settings.loss
         model = settings.model
@@ -96,7 +97,7 @@ class Smoothness(Objective):
         momentum = self.settings.momentum
         self.teacher = momentum * self.teacher + (1 - momentum) * self.prototypes.detach()
 
-    def groups(self, local: config.Local) -> list[dict[str, object]]:
+    def groups(self, local: Local) -> list[dict[str, object]]:
         """Give the prototypes the centroids' learning rate."""
         return [{"params": [self.prototypes], "lr": local.centroid_lr}]
 

@@ -28,7 +28,7 @@ from common.models.weights import (
     torchvision_pretrained,
 )
 from common.seeds import derive
-from common.settings.schema import Model
+from common.settings.unsupervised import Model
 from common.system.device import choose_device
 
 __all__ = ["Backbone", "load_backbone", "prepare_image", "weights_key"]

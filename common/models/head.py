@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from common.seeds import numpy_generator, torch_generator
-from common.settings import schema as config
+from common.settings.unsupervised import Model
 
 
 def channel_mask(
@@ -101,7 +101,7 @@ def initialise(module: nn.Module, generator: torch.Generator) -> None:
                     parameter.copy_((2 * draw - 1) * bound)
 
 
-def build_head(channels: int, model: config.Model, seed: int) -> SegmentationHead:
+def build_head(channels: int, model: Model, seed: int) -> SegmentationHead:
     """Build a head with parameters that follow from ``seed`` alone."""
     head = SegmentationHead(channels, model.dim, model.dropout, model.nonlinear)
     initialise(head, torch_generator(seed, "head"))

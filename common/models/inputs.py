@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from common.errors import UserError
-from common.settings.schema import Model
+from common.settings.unsupervised import Model
 
 MOBILENET = "mobilenet_v2"
 """The one backbone that is torchvision's and not timm's."""

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from common.checkpoint import Checkpoint, load_checkpoint
 from common.models.inputs import CNN_STRIDE, is_cnn
 from common.models.site_models import chosen_model
-from common.settings import schema as config
+from common.settings.unsupervised import Model
 
 Upsample = Literal["cosines", "code"]
 
@@ -45,7 +45,7 @@ class Geometry:
     stride: int | None = None
 
     @classmethod
-    def of(cls, model: config.Model) -> Geometry:
+    def of(cls, model: Model) -> Geometry:
         """Return the geometry of a backbone as configured."""
         return cls(model.height, model.width, CNN_STRIDE if is_cnn(model) else None)
 
@@ -93,7 +93,7 @@ class Segmenter(nn.Module):
         head: dict[str, np.ndarray],
         centroids: np.ndarray,
         channels: int,
-        model: config.Model,
+        model: Model,
         *,
         upsample: Upsample = "cosines",
     ) -> Segmenter:
@@ -117,7 +117,7 @@ class Segmenter(nn.Module):
         checkpoint: Checkpoint | str | Path,
         *,
         site: str | None = None,
-        model: config.Model | None = None,
+        model: Model | None = None,
         upsample: Upsample = "cosines",
     ) -> Segmenter:
         """Build the shared model of a checkpoint (an object, a file or a run directory), or that of a ``site``.

@@ -15,7 +15,9 @@ import json
 from collections.abc import Mapping
 
 from common.errors import UserError
-from common.settings.schema import RunConfig, Scalar, load_config
+from common.settings.load import load_config
+from common.settings.schema import RunConfig
+from common.settings.section import Scalar
 
 Words = tuple[str, ...]
 

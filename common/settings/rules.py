@@ -1,12 +1,62 @@
-"""Which settings of task `unsupervised` do not go together, or would be ignored in silence?"""
+"""Conflicts of settings: which do not go together, or would be ignored in silence."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from common.settings.schema import RunConfig
+from common.settings.schema import RunConfig
+
+
+def conflict_of(config: RunConfig) -> str | None:
+    """Return the first conflict of a run's settings, in one sentence without its full stop, or None."""
+    if config.loss.augmentation_weight and not config.cache.views:
+        return (
+            f"loss.augmentation-weight is {config.loss.augmentation_weight:g} but cache.views is 0; "
+            "set cache.views to 1 or more, so that there are augmented views to agree with"
+        )
+    if config.sites.per_round and config.sites.minimum > config.sites.per_round:
+        return (
+            f"sites.minimum is {config.sites.minimum} but sites.per-round is {config.sites.per_round}; "
+            "a round could never count, so lower sites.minimum or raise sites.per-round"
+        )
+    if conflict := privacy_conflict(config):
+        return conflict
+    if config.rounds == 0 and config.task != "adaptation":
+        return "rounds is 0, which only task 'adaptation' knows (pretraining alone); raise it"
+    if config.network.site_statistics and config.task != "adaptation":
+        return (
+            f"network.site-statistics is {config.network.site_statistics:g}, for a network that was pretrained "
+            f"elsewhere, but task is '{config.task}'; set it to 0, or the task to 'adaptation'"
+        )
+    if config.network.final_statistics and (conflict := _final_statistics_conflict(config)):
+        return f"network.final-statistics is true but {conflict}"
+    if conflict := sharing_conflict(config) or unsupervised_conflict(config):
+        return conflict
+    if config.source.styles and (conflict := _styles_conflict(config)):
+        return f"source.styles names styles to pretrain in but {conflict}; leave it empty"
+    return None
+
+
+def _final_statistics_conflict(config: RunConfig) -> str | None:
+    if config.task != "supervised":
+        return f"task is '{config.task}'; set it to false, or the task to 'supervised'"
+    if config.rounds < 2:
+        return f"rounds is {config.rounds} and the last one takes no step; set it to 2 or more"
+    if config.network.batchnorm != "shared" or config.centroids.share == "none":
+        return "sites keep their statistics to themselves; set it to false, or let them share all"
+    if config.network.freeze == "batchnorm":
+        return "network.freeze is 'batchnorm', which keeps the statistics received; set one of the two"
+    return None
+
+
+def _styles_conflict(config: RunConfig) -> str | None:
+    if config.task != "adaptation":
+        return f"task '{config.task}' does not pretrain"
+    if config.source.checkpoint:
+        return "source.checkpoint names a model that is pretrained already"
+    if config.style.transfer == "none":
+        return "style.transfer is 'none', which leaves the source as it is"
+    return None
 
 
 def unsupervised_conflict(config: RunConfig) -> str | None:

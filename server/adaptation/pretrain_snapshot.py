@@ -21,7 +21,8 @@ from safetensors.numpy import save
 
 from common.data.manifest import Shard
 from common.errors import UserError
-from common.settings.schema import RunConfig, Scalar
+from common.settings.schema import RunConfig
+from common.settings.section import Scalar
 from common.styles.bank import BANK_FILE
 from common.system.atomic import atomic_path, atomic_write_bytes
 from common.wire import Arrays

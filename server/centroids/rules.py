@@ -21,7 +21,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from common.settings.schema import Centroids
+from common.settings.unsupervised import Centroids
 from server.aggregation.heads import weighted_mean
 from server.centroids.base import Merged, SiteCentroids, Stack, displacement, stack_sites
 from server.centroids.fedcc import merge_fedcc

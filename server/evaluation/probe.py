@@ -28,7 +28,7 @@ from common.evaluation.protocol import Protocol, apply_protocol, check_backbone
 from common.features.cache import Features, open_features
 from common.models.segmenter import Geometry, Segmenter
 from common.models.site_models import chosen_model
-from common.settings import schema as config
+from common.settings.unsupervised import Model
 from common.system.atomic import atomic_write_text
 from common.system.device import choose_device
 from server.evaluation.command import class_lines, protocol_text
@@ -166,7 +166,7 @@ def probe_checkpoint(
     return record
 
 
-def _frozen(saved: Checkpoint, model: config.Model, on: On) -> Segmenter:
+def _frozen(saved: Checkpoint, model: Model, on: On) -> Segmenter:
     """Return what the probe sits on: the checkpoint's head, or nothing but the backbone."""
     if on == "code":
         return Segmenter.from_arrays(saved.head, saved.centroids, saved.channels, model)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from common import wire
+from common.settings.load import to_wire
 from server.loop.strategy import Gathered, SegmentationStrategy
 from server.privacy.accountant import releases_of, spend
 from server.privacy.secure_sum import Payload
@@ -33,7 +34,7 @@ class RoundDispatch:
     ) -> dict[str, wire.Update]:
         """Send each site its letter and return the replies that are as expected, by name."""
         strategy, config = self.strategy, self.strategy.config
-        settings, deadline = config.to_wire(), config.sites.deadline_seconds
+        settings, deadline = to_wire(config), config.sites.deadline_seconds
         strategy.sent = []
         for name, letter in letters.items():
             task = wire.Task(self.number, settings, strategy.run_key, letter.groups, letter.options)

@@ -16,6 +16,7 @@ from flwr.serverapp.strategy import Strategy
 
 from common import wire
 from common.seeds import numpy_generator
+from common.settings.load import to_wire
 from common.settings.schema import RunConfig
 from server.tasks.base import Options, Work
 from server.transport.disk_buffer import buffered
@@ -84,7 +85,7 @@ class SegmentationStrategy(Strategy):  # type: ignore[misc]
     ) -> list[Message]:
         """Build one message per site, with the groups that this site starts from; ``options`` win."""
         ttl = time_to_live(self.config.sites.deadline_seconds)
-        settings = self.config.to_wire()
+        settings = to_wire(self.config)
         self.sent = []
         encoded: wire.Encoded = {}
         for name in names:

@@ -8,7 +8,8 @@ from pathlib import Path
 from statistics import fmean
 
 from common.errors import UserError
-from common.settings.schema import RunConfig, flatten
+from common.settings.schema import RunConfig
+from common.settings.section import flatten
 from common.system.atomic import atomic_write_text
 from server.report.charts import SERIES_COLOURS, dot_plot, line_chart, percent, percent_tick, short
 from server.report.compare_sets import (

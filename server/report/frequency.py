@@ -13,7 +13,7 @@ from html import escape
 
 from common.data.manifest import read_partition
 from common.errors import UserError
-from common.settings.schema import flatten
+from common.settings.section import flatten
 from server.report.charts import GRID, INK, SOFT, percent, percent_tick, svg_open, svg_text
 from server.report.data import Run
 

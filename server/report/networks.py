@@ -8,7 +8,7 @@ from html import escape
 from typing import Any
 
 from common.data.manifest import natural_key
-from common.settings.schema import flatten
+from common.settings.section import flatten
 from server.report.charts import SERIES_COLOURS, Series, bar_chart, line_chart, percent, percent_tick
 from server.report.data import Run
 from server.report.html import bar, picture, section, swatch, table

@@ -9,7 +9,7 @@ from statistics import fmean, stdev
 from typing import Any
 
 from common.evaluation.overlay import cluster_colours, hex_colour
-from common.settings.schema import flatten
+from common.settings.section import flatten
 from common.system.atomic import atomic_write_text
 from server.report.charts import (
     SERIES_COLOURS,

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from statistics import fmean, stdev
 from typing import Any
 
-from common.settings.schema import Eval, flatten
+from common.settings.schema import Eval
+from common.settings.section import flatten
 from server.report.data import Run
 
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from common import wire
+from common.settings.load import to_wire
 from common.settings.schema import RunConfig
 from server.transport.link import Link, Outcome, paired, time_to_live
 from server.transport.reply_checks import sanitize
@@ -123,7 +124,7 @@ class Registry:
             work = "; a site caches its features now if it has none yet"
             notice(f"greeting {new} site(s){work if self.config.task == 'unsupervised' else ''}")
         task = wire.Task(
-            round=round_number, settings=self.config.to_wire(), run_key=self.run_key, options=self.greeting
+            round=round_number, settings=to_wire(self.config), run_key=self.run_key, options=self.greeting
         )
         content = wire.encode_task(task, self.config.wire.dtype)
         # It may be heard a whole round later, and a round may last its deadline.

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from common.errors import UserError
-from common.settings.schema import RunConfig, load_config, read_recipe
+from common.settings.load import load_config, read_recipe
+from common.settings.schema import RunConfig
 from partitions.__main__ import build_parser
 from partitions.__main__ import main as partition
 from server.loop.run_dir import sole_writer

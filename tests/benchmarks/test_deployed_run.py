@@ -11,7 +11,7 @@ import pytest
 
 from benchmarks import long_run
 from benchmarks.deployed_run import RESPITE, Stopped, lines_of, run_settings
-from common.settings.schema import load_config, parse_assignments
+from common.settings.load import load_config, parse_assignments
 
 
 def state(process: int) -> str:

@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 
 from common.errors import UserError
-from common.settings.schema import RunConfig, load_config, read_recipe
+from common.settings.load import load_config, read_recipe
+from common.settings.schema import RunConfig
 from tests.conftest import ROOT
 
 sys.path.insert(0, str(ROOT / "benchmarks"))

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from common.settings.applicability import acts
-from common.settings.schema import load_config, read_recipe
+from common.settings.load import load_config, read_recipe
 from partitions.__main__ import main as partition
 from server.evaluation.network_scorer import NetworkScorer
 from server.loop.run import run

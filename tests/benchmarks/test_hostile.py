@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from common import wire
-from common.settings.schema import load_config, read_recipe
+from common.settings.load import load_config, read_recipe
 from server.transport.reply_checks import ReplySchema
 from tests.conftest import ROOT
 

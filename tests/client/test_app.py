@@ -14,7 +14,7 @@ from client.app import prepare_device, public_reason
 from client.site import SiteConfig
 from common import wire
 from common.errors import UserError
-from common.settings.schema import load_config
+from common.settings.load import load_config
 from common.system.device import choose_device
 from tests.support.local_grid import set_identity
 

@@ -9,7 +9,8 @@ import pytest
 
 from client.site import site_config
 from common.errors import UserError
-from common.settings.schema import RunConfig, load_config
+from common.settings.load import load_config
+from common.settings.schema import RunConfig
 
 
 @pytest.fixture(autouse=True)

@@ -21,7 +21,7 @@ from common.checkpoint import (
 )
 from common.data.classes import load_table
 from common.errors import UserError
-from common.settings.schema import load_config
+from common.settings.load import load_config
 
 
 def make(number: int = 3, **changes: Any) -> Checkpoint:

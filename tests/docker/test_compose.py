@@ -16,7 +16,7 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from common.settings.schema import load_config, read_recipe
+from common.settings.load import load_config, read_recipe
 from tests.conftest import ROOT
 
 DOCKER = ROOT / "docker"

@@ -17,7 +17,7 @@ from common.evaluation.clusters import backbone_maps
 from common.models.backbone import Backbone, load_backbone
 from common.models.deeplab import DeepLab, build_network, network_signature, network_to_arrays
 from common.models.head import SegmentationHead, build_head, init_centroids, state_to_numpy
-from common.settings.schema import load_config
+from common.settings.load import load_config
 from common.styles.clusters import StyleClusters
 from common.styles.style import extract_style
 from server.tasks.network_state import NetworkState

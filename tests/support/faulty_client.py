@@ -20,7 +20,7 @@ from flwr.clientapp import ClientApp
 from client.app import app as real_app
 from client.site import site_config
 from common import wire
-from common.settings.schema import RunConfig
+from common.settings.load import from_wire
 
 PATIENCE_SECONDS = 400.0
 SECRET = "/srv/secret/patient-17.png"
@@ -106,7 +106,7 @@ class FaultyApp(ClientApp):  # type: ignore[misc]
     def __call__(self, message: Message, context: Context) -> Message:
         """Answer a message, well or not."""
         task = wire.decode_task(message)
-        settings = RunConfig.from_wire(task.settings)
+        settings = from_wire(task.settings)
         site = site_config(context.node_config, settings)
         fault = self.plan.get(f"{settings.name}/{site.name}/{task.round}", "")
         if message.metadata.message_type != wire.TRAIN or not fault:

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from client.app import app as client_app
-from common.settings.schema import RunConfig, load_config
+from common.settings.load import load_config
+from common.settings.schema import RunConfig
 from tests.support.local_grid import LocalGrid
 
 TINY: dict[str, Any] = {

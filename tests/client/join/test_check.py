@@ -136,7 +136,7 @@ def test_features_that_are_there_need_no_room(
 ) -> None:
     from common.data.manifest import read_shard
     from common.features.cache import open_features
-    from common.settings.schema import load_config
+    from common.settings.load import load_config
 
     settings = load_config(
         {"preset": "fuss-clean", "model.weights": "random", "model.height": 33, "model.width": 49}

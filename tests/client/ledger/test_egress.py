@@ -16,7 +16,7 @@ from client.ledger.egress import read_egress, record_egress
 from client.ledger.summary import summarise
 from common import wire
 from common.errors import UserError
-from common.settings.schema import load_config
+from common.settings.load import load_config
 from tests.support.local_grid import set_identity
 
 

@@ -22,7 +22,8 @@ from client.work.statistics import cluster_sums
 from common.clustering.spectral import RELEASE_SCALES, patch_scatter, symmetric
 from common.models.head import build_head, state_to_numpy
 from common.privacy.packed_sums import PackedSums
-from common.settings.schema import RunConfig, load_config
+from common.settings.load import load_config
+from common.settings.schema import RunConfig
 
 CHANNELS, GRID, DIM, CLUSTERS = 6, (3, 4), 3, 4
 

@@ -19,7 +19,7 @@ from common import wire
 from common.errors import UserError
 from common.privacy.fixed_point import decode
 from common.privacy.secure_masks import own_mask, pair_mask, site_mask, threshold
-from common.settings.schema import load_config
+from common.settings.load import load_config
 from server.privacy.secure_sum import Payload, SecureTotal, secure_total
 from server.transport.reply_checks import ReplySchema
 

@@ -25,6 +25,7 @@ from common.evaluation.networks import evaluate_network, predict_pixels
 from common.losses.reductions import reduce_cross_entropy
 from common.models.deeplab import build_network, network_signature, network_to_arrays
 from common.seeds import derive
+from common.settings.load import to_wire
 from common.settings.schema import RunConfig
 from common.styles.style import extract_style
 from common.training.batchnorm import blend_statistics, whole_images
@@ -60,7 +61,7 @@ def task(
     **options: Any,
 ) -> wire.Task:
     given: wire.Options = {"classes": classes, "class-names": json.dumps(SYNTHETIC.names)}
-    return wire.Task(number, config.to_wire(), "run", groups or {}, given | options)
+    return wire.Task(number, to_wire(config), "run", groups or {}, given | options)
 
 
 def network(config: RunConfig, seed: int = 4) -> wire.Groups:

@@ -16,8 +16,9 @@ from common.losses.labelled import labelled_loss
 from common.losses.region_terms import max_square_loss
 from common.losses.self_training import entropy_loss
 from common.models.deeplab import DeepLab, build_network
+from common.settings.load import load_config
 from common.settings.network import Reduction
-from common.settings.schema import RunConfig, load_config
+from common.settings.schema import RunConfig
 from common.training.steps import Stepper
 from tests.support.small_network import small_network
 

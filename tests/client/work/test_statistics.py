@@ -11,7 +11,8 @@ from client.work.statistics import ClusterSums, cluster_sums, moments, site_sums
 from common.clustering.kmeans import unit_rows
 from common.features.cache import Features
 from common.models.head import build_head, init_centroids, state_to_numpy
-from common.settings.schema import Loss, Model, RunConfig
+from common.settings.schema import RunConfig
+from common.settings.unsupervised import Loss, Model
 
 CONFIG = RunConfig(model=Model(dim=5, clusters=4, nonlinear=True), loss=Loss(objective="correspondence"))
 GRID = (2, 3)

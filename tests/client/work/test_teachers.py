@@ -16,7 +16,7 @@ from common import wire
 from common.checkpoint import arrays_hash
 from common.errors import UserError
 from common.models.deeplab import build_network, network_to_arrays
-from common.settings.schema import load_config
+from common.settings.load import load_config
 from tests.support.small_network import small_network
 
 CLASSES = 3

@@ -17,7 +17,9 @@ from common.features.cache import Features, Views
 from common.losses.anchoring import model_contrastive_term, squared_distance
 from common.losses.objective import build_objective
 from common.models.head import build_head, init_centroids, load_numpy, state_to_numpy
-from common.settings.schema import Local, RunConfig, load_config
+from common.settings.load import load_config
+from common.settings.schema import RunConfig
+from common.settings.unsupervised import Local
 
 GRID = (3, 4)
 BASE = {

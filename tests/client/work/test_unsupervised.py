@@ -17,6 +17,7 @@ from common.evaluation.clusters import evaluate, mirrored_features
 from common.evaluation.crf import refine
 from common.features.cache import open_features
 from common.models.segmenter import Segmenter
+from common.settings.load import to_wire
 from tests.support.checkpoints import write_checkpoint
 
 
@@ -47,7 +48,7 @@ def here(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> SiteConfig:
 def counted(saved: Checkpoint, here: SiteConfig, **given: bool) -> np.ndarray:
     config = saved.config.model_copy(update={"eval": saved.config.eval.model_copy(update=given)})
     groups: wire.Groups = {"head": saved.head, "centroids": {"centroids": saved.centroids}}
-    found = answer_evaluate(wire.Task(1, config.to_wire(), "run", groups), config, here)
+    found = answer_evaluate(wire.Task(1, to_wire(config), "run", groups), config, here)
     return found.groups["confusion"]["confusion"]
 
 

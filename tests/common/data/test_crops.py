@@ -19,9 +19,9 @@ from common.evaluation.clusters import seen_image, seen_label
 from common.features.cache import open_features
 from common.features.store import cache_key
 from common.models.inputs import prepare_image
-from common.settings import schema as config
+from common.settings.unsupervised import Cache, Model
 
-MODEL = config.Model(weights="random", height=33, width=49)
+MODEL = Model(weights="random", height=33, width=49)
 TABLE = load_table("crackforest")
 
 
@@ -90,13 +90,13 @@ def test_checks_count_the_labels_of_the_view_but_compare_whole_files(shard: Shar
 
 
 def test_features_are_those_of_the_cut_picture(shard: Shard, tmp_path: Path) -> None:
-    features = open_features(shard, MODEL, config.Cache(dtype="float32"), tmp_path / "cache", device="cpu")
+    features = open_features(shard, MODEL, Cache(dtype="float32"), tmp_path / "cache", device="cpu")
     cuts = [cut(entry_image(shard, 0), entry.view) for entry in shard.entries]
     for i, pixels in enumerate(cuts):
         Image.fromarray(pixels).save(tmp_path / f"cut-{i}.png")
     write_manifest(tmp_path / "cuts.jsonl", [Entry(f"cut-{i}.png") for i in range(len(cuts))])
     files = read_shard(tmp_path / "cuts.jsonl")
-    expected = open_features(files, MODEL, config.Cache(dtype="float32"), tmp_path / "cache", device="cpu")
+    expected = open_features(files, MODEL, Cache(dtype="float32"), tmp_path / "cache", device="cpu")
     everything = list(range(len(shard)))
     assert torch.equal(features.batch(everything), expected.batch(everything))
     assert prepare_image(cuts[1], MODEL).shape == (3, 33, 49)

@@ -19,7 +19,7 @@ from common.evaluation.clusters import Evaluation, evaluate
 from common.evaluation.metrics import Confusion
 from common.features.cache import Features
 from common.models.segmenter import Geometry, Segmenter
-from common.settings.schema import Model
+from common.settings.unsupervised import Model
 
 TABLE = ClassTable("toy", ("a", "b", "c"), ((1, 2, 3), (40, 50, 60), (200, 100, 0)))
 MODEL = Model(backbone="vit_tiny_patch16_224", height=32, width=48)

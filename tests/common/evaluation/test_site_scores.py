@@ -12,7 +12,8 @@ from common.evaluation.metrics import Confusion
 from common.evaluation.networks import NetworkEvaluation
 from common.evaluation.score import Score
 from common.evaluation.site_scores import class_means, site_fields
-from common.settings.schema import RunConfig, load_config
+from common.settings.load import load_config
+from common.settings.schema import RunConfig
 from server.evaluation.cluster_scorer import Scorer
 from server.evaluation.network_scorer import NetworkScorer, network_score, set_fields
 

@@ -10,7 +10,7 @@ import torch
 from common.errors import UserError
 from common.features.backbone_pass import BATCH, BackbonePass, in_float16
 from common.models.backbone import Backbone, load_backbone
-from common.settings.schema import Cache, Model
+from common.settings.unsupervised import Cache, Model
 
 MODEL = Model(backbone="test_vit", weights="random", depth=1, height=32, width=48, clusters=4, dim=8)
 

@@ -30,7 +30,8 @@ from common.features.neighbours import nearest_neighbours
 from common.models import backbone as backbones
 from common.models.inputs import prepare_image, weights_key
 from common.seeds import numpy_generator
-from common.settings.schema import Cache, Model, load_config
+from common.settings.load import load_config
+from common.settings.unsupervised import Cache, Model
 
 ROOT = Path(__file__).resolve().parents[3]
 MODEL = Model(backbone="test_vit", weights="random", depth=1, height=32, width=48, clusters=4, dim=8)
@@ -397,7 +398,7 @@ def test_features_that_cannot_be_stored(
 PROGRAM = """
 import logging, os, sys, time
 from pathlib import Path
-from common.settings.schema import Cache, Model
+from common.settings.unsupervised import Cache, Model
 from common.data.manifest import read_shard
 from common.features.cache import open_features
 from common.models import backbone as backbones

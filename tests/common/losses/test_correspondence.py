@@ -22,7 +22,7 @@ from common.losses.sampling import (
     uniform_coords,
 )
 from common.models.head import build_head, channel_mask
-from common.settings.schema import Loss, Model
+from common.settings.unsupervised import Loss, Model
 
 GRID = (3, 5)
 

@@ -20,7 +20,8 @@ from common.losses.objective import build_objective
 from common.losses.sampling import uniform_coords
 from common.losses.smoothness import Smoothness
 from common.models.head import build_head
-from common.settings.schema import Local, Loss, load_config
+from common.settings.load import load_config
+from common.settings.unsupervised import Local, Loss
 
 GRID = (2, 3)
 

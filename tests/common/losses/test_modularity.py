@@ -19,7 +19,7 @@ from common.losses.modularity import (
     one_per_cell,
 )
 from common.models.head import build_head
-from common.settings.schema import load_config
+from common.settings.load import load_config
 
 
 def draw(seed: int, *shape: int) -> torch.Tensor:

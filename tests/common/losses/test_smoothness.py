@@ -13,7 +13,8 @@ import torch
 from common.losses.base import Batch, View
 from common.losses.smoothness import Smoothness, assignments, prototype_loss, smoothness_loss
 from common.models.head import build_head
-from common.settings.schema import Local, Loss, load_config
+from common.settings.load import load_config
+from common.settings.unsupervised import Local, Loss
 
 
 def draw(seed: int, *shape: int) -> torch.Tensor:

@@ -19,7 +19,7 @@ from common.errors import UserError
 from common.models import weights
 from common.models.backbone import IMAGENET_MEAN, IMAGENET_STD, load_backbone
 from common.models.inputs import backbone_settings, crop_box, prepare_image, weights_key
-from common.settings.schema import Model
+from common.settings.unsupervised import Model
 
 ROOT = Path(__file__).resolve().parents[3]
 MOBILENET_FILE = "mobilenet_v2_imagenet.safetensors"

@@ -29,8 +29,8 @@ from common.models.deeplab import (
 )
 from common.models.operators import prepare_torchvision
 from common.models.parameter_groups import start_training, statistics_keys
+from common.settings.load import load_config
 from common.settings.network import Network
-from common.settings.schema import load_config
 from common.training.batchnorm import blend_statistics
 
 IMAGENET, CALIBRATED = "mobilenet_v2_imagenet.safetensors", "mobilenet_v2_bn_calibrated.safetensors"

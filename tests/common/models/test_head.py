@@ -14,7 +14,7 @@ from common.models.head import (
     load_numpy,
     state_to_numpy,
 )
-from common.settings.schema import Model
+from common.settings.unsupervised import Model
 
 
 def test_has_the_published_number_of_parameters() -> None:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from common.models import segmenter as module
 from common.models.head import build_head, state_to_numpy
 from common.models.segmenter import Geometry, Segmenter, interpolation
-from common.settings.schema import Model
+from common.settings.unsupervised import Model
 
 PATCHES = Geometry(64, 96)
 

@@ -12,7 +12,7 @@ from common.checkpoint import Checkpoint, checkpoint_path, save_checkpoint
 from common.errors import UserError
 from common.models.segmenter import Segmenter
 from common.models.site_models import chosen_model, own_sites, unshared
-from common.settings.schema import load_config
+from common.settings.load import load_config
 
 F32 = np.float32
 PARTS = {"both": (), "head": ("centroids",), "centroids": ("head",), "none": ("head", "centroids")}

@@ -15,9 +15,10 @@ from common.settings.applicability import (
     refuse_foreign,
     tasks_of,
 )
+from common.settings.load import load_config, read_recipe
 from common.settings.network_rules import refuse_conflicts
 from common.settings.presets import PRESETS
-from common.settings.schema import RunConfig, load_config, read_recipe
+from common.settings.schema import RunConfig
 from server.preflight.simulation import check_run
 from server.tasks.registry import work_for
 from tests.conftest import ROOT

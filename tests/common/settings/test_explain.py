@@ -7,7 +7,9 @@ import tomllib
 import pytest
 
 from common.settings.explain import explained_toml, explanations
-from common.settings.schema import RunConfig, flatten, load_config
+from common.settings.load import load_config
+from common.settings.schema import RunConfig
+from common.settings.section import flatten
 from server.__main__ import main
 
 

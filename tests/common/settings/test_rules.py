@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from common.errors import UserError
-from common.settings.schema import RunConfig, load_config
+from common.settings.load import from_wire, load_config, to_wire
 
 STEPS = {"preset": "fuss-ref"}
 KEEPER = {"aggregation.keep-least-moved": True}
@@ -78,4 +78,4 @@ def test_what_the_closed_form_has_no_room_for_is_refused(settings: dict[str, Any
 
 def test_settings_that_travel_are_checked_alike() -> None:
     config = load_config(STEPS | KEEPER)
-    assert RunConfig.from_wire(config.to_wire()) == config
+    assert from_wire(to_wire(config)) == config

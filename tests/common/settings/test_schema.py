@@ -7,16 +7,10 @@ from pathlib import Path
 import pytest
 
 from common.errors import UserError
+from common.settings.load import default_flat, from_wire, load_config, parse_assignments, read_recipe, to_wire
 from common.settings.presets import PRESETS
-from common.settings.schema import (
-    RunConfig,
-    default_flat,
-    flatten,
-    load_config,
-    parse_assignments,
-    read_recipe,
-    unflatten,
-)
+from common.settings.schema import RunConfig
+from common.settings.section import flatten, unflatten
 from tests.conftest import ROOT
 
 
@@ -95,8 +89,8 @@ def test_bad_settings_are_refused_with_key_and_value(settings: dict[str, object]
 @pytest.mark.parametrize("preset", sorted(PRESETS))
 def test_settings_travel_as_differences_to_the_preset(preset: str) -> None:
     config = load_config({"preset": preset, "seed": 7, "local.steps": 3})
-    assert RunConfig.from_wire(config.to_wire()) == config
-    assert len(config.to_wire()) < 100
+    assert from_wire(to_wire(config)) == config
+    assert len(to_wire(config)) < 100
 
 
 def test_assignments_are_toml_scalars_or_words() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from common.errors import UserError
-from common.settings.schema import load_config
+from common.settings.load import load_config
 
 STEPS = {"preset": "fuss-ref"}
 

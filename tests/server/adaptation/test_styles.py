@@ -12,7 +12,8 @@ import pytest
 from common import wire
 from common.data.manifest import Partition, write_partition
 from common.errors import UserError
-from common.settings.schema import RunConfig, load_config
+from common.settings.load import load_config
+from common.settings.schema import RunConfig
 from common.styles.bank import BANK_FILE, StyleBank
 from server.adaptation.styles import (
     CLUSTERS_FILE,

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from common.errors import UserError
-from common.settings.schema import Centroids
+from common.settings.unsupervised import Centroids
 from server.centroids.base import displacement, stack_sites, unit
 from server.centroids.fedcc import merge_fedcc
 from server.centroids.matched import geometric_median, match_sites

@@ -17,7 +17,7 @@ from common.data.manifest import read_shard, write_manifest
 from common.errors import UserError
 from common.evaluation.metrics import Confusion, rates
 from common.evaluation.networks import NetworkEvaluation
-from common.settings.schema import load_config
+from common.settings.load import load_config
 from server.evaluation.command import evaluate_checkpoint, evaluation_text
 from server.evaluation.network_scorer import NetworkScorer, set_fields
 from server.evaluation.probe import probe_checkpoint

@@ -13,7 +13,7 @@ from common.data.classes import SYNTHETIC
 from common.errors import UserError
 from common.evaluation.crf import refine_logits
 from common.evaluation.overlay import Bytes
-from common.settings.schema import load_config
+from common.settings.load import load_config
 from server.inference.export import whole_network
 from server.inference.load import load_predictor
 from server.inference.networks import NetworkPredictor, assemble_network

@@ -17,7 +17,7 @@ from common.evaluation.overlay import hex_colour
 from common.models.backbone import load_backbone
 from common.models.inputs import prepare_image
 from common.models.segmenter import Segmenter
-from common.settings.schema import Model
+from common.settings.unsupervised import Model
 from server.inference.segment import find_pictures, segment
 from tests.support.checkpoints import write_checkpoint
 

@@ -12,7 +12,9 @@ import numpy as np
 import pytest
 
 from common.evaluation.metrics import Confusion, match, scores
-from common.settings.schema import Aggregation, Centroids, load_config
+from common.settings.load import load_config
+from common.settings.schema import Aggregation
+from common.settings.unsupervised import Centroids
 from common.wire import Update
 from server.aggregation.heads import aggregate
 from server.centroids.base import unit

@@ -9,7 +9,7 @@ from client.work.trainer import METRICS
 from common import wire
 from common.clustering.spectral import PatchScatter
 from common.models.head import build_head, init_centroids, state_to_numpy
-from common.settings.schema import load_config
+from common.settings.load import load_config, to_wire
 from server.tasks.unsupervised_state import ModelState
 from tests.support.local_grid import set_identity
 
@@ -24,7 +24,7 @@ def test_a_small_vits_head_and_centroids_fit_the_promise(dtype: str, limit: floa
     head = state_to_numpy(build_head(VIT_SMALL, config.model, 0))
     assert sum(array.size for array in head.values()) == 201_740
     centroids = init_centroids(27, config.model.dim, 0)
-    task = wire.Task(3, config.to_wire(), "run-key-0123456789", ModelState(head, centroids).groups_for("a"))
+    task = wire.Task(3, to_wire(config), "run-key-0123456789", ModelState(head, centroids).groups_for("a"))
     counts = np.zeros(27, np.int64)
     update = wire.Update(
         "hospital-a",

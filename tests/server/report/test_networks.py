@@ -13,7 +13,7 @@ from PIL import Image
 
 from common.checkpoint import Checkpoint, checkpoint_path, save_checkpoint
 from common.data.classes import SYNTHETIC
-from common.settings.schema import load_config
+from common.settings.load import load_config
 from server.adaptation import pretrain, styles
 from server.report.compare_sets import comparable_shares, rare_table
 from server.report.data import read_run

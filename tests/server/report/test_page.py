@@ -16,7 +16,7 @@ from PIL import Image
 from common.checkpoint import Checkpoint, checkpoint_path, save_checkpoint
 from common.data.classes import ClassTable
 from common.errors import UserError
-from common.settings.schema import load_config
+from common.settings.load import load_config
 from server.report.charts import SERIES_COLOURS, dot_plot, line_chart, ticks
 from server.report.classes import confusion_shares
 from server.report.data import read_run

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from common.settings.schema import load_config
+from common.settings.load import load_config
 from common.styles.clusters import StyleClusters
 from common.wire import Arrays, Update
 from server.adaptation.teachers import update_teachers

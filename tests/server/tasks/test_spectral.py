@@ -8,7 +8,7 @@ import pytest
 from common.clustering.spectral import patch_scatter
 from common.errors import UserError
 from common.features.cache import Features
-from common.settings.schema import load_config
+from common.settings.load import load_config
 from common.wire import Update
 from server.tasks.spectral import axis_directions, solve
 from server.tasks.unsupervised_state import ModelState

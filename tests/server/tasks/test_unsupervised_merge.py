@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from common import wire
-from common.settings.schema import RunConfig, load_config
+from common.settings.load import load_config
+from common.settings.schema import RunConfig
 from server.tasks.unsupervised import UnsupervisedWork
 from server.tasks.unsupervised_merge import merge_round, own_lloyd_pass
 from server.tasks.unsupervised_state import ModelState

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from common.settings.schema import load_config
+from common.settings.load import load_config
 from server.tasks.unsupervised_state import ModelState, own_groups
 
 HEAD = {"linear.weight": np.ones((2, 3), np.float32)}

@@ -14,7 +14,7 @@ import pytest
 from flwr.app import Message
 
 from common import wire
-from common.settings.schema import load_config
+from common.settings.load import load_config
 from server.loop.strategy import SegmentationStrategy
 from server.transport.disk_buffer import buffered
 from server.transport.registry import Registry, SiteInfo

@@ -10,7 +10,7 @@ from flwr.app import Context, Error, Message
 from flwr.clientapp import ClientApp
 
 from common import wire
-from common.settings.schema import load_config
+from common.settings.load import load_config
 from server.transport.link import Link
 from server.transport.registry import HEARING_SECONDS, Registry
 from tests.support.local_grid import LocalGrid

@@ -11,7 +11,7 @@ from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
 from common import wire
-from common.settings.schema import load_config
+from common.settings.load import load_config
 from server.loop.strategy import SegmentationStrategy
 from server.transport.link import Link
 from server.transport.registry import Registry, SiteInfo
