@@ -17,7 +17,6 @@ from common.data.label_checks import check_labelled, check_truth
 from common.data.manifest import Shard, read_shard
 from common.data.reading import entry_size
 from common.errors import UserError
-from common.settings.network_rules import check_clusters
 from common.settings.schema import RunConfig
 from common.styles.bank import StyleBank
 from common.styles.style import half_sizes
@@ -34,6 +33,7 @@ from server.adaptation.pretrain_snapshot import (
 from server.evaluation.cluster_scorer import known_classes
 from server.evaluation.network_scorer import evaluation_shards
 from server.loop.run_dir import prepare_run_dir
+from server.settings.network_rules import check_clusters
 from server.tasks.network import NetworkWork
 
 

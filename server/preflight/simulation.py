@@ -14,13 +14,13 @@ from common.data.check import check_labels, check_shard
 from common.data.manifest import Shard, pool_shards, read_shard, read_sites
 from common.errors import UserError
 from common.features.preflight import backbone_needs, check_folder, check_shard_size, find_cache
-from common.settings.applicability import refuse_foreign
 from common.settings.schema import RunConfig
 from common.system.cli import progress_line
 from common.system.subprocess import run_apart
 from server.evaluation.cluster_scorer import evaluation_shard, known_classes
 from server.loop.run import check_resumable
 from server.loop.run_dir import prepare_run_dir
+from server.settings.applicability import refuse_foreign
 
 
 def check_run(config: RunConfig, gpus_per_site: float = 0.0) -> None:

@@ -17,13 +17,13 @@ from common.errors import UserError
 from common.losses.reductions import crucial_classes
 from common.models.deeplab import build_network, network_signature, network_to_arrays
 from common.models.parameter_groups import cluster_keys, site_keys
-from common.settings.network_rules import network_plan, refuse_conflicts, refuse_other_form
 from common.settings.schema import RunConfig
 from common.styles.bank import BANK_FILE, StyleBank
 from common.styles.style import style_kind
 from server.adaptation.pretrain_snapshot import state_file
 from server.adaptation.styles import gather_styles, group_sites, place_newcomers, wants_styles
 from server.adaptation.teachers import update_teachers
+from server.settings.network_rules import network_plan, refuse_conflicts, refuse_other_form
 from server.tasks.base import Options, Saved
 from server.tasks.network_merge import merge_networks
 from server.tasks.network_state import Layout, NetworkState
@@ -106,7 +106,7 @@ class NetworkWork:
 
         Clusters first: sites that form none are told so before hours of pretraining.
         """
-        from common.settings.network_rules import check_clusters
+        from server.settings.network_rules import check_clusters
 
         check_clusters(self.config, len(names))
         styles = self._styles(ask, names, run_dir) if wants_styles(self.config) else None

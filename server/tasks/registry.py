@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 def work_for(config: RunConfig, classes: ClassTable | None) -> Work:
     """Return the work of the settings' task; raises `UserError` for settings that it cannot honour."""
     if config.task == "unsupervised":
-        from common.settings.applicability import refuse_foreign
+        from server.settings.applicability import refuse_foreign
         from server.tasks.unsupervised import UnsupervisedWork
 
         refuse_foreign(config)

@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from common.settings.applicability import acts
 from common.settings.load import load_config, read_recipe
 from partitions.__main__ import main as partition
 from server.evaluation.network_scorer import NetworkScorer
 from server.loop.run import run
+from server.settings.applicability import acts
 from tests.conftest import ROOT
 from tests.support.federation import local_grid
 from tests.support.replicas import put_label, put_picture

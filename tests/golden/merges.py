@@ -7,7 +7,8 @@ from typing import Any, get_args
 
 import numpy as np
 
-from common.settings.schema import Aggregation, Centroids
+from common.settings.schema import Aggregation
+from common.settings.unsupervised import Centroids
 from server.aggregation.heads import aggregate
 from server.aggregation.server_optimizers import server_step
 from server.centroids.rules import SiteCentroids, SiteSums, merge_centroids, merge_lloyd, total_sums

@@ -17,8 +17,10 @@ from common.losses.objective import build_objective
 from common.losses.region_terms import max_square_loss
 from common.losses.self_training import distillation_loss, entropy_loss, kept_pixels, pseudo_label_loss
 from common.models.head import build_head, init_centroids, state_to_numpy
+from common.settings.load import load_config
 from common.settings.network import Reduction
-from common.settings.schema import Loss, RunConfig, load_config
+from common.settings.schema import RunConfig
+from common.settings.unsupervised import Loss
 from tests.golden.figures import Golden, Tolerance, hash_of
 from tests.golden.merges import choices
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from common.settings.schema import load_config
+from common.settings.load import load_config
 from partitions.drawing.synthetic import write_synthetic
 from server.loop.run import run
 from tests.golden.figures import Golden, Tolerance

@@ -8,10 +8,10 @@ by ``--set`` on top of a recipe.
 from __future__ import annotations
 
 from common.errors import UserError
-from common.settings.applicability import refuse_foreign
 from common.settings.network import Style
 from common.settings.schema import RunConfig
 from common.styles.style import style_kind
+from server.settings.applicability import refuse_foreign
 
 
 def refuse_conflicts(config: RunConfig) -> None:

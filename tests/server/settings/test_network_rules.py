@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from common.settings.network_rules import network_plan
 from common.settings.schema import RunConfig
+from server.settings.network_rules import network_plan
 
 
 @pytest.mark.parametrize(

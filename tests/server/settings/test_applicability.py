@@ -7,7 +7,11 @@ from typing import Any, get_args
 import pytest
 
 from common.errors import UserError
-from common.settings.applicability import (
+from common.settings.load import load_config, read_recipe
+from common.settings.presets import PRESETS
+from common.settings.schema import RunConfig
+from server.preflight.simulation import check_run
+from server.settings.applicability import (
     ACTS_IN,
     COUNTERPARTS,
     acts,
@@ -15,11 +19,7 @@ from common.settings.applicability import (
     refuse_foreign,
     tasks_of,
 )
-from common.settings.load import load_config, read_recipe
-from common.settings.network_rules import refuse_conflicts
-from common.settings.presets import PRESETS
-from common.settings.schema import RunConfig
-from server.preflight.simulation import check_run
+from server.settings.network_rules import refuse_conflicts
 from server.tasks.registry import work_for
 from tests.conftest import ROOT
 from tests.support.federation import tiny_config
