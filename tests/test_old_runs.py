@@ -17,7 +17,9 @@ import pytest
 from PIL import Image
 
 from common.checkpoint import load_checkpoint
-from common.settings.schema import RunConfig, flatten, load_config
+from common.settings.load import load_config
+from common.settings.schema import RunConfig
+from common.settings.section import flatten
 from server.loop.run import run
 from tests.support.federation import local_grid
 from tests.support.workshop import run_command
