@@ -22,8 +22,7 @@ from tests.support.replicas import put_label, put_picture
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import campaign
-import camvid
-import rules
+import tables
 
 RECIPES = sorted((ROOT / "recipes").glob("*.toml"))
 FAMILIES = {path.stem.split("-")[0] for path in RECIPES}
@@ -33,8 +32,18 @@ def settings(name: str) -> RunConfig:
     return load_config(read_recipe(campaign.recipe_path(name)))
 
 
-@pytest.mark.parametrize("recipes", [camvid.RECIPES, *rules.SETS.values()], ids=["camvid", *rules.SETS])
-def test_recipes_of_a_set_are_scored_alike_and_take_equal_steps(recipes: tuple[str, ...]) -> None:
+QUESTIONS = ("rules", "objectives", "heads", "road", "crackforest", "privacy")
+
+
+def recipes_of(table: str) -> list[str]:
+    (part,) = tables.TABLES[table]
+    return [row.recipe for row in part.rows]
+
+
+@pytest.mark.parametrize(
+    "recipes", [recipes_of(name) for name in ("presets", *QUESTIONS)], ids=("presets", *QUESTIONS)
+)
+def test_recipes_of_a_set_are_scored_alike_and_take_equal_steps(recipes: list[str]) -> None:
     configs = [settings(name) for name in recipes]
     assert len(set(recipes)) == len(recipes)
     assert len({(c.eval.shard, c.eval.matching, c.model.clusters, c.simulation.shards) for c in configs}) == 1
@@ -42,9 +51,9 @@ def test_recipes_of_a_set_are_scored_alike_and_take_equal_steps(recipes: tuple[s
     assert len({(c.rounds * c.local.steps, c.local.batch) for c in stepping}) == min(1, len(stepping))
 
 
-@pytest.mark.parametrize("name", rules.SETS)
+@pytest.mark.parametrize("name", QUESTIONS)
 def test_recipes_of_a_question_share_their_features(name: str) -> None:
-    models = [settings(recipe).model for recipe in rules.SETS[name]]
+    models = [settings(recipe).model for recipe in recipes_of(name)]
     seen = {
         (m.backbone, m.weights, m.stages, m.height, m.width, m.resize, m.crop, m.normalize) for m in models
     }
@@ -53,7 +62,7 @@ def test_recipes_of_a_question_share_their_features(name: str) -> None:
 
 def test_rules_differ_in_nothing_but_the_rule() -> None:
     base = settings("camvid-fuss-ref").to_flat()
-    for recipe in rules.SETS["rules"]:
+    for recipe in recipes_of("rules"):
         if recipe.startswith("camvid-rule-"):
             changed = {key for key, value in settings(recipe).to_flat().items() if value != base[key]}
             assert changed <= {

@@ -1,4 +1,4 @@
-"""Are the driving-scene tables what they say, row by row, and do their runs follow one another rightly?"""
+"""The driving-scene tables say what was published, row by row, and their runs follow one another rightly."""
 
 from __future__ import annotations
 
@@ -21,10 +21,16 @@ from tests.conftest import ROOT
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import campaign
-import driving
-from driving_tables import GRID, PRETRAINING, REDUCTIONS, TABLES, Part, Row
+import tables
+from tables import TABLES, Part, Row
 
-PARTS = [part for parts in TABLES.values() for part in parts]
+QUESTIONS = ("presets", "rules", "objectives", "heads", "road", "crackforest", "privacy")
+"""Tables of task `unsupervised`, which `server report` compares; the others are of driving scenes."""
+DRIVING = {name: parts for name, parts in TABLES.items() if name not in QUESTIONS}
+PARTS = [part for parts in DRIVING.values() for part in parts]
+(GRID,) = TABLES["grid"]
+(PRETRAINING,) = TABLES["pretraining"]
+REDUCTIONS = TABLES["reductions"]
 
 # Written down anew from the source's slides, in their own form: shares, in the order of the columns.
 _TRANSFORMS = {
@@ -119,7 +125,7 @@ PUBLISHED: dict[str, dict[str, str]] = {
 
 
 def settings(recipe: str) -> dict[str, Any]:
-    return driving.settings_of(recipe).to_flat()
+    return tables.settings_of(recipe).to_flat()
 
 
 def changed(recipe: str, base: str) -> set[str]:
@@ -130,19 +136,19 @@ def changed(recipe: str, base: str) -> set[str]:
 
 @pytest.mark.parametrize("part", PARTS, ids=lambda part: part.name)
 def test_rows_of_a_table_are_runs_that_can_be_compared(part: Part) -> None:
-    configs = [driving.settings_of(recipe) for recipe in part.recipes]
+    configs = [tables.settings_of(recipe) for recipe in part.recipes]
     assert len({row.recipe for row in part.rows}) == len(part.rows)
     assert len({config.simulation.shards for config in configs}) == 1
     assert all(config.network.output_stride == configs[0].network.output_stride for config in configs)
     for row in part.rows:
         assert len(row.published) in (0, len(part.columns))
-        shards = driving.settings_of(row.recipe).eval.shard.split(",")
+        shards = tables.settings_of(row.recipe).eval.shard.split(",")
         assert set(part.columns.values()) <= {Path(shard).stem for shard in shards}
-    driving.check_compute(part)
+    tables.check_compute(part)
 
 
 def test_every_row_of_the_source_is_there() -> None:
-    rows = {name: sum(len(part.rows) for part in parts) for name, parts in TABLES.items()}
+    rows = {name: sum(len(part.rows) for part in parts) for name, parts in DRIVING.items()}
     assert rows == {
         "transforms": 6,
         "grid": 17,
@@ -175,7 +181,7 @@ def test_every_published_table_is_shown() -> None:
 
 def test_names_of_the_grid_say_what_is_run() -> None:
     for row in GRID.rows[1:]:
-        config = driving.settings_of(row.recipe)
+        config = tables.settings_of(row.recipe)
         numbers = (config.sites.per_round, config.local.epochs, config.rounds)
         assert row.recipe == "idda-grid-c{}-e{}-r{}".format(*numbers) and row.says == "{}, {}, {}".format(
             *numbers
@@ -185,7 +191,7 @@ def test_names_of_the_grid_say_what_is_run() -> None:
 
 def test_names_of_adaptation_say_what_is_run() -> None:
     for row in TABLES["adaptation"][0].rows[1:]:
-        config = driving.settings_of(row.recipe)
+        config = tables.settings_of(row.recipe)
         every = "inf" if config.teacher.update == "never" else config.teacher.every
         assert row.recipe == f"idda-adapt-c{config.sites.per_round}-e{config.local.epochs}-t{every}"
         assert row.says == f"{config.sites.per_round}, {config.local.epochs}, {every}".replace("inf", "never")
@@ -205,9 +211,9 @@ def test_a_row_of_other_compute_is_found(
     def patched(name: str) -> RunConfig:
         return load_config(read_recipe(campaign.recipe_path(name)), settings_ if name == recipe else {})
 
-    monkeypatch.setattr(driving, "settings_of", patched)
+    monkeypatch.setattr(tables, "settings_of", patched)
     with pytest.raises(UserError, match=sentence):
-        driving.check_compute(GRID)
+        tables.check_compute(GRID)
 
 
 def test_a_row_changes_what_its_table_asks_about_and_nothing_else() -> None:
@@ -238,25 +244,25 @@ def test_a_row_changes_what_its_table_asks_about_and_nothing_else() -> None:
 
 def test_fda_is_the_side_of_the_window() -> None:
     for row in PRETRAINING.rows[-6:]:
-        style = driving.settings_of(row.recipe).style
+        style = tables.settings_of(row.recipe).style
         assert row.says == f"FDA({style.half_side * 2 + 1})" and style.transfer == "fourier"
         assert changed(row.recipe, "gta5-pretrain-none") <= {"style.transfer", "style.side"}
-    assert all(driving.settings_of(row.recipe).rounds == 0 for row in PRETRAINING.rows)
+    assert all(tables.settings_of(row.recipe).rounds == 0 for row in PRETRAINING.rows)
 
 
 @pytest.mark.parametrize("part", [part for part in PARTS if part.start], ids=lambda part: part.name)
 def test_adaptation_alone_pretrains_what_the_table_hands_over(part: Part) -> None:
     """Whatever pretraining looks at is alike, so that the shared model is only a saving of time."""
     looked_at = ("network.", "transforms.", "source.", "style.", "reduction.", "sgd.", "local.batch")
-    for recipe in filter(driving.goes_on, part.recipes):
+    for recipe in filter(tables.goes_on, part.recipes):
         differing = {key for key in changed(recipe, part.start) if key.startswith(looked_at)}
         # pretraining has source.lr, freezes nothing and looks at no site
         assert differing <= {"sgd.lr", "network.freeze", "network.site-statistics"}, recipe
-    assert driving.settings_of(part.start).rounds == 0
+    assert tables.settings_of(part.start).rounds == 0
 
 
 def write_run(folder: Path, recipe: str, miou: dict[str, float], clusters: dict[str, float]) -> None:
-    config = driving.settings_of(recipe)
+    config = tables.settings_of(recipe)
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(config.to_json())
     sets = {
@@ -274,7 +280,7 @@ def test_a_table_shows_the_last_round_of_finished_runs(tmp_path: Path) -> None:
     for seed, value in enumerate((0.40, 0.44)):
         miou = {"train_eval": value, "ts1": 0.3, "ts2": 0.2}
         write_run(tmp_path / f"{recipe}-seed{seed}", recipe, miou, {"ts2": 0.25})
-    text = driving.table_text(part, 3, tmp_path)
+    text = tables.table_text(part, 3, tmp_path)
     assert f"| `{recipe}` | 42.0 ± 2.8 | 30.0 ± 0.0 | 20.0 ± 0.0 (clusters 25.0 ± 0.0) | 2 |" in text
     assert f"| one model | `{part.rows[0].recipe}` | – | – | – | – |" in text and "99" not in text
     widths = {line.count(" | ") for line in text.splitlines() if "---" not in line}
@@ -291,7 +297,7 @@ def started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *words: str) -> lis
 
     monkeypatch.setattr("subprocess.run", fake)
     given = [*words, "--shards", str(tmp_path), "--out", str(tmp_path / "runs")]
-    assert driving.main(given) == 0
+    assert tables.main(given) == 0
     return commands
 
 
@@ -340,16 +346,16 @@ def test_supervised_tables_pretrain_nothing(tmp_path: Path, monkeypatch: pytest.
 )
 def test_words_that_cannot_be(words: list[str]) -> None:
     with pytest.raises(SystemExit):
-        driving.parse(words)
+        tables.parse(words)
 
 
 def test_the_page_has_every_row_as_published() -> None:
     text = (ROOT / "docs" / "driving.md").read_text(encoding="utf-8")
     for part in PARTS:
         for row in part.rows:
-            assert "| " + " | ".join(driving.known_cells(row)) + " | " in text, row.recipe
+            assert "| " + " | ".join(tables.known_cells(row)) + " | " in text, row.recipe
     bad = replace(GRID.rows[3], published=("61.84", "57.94", "46.37"))
-    assert "| " + " | ".join(driving.known_cells(bad)) + " | " not in text, "two digits exchanged are found"
+    assert "| " + " | ".join(tables.known_cells(bad)) + " | " not in text, "two digits exchanged are found"
 
 
 def test_every_command_of_the_page_is_understood() -> None:
@@ -358,12 +364,12 @@ def test_every_command_of_the_page_is_understood() -> None:
 
     text = (ROOT / "docs" / "driving.md").read_text(encoding="utf-8").replace("\\\n", " ")
     commands = re.findall(
-        r"^python (-m partitions|-m server|benchmarks/driving\.py) ([^\n#]+)", text, re.MULTILINE
+        r"^python (-m partitions|-m server|benchmarks/tables\.py) ([^\n#]+)", text, re.MULTILINE
     )
     parsers: dict[str, Callable[[list[str]], argparse.Namespace]] = {
         "-m partitions": partitions_parser().parse_args,
         "-m server": server_parser().parse_args,
-        "benchmarks/driving.py": driving.parse,
+        "benchmarks/tables.py": tables.parse,
     }
     assert {program for program, _ in commands} == set(parsers)
     for program, words in commands:
@@ -373,4 +379,4 @@ def test_every_command_of_the_page_is_understood() -> None:
 
 
 def test_row_of_no_published_figures_still_names_its_recipe() -> None:
-    assert driving.known_cells(Row("camvid-adapt", "adapted")) == ["adapted", "`camvid-adapt`"]
+    assert tables.known_cells(Row("camvid-adapt", "adapted")) == ["adapted", "`camvid-adapt`"]

@@ -1,32 +1,93 @@
-"""What do the driving-scene tables say? Runs the recipes of a table over several seeds.
+"""Runs the recipes of a table over several seeds and prints what came out.
 
     python -m partitions camvid --root ../shared/data/camvid --by domain --out shards/camvid
+    python benchmarks/tables.py --table presets --seeds 3          # which preset segments an unseen drive best
+    python benchmarks/tables.py --table rules objectives           # also: heads, road, crackforest, privacy
+
     python -m partitions camvid --root ../shared/data/camvid --sites-of dusk_a,carpark_a,carpark_b \\
         --source day_a,day_b,day_c,day_d --score dusk_b,carpark_c --out shards/camvid-adapt
-    python benchmarks/driving.py --table camvid --seeds 3
-    python benchmarks/driving.py --table grid --seeds 3 --gpus-per-site 0.5     # needs IDDA, see docs/driving.md
-    python benchmarks/driving.py --table grid --show                            # runs nothing
+    python benchmarks/tables.py --table camvid --seeds 3           # driving scenes; all tables: docs/driving.md
+    python benchmarks/tables.py --table grid --show                # runs nothing
 
-Finished runs are kept: the command can be stopped and started again, and tables share their runs. All rows
-of adaptation go on from one pretrained model a seed. A table with the published figures beside those measured
-goes to the terminal, and with plots to OUT/comparison-TABLE.
+Each table is a file, benchmarks/tables/NAME.toml. Finished runs are kept, so the command can be stopped and
+started again, and tables share their runs. All rows of an adaptation go on from one pretrained model a seed.
+The comparison goes to the terminal and, with plots, to OUT/comparison-PART.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
+import tomllib
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from campaign import add_options, check, compare, current, run_all, settings_of, verdict
-from driving_tables import SITES, TABLES, Part, Row
 
 from common.errors import UserError, report_user_errors
 from common.settings.schema import RunConfig
 from common.system.atomic import atomic_write_text
 from server.report.data import read_run
 from server.report.test_sets import TestSet, find_sets, mean_and_spread
+
+FOLDER = Path(__file__).resolve().parent / "tables"
+
+SITES = 24
+"""Sites of the reduced IDDA, the one set whose tables compare equal epochs."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line: the recipe, what tells it from its neighbours, and the published figures, one per column."""
+
+    recipe: str
+    says: str = ""
+    published: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Part:
+    """Rows that are scored alike.
+
+    columns: scored set by the name of its column; none: the comparison of `server report` says it all.
+    start: the recipe whose model the rows with rounds of adaptation go on from, seed by seed.
+    site_epochs: what sites a round x epochs x rounds has to be in every row; 0: anything.
+    """
+
+    name: str
+    title: str
+    rows: tuple[Row, ...]
+    columns: Mapping[str, str]
+    start: str = ""
+    site_epochs: int = 0
+
+    @property
+    def recipes(self) -> list[str]:
+        """Return the recipes in the order in which they have to run."""
+        first = [self.start] if self.start else []
+        return first + [row.recipe for row in self.rows if row.recipe != self.start]
+
+
+def read_table(path: Path) -> tuple[Part, ...]:
+    """Read the parts of one table; a row is a recipe, then what it says, then the published figures."""
+    parts = tomllib.loads(path.read_text(encoding="utf-8"))["part"]
+    return tuple(
+        Part(
+            name=part["name"],
+            title=part["title"],
+            rows=tuple(Row(row[0], "".join(row[1:2]), tuple(row[2:])) for row in part["rows"]),
+            columns=part.get("columns", {}),
+            start=part.get("start", ""),
+            site_epochs=part.get("site-epochs", 0),
+        )
+        for part in parts
+    )
+
+
+TABLES: Mapping[str, tuple[Part, ...]] = {
+    path.stem: read_table(path) for path in sorted(FOLDER.glob("*.toml"))
+}
 
 
 def site_epochs(config: RunConfig) -> int:
@@ -105,8 +166,8 @@ def table_text(part: Part, seeds: int, out: Path) -> str:
     head = ["", "recipe", *(f"{name}, published" for name in published), *part.columns, "seeds"]
     lines = [head, ["---", "---", *["---:"] * (len(head) - 2)]]
     for row in part.rows:
-        wanted = settings_of(row.recipe)
-        done = [run for seed in range(seeds) if current(run := out / f"{row.recipe}-seed{seed}", wanted)]
+        asked = settings_of(row.recipe)
+        done = [run for seed in range(seeds) if current(run := out / f"{row.recipe}-seed{seed}", asked)]
         runs = [{found.name: found for found in find_sets(read_run(run))} for run in done]
         measured = [cell(runs, name) for name in part.columns.values()]
         lines.append([*known_cells(row), *measured, str(len(runs)) if runs else "–"])
@@ -153,11 +214,13 @@ def main(words: Sequence[str] | None = None) -> int:
         folder = asked.out / f"comparison-{part.name}"
         if not asked.show:
             failed += run_part(part, wanted(part, asked.recipes), asked)
+        if not asked.show or not part.columns:
             compare([row.recipe for row in part.rows], asked.seeds, asked.out, folder)
-        text = table_text(part, asked.seeds, asked.out)
-        print(f"\n{part.title}; mIoU in %, last round\n\n{text}", flush=True)
-        if not asked.show:
-            atomic_write_text(folder / "table.md", text)
+        if part.columns:
+            text = table_text(part, asked.seeds, asked.out)
+            print(f"\n{part.title}; mIoU in %, last round\n\n{text}", flush=True)
+            if not asked.show:
+                atomic_write_text(folder / "table.md", text)
     return verdict(failed)
 
 
