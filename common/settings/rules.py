@@ -21,9 +21,9 @@ def conflict_of(config: RunConfig) -> str | None:
         )
     if conflict := privacy_conflict(config):
         return conflict
-    if config.rounds == 0 and config.task != "adaptation":
+    if config.rounds == 0 and not config.facts.pretrains:
         return "rounds is 0, which only task 'adaptation' knows (pretraining alone); raise it"
-    if config.network.site_statistics and config.task != "adaptation":
+    if config.network.site_statistics and not config.facts.pretrains:
         return (
             f"network.site-statistics is {config.network.site_statistics:g}, for a network that was pretrained "
             f"elsewhere, but task is '{config.task}'; set it to 0, or the task to 'adaptation'"
@@ -38,7 +38,7 @@ def conflict_of(config: RunConfig) -> str | None:
 
 
 def _final_statistics_conflict(config: RunConfig) -> str | None:
-    if config.task != "supervised":
+    if not config.facts.opens_labels:
         return f"task is '{config.task}'; set it to false, or the task to 'supervised'"
     if config.rounds < 2:
         return f"rounds is {config.rounds} and the last one takes no step; set it to 2 or more"
@@ -50,7 +50,7 @@ def _final_statistics_conflict(config: RunConfig) -> str | None:
 
 
 def _styles_conflict(config: RunConfig) -> str | None:
-    if config.task != "adaptation":
+    if not config.facts.pretrains:
         return f"task '{config.task}' does not pretrain"
     if config.source.checkpoint:
         return "source.checkpoint names a model that is pretrained already"
@@ -61,7 +61,7 @@ def _styles_conflict(config: RunConfig) -> str | None:
 
 def unsupervised_conflict(config: RunConfig) -> str | None:
     """Return why these settings do not go together, in one sentence, or None."""
-    if config.task != "unsupervised":
+    if not config.facts.frozen_backbone:
         return None
     spectral = config.loss.objective == "spectral"
     return (
@@ -170,7 +170,7 @@ def privacy_conflict(config: RunConfig) -> str | None:
 
 
 def _needs_single_sites(config: RunConfig, why: str) -> str | None:
-    if config.task != "unsupervised":
+    if not config.facts.private_totals:
         return f"{why} covers heads and centroid sums of task 'unsupervised', not task '{config.task}'; switch it off"
     if config.aggregation.rule != "mean":
         return (

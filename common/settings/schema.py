@@ -16,6 +16,7 @@ from pydantic import Field
 from common.settings.network import Clusters, Network, Reduction, Sgd, Source, Style, Teacher, Transforms
 from common.settings.privacy import Privacy
 from common.settings.section import Scalar, Section, flatten
+from common.settings.tasks import TASKS, TaskFacts
 from common.settings.unsupervised import Cache, Centroids, Local, Loss, Model
 
 
@@ -145,14 +146,18 @@ class RunConfig(Section):
     checkpoint: Checkpoint = Checkpoint()
     simulation: Simulation = Simulation()
 
+    @property
+    def facts(self) -> TaskFacts:
+        """What is true of the run's task."""
+        return TASKS[self.task]
+
     def measures(self, number: int) -> bool:
         """Whether round ``number`` takes no step and measures batch norm statistics, at all sites.
 
         That is the first round of an adaptation and the last one of supervised training, where they are asked for.
         """
-        if self.task == "adaptation":
-            return number == 1 and self.network.site_statistics > 0
-        return number == self.rounds and self.network.final_statistics
+        first, last = number == 1, number == self.rounds
+        return (first and self.network.site_statistics > 0) or (last and self.network.final_statistics)
 
     def to_flat(self) -> dict[str, Scalar]:
         """Return the settings as Flower wants them: dotted kebab-case keys, scalar values."""

@@ -18,43 +18,9 @@ from common.errors import UserError
 from common.settings.load import load_config
 from common.settings.schema import RunConfig
 from common.settings.section import Scalar
+from common.settings.tasks import TASKS, TaskFacts
 
 Words = tuple[str, ...]
-
-UNSUPERVISED: Words = ("unsupervised",)
-NETWORKS: Words = ("supervised", "adaptation")
-ADAPTATION: Words = ("adaptation",)
-ALL: Words = UNSUPERVISED + NETWORKS
-
-ACTS_IN: Mapping[str, Words] = {
-    "model": UNSUPERVISED,
-    "cache": UNSUPERVISED,
-    "loss": UNSUPERVISED,
-    "privacy": UNSUPERVISED,
-    "centroids": UNSUPERVISED,
-    "centroids.share": ALL,
-    "local.lr": UNSUPERVISED,
-    "local.centroid-lr": UNSUPERVISED,
-    "local.neighbours": UNSUPERVISED,
-    "local.neighbour-dropout": UNSUPERVISED,
-    "local.keep-optimizer": UNSUPERVISED,
-    "local.prox-parameters": UNSUPERVISED,
-    "local.moon-weight": UNSUPERVISED,
-    "local.moon-temperature": UNSUPERVISED,
-    "aggregation.keep-least-moved": UNSUPERVISED,
-    "eval.matching": UNSUPERVISED,
-    "eval.crf": UNSUPERVISED,
-    "network": NETWORKS,
-    "transforms": NETWORKS,
-    "sgd": NETWORKS,
-    "reduction": NETWORKS,
-    "clusters": NETWORKS,
-    "style": NETWORKS,
-    "style.mix": ADAPTATION,
-    "teacher": ADAPTATION,
-    "source": ADAPTATION,
-}
-"""The tasks of a key, or of all keys of a section that do not stand here themselves; what is missing acts in all."""
 
 COUNTERPARTS: tuple[Words, ...] = (
     ("sgd.lr", "local.lr", "source.lr"),
@@ -98,16 +64,23 @@ def foreign_keys(config: RunConfig) -> list[str]:
 
 def tasks_of(key: str) -> Words:
     """Return the tasks in which a dotted key does anything."""
-    return ACTS_IN.get(key, ACTS_IN.get(key.partition(".")[0], ALL))
+    return tuple(name for name, facts in TASKS.items() if _acts_in(key, facts))
 
 
 def acts(key: str, config: RunConfig) -> bool:
     """Say whether a key does anything in the run's task."""
-    return config.task in tasks_of(key) and not _style_without_clusters(key, config)
+    return _acts_in(key, config.facts) and not _style_without_clusters(key, config)
+
+
+def _acts_in(key: str, task: TaskFacts) -> bool:
+    for claim in (key, key.partition(".")[0]):
+        if any(claim in facts.settings for facts in TASKS.values()):
+            return claim in task.settings
+    return True
 
 
 def _style_without_clusters(key: str, config: RunConfig) -> bool:
-    return key.startswith("style.") and config.task == "supervised" and config.clusters.layers == "none"
+    return key.startswith("style.") and not config.facts.pretrains and config.clusters.layers == "none"
 
 
 def _sentence(found: list[str], config: RunConfig) -> str:
@@ -116,7 +89,7 @@ def _sentence(found: list[str], config: RunConfig) -> str:
     *first, last = (f"'{task}'" for task in tasks_of(key))
     where = f"tasks {', '.join(first)} and {last}" if first else f"task {last}"
     why = f"acts in {where} alone, but task is '{config.task}'"
-    if config.task in tasks_of(key):
+    if _acts_in(key, config.facts):
         why = f"task '{config.task}' needs for clusters alone, but clusters.layers is 'none'"
     use = _instead(key, config)
     remedy = f"leave it at {default}" + (f" and use {use}" if use else "")

@@ -55,7 +55,7 @@ def network_plan(config: RunConfig, classes: int) -> str:
     ]
     if clusters.layers != "none":
         words[-1] += _begins(clusters.bootstrap_rounds + 1, config.rounds)
-    if config.task == "adaptation":
+    if config.facts.self_trains:
         words.append(f"teacher updated: {teacher.update}")
         if teacher.update == "mean":
             words[-1] += _begins(teacher.start + 1, config.rounds)
@@ -85,7 +85,7 @@ def _share_conflict(config: RunConfig) -> str | None:
 def _nothing_learnt(config: RunConfig) -> str | None:
     """Name what leaves the sites' rounds without a loss: hours would go by and change nothing."""
     teacher, measuring = config.teacher, int(config.network.site_statistics > 0)
-    if config.task != "adaptation" or config.rounds <= measuring:
+    if not config.facts.self_trains or config.rounds <= measuring:
         return None
     if teacher.distill_weight or teacher.entropy_weight or teacher.max_square_weight:
         return None
@@ -118,13 +118,13 @@ def _cluster_conflict(config: RunConfig) -> str | None:
     """Name a setting that clusters, or local-only training, have no use for."""
     layers, rule, optimizer = config.clusters.layers, config.aggregation.rule, config.aggregation.optimizer
     local, labelling = config.centroids.share == "none", config.teacher.update
-    if config.task == "adaptation" and local and labelling in ("rounds", "mean"):
+    if config.facts.self_trains and local and labelling in ("rounds", "mean"):
         return (
             f"teacher.update is '{labelling}', a copy of the shared model, but centroids.share is 'none'; use 'never' "
             "or 'student'."
         )
     looks = config.teacher.view == "plain" or config.teacher.mirror
-    if config.task == "adaptation" and labelling == "student" and looks and not config.teacher.distill_weight:
+    if config.facts.self_trains and labelling == "student" and looks and not config.teacher.distill_weight:
         return (
             "teacher.update is 'student', which labels what it is shown itself, but teacher.view or teacher.mirror "
             "says how a teacher looks; leave them at 'same' and false, or choose a teacher."
