@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from common.errors import UserError
 from common.settings.load import load_config, read_recipe
 from common.settings.schema import RunConfig
-from server.loop.run_dir import sole_writer
+from server.run_dir import sole_writer
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -13,10 +13,10 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
-from common.data.manifest import read_sites
+from common.data.manifest import Shard, pool_shards, read_sites
 from common.errors import UserError
 from common.settings.schema import RunConfig
-from server.preflight.simulation import check_run
+from server.tasks.registry import check_task
 
 PROJECT = Path(__file__).resolve().parents[1]
 OBJECT_STORE_BYTES = 512 << 20  # messages are heads and sums; Ray would reserve a third of the memory
@@ -98,6 +98,46 @@ def simulate(config: RunConfig, gpus_per_site: float = 0.0) -> Path:
     config = with_all_sites(absolute(config))
     check_run(config, gpus_per_site)
     return run_in_flower(config, gpus_per_site)
+
+
+def check_run(config: RunConfig, gpus_per_site: float = 0.0) -> None:
+    """Raise `UserError` for the first thing that would stop a simulation; the task makes the run directory last."""
+    check_gpus(gpus_per_site)
+    shards = training_shards(config)
+    check_merge_rule(config, len(shards))
+    check_task(config, shards)
+
+
+def check_gpus(gpus_per_site: float) -> None:
+    """Refuse a share of a GPU where torch sees none: Flower would wait for one without end."""
+    import torch
+
+    found = torch.cuda.device_count()
+    if not 0 <= gpus_per_site <= found:
+        raise UserError(
+            f"--gpus-per-site is {gpus_per_site:g} but torch sees {found} CUDA devices; "
+            + (f"give 0 to {found}." if found else "leave it out to train on the CPU.")
+        )
+
+
+def training_shards(config: RunConfig) -> list[Shard]:
+    """Return what each simulated site will train on."""
+    shards = read_sites(config.simulation.shards, config.simulation.data_root or None)
+    return [pool_shards(shards, "pooled")] if config.sites.pool else shards
+
+
+def check_merge_rule(config: RunConfig, sites: int) -> None:
+    """Refuse settings that the head rule cannot meet with as many sites as take part in a round."""
+    rule, taking_part = config.aggregation, config.sites.per_round or sites
+    if rule.rule in ("krum", "multi-krum") and taking_part < 2 * rule.malicious + 3:
+        raise UserError(
+            f"Krum against {rule.malicious} hostile sites needs at least {2 * rule.malicious + 3} sites but "
+            f"{taking_part} take part in a round; lower aggregation.malicious or choose another rule."
+        )
+    if rule.rule == "multi-krum" and rule.keep > taking_part:
+        raise UserError(
+            f"aggregation.keep is {rule.keep} but {taking_part} sites take part in a round; lower it."
+        )
 
 
 def run_in_flower(config: RunConfig, gpus_per_site: float) -> Path:

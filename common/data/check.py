@@ -1,4 +1,4 @@
-"""What is wrong with the files of a shard?"""
+"""Checks of a shard's files: images that cannot be read, labels that do not fit, class tables that differ."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from common.data.images import header_size, read_image, read_label
 from common.data.manifest import Shard
 from common.data.reading import entry_pair
 from common.errors import UserError
+from common.system.cli import progress_line
 
 Progress = Callable[[int, int], None]
 
@@ -116,3 +117,39 @@ def all_ignored(shard: Shard) -> str:
         f"Every pixel in the label maps of {shard.path} is ignored by the class table {table!r}; choose the table that "
         "they were made for, or leave the shard out."
     )
+
+
+def refuse_faulty(shard: Shard, *, labels: bool) -> None:
+    """Raise `UserError` for the first image (or label) that cannot be used, with the number of others."""
+    faults = check_shard(shard, labels=labels, progress=progress_line(f"checking images of {shard.name}"))
+    if faults:
+        more = f" ({len(faults) - 1} more images of {shard.name} have faults)" if len(faults) > 1 else ""
+        raise UserError(faults[0] + more)
+
+
+def check_labelled(shard: Shard, table: ClassTable, why: str) -> None:
+    """Refuse a shard with images that have no label, or whose classes are not those of the run."""
+    missing = sum(entry.label is None for entry in shard.entries)
+    if missing:
+        raise UserError(
+            f"{missing} of {len(shard)} images of {shard.path} have no label, but {why}; add the labels or leave the "
+            "images out."
+        )
+    own = shard.classes
+    if own is None or own.names == table.names:
+        return
+    if own.num_classes != table.num_classes:
+        raise UserError(
+            f"{shard.path} has {own.num_classes} classes ({own.name}), the run has {table.num_classes} "
+            f"({table.name}); use one class table."
+        )
+    theirs, ours = next((a, b) for a, b in zip(own.names, table.names, strict=True) if a != b)
+    raise UserError(
+        f"{shard.path} calls a class '{theirs}' ({own.name}) that the run calls '{ours}' ({table.name}); use one "
+        "class table."
+    )
+
+
+def check_truth(shard: Shard) -> None:
+    """Read all labels, and of images the headers, with progress; `UserError` as `check_labels` raises it."""
+    check_labels(shard, progress_line(f"checking labels of {shard.name}"), sizes=True)

@@ -13,7 +13,7 @@ from dataclasses import replace
 from common.settings.network import Teacher
 from common.training.running_mean import running_mean
 from common.wire import Arrays
-from server.tasks.network_state import EVERYONE, Layout, NetworkState
+from server.states.network import EVERYONE, Layout, NetworkState
 
 
 def update_teachers(state: NetworkState, number: int, settings: Teacher, layout: Layout) -> NetworkState:

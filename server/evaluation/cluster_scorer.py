@@ -10,9 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from common.data.check import check_labels
-from common.data.classes import ClassTable, load_table
-from common.data.manifest import Shard, read_partition, read_shard
-from common.errors import UserError
+from common.data.classes import ClassTable
+from common.data.manifest import Shard
 from common.evaluation.clusters import (
     Evaluation,
     Mirrored,
@@ -32,56 +31,12 @@ from common.system.cli import progress_line
 from common.system.device import choose_device
 from common.system.subprocess import run_apart
 from common.wire import Groups
-from server.tasks.unsupervised_state import ModelState, own_groups
+from server.evaluation.shards import evaluation_shard, known_classes
+from server.states.unsupervised import ModelState, own_groups
 
 log = logging.getLogger(__name__)
 
 PICTURES = 4
-
-
-def known_classes(config: RunConfig) -> ClassTable | None:
-    """Return the class table that the settings, or the shards folder, name.
-
-    Raises `UserError` where there is none though the sites are to count confusions.
-    """
-    if config.eval.classes:
-        return load_table(config.eval.classes)
-    folder = Path(config.simulation.shards) if config.simulation.shards else None
-    classes = None
-    if folder is not None and (folder / "partition.json").is_file():
-        classes = read_partition(folder).classes
-    if config.eval.where == "sites" and classes is None:
-        raise UserError("eval.where is 'sites' but no class table is known; name one by eval.classes.")
-    return classes
-
-
-def evaluation_shard(config: RunConfig) -> Shard | None:
-    """Read the manifest that the server scores on; a relative path may start in the shards folder."""
-    if config.eval.where != "server" or not config.eval.shard:
-        return None
-    return scored_shard(config.eval.shard, config)
-
-
-def scored_shard(name: str, config: RunConfig) -> Shard:
-    """Read a manifest of ``eval.shard``; its labels mean what its own class table says, where it has one.
-
-    ``eval.classes`` serves those that have none: two data sets write the same classes by different raw values.
-    Raises `UserError` where both are there and name other classes.
-    """
-    path = Path(name)
-    if config.simulation.shards and not path.is_absolute() and not path.is_file():
-        path = Path(config.simulation.shards) / path
-    table = load_table(config.eval.classes) if config.eval.classes else None
-    shard = read_shard(path, config.simulation.data_root or None)
-    own = shard.classes
-    if own is None or table is None:
-        return replace(shard, classes=own or table)
-    if own.names != table.names:
-        raise UserError(
-            f"{path} has the classes of table '{own.name}' but eval.classes is '{config.eval.classes}', whose names "
-            "are others; leave eval.classes empty, or make the shards with that table."
-        )
-    return shard
 
 
 def cache_folder(config: RunConfig, shard: Shard) -> Path:

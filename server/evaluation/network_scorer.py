@@ -14,11 +14,10 @@ from typing import Any
 
 import numpy as np
 
+from common.data.check import check_labelled, check_truth
 from common.data.classes import ClassTable
-from common.data.label_checks import check_labelled, check_truth
 from common.data.manifest import Shard, natural_key
 from common.data.reading import entry_image, entry_pair
-from common.errors import UserError
 from common.evaluation.metrics import Confusion, rates, scores
 from common.evaluation.networks import NetworkEvaluation, evaluate_network, identity_mapping, sum_confusions
 from common.evaluation.score import Score
@@ -28,40 +27,10 @@ from common.settings.schema import RunConfig
 from common.styles.style import extract_style, style_kind
 from common.system.device import choose_device
 from common.wire import Arrays
-from server.evaluation.cluster_scorer import known_classes, scored_shard
-from server.tasks.network_state import NetworkState
+from server.evaluation.shards import evaluation_shards, run_classes
+from server.states.network import NetworkState
 
 PICTURES = 4
-
-
-def evaluation_shards(config: RunConfig) -> list[Shard]:
-    """Read the manifests that the server scores on; relative paths may start in the shards folder.
-
-    One without a class table has the run's. Raises `UserError` as `scored_shard` does, where one has no labels,
-    and where two have one name.
-    """
-    if config.eval.where != "server" or not config.eval.shard:
-        return []
-    shards = []
-    for part in config.eval.shard.split(","):
-        shard = scored_shard(part.strip(), config)
-        if not shard.labelled:
-            raise UserError(
-                f"{shard.path} names images without labels; scores of task '{config.task}' need them all."
-            )
-        shards.append(shard)
-    names = [shard.name for shard in shards]
-    if len(set(names)) < len(names):
-        raise UserError(f"eval.shard names two manifests called {max(names, key=names.count)}; rename one.")
-    table = _classes(config, shards)
-    return [replace(shard, classes=shard.classes or table) for shard in shards]
-
-
-def _classes(config: RunConfig, shards: Sequence[Shard]) -> ClassTable | None:
-    """Return the classes of a run: those of its settings or sites, else of the first scored shard that has any."""
-    return known_classes(config) or next(
-        (shard.classes for shard in shards if shard.classes is not None), None
-    )
 
 
 def network_score(confusion: Confusion, table: ClassTable) -> Score:
@@ -128,7 +97,7 @@ class NetworkScorer:
     def open(cls, config: RunConfig) -> NetworkScorer:
         """Open the shards that the settings name."""
         shards = evaluation_shards(config)
-        table = _classes(config, shards)
+        table = run_classes(config, shards)
         if table is not None:
             for shard in shards:  # of a real run, nobody else looks before the first round is over
                 check_labelled(shard, table, "the run is scored on it")

@@ -15,11 +15,10 @@ from common.evaluation.networks import predict_logits
 from common.evaluation.overlay import Bytes, Legend, truth_legend
 from common.models.deeplab import DeepLab, build_network, load_arrays
 from common.models.parameter_groups import split_flat
-from common.styles.style import extract_style
+from common.styles.style import extract_style, style_kind
 from common.system.device import choose_device
-from server.adaptation.styles import style_kind
 from server.inference.base import Cluster, need_classes
-from server.tasks.network_state import NetworkState
+from server.states.network import NetworkState
 
 HELD = 3
 """Networks in memory at once, about 50 MB each; pictures of one cluster tend to come together."""

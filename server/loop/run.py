@@ -28,7 +28,11 @@ from common.system.atomic import DISK_ERRORS
 from common.system.device import set_deterministic
 from server.adaptation.pretrain_snapshot import carry_over as carry_pretraining
 from server.adaptation.pretrain_snapshot import drop_snapshot, stopped_pretraining
-from server.loop.run_dir import (
+from server.loop.secure_rounds import add_account, polish_totals, train_totals
+from server.loop.strategy import Gathered, SegmentationStrategy
+from server.preflight.clusters import check_resumable
+from server.privacy.accountant import carry_over, spent
+from server.run_dir import (
     append_metrics,
     prepare_run_dir,
     rewind,
@@ -36,14 +40,11 @@ from server.loop.run_dir import (
     start_logging,
     stop_logging,
 )
-from server.loop.secure_rounds import add_account, polish_totals, train_totals
-from server.loop.strategy import Gathered, SegmentationStrategy
-from server.privacy.accountant import carry_over, spent
+from server.states.unsupervised import own_groups
 from server.tasks.base import Scorer
 from server.tasks.registry import scorer_for, work_for
 from server.tasks.unsupervised import UnsupervisedWork
 from server.tasks.unsupervised_merge import lloyd_pass, own_lloyd_pass
-from server.tasks.unsupervised_state import own_groups
 from server.transport.link import Link
 from server.transport.registry import Registry
 from server.transport.reply_checks import ReplySchema, sanitize
@@ -177,24 +178,6 @@ def prepare(grid: Grid, config: RunConfig, run_dir: Path, checkpoint: Checkpoint
     images = sum(site.images for site in registry.sites.values())
     log.info("%d sites with %d images: %s", len(registry.sites), images, ", ".join(sorted(registry.sites)))
     return Run(config, run_dir, link, registry, strategy, scorer, 1 + (checkpoint.round if checkpoint else 0))
-
-
-def check_resumable(checkpoint: Checkpoint, config: RunConfig, channels: int, weights_hash: str) -> None:
-    """Refuse a checkpoint of another model with a sentence that says what differs."""
-    kept = checkpoint.config.model
-    differing = [key for key, value in config.model.model_dump().items() if value != getattr(kept, key)]
-    differing = [key for key in differing if key != "weights"]  # a path; the hash below is what counts
-    if differing:
-        key = differing[0]
-        raise UserError(
-            f"The checkpoint was made with model.{key.replace('_', '-')} = {getattr(kept, key)!r}, this run has "
-            f"{getattr(config.model, key)!r}; use the recipe that the checkpoint was made with."
-        )
-    if checkpoint.channels != channels or checkpoint.weights_hash != weights_hash:
-        raise UserError(
-            f"The checkpoint belongs to backbone weights {checkpoint.weights_hash[:12]} ({checkpoint.channels} "
-            f"channels), the sites have {weights_hash[:12]} ({channels}); use the same weights file."
-        )
 
 
 def train_rounds(current: Run) -> None:

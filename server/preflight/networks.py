@@ -1,26 +1,25 @@
-"""Can a run that trains a whole network work at all, asked before anything starts?"""
+"""Checks before a run of whole networks: shards, labels, source, and the checkpoint to go on from."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Protocol
 
 from PIL import Image
 
-from common.checkpoint import load_checkpoint
+from common.checkpoint import Checkpoint, load_checkpoint, resumed_file
 from common.data.batch_sizes import check_batch_sizes, check_batches, check_features
-from common.data.check import check_shard
+from common.data.check import check_labelled, check_truth, refuse_faulty
 from common.data.classes import TABLES, ClassTable
 from common.data.crops import view_box
-from common.data.label_checks import check_labelled, check_truth
-from common.data.manifest import Shard, read_shard
+from common.data.manifest import Shard
 from common.data.reading import entry_size
 from common.errors import UserError
 from common.settings.schema import RunConfig
 from common.styles.bank import StyleBank
 from common.styles.style import half_sizes
-from common.system.cli import progress_line
 from server.adaptation.pretrain import load_pretrained, source_shard
 from server.adaptation.pretrain_snapshot import (
     IMAGES,
@@ -30,28 +29,32 @@ from server.adaptation.pretrain_snapshot import (
     state_file,
     stopped_pretraining,
 )
-from server.evaluation.cluster_scorer import known_classes
-from server.evaluation.network_scorer import evaluation_shards
-from server.loop.run_dir import prepare_run_dir
+from server.evaluation.shards import evaluation_shards, known_classes, site_shards
+from server.run_dir import prepare_run_dir
 from server.settings.network_rules import check_clusters
-from server.tasks.network import NetworkWork
 
 
-def check_network_run(config: RunConfig, shards: list[Shard]) -> None:
+class Restores(Protocol):
+    """The part of a task that knows whether a checkpoint is of its network."""
+
+    def signature(self) -> str:
+        """Return the identity of the architecture."""
+
+    def restore(self, checkpoint: Checkpoint) -> object:
+        """Return the state of a checkpoint, or raise `UserError`."""
+
+
+def check_network_run(config: RunConfig, shards: Sequence[Shard], table: ClassTable, task: Restores) -> None:
     """Raise `UserError` for the first thing that would stop the run; make the run directory last.
 
     ``shards`` are what the sites will train on. Their labels are looked at for supervised training only.
     """
-    table = need_classes(config)
-    work = NetworkWork.of(config, table)  # settings that conflict and weights that are missing show here
-    work.greeting()
     check_clusters(config, len(shards))
     supervised = config.task == "supervised"
-    named = TABLES.get(config.eval.classes)  # what sites go by that have no table of their own
-    for shard in (replace(shard, classes=shard.classes or named) for shard in shards):
+    for shard in _with_table(config, shards):
         if supervised:
             check_labelled(shard, table, "task 'supervised' trains with labels")
-        check_pictures(shard, labels=supervised)
+        refuse_faulty(shard, labels=supervised)
         check_batches(shard, config)
     stopped = stopped_pretraining(config)
     checkpoint = load_checkpoint(config.resume) if config.resume and stopped is None else None
@@ -64,20 +67,24 @@ def check_network_run(config: RunConfig, shards: list[Shard]) -> None:
             check_stopped(stopped, config)
     for shard in scored_shards(config, [shard.name for shard in shards]):
         check_labelled(shard, table, "the run is scored on it")
-        check_pictures(shard, labels=True)
+        refuse_faulty(shard, labels=True)
     if checkpoint is not None:
-        if checkpoint.weights_hash != work.signature():
+        if checkpoint.weights_hash != task.signature():
             raise UserError(
                 f"The checkpoint {config.resume} holds another network than the settings ask for; use the recipe that "
                 "it was made with."
             )
-        work.restore(checkpoint)
-    from common.checkpoint import resumed_file
-
-    resumed_from = stopped if checkpoint is None else resumed_file(config.resume, checkpoint)
-    run_dir = prepare_run_dir(config, resumed_from)
+        task.restore(checkpoint)
+    run_dir = prepare_run_dir(
+        config, stopped if checkpoint is None else resumed_file(config.resume, checkpoint)
+    )
     if prepares:
         check_stopped(state_file(run_dir), config)
+
+
+def _with_table(config: RunConfig, shards: Sequence[Shard]) -> list[Shard]:
+    """Give the run's named class table to shards without one: sites go by it too."""
+    return [replace(shard, classes=shard.classes or TABLES.get(config.eval.classes)) for shard in shards]
 
 
 def check_start(config: RunConfig, run_dir: Path, stopped: Path | None) -> None:
@@ -114,18 +121,7 @@ def scored_shards(config: RunConfig, sites: Sequence[str]) -> list[Shard]:
             "eval.where is 'sites' but eval.shard is empty; name their labelled manifests, for example "
             "'{site}-val.jsonl', or set eval.where to 'none'."
         )
-    folder, root = Path(config.simulation.shards), config.simulation.data_root or None
-    found = {folder / config.eval.shard.format(site=site) for site in sites}
-    shards = [read_shard(path, root) for path in sorted(found)]
-    return [replace(shard, classes=shard.classes or TABLES.get(config.eval.classes)) for shard in shards]
-
-
-def check_pictures(shard: Shard, *, labels: bool) -> None:
-    """Refuse a shard with images (or labels) that cannot be read."""
-    faults = check_shard(shard, labels=labels, progress=progress_line(f"checking images of {shard.name}"))
-    if faults:
-        more = f" ({len(faults) - 1} more images of {shard.name} have faults)" if len(faults) > 1 else ""
-        raise UserError(faults[0] + more)
+    return _with_table(config, site_shards(config, sites))
 
 
 def check_source(config: RunConfig, table: ClassTable) -> None:
@@ -148,7 +144,7 @@ def check_source_files(config: RunConfig) -> None:
     if config.source.checkpoint:
         return
     shard, key = source_shard(config), "source.batch"
-    check_pictures(shard, labels=True)
+    refuse_faulty(shard, labels=True)
     check_batch_sizes(shard, config.transforms, config.source.batch, key)
     check_features(shard, config.transforms, config.network.output_stride, config.source.batch, key)
 

@@ -24,9 +24,9 @@ from server.adaptation.pretrain_snapshot import state_file
 from server.adaptation.styles import gather_styles, group_sites, place_newcomers, wants_styles
 from server.adaptation.teachers import update_teachers
 from server.settings.network_rules import network_plan, refuse_conflicts, refuse_other_form
+from server.states.network import Layout, NetworkState
 from server.tasks.base import Options, Saved
 from server.tasks.network_merge import merge_networks
-from server.tasks.network_state import Layout, NetworkState
 from server.tasks.network_statistics import merge_statistics
 from server.tasks.unsupervised_merge import weights_of
 from server.transport.reply_checks import Ask, ReplySchema

@@ -19,7 +19,7 @@ from common.settings.schema import Aggregation, RunConfig
 from common.wire import Arrays, Update
 from server.aggregation.heads import aggregate, ordered_mean
 from server.aggregation.server_optimizers import server_step
-from server.tasks.network_state import Layout, NetworkState
+from server.states.network import Layout, NetworkState
 
 
 def merge_networks(

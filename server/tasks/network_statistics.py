@@ -15,8 +15,8 @@ import numpy as np
 
 from common.settings.schema import RunConfig
 from common.wire import Arrays, Update
+from server.states.network import Layout, NetworkState
 from server.tasks.network_merge import merged_by_rule, only
-from server.tasks.network_state import Layout, NetworkState
 
 MEAN, VARIANCE = "running_mean", "running_var"
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 from common.data.classes import ClassTable
+from common.data.manifest import Shard
 from common.settings.schema import RunConfig
 from server.tasks.base import Scorer, Work
-
-if TYPE_CHECKING:
-    pass
 
 
 def work_for(config: RunConfig, classes: ClassTable | None) -> Work:
@@ -34,3 +32,19 @@ def scorer_for(config: RunConfig) -> Scorer:
     from server.evaluation.network_scorer import NetworkScorer
 
     return NetworkScorer.open(config)
+
+
+def check_task(config: RunConfig, shards: Sequence[Shard]) -> None:
+    """Raise `UserError` for the first thing that would stop a simulation of sites with these shards."""
+    if config.task == "unsupervised":
+        from server.preflight.clusters import check_cluster_run
+
+        check_cluster_run(config, shards)
+        return
+    from server.preflight.networks import check_network_run, need_classes
+    from server.tasks.network import NetworkWork
+
+    table = need_classes(config)
+    work = NetworkWork.of(config, table)  # settings that conflict and weights that are missing show here
+    work.greeting()
+    check_network_run(config, shards, table, work)

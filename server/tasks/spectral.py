@@ -12,7 +12,7 @@ from common.clustering.spectral import PatchScatter, join, separating_projection
 from common.errors import UserError
 from common.settings.schema import RunConfig
 from common.wire import Arrays, Update
-from server.tasks.unsupervised_state import ModelState, own_groups
+from server.states.unsupervised import ModelState, own_groups
 
 
 def solve(state: ModelState, updates: Mapping[str, Update], config: RunConfig) -> ModelState:

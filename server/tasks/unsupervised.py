@@ -13,9 +13,9 @@ from common.losses.objective import build_objective
 from common.models.head import build_head, init_centroids, state_to_numpy
 from common.settings.phases import Phase, phase_of
 from common.settings.schema import RunConfig
+from server.states.unsupervised import ModelState, own_groups
 from server.tasks.base import Options, Saved
 from server.tasks.unsupervised_merge import merge_round
-from server.tasks.unsupervised_state import ModelState, own_groups
 from server.transport.reply_checks import Ask, ReplySchema
 
 

@@ -16,8 +16,8 @@ from server.aggregation.heads import aggregate, site_weight, weighted_mean
 from server.aggregation.server_optimizers import server_step
 from server.centroids.lloyd import SiteSums
 from server.centroids.rules import Merged, SiteCentroids, merge_centroids, merge_lloyd, total_sums
+from server.states.unsupervised import ModelState, own_groups
 from server.tasks.spectral import solve
-from server.tasks.unsupervised_state import ModelState, own_groups
 
 OPTIMIZER = "optimizer/"
 CENTROIDS = "centroids/"

@@ -15,7 +15,7 @@ from common.settings.load import load_config, read_recipe
 from common.settings.schema import RunConfig
 from partitions.__main__ import build_parser
 from partitions.__main__ import main as partition
-from server.loop.run_dir import sole_writer
+from server.run_dir import sole_writer
 from tests.conftest import ROOT
 from tests.support.replicas import put_label, put_picture
 

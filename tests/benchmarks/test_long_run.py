@@ -14,7 +14,7 @@ import pytest
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
-import server.loop.run_dir
+import server.run_dir
 from common import wire
 from server.loop.run import run
 from tests.conftest import ROOT
@@ -77,7 +77,7 @@ def config(scenes: Path, run_dir: Path, rounds: int) -> Any:
 def test_memory_logs_and_checkpoints_do_not_grow_with_the_rounds(
     tmp_path: Path, scenes: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(server.loop.run_dir, "LOG_BYTES", 2000)
+    monkeypatch.setattr(server.run_dir, "LOG_BYTES", 2000)
     held: dict[int, int] = {}
 
     def begin(number: int) -> None:

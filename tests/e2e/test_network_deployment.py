@@ -10,7 +10,7 @@ import pytest
 
 from common.checkpoint import load_checkpoint
 from common.models.deeplab import build_network, network_to_arrays
-from server.loop.run_dir import read_metrics
+from server.run_dir import read_metrics
 from tests.support.deployment import Deployment
 from tests.support.federation import TINY_NETWORK
 from tests.support.warm import start_warm_site

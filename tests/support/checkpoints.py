@@ -20,7 +20,7 @@ from common.models.head import SegmentationHead, build_head, init_centroids, sta
 from common.settings.load import load_config
 from common.styles.clusters import StyleClusters
 from common.styles.style import extract_style
-from server.tasks.network_state import NetworkState
+from server.states.network import NetworkState
 
 
 def write_checkpoint(

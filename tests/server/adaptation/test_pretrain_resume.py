@@ -29,7 +29,7 @@ from server.adaptation.pretrain import pretrained_model
 from server.adaptation.pretrain_snapshot import images_hash, state_file
 from server.loop import run as rounds
 from server.loop.run import run
-from server.preflight.simulation import check_run
+from server.simulate import check_run
 from tests.support.federation import local_grid, network_config
 from tests.support.local_grid import LocalGrid
 from tests.support.small_network import small_network
@@ -386,7 +386,7 @@ def test_resuming_skips_the_pictures_that_were_decoded_before(
     stop(settings(scenes, tmp_path), tmp_path / "run", 2)
     looked: list[str] = []
     monkeypatch.setattr(
-        "server.preflight.networks.check_pictures", lambda shard, labels: looked.append(shard.name)
+        "server.preflight.networks.refuse_faulty", lambda shard, labels: looked.append(shard.name)
     )
     check_run(settings(scenes, tmp_path, eval__shard=""))
     assert "eval" in looked

@@ -22,7 +22,7 @@ from server.evaluation.command import evaluate_checkpoint, evaluation_text
 from server.evaluation.network_scorer import NetworkScorer, set_fields
 from server.evaluation.probe import probe_checkpoint
 from server.inference.segment import segment
-from server.tasks.network_state import NetworkState
+from server.states.network import NetworkState
 from tests.support.checkpoints import write_checkpoint
 
 

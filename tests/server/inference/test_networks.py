@@ -17,7 +17,7 @@ from common.settings.load import load_config
 from server.inference.export import whole_network
 from server.inference.load import load_predictor
 from server.inference.networks import NetworkPredictor, assemble_network
-from server.tasks.network_state import NetworkState
+from server.states.network import NetworkState
 from tests.support.checkpoints import write_network_checkpoint
 
 

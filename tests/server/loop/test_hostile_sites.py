@@ -19,8 +19,8 @@ from common.wire import Update
 from server.aggregation.heads import aggregate
 from server.centroids.base import unit
 from server.centroids.rules import SiteCentroids, merge_centroids
+from server.states.unsupervised import ModelState
 from server.tasks.unsupervised_merge import lloyd_pass
-from server.tasks.unsupervised_state import ModelState
 
 CLASSES, CHANNELS, DIM, SITES = 6, 24, 16, 9
 HOSTILE = ("site-3", "site-7")

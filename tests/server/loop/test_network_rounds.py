@@ -28,8 +28,8 @@ from common.settings.network import Transforms
 from common.training.steps import train_steps
 from common.wire import Arrays
 from server.loop.run import run
+from server.states.network import EVERYONE, NetworkState
 from server.tasks.network import NetworkWork
-from server.tasks.network_state import EVERYONE, NetworkState
 from tests.support.federation import local_grid, network_config
 from tests.support.local_grid import Answer, LocalGrid
 from tests.support.small_network import small_network

@@ -110,7 +110,7 @@ def test_a_run_that_went_back_never_goes_on_from_its_former_future(
 
 def test_two_servers_do_not_write_to_one_directory(tmp_path: Path, scenes: Path) -> None:
     script = (
-        "import pathlib, sys\nfrom server.loop.run_dir import sole_writer\n"
+        "import pathlib, sys\nfrom server.run_dir import sole_writer\n"
         "with sole_writer(pathlib.Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()"
     )
     holder = subprocess.Popen(

@@ -21,12 +21,12 @@ from common.data.classes import SYNTHETIC, TABLES
 from common.data.manifest import read_shard
 from common.errors import UserError
 from common.settings.schema import RunConfig
-from server.evaluation.cluster_scorer import evaluation_shard
-from server.evaluation.network_scorer import NetworkScorer, evaluation_shards
+from server.evaluation.network_scorer import NetworkScorer
+from server.evaluation.shards import evaluation_shard, evaluation_shards
 from server.loop.run import run
 from server.preflight.networks import check_source, check_start, least_side, need_classes, scored_shards
-from server.preflight.simulation import check_run
 from server.settings.network_rules import check_clusters, refuse_conflicts, refuse_other_form
+from server.simulate import check_run
 from tests.support.federation import local_grid, network_config
 from tests.support.small_network import small_network
 

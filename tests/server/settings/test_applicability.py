@@ -11,7 +11,6 @@ from common.settings.load import load_config, read_recipe
 from common.settings.presets import PRESETS
 from common.settings.schema import RunConfig
 from common.settings.tasks import TASKS as FACTS
-from server.preflight.simulation import check_run
 from server.settings.applicability import (
     COUNTERPARTS,
     acts,
@@ -20,6 +19,7 @@ from server.settings.applicability import (
     tasks_of,
 )
 from server.settings.network_rules import refuse_conflicts
+from server.simulate import check_run
 from server.tasks.registry import work_for
 from tests.conftest import ROOT
 from tests.support.federation import tiny_config

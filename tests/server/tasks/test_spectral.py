@@ -10,8 +10,8 @@ from common.errors import UserError
 from common.features.cache import Features
 from common.settings.load import load_config
 from common.wire import Update
+from server.states.unsupervised import ModelState
 from server.tasks.spectral import axis_directions, solve
-from server.tasks.unsupervised_state import ModelState
 
 GRID = (4, 5)
 

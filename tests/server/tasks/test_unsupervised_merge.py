@@ -11,9 +11,9 @@ import pytest
 from common import wire
 from common.settings.load import load_config
 from common.settings.schema import RunConfig
+from server.states.unsupervised import ModelState
 from server.tasks.unsupervised import UnsupervisedWork
 from server.tasks.unsupervised_merge import merge_round, own_lloyd_pass
-from server.tasks.unsupervised_state import ModelState
 
 F32 = np.float32
 START = ModelState(

@@ -1,4 +1,4 @@
-"""What does the server hold between rounds when a whole network is trained, and which part goes to whom?
+"""The state of a run of whole networks, which the server holds between rounds, and what of it each site gets.
 
 One flat dict holds the network by state-dict name. Every name belongs to one of three: shared by all, a
 cluster's own, or a site's own. The shared dict holds all of them: for names that are not shared it has the

@@ -1,4 +1,4 @@
-"""What does the server hold between rounds, and which part of it goes to which site?"""
+"""The state of a run without labels, which the server holds between rounds, and what of it each site gets."""
 
 from __future__ import annotations
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from common.settings.load import load_config
-from server.tasks.unsupervised_state import ModelState, own_groups
+from server.states.unsupervised import ModelState, own_groups
 
 HEAD = {"linear.weight": np.ones((2, 3), np.float32)}
 OWN = {"linear.weight": np.full((2, 3), 7, np.float32)}

@@ -1,4 +1,4 @@
-"""Where do the results of a run go, and what stands in each file?"""
+"""The files of a run directory: choosing the folder, log, metrics, and the lock of its only writer."""
 
 from __future__ import annotations
 
