@@ -22,7 +22,8 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from common.settings.unsupervised import Centroids
-from server.centroids.rules import SiteCentroids, SiteSums, merge_centroids, merge_lloyd, total_sums
+from server.centroids.base import RULES as REGISTERED
+from server.centroids.base import SiteRows, merge_centroids
 
 PUBLISHED: dict[str, object] = {"spherical": False, "weighted": False, "keep_index": False}
 
@@ -39,14 +40,14 @@ RULES: dict[str, dict[str, object]] = {
 }
 
 
-def make_sites(count: int, clusters: int, dim: int) -> tuple[np.ndarray, dict[str, SiteCentroids]]:
+def make_sites(count: int, clusters: int, dim: int) -> tuple[np.ndarray, dict[str, SiteRows]]:
     """Return current centroids and the sites' replies."""
     rng = np.random.default_rng(0)
     current = rng.standard_normal((clusters, dim)).astype(np.float32)
     sites = {}
     for index in range(count):
         rows = current + rng.standard_normal((clusters, dim), dtype=np.float32)
-        sites[f"site-{index:05}"] = SiteCentroids(rows, np.maximum(rng.integers(-200, 5000, clusters), 0))
+        sites[f"site-{index:05}"] = SiteRows(rows, np.maximum(rng.integers(-200, 5000, clusters), 0))
     return current, sites
 
 
@@ -61,20 +62,14 @@ def measure(rule: str, count: int, clusters: int, dim: int) -> tuple[float, floa
     """Return seconds and MiB of one merge."""
     current, sites = make_sites(count, clusters, dim)
     settings = Centroids.model_validate(RULES[rule])
-    if settings.merge == "lloyd":
+    if REGISTERED.facts(settings.merge).takes == "sums":
         # sums of unit codes are shorter than their counts; float32 only so that set-up stays below the merge
-        sums = {
-            n: SiteSums(s.centroids * (s.counts[:, None] / np.float32(100)), s.counts)
-            for n, s in sites.items()
+        sites = {
+            n: SiteRows(s.rows * (s.counts[:, None] / np.float32(100)), s.counts) for n, s in sites.items()
         }
-        sites.clear()
 
-        def merge(first: int) -> object:
-            return merge_lloyd(current, total_sums(dict(islice(sums.items(), first)), current))
-    else:
-
-        def merge(first: int) -> object:
-            return merge_centroids(current, dict(islice(sites.items(), first)), settings)
+    def merge(first: int) -> object:
+        return merge_centroids(current, dict(islice(sites.items(), first)), settings)
 
     merge(2)  # imports and first-call costs are no part of the rule
     before, start = peak_mib(), time.perf_counter()

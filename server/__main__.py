@@ -8,7 +8,7 @@ from pathlib import Path
 
 from common.errors import UserError, report_user_errors
 from common.settings.explain import explained_toml
-from common.settings.load import load_config, parse_assignments, read_recipe
+from common.settings.load import parse_assignments, read_recipe
 from common.settings.schema import RunConfig
 from common.system.cli import (
     CommandParser,
@@ -19,6 +19,8 @@ from common.system.cli import (
     positive,
     progress_line,
 )
+from server.settings.registered import explained_names
+from server.tasks.registry import load_settings
 
 
 def settings_of(arguments: argparse.Namespace) -> RunConfig:
@@ -32,7 +34,7 @@ def settings_of(arguments: argparse.Namespace) -> RunConfig:
     layers = [read_recipe(arguments.recipe)] if arguments.recipe else []
     layers.append(parse_assignments(arguments.set))
     layers.append({key: str(value) for key, value in given.items() if value is not None})
-    return load_config(*layers)
+    return load_settings(*layers)
 
 
 def run_simulate(arguments: argparse.Namespace) -> None:
@@ -104,8 +106,8 @@ def run_probe(arguments: argparse.Namespace) -> None:
 def run_settings(arguments: argparse.Namespace) -> None:
     """`settings`."""
     layers = [read_recipe(arguments.recipe)] if arguments.recipe else []
-    config = load_config(*layers, parse_assignments(arguments.set))
-    print(explained_toml(config) if arguments.explain else config.to_toml(), end="")
+    config = load_settings(*layers, parse_assignments(arguments.set))
+    print(explained_toml(config, explained_names()) if arguments.explain else config.to_toml(), end="")
 
 
 def run_segment(arguments: argparse.Namespace) -> None:

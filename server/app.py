@@ -19,10 +19,10 @@ def make_app(config: RunConfig | None = None) -> ServerApp:
 
     @server_app.main()
     def main(grid: Grid, context: Context) -> None:
-        from common.settings.load import load_config
         from server.loop.run import run
+        from server.tasks.registry import load_settings
 
-        run(grid, config if config is not None else load_config(dict(context.run_config)))
+        run(grid, config if config is not None else load_settings(dict(context.run_config)))
 
     return server_app
 

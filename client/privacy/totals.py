@@ -47,7 +47,7 @@ def _answer(
             "batches": float(update.facts.get("batches", 1)),
             "uniform": 1.0,
         }[settings.aggregation.weights]
-        summands = pack_sums(summed_groups(update.groups, settings), update.metrics, weight)
+        summands = pack_sums(summed_groups(update.groups), update.metrics, weight)
     groups: wire.Groups = {"noisy": {"vector": pack(summands)}}
     if settings.privacy.secure_sum:
         from client.privacy.secure_site import mask_summands

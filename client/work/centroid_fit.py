@@ -1,4 +1,4 @@
-"""How do a site's own steps move the centroids?"""
+"""The site's own steps on the centroids, beside those on the head."""
 
 from __future__ import annotations
 
@@ -12,15 +12,13 @@ from common.settings.schema import RunConfig
 
 
 class CentroidFit:
-    """How a site moves its centroids: not at all where the server finds them, as the objective does, or
-    by Adam.
-    """
+    """Moves a site's centroids: not at all (``fixed``), as the objective does, or by Adam."""
 
-    def __init__(self, means: nn.Parameter, objective: Objective, config: RunConfig) -> None:
-        """Fit ``means`` [K, D] in place."""
+    def __init__(self, means: nn.Parameter, objective: Objective, config: RunConfig, *, fixed: bool) -> None:
+        """Fit ``means`` [K, D] in place; ``fixed`` where the server finds them from sums."""
         self.means, self.objective, self.settings = means, objective, config
         self.optimizer = torch.optim.Adam([means], lr=config.local.centroid_lr)
-        self.fixed = config.centroids.merge == "lloyd"
+        self.fixed = fixed
         self._adopt()
 
     def _adopt(self) -> bool:

@@ -80,6 +80,7 @@ def train_local(
     state: Mapping[str, np.ndarray] | None = None,
     *,
     shared: Mapping[str, np.ndarray] | None = None,
+    fixed_centroids: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> LocalResult:
     """Train head and centroids on a site's features for one round.
@@ -90,7 +91,7 @@ def train_local(
     never leaves the site.
 
     All draws follow from (seed, site, round), so that other sites do not change them. With
-    ``centroids.merge = "lloyd"`` the centroids stay as received: the server finds them from the sums.
+    ``fixed_centroids`` the centroids stay as received: the server finds new ones from the sites' sums.
     Raises ValueError for an empty shard, for arrays that do not fit, and where the loss stops being finite.
     """
     if len(features) == 0:
@@ -112,7 +113,7 @@ def train_local(
     groups: list[dict[str, object]] = [{"params": list(model.parameters()), "lr": local.lr}]
     optimizer = torch.optim.Adam(groups + objective.groups(local), lr=local.lr)
     objective.start_round(round_number, model, means.detach())
-    centroids_fit = CentroidFit(means, objective, config)
+    centroids_fit = CentroidFit(means, objective, config, fixed=fixed_centroids)
     if state and local.keep_optimizer:
         load_moments(optimizer, state, "adam")
         load_moments(centroids_fit.optimizer, state, "adam-centroids")

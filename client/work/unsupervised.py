@@ -103,7 +103,8 @@ def answer_steps(task: wire.Task, settings: RunConfig, site: SiteConfig) -> wire
     state_dir = site.state_dir / site.name
     head, centroids = task.groups["head"], task.groups["centroids"]["centroids"]
     groups: wire.Groups = {}
-    if settings.centroids.merge == "lloyd":
+    sends_sums = task.options.get("sends", "centroids") == "sums"  # the server says what its rule takes
+    if sends_sums:
         # the exact statistics of the model that every site received, not of this site's own next one
         found = cluster_sums(features, head, centroids, settings)
         groups["sums"] = {"sums": found.sums, "counts": found.counts, "cosines": found.cosines}
@@ -117,6 +118,7 @@ def answer_steps(task: wire.Task, settings: RunConfig, site: SiteConfig) -> wire
         site=site.name,
         state=state,
         shared=task.groups.get("shared", {}),
+        fixed_centroids=sends_sums,
     )
     save_state(state_dir, task.run_key, task.round, result.state, settings.checkpoint.keep)
     groups |= {

@@ -1,4 +1,4 @@
-"""What of a site's update adds up over sites, and how does the total become one update again?
+"""Packed sums: what of a site's update adds up over sites, and back to one update.
 
 Means travel as weight times value beside the weight, so that every rule that needs sums only (weighted mean,
 exact k-means, the spectral scatter) can work from totals: secure summation and noise both build on it. The
@@ -15,7 +15,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.clustering.spectral import PatchScatter, symmetric
-from common.settings.schema import RunConfig
 
 Arrays = Mapping[str, np.ndarray]
 Groups = Mapping[str, Mapping[str, np.ndarray]]
@@ -42,9 +41,9 @@ class Total:
     weight: float
 
 
-def summed_groups(groups: Mapping[str, Inner], config: RunConfig) -> dict[str, Inner]:
-    """Return the groups that the merge rules look at; under ``lloyd`` a site's own centroids are of no use."""
-    unused = {"centroids"} if config.centroids.merge == "lloyd" else set()
+def summed_groups(groups: Mapping[str, Inner]) -> dict[str, Inner]:
+    """Return the groups that the merge rules look at; beside sums a site's centroids, as received, are of no use."""
+    unused = {"centroids"} if "sums" in groups else set()
     return {name: inner for name, inner in groups.items() if name not in unused}
 
 

@@ -6,6 +6,7 @@ Both are read from the fields of `RunConfig`, so that they are what the program 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Any, Literal, get_args, get_origin
 
 from annotated_types import Ge, Gt, Le, Lt
@@ -46,12 +47,16 @@ def _bound(limit: Any) -> str:
     return f"{sign} {value:g}"
 
 
-def explained_toml(config: RunConfig) -> str:
-    """Return the settings as TOML, each below a comment that says what it means."""
+def explained_toml(config: RunConfig, names: Mapping[str, str] | None = None) -> str:
+    """Return the settings as TOML, each below a comment that says what it means.
+
+    ``names`` says by key, in lines, which registered names a value may be.
+    """
     meaning = explanations()
     lines = []
     for key, value in config.to_flat().items():
         if meaning[key]:
             lines.append(f"# {meaning[key]}")
+        lines += [f"#   {line}" for line in (names or {}).get(key, "").splitlines()]
         lines.append(f"{key} = {json.dumps(value)}\n")
     return "\n".join(lines)

@@ -73,16 +73,11 @@ def unsupervised_conflict(config: RunConfig) -> str | None:
 
 def _spectral_conflict(config: RunConfig) -> str | None:
     """Name what the closed form, which takes no step and averages no head, has no use or no room for."""
-    model, centroids = config.model, config.centroids
+    model = config.model
     if model.nonlinear:
         return (
             "loss.objective 'spectral' finds a linear head but model.nonlinear is true; set it to false, or choose "
             "another objective"
-        )
-    if centroids.merge != "lloyd":
-        return (
-            f"loss.objective 'spectral' needs centroids.merge 'lloyd', not '{centroids.merge}'; its sites send sums, "
-            "not centroids of their own"
         )
     if model.clusters > 2 * model.dim**2:
         return (
@@ -121,11 +116,6 @@ def _keeper_conflict(config: RunConfig) -> str | None:
     """Name what leaves ``keep-least-moved`` without a site to pick."""
     if not config.aggregation.keep_least_moved:
         return None
-    if config.centroids.merge == "lloyd":
-        return (
-            "aggregation.keep-least-moved goes by how far sites move the centroids, but with centroids.merge 'lloyd' "
-            "none moves them; set it to false, or choose another rule"
-        )
     if config.centroids.share != "both":
         return (
             "aggregation.keep-least-moved lets one site keep its model while the others share theirs, but "
@@ -172,16 +162,6 @@ def privacy_conflict(config: RunConfig) -> str | None:
 def _needs_single_sites(config: RunConfig, why: str) -> str | None:
     if not config.facts.private_totals:
         return f"{why} covers heads and centroid sums of task 'unsupervised', not task '{config.task}'; switch it off"
-    if config.aggregation.rule != "mean":
-        return (
-            f"aggregation.rule '{config.aggregation.rule}' compares the heads of single sites, but with {why} the "
-            "server knows their total only; use 'mean'"
-        )
-    if config.centroids.merge not in ("lloyd", "mean"):
-        return (
-            f"centroids.merge '{config.centroids.merge}' compares the centroids of single sites, but with {why} the "
-            "server knows their total only; use 'lloyd'"
-        )
     if config.centroids.share != "both":
         return (
             f"centroids.share is '{config.centroids.share}', for which the server keeps parts of single sites, but "
@@ -217,8 +197,6 @@ def _not_covered(config: RunConfig) -> str | None:
             f"aggregation.weights is '{config.aggregation.weights}', but noise is measured for sites that weigh the "
             "same; use 'uniform'"
         )
-    if config.centroids.merge != "lloyd":
-        return f"centroids.merge '{config.centroids.merge}' sends centroids, for which there is no noise; use 'lloyd'"
     clipped = {"privacy.clip-sums": privacy.clip_sums}
     if spectral:
         clipped |= {

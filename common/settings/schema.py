@@ -48,14 +48,12 @@ class Aggregation(Section):
     keep_least_moved: bool = Field(
         False, description="the site whose centroids moved least keeps its own model (FUSS 'custom')"
     )
-    rule: Literal["mean", "median", "trimmed-mean", "krum", "multi-krum"] = Field(
-        "mean", description="all but the mean stand some hostile sites"
-    )
+    rule: str = Field("mean", description="all but the mean stand some hostile sites")
     trim: float = Field(0.2, ge=0, lt=0.5, description="trimmed-mean: fraction cut at either end")
     malicious: int = Field(0, ge=0, description="krum: how many sites may be hostile")
     keep: int = Field(0, ge=0, description="multi-krum: sites to average; 0: all but the hostile ones")
-    optimizer: Literal["none", "momentum", "adam", "yogi", "adagrad"] = Field(
-        "none", description="server optimiser on the averaged update (FedAvgM, FedAdam, FedYogi, FedAdagrad)"
+    optimizer: str = Field(
+        "none", description="server optimizer on the averaged update (FedAvgM, FedAdam, FedYogi, FedAdagrad)"
     )
     lr: float = Field(1.0, gt=0, description="server learning rate")
     momentum: float = Field(0.9, ge=0, lt=1, description="first moment of the server optimiser")

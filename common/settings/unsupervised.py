@@ -138,9 +138,7 @@ class Loss(Section):
 class Centroids(Section):
     """How the K semantic centroids are found and merged."""
 
-    merge: Literal[
-        "mean", "fedcc-kmeans", "fedcc-maximin", "matched", "matched-median", "matched-geometric", "lloyd"
-    ] = Field("lloyd", description="the two robust rules give every site one vote: median, geometric median")
+    merge: str = Field("lloyd", description="rule that merges the sites' centroids; see `list rules`")
     share: Literal["both", "head", "centroids", "none"] = Field(
         "both", description="what the server merges; 'none' is local-only training"
     )

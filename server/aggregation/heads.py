@@ -1,11 +1,9 @@
-"""How do the heads of many sites become one head?
+"""Head aggregation rules: merges the heads of many sites into one.
 
-A head is a dict of arrays. All rules are pure functions of ``{site name: head}`` (or, for the streaming
-mean, of one head at a time); they compute in float64, give every array back in its own dtype, and depend
-on site names at most, never on the order of arrival. Names and meaning of the robust rules follow
-Flower's strategies (FedMedian, FedTrimmedAvg, Krum, MultiKrum).
-
-Memory: the mean needs a constant amount (`StreamingMean`); the robust rules have to see all sites at once.
+A head is a dict of arrays. All rules are pure functions of ``{site name: head}``; they compute in float64, give every
+array back in its own dtype, and depend on site names at most, never on the order of arrival. Names and meaning of the
+robust rules follow Flower's strategies (FedMedian, FedTrimmedAvg, Krum, MultiKrum). A new rule is one more file of
+this folder that registers with `HEAD_RULES`.
 """
 
 from __future__ import annotations
@@ -13,17 +11,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from fractions import Fraction
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from common.errors import UserError
+from common.registry import Registry
 from common.settings.schema import Aggregation
-from server.aggregation.exact_sum import ExactSum
+from common.wire import Arrays
 
-Arrays = dict[str, np.ndarray]
 Updates = Mapping[str, Mapping[str, np.ndarray]]
 
 Layout = dict[str, tuple[tuple[int, ...], np.dtype[Any]]]
@@ -32,7 +29,7 @@ Layout = dict[str, tuple[tuple[int, ...], np.dtype[Any]]]
 Weighting = Literal["images", "batches", "uniform"]
 
 
-_BLOCK = 1 << 22  # numbers that a robust rule holds at once
+_BLOCK = 1 << 22  # numbers that a robust rule holds in float64 at once: 32 MiB
 
 
 @dataclass(frozen=True)
@@ -50,96 +47,44 @@ def site_weight(how: Weighting, num_images: int, num_batches: int) -> float:
     return float(num_images if how == "images" else num_batches)
 
 
-class StreamingMean:
-    """Weighted mean of heads that are added one after another and then forgotten.
+@dataclass(frozen=True)
+class HeadFacts:
+    """What others may ask about a head rule.
 
-    The sums are exact (`ExactSum`), so the result has the same bits for every order of `add`, and memory
-    is that of a few heads for 10 sites as for 10,000. Integer arrays are averaged in exact rational
-    arithmetic and rounded once, half to even; they never pass through a float.
+    ``single_sites``: it compares single sites, so that a total over them is not enough.
+    ``weighted``: it believes the sites' weights; ``picks``: it picks whole sites, and for all that they trained.
     """
 
-    def __init__(self, like: Mapping[str, np.ndarray] | None = None) -> None:
-        """Expect arrays as in ``like``; without it, as those of the first site that is added."""
-        self.count = 0
-        self._weight = Fraction(0)
-        self._layout: Layout = {}
-        if like is not None:
-            self._prepare(_layout("the server", like))
+    single_sites: bool = True
+    weighted: bool = False
+    picks: bool = False
 
-    def _prepare(self, layout: Layout) -> None:
-        self._layout = layout
-        self._floats = ExactSum((sum(_size(shape) for shape, dtype in layout.values() if dtype.kind == "f"),))
-        self._integers: dict[str, NDArray[np.object_]] = {
-            name: np.full(shape, Fraction(0), dtype=object)
-            for name, (shape, dtype) in layout.items()
-            if dtype.kind != "f"
-        }
 
-    def add(self, site: str, arrays: Mapping[str, np.ndarray], weight: float = 1.0) -> None:
-        """Add one site's head; a site of weight 0 is checked but does not count.
+HeadRule = Callable[[Updates, Mapping[str, float], Aggregation], Aggregate]
+HEAD_RULES: Registry[HeadRule, HeadFacts] = Registry("aggregation rule", "server.aggregation")
 
-        Raises `UserError` naming the site if its arrays do not look as expected, are not finite, or its
-        weight is negative; nothing has been added then.
-        """
-        _check_weight(site, weight)
-        layout = self._layout or _layout(site, arrays)
-        _check_layout(site, arrays, layout)
-        if not self._layout:
-            self._prepare(layout)
-        parts = [np.ravel(arrays[n]) for n, (_, dtype) in self._layout.items() if dtype.kind == "f"]
-        terms = np.concatenate(parts, dtype=np.float64) if parts else np.zeros(0)
-        terms *= weight
-        try:
-            self._floats.add(terms)
-        except ValueError as error:
-            raise UserError(f"The arrays of site '{site}' cannot be averaged: {error}.") from None
-        for name, total in self._integers.items():
-            self._integers[name] = np.asarray(total + arrays[name].astype(object) * Fraction(weight))
-        self._weight += Fraction(weight)
-        self.count += 1
 
-    def result(self) -> Arrays:
-        """Return the mean of what was added so far; raises `UserError` if the weights add up to nothing."""
-        if self._weight == 0:
-            given = f"{self.count} sites whose weights are all 0" if self.count else "no site at all"
-            raise UserError(f"Cannot average {given}; at least one site with images has to answer.")
-        mean = self._floats.value() / float(self._weight)
-        merged: Arrays = {}
-        start = 0
-        for name, (shape, dtype) in self._layout.items():
-            if dtype.kind == "f":
-                stop = start + _size(shape)
-                merged[name] = mean[start:stop].reshape(shape).astype(dtype)
-                start = stop
-            else:
-                rounded = [round(total / self._weight) for total in np.ravel(self._integers[name])]
-                merged[name] = np.array(rounded, dtype=dtype).reshape(shape)
-        return merged
+def aggregate(updates: Updates, weights: Mapping[str, float], settings: Aggregation) -> Aggregate:
+    """Merge the sites' heads by the rule of the settings.
 
-    @property
-    def nbytes(self) -> int:
-        """Memory held between two calls of `add`, in bytes (float part)."""
-        return self._floats.nbytes if self._layout else 0
+    Weights count for the weighted rules alone; a robust rule cannot believe them for choosing, since a
+    hostile site would simply claim a large one.
+    """
+    return HEAD_RULES.get(settings.rule)(updates, weights, settings)
 
 
 def weighted_mean(updates: Updates, weights: Mapping[str, float] | None = None) -> Arrays:
-    """Return the weighted mean over sites (FedAvg); equal weights where none are given."""
-    mean = StreamingMean()
-    for site in sorted(updates):
-        mean.add(site, updates[site], 1.0 if weights is None else weights[site])
-    return mean.result()
+    """Return the weighted mean over sites (FedAvg); equal weights where none are given.
 
-
-def ordered_mean(updates: Updates, weights: Mapping[str, float] | None = None) -> Arrays:
-    """Return the weighted mean over sites like `weighted_mean`, summed in float64 in the order of their names.
-
-    For whole networks: the order alone makes the result independent of who answered first, and a sum of
-    millions of numbers needs a tenth of the time of an exact one. Raises `UserError` like `StreamingMean`.
+    Summed in float64 in the order of the sites' names, which makes the result independent of who answered first.
+    A site of weight 0 is checked but does not count. Integers are rounded half to even; they are exact up to 2^53.
+    Raises `UserError` naming a site whose arrays differ from the first one's, are not finite, or weigh less than 0.
     """
     sites, layout = _check(updates)
     share = {site: 1.0 if weights is None else weights[site] for site in sites}
     for site, weight in share.items():
-        _check_weight(site, weight)
+        if not (np.isfinite(weight) and weight >= 0):
+            raise UserError(f"The weight of site '{site}' is {weight}; expected a finite number, 0 or more.")
     total = math.fsum(share.values())
     if total == 0:
         raise UserError(
@@ -152,6 +97,47 @@ def ordered_mean(updates: Updates, weights: Mapping[str, float] | None = None) -
             summed += updates[site][name] * np.float64(weight)
         merged[name] = _cast(summed / total, dtype).reshape(shape)
     return merged
+
+
+@HEAD_RULES.register(
+    "mean",
+    summary="weighted mean over the sites (FedAvg); one hostile site can carry it away",
+    facts=HeadFacts(single_sites=False, weighted=True),
+)
+def _mean(updates: Updates, weights: Mapping[str, float], settings: Aggregation) -> Aggregate:
+    return Aggregate(weighted_mean(updates, weights), tuple(sorted(updates)))
+
+
+@HEAD_RULES.register("median", summary="median of every number over the sites, unweighted", facts=HeadFacts())
+def _median(updates: Updates, weights: Mapping[str, float], settings: Aggregation) -> Aggregate:
+    return Aggregate(coordinate_median(updates), tuple(sorted(updates)))
+
+
+@HEAD_RULES.register(
+    "trimmed-mean",
+    summary="mean of every number without its smallest and largest values (aggregation.trim)",
+    facts=HeadFacts(),
+)
+def _trimmed_mean(updates: Updates, weights: Mapping[str, float], settings: Aggregation) -> Aggregate:
+    return Aggregate(trimmed_mean(updates, settings.trim), tuple(sorted(updates)))
+
+
+@HEAD_RULES.register(
+    "krum",
+    summary="the one site that lies closest to its neighbours (aggregation.malicious)",
+    facts=HeadFacts(picks=True),
+)
+def _krum(updates: Updates, weights: Mapping[str, float], settings: Aggregation) -> Aggregate:
+    return krum(updates, settings.malicious)
+
+
+@HEAD_RULES.register(
+    "multi-krum",
+    summary="weighted mean of the sites that lie closest to their neighbours (aggregation.keep)",
+    facts=HeadFacts(weighted=True, picks=True),
+)
+def _multi_krum(updates: Updates, weights: Mapping[str, float], settings: Aggregation) -> Aggregate:
+    return multi_krum(updates, settings.malicious, settings.keep, weights)
 
 
 def coordinate_median(updates: Updates) -> Arrays:
@@ -228,33 +214,8 @@ def multi_krum(
     return Aggregate(merged, tuple(chosen))
 
 
-def aggregate(updates: Updates, weights: Mapping[str, float], settings: Aggregation) -> Aggregate:
-    """Merge the sites' heads by the rule of the settings.
-
-    Weights count for ``mean`` and ``multi-krum``; a robust rule cannot believe them for choosing, since a
-    hostile site would simply claim a large one.
-    """
-    everyone = tuple(sorted(updates))
-    match settings.rule:
-        case "mean":
-            return Aggregate(weighted_mean(updates, weights), everyone)
-        case "median":
-            return Aggregate(coordinate_median(updates), everyone)
-        case "trimmed-mean":
-            return Aggregate(trimmed_mean(updates, settings.trim), everyone)
-        case "krum":
-            return krum(updates, settings.malicious)
-        case "multi-krum":
-            return multi_krum(updates, settings.malicious, settings.keep, weights)
-
-
 def _size(shape: Iterable[int]) -> int:
     return int(np.prod(tuple(shape), dtype=np.int64))
-
-
-def _check_weight(site: str, weight: float) -> None:
-    if not (np.isfinite(weight) and weight >= 0):
-        raise UserError(f"The weight of site '{site}' is {weight}; expected a finite number, 0 or more.")
 
 
 def _layout(site: str, arrays: Mapping[str, np.ndarray]) -> Layout:
@@ -301,7 +262,7 @@ def _check(updates: Updates) -> tuple[list[str], Layout]:
 
 
 def _blocks(updates: Updates, sites: list[str], name: str) -> Iterator[tuple[slice, NDArray[np.float64]]]:
-    """Cut one array into runs of numbers; yield each run of all sites as [sites, run] in float64 (32 MiB)."""
+    """Cut one array into runs of numbers; yield each run of all sites as [sites, run] in float64."""
     flat = [np.ravel(updates[site][name]) for site in sites]
     run = max(1, _BLOCK // len(sites))
     for start in range(0, flat[0].size, run):

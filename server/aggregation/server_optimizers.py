@@ -1,22 +1,31 @@
-"""How does the server step from the current head towards the average of the sites?
+"""Server optimizers: step from the current head towards the average of the sites.
 
 The average minus the current head is a pseudo-gradient. FedAvgM (Hsu, Qi and Brown, 2019) adds momentum to
 it; FedAdam, FedYogi and FedAdagrad (Reddi et al., "Adaptive Federated Optimization", ICLR 2021, algorithm 2)
 adapt the step per coordinate. `server_step` is a pure function; its state is a flat dict of float64 arrays that fits
-into a checkpoint, so that a resumed run continues with the same bits.
+into a checkpoint, so that a resumed run continues with the same bits. A new optimizer is one more file of this
+folder that registers with `OPTIMIZERS`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 from numpy.typing import NDArray
 
 from common.errors import UserError
+from common.registry import Registry
 from common.settings.schema import Aggregation
+from common.wire import Arrays
 
-Arrays = dict[str, np.ndarray]
+Floats = NDArray[np.float64]
+Moments = Callable[[str, float], Floats]
+"""Returns a saved array of the coordinate's state by name, or one filled with the start value."""
+Optimizer = Callable[[Floats, Moments, Aggregation], tuple[Floats, dict[str, Floats]]]
+"""Takes the pseudo-gradient; returns the step to add to the head, and the arrays of state to keep by name."""
+
+OPTIMIZERS: Registry[Optimizer | None, None] = Registry("server optimizer", "server.aggregation")
 
 FIRST = "first."
 """Prefix of the state arrays that hold the momentum (m in the paper)."""
@@ -47,6 +56,7 @@ def server_step(
     if set(current) != set(average):
         differing = ", ".join(sorted(set(current) ^ set(average)))
         raise UserError(f"The averaged head and the server's head differ in: {differing}.")
+    optimizer = OPTIMIZERS.get(settings.optimizer)
     new: Arrays = {}
     new_state: Arrays = {}
     for name in sorted(current):
@@ -56,36 +66,57 @@ def server_step(
                 f"Averaged array '{name}' is {mean.dtype} {mean.shape}; "
                 f"the server's is {old.dtype} {old.shape}."
             )
-        if settings.optimizer == "none" or old.dtype.kind != "f":
+        if optimizer is None or old.dtype.kind != "f":
             new[name] = mean.copy()
             continue
         x = old.astype(np.float64)
-        delta = mean.astype(np.float64) - x
-        first = _moment(state, FIRST + name, old.shape, 0.0)
-        if settings.optimizer == "momentum":
-            first = settings.momentum * first + delta
-            x = x + settings.lr * first
-        else:
-            first = settings.momentum * first + (1.0 - settings.momentum) * delta
-            second = _moment(state, SECOND + name, old.shape, settings.tau**2)
-            second = _second_moment(second, delta**2, settings)
-            x = x + settings.lr * first / (np.sqrt(second) + settings.tau)
-            new_state[SECOND + name] = second
-        new_state[FIRST + name] = first
-        new[name] = x.astype(old.dtype)
+
+        def moment(prefix: str, start: float, name: str = name, shape: tuple[int, ...] = old.shape) -> Floats:
+            return _moment(state, prefix + name, shape, start)
+
+        step, kept = optimizer(mean.astype(np.float64) - x, moment, settings)
+        new[name] = (x + step).astype(old.dtype)
+        new_state |= {prefix + name: value for prefix, value in kept.items()}
     return new, new_state
 
 
-def _second_moment(
-    second: NDArray[np.float64], squared: NDArray[np.float64], settings: Aggregation
-) -> NDArray[np.float64]:
-    fresh = 1.0 - settings.second_moment
-    if settings.optimizer == "adam":
-        return settings.second_moment * second + fresh * squared
-    if settings.optimizer == "adagrad":
-        return second + squared
-    # Yogi moves towards the new square by a step of the square's own size, so v shrinks slowly and stays >= 0
-    return second - fresh * squared * np.sign(second - squared)
+OPTIMIZERS.register("none", summary="the average itself", facts=None)(None)
+
+
+@OPTIMIZERS.register("momentum", summary="running sum of the changes (FedAvgM)", facts=None)
+def _momentum(delta: Floats, moment: Moments, settings: Aggregation) -> tuple[Floats, dict[str, Floats]]:
+    first = settings.momentum * moment(FIRST, 0.0) + delta
+    return settings.lr * first, {FIRST: first}
+
+
+def _adaptive(
+    delta: Floats,
+    moment: Moments,
+    settings: Aggregation,
+    second_moment: Callable[[Floats, Floats, float], Floats],
+) -> tuple[Floats, dict[str, Floats]]:
+    """Divide the running mean of the changes by the root of their second moment."""
+    first = settings.momentum * moment(FIRST, 0.0) + (1.0 - settings.momentum) * delta
+    second = second_moment(moment(SECOND, settings.tau**2), delta**2, settings.second_moment)
+    return settings.lr * first / (np.sqrt(second) + settings.tau), {FIRST: first, SECOND: second}
+
+
+@OPTIMIZERS.register("adam", summary="steps by the running mean of squared changes (FedAdam)", facts=None)
+def _adam(delta: Floats, moment: Moments, settings: Aggregation) -> tuple[Floats, dict[str, Floats]]:
+    return _adaptive(delta, moment, settings, lambda v, square, b2: b2 * v + (1.0 - b2) * square)
+
+
+@OPTIMIZERS.register("yogi", summary="as adam, with steps that grow slowly (FedYogi)", facts=None)
+def _yogi(delta: Floats, moment: Moments, settings: Aggregation) -> tuple[Floats, dict[str, Floats]]:
+    # v moves towards the new square by a step of the square's own size, so it shrinks slowly and stays >= 0
+    return _adaptive(
+        delta, moment, settings, lambda v, square, b2: v - (1.0 - b2) * square * np.sign(v - square)
+    )
+
+
+@OPTIMIZERS.register("adagrad", summary="steps by the sum of squared changes (FedAdagrad)", facts=None)
+def _adagrad(delta: Floats, moment: Moments, settings: Aggregation) -> tuple[Floats, dict[str, Floats]]:
+    return _adaptive(delta, moment, settings, lambda v, square, _: v + square)
 
 
 def _moment(
@@ -97,7 +128,7 @@ def _moment(
     moment = np.asarray(state[key], dtype=np.float64)
     if moment.shape != shape:
         raise UserError(
-            f"The saved optimiser state '{key}' has shape {moment.shape}; the head has {shape}: "
+            f"The saved optimizer state '{key}' has shape {moment.shape}; the head has {shape}: "
             "it comes from another model, so start without it."
         )
     return moment

@@ -1,4 +1,4 @@
-"""How does FedCC cluster the centroids of all sites into new ones?
+"""FedCC centroid rules: cluster the centroids of all sites into new ones.
 
 FedCC (from FUSS, federated unsupervised semantic segmentation) pools the K rows of all N sites and clusters
 the N*K points, by k-means or by greedy maximin. As published, both are Euclidean on raw rows, ignore how
@@ -9,7 +9,7 @@ after the current ones). With either of the first two, dead rows are left out.
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +17,7 @@ from threadpoolctl import threadpool_limits
 
 from common.clustering.kmeans import assign as nearest_by_cosine
 from common.clustering.kmeans import expectation, farthest_first, maximisation, spherical_kmeans
-from server.centroids.base import Merged, Stack, displacement, unit
+from server.centroids.base import RULES, Merged, RuleFacts, RuleInput, displacement, unit
 from server.centroids.matched import assign
 
 PUBLISHED_SEED = 42
@@ -27,39 +27,55 @@ _SAMPLE = 20_000  # rows on which spherical k-means is started where there are m
 _PASSES = 10  # over all rows, from the centres of the sample
 
 
-def merge_fedcc(
-    current: np.ndarray,
-    stack: Stack,
-    how: Literal["kmeans", "maximin"],
-    *,
-    spherical: bool,
-    weighted: bool,
-    keep_index: bool,
+Weights = NDArray[np.float64] | None
+
+
+@RULES.register(
+    "fedcc-kmeans",
+    summary="k-means of all rows of all sites (FUSS)",
+    facts=RuleFacts(takes="centroids", single_sites=True),
+)
+def merge_by_kmeans(given: RuleInput) -> Merged:
+    """Return the centres of k-means; as published: sklearn's KMeans(K, random_state=42, n_init=10) on raw rows."""
+    return _merge_pooled(given, _kmeans, _cluster_by_kmeans)
+
+
+@RULES.register(
+    "fedcc-maximin",
+    summary="the rows of all sites that lie farthest from each other (FUSS)",
+    facts=RuleFacts(takes="centroids", single_sites=True),
+)
+def merge_by_maximin(given: RuleInput) -> Merged:
+    """Return rows far from each other; as published: the selected rows, from row 0 of the first site on."""
+    return _merge_pooled(
+        given, lambda points, clusters: points[farthest_first(points, clusters)], _cluster_by_maximin
+    )
+
+
+def _merge_pooled(
+    given: RuleInput,
+    published: Callable[[np.ndarray, int], np.ndarray],
+    cluster: Callable[[np.ndarray, Weights, int, bool], np.ndarray],
 ) -> Merged:
     """Return K centroids that cluster the rows of all sites; memory and time are linear in their number.
 
-    ``spherical=False, weighted=False, keep_index=False`` is the published rule to the letter: sklearn's
-    KMeans(K, random_state=42, n_init=10) on the raw rows, or maximin from row 0 of the first site, whose
-    result are the selected rows themselves.
+    With all three switches off (``spherical``, ``weighted``, ``keep_index``) this is the published rule to the letter.
 
     Where fewer than K different rows exist (dead ones count in the published form), those are the new centroids
     of the clusters that they match best, and the other clusters are reported as dead and keep the current centroid.
     """
+    current, stack, settings = given.current, given.stack, given.settings
     clusters = len(current)
     points = stack.rows.reshape(-1, current.shape[1])
-    if not (spherical or weighted):
-        if len(few := _distinct(points)) < clusters:
-            centres = few
-        elif how == "kmeans":
-            centres = _kmeans(points, clusters)
-        else:
-            centres = points[farthest_first(points, clusters)]
+    if not (settings.spherical or settings.weighted):
+        few = _distinct(points)
+        centres = few if len(few) < clusters else published(points, clusters)
     else:
         live = stack.live.ravel()
         points, counts = points[live], stack.counts.ravel()[live].astype(np.float64)
-        cluster = _cluster_by_kmeans if how == "kmeans" else _cluster_by_maximin
-        centres = cluster(points, counts if weighted else None, min(clusters, len(points)), spherical)
-    new, dead = _place(centres, current, keep_index)
+        weights = counts if settings.weighted else None
+        centres = cluster(points, weights, min(clusters, len(points)), settings.spherical)
+    new, dead = _place(centres, current, settings.keep_index)
     return Merged(new, displacement(current, new), dead)
 
 
@@ -68,7 +84,7 @@ def _distinct(points: np.ndarray) -> np.ndarray:
     return np.asarray(np.unique(points, axis=0))
 
 
-def _kmeans(points: np.ndarray, clusters: int, weights: NDArray[np.float64] | None = None) -> np.ndarray:
+def _kmeans(points: np.ndarray, clusters: int, weights: Weights = None) -> np.ndarray:
     """Return sklearn's k-means centres, as published; one thread, so that sums have one order."""
     from sklearn.cluster import KMeans
 
@@ -79,9 +95,7 @@ def _kmeans(points: np.ndarray, clusters: int, weights: NDArray[np.float64] | No
     return np.asarray(fitted.cluster_centers_)
 
 
-def _cluster_by_kmeans(
-    points: np.ndarray, weights: NDArray[np.float64] | None, clusters: int, spherical: bool
-) -> np.ndarray:
+def _cluster_by_kmeans(points: np.ndarray, weights: Weights, clusters: int, spherical: bool) -> np.ndarray:
     if not clusters:
         return points
     if not spherical:
@@ -102,9 +116,7 @@ def _cluster_by_kmeans(
     return np.asarray(centres[found_sums.weights > 0])
 
 
-def _cluster_by_maximin(
-    points: np.ndarray, weights: NDArray[np.float64] | None, clusters: int, spherical: bool
-) -> np.ndarray:
+def _cluster_by_maximin(points: np.ndarray, weights: Weights, clusters: int, spherical: bool) -> np.ndarray:
     """Return maximin's rows; with weights: start at the heaviest row, then average the rows nearest to each.
 
     The average is what keeps a single odd row from becoming a centroid all by its own choice.

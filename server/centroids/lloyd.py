@@ -1,4 +1,4 @@
-"""How do sums over the sites' patches become new centroids, exactly as if all patches lay in one place?
+"""The exact k-means rule: sums over the sites' patches give new centroids, as if all patches lay in one place.
 
 One pass of spherical k-means needs of every cluster only the sum of its unit codes and their number. Both
 add up over sites, so that the federated pass equals the central one, and sums are all that has to be known
@@ -8,77 +8,41 @@ add up over sites, so that the federated pass equals the central one, and sums a
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from common.errors import UserError
-from server.aggregation.exact_sum import ExactSum
-from server.centroids.base import Merged, displacement, unit
+from server.centroids.base import RULES, Merged, RuleFacts, RuleInput, Stack, displacement, unit
 
 _SPLIT = 0.05  # how far apart the halves of a split cluster start; any small number cuts along the same plane
 
 
-@dataclass(frozen=True)
-class SiteSums:
-    """Sums of the unit codes [K, D] of one site by nearest centroid, and their numbers [K]."""
-
-    sums: np.ndarray
-    counts: np.ndarray
-
-
-def total_sums(sites: Mapping[str, SiteSums], current: np.ndarray) -> SiteSums:
-    """Add the sites' sums without rounding (see `ExactSum`), so that their order cannot matter.
-
-    Raises `UserError` naming a site whose sums do not fit ``current`` [K, D], are not finite, or cannot be
-    sums of that many unit vectors.
-    """
-    if not sites:
-        raise UserError("Cannot merge sums of no site at all; at least one site has to answer.")
-    sums, counts = ExactSum(current.shape), ExactSum(current.shape[:1])
-    for name in sorted(sites):
-        site = sites[name]
-        if site.sums.shape != current.shape or site.counts.shape != current.shape[:1]:
-            raise UserError(
-                f"Site '{name}' sent sums {site.sums.shape} with counts {site.counts.shape}; "
-                f"expected {current.shape} with {current.shape[:1]}."
-            )
-        lengths = np.linalg.norm(site.sums.astype(np.float64), axis=1)
-        if not (np.isfinite(lengths).all() and (lengths <= site.counts * (1 + 1e-3)).all()):
-            raise UserError(
-                f"Sums of site '{name}' are not finite or longer than their counts; leave the site out."
-            )
-        sums.add(site.sums.astype(np.float64))
-        counts.add(site.counts.astype(np.float64))
-    return SiteSums(sums.value(), counts.value())
-
-
-def merge_lloyd(
-    current: np.ndarray,
-    total: SiteSums,
-    state: Mapping[str, np.ndarray] | None = None,
-    *,
-    momentum: float = 0.0,
-    empty: Literal["keep", "split"] = "split",
-) -> Merged:
+@RULES.register(
+    "lloyd",
+    summary="exact spherical k-means: direction of the sum of all patches of a cluster",
+    facts=RuleFacts(takes="sums", single_sites=False),
+)
+def merge_lloyd(given: RuleInput) -> Merged:
     """Return unit centroids S / ||S|| with S <- momentum * S + total, and the state to hand back next time.
 
     A cluster that holds less than one patch, or whose codes cancel out, is dead. It keeps its centroid, or
-    (``split``) takes half of the widest cluster, the one with the largest n - ||S||, which is the sum of
+    (``empty`` is ``split``) takes half of the widest cluster, the one with the largest n - ||S||, which is the sum of
     (1 - cosine) to its own centroid. The halves start on both sides of it, apart in the direction of the
     dead centroid: that needs no data, no draw, and nothing but the sums.
+
+    Raises `UserError` naming a site whose sums cannot be those of as many unit vectors as it counts.
     """
-    state = state or {}
-    sums = total.sums.astype(np.float64) + momentum * _saved(state, "sums", total.sums)
-    counts = total.counts.astype(np.float64) + momentum * _saved(state, "counts", total.counts)
+    current, momentum = given.current, given.settings.momentum
+    sums, counts = total_sums(given.stack)
+    sums += momentum * _saved(given.memory, "sums", sums)
+    counts += momentum * _saved(given.memory, "counts", counts)
     lengths = np.linalg.norm(sums, axis=1)
     alive = (counts >= 1.0) & (lengths > 1e-9 * counts)
     centroids = np.where(alive[:, None], unit(sums), current.astype(np.float64))
     dead = np.flatnonzero(~alive).tolist()
     reseeded = []
-    for cluster in dead if empty == "split" else []:
+    for cluster in dead if given.settings.empty == "split" else []:
         spread = np.where(alive, counts - np.linalg.norm(sums, axis=1), -np.inf)
         widest = int(np.argmax(spread))
         if counts[widest] < 2.0 or spread[widest] <= 1e-9 * counts[widest]:
@@ -94,6 +58,24 @@ def merge_lloyd(
     return Merged(
         new, displacement(current, new), tuple(dead), tuple(reseeded), {"sums": sums, "counts": counts}
     )
+
+
+def total_sums(stack: Stack) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Add the sites' sums [K, D] and counts [K] in float64, in the order of their names.
+
+    Raises `UserError` naming a site whose sums are longer than their counts: unit vectors cannot add up to that.
+    """
+    sums, lost = np.zeros(stack.rows.shape[1:]), np.zeros(stack.rows.shape[1:])
+    for name, rows, members in zip(stack.sites, stack.rows.astype(np.float64), stack.counts, strict=True):
+        # a thousandth of slack: sums travel as float32 or float16
+        if (np.linalg.norm(rows, axis=1) > members * (1 + 1e-3)).any():
+            raise UserError(f"Sums of site '{name}' are longer than their counts; leave the site out.")
+        # what each addition rounds off is kept aside (Knuth's TwoSum), so that federated sums equal pooled ones
+        total = sums + rows
+        part = total - sums
+        lost += (sums - (total - part)) + (rows - part)
+        sums = total
+    return sums + lost, stack.counts.sum(axis=0, dtype=np.float64)
 
 
 def _saved(state: Mapping[str, np.ndarray], key: str, like: np.ndarray) -> NDArray[np.float64]:

@@ -1,4 +1,4 @@
-"""How are centroids merged once each site's rows are matched to the current clusters?
+"""Centroid rules by matching: sites' rows are matched to the current clusters, then merged.
 
 Local training may drift a row from one meaning to another. So each site's rows are first assigned to the
 current centroids one to one, at the largest sum of cosines (Hungarian method); then every cluster is merged
@@ -7,14 +7,13 @@ over the sites, either by a count-weighted mean on the sphere or by a robust rul
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Literal
+from collections.abc import Callable, Iterator
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 
-from server.centroids.base import Merged, Stack, displacement, unit
+from server.centroids.base import RULES, Merged, RuleFacts, RuleInput, Stack, displacement, unit
 
 _CHUNK = 512  # sites held in float64 at once
 _WEISZFELD_STEPS = 200
@@ -52,28 +51,54 @@ def _aligned(current: np.ndarray, stack: Stack) -> Iterator[tuple[NDArray[np.flo
         yield unit(rows), np.take_along_axis(weights[part], rank[part], axis=1)
 
 
-def merge_matched(current: np.ndarray, stack: Stack) -> Merged:
+@RULES.register(
+    "matched",
+    summary="count-weighted direction after matching to the current centroids",
+    facts=RuleFacts(takes="centroids", single_sites=True),
+)
+def merge_matched(given: RuleInput) -> Merged:
     """Return per cluster the direction of the count-weighted sum of unit rows; unused ones stay."""
-    sums = np.zeros(current.shape)
-    for rows, counts in _aligned(current, stack):
+    sums = np.zeros(given.current.shape)
+    for rows, counts in _aligned(given.current, given.stack):
         sums += np.einsum("nk,nkd->kd", counts.astype(np.float64), rows)
-    return _on_the_sphere(current, sums)
+    return _on_the_sphere(given.current, sums)
 
 
-def merge_matched_robustly(current: np.ndarray, stack: Stack, how: Literal["median", "geometric"]) -> Merged:
-    """Return per cluster the coordinate or the geometric median of the sites' unit rows.
+@RULES.register(
+    "matched-median",
+    summary="coordinate median after matching, one vote a site",
+    facts=RuleFacts(takes="centroids", single_sites=True, robust=True),
+)
+def merge_by_median(given: RuleInput) -> Merged:
+    """Return per cluster the coordinate median of the sites' unit rows."""
+    return _merge_votes(given, lambda points: np.asarray(np.median(points, axis=0)))
+
+
+@RULES.register(
+    "matched-geometric",
+    summary="geometric median after matching, one vote a site",
+    facts=RuleFacts(takes="centroids", single_sites=True, robust=True),
+)
+def merge_by_geometric_median(given: RuleInput) -> Merged:
+    """Return per cluster the geometric median of the sites' unit rows."""
+    return _merge_votes(given, geometric_median)
+
+
+def _merge_votes(given: RuleInput, centre: Callable[[NDArray[np.float64]], NDArray[np.float64]]) -> Merged:
+    """Return per cluster a robust centre of the sites' unit rows.
 
     Each site that uses a cluster has one vote, whatever count it claims: a hostile minority of the voters
     cannot carry the result away. Unused clusters stay as they are.
     """
-    chunks = [(rows.astype(np.float32), counts > 0) for rows, counts in _aligned(current, stack)]
+    current = given.current
+    chunks = [(rows.astype(np.float32), counts > 0) for rows, counts in _aligned(current, given.stack)]
     rows = np.concatenate([chunk[0] for chunk in chunks])
     votes = np.concatenate([chunk[1] for chunk in chunks])
     centres = np.zeros(current.shape)
     for cluster in range(len(current)):
         points = rows[votes[:, cluster], cluster].astype(np.float64)
         if len(points):
-            centres[cluster] = np.median(points, axis=0) if how == "median" else geometric_median(points)
+            centres[cluster] = centre(points)
     return _on_the_sphere(current, centres)
 
 

@@ -36,7 +36,7 @@ _NOISE_REACH = 64.0  # standard deviations: never reached
 
 def total_shapes(expectation: ReplySchema, config: RunConfig) -> Shapes:
     """Return the shapes of what sites send in the place of the groups that are expected otherwise."""
-    groups = summed_groups(expectation.shapes, config)
+    groups = summed_groups(expectation.shapes)
     if not config.privacy.noise_multiplier:
         return packed_shapes(groups)
     shapes: Shapes = {}
@@ -173,7 +173,7 @@ def _as_update(
     if not privacy.noise_multiplier:
         means = unpack_sums(totals, len(replies))
         update = replace(total, groups=means.groups, metrics=means.metrics)
-        shapes = summed_groups(expectation.shapes, config)
+        shapes = summed_groups(expectation.shapes)
         fault = ReplySchema(shapes, expectation.weights_hash).fault(update)
         if fault:
             raise ValueError(fault)

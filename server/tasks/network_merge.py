@@ -15,9 +15,9 @@ from dataclasses import replace
 
 import numpy as np
 
-from common.settings.schema import Aggregation, RunConfig
+from common.settings.schema import RunConfig
 from common.wire import Arrays, Update
-from server.aggregation.heads import aggregate, ordered_mean
+from server.aggregation.heads import aggregate, weighted_mean
 from server.aggregation.server_optimizers import server_step
 from server.states.network import Layout, NetworkState
 
@@ -40,9 +40,9 @@ def merge_networks(
         for cluster in sorted(clusters):
             members = {name: arrays for name, arrays in sent.items() if state.cluster_of(name) == cluster}
             if members:
-                clusters[cluster] = ordered_mean(only(members, clustered), weights)
+                clusters[cluster] = weighted_mean(only(members, clustered), weights)
         # the shared values of clusters' names: every cluster counts once (LADD's rule), absent ones as they are
-        model |= ordered_mean({str(cluster): arrays for cluster, arrays in clusters.items()})
+        model |= weighted_mean({str(cluster): arrays for cluster, arrays in clusters.items()})
     own, counts = dict(state.own), dict(state.weights)
     if layout.site:
         mine = only(sent, layout.site)
@@ -52,7 +52,7 @@ def merge_networks(
         if not layout.local_only:
             counts |= {name: weights[name] for name in mine}
             # a checkpoint of an earlier release does not say what a site counts for until it answers again
-            model |= ordered_mean({name: own[name] for name in counts}, counts)
+            model |= weighted_mean({name: own[name] for name in counts}, counts)
     return replace(state, model=model, clusters=clusters, own=own, memory=memory, weights=counts)
 
 
@@ -66,18 +66,11 @@ def merge_shared(
     """Return the shared arrays of the next state, and the server optimiser's memory."""
     if not next(iter(sent.values())):
         return {}, state.memory
-    average = merged_by_rule(sent, weights, config.aggregation)
+    average = aggregate(sent, weights, config.aggregation).arrays
     trained = {key: value for key, value in average.items() if key in layout.parameters}
     before = {key: state.model[key] for key in trained}
     stepped, memory = server_step(before, trained, state.memory, config.aggregation)
     return average | stepped, memory
-
-
-def merged_by_rule(sent: Mapping[str, Arrays], weights: Mapping[str, float], settings: Aggregation) -> Arrays:
-    """Merge whole networks, or parts of them, by the rule of the settings."""
-    if settings.rule == "mean":
-        return ordered_mean(sent, weights)
-    return aggregate(sent, weights, settings).arrays
 
 
 def only(sent: Mapping[str, Arrays], keys: Collection[str]) -> dict[str, Arrays]:

@@ -15,8 +15,9 @@ import numpy as np
 
 from common.settings.schema import RunConfig
 from common.wire import Arrays, Update
+from server.aggregation.heads import aggregate
 from server.states.network import Layout, NetworkState
-from server.tasks.network_merge import merged_by_rule, only
+from server.tasks.network_merge import only
 
 MEAN, VARIANCE = "running_mean", "running_var"
 
@@ -27,7 +28,7 @@ def pooled(sent: Mapping[str, Arrays], weights: Mapping[str, float], config: Run
     Sites count by ``weights``; the rule that merges heads merges the two moments.
     """
     moments = {site: _moments(arrays) for site, arrays in sent.items()}
-    merged = merged_by_rule(moments, weights, config.aggregation)
+    merged = aggregate(moments, weights, config.aggregation).arrays
     found: Arrays = {}
     for name, value in merged.items():
         if name.endswith(VARIANCE):

@@ -2,12 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from common.data.classes import ClassTable
 from common.data.manifest import Shard
+from common.errors import UserError
+from common.settings.load import load_config
 from common.settings.schema import RunConfig
+from server.settings.registered import check_names, rule_conflict
 from server.tasks.base import Scorer, Work
+
+
+def load_settings(*layers: Mapping[str, Any]) -> RunConfig:
+    """Merge and check layers of settings as the server does: names, and what does not go together.
+
+    Raises `UserError` as `load_config` does, which a site uses.
+    """
+    config = load_config(*layers)
+    check_names(config)
+    if conflict := rule_conflict(config):
+        raise UserError(f"The settings do not fit together: {conflict}.")
+    return config
 
 
 def work_for(config: RunConfig, classes: ClassTable | None) -> Work:

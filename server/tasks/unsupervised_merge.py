@@ -1,4 +1,4 @@
-"""How do the updates of one round become the next model?
+"""The merge of one round: updates of the sites become the next model.
 
 Pure functions from state and updates to state. Everything goes by site name, so that the order in which
 replies arrive changes nothing.
@@ -12,17 +12,16 @@ from dataclasses import replace
 from common.settings.phases import Phase
 from common.settings.schema import Aggregation, RunConfig
 from common.wire import Arrays, Groups, Update
-from server.aggregation.heads import aggregate, site_weight, weighted_mean
+from server.aggregation.heads import HEAD_RULES, aggregate, site_weight, weighted_mean
 from server.aggregation.server_optimizers import server_step
-from server.centroids.lloyd import SiteSums
-from server.centroids.rules import Merged, SiteCentroids, merge_centroids, merge_lloyd, total_sums
+from server.centroids.base import RULES, Merged, Rule, RuleInput, SiteRows, merge_centroids, stack_sites
+from server.centroids.lloyd import merge_lloyd
 from server.states.unsupervised import ModelState, own_groups
 from server.tasks.spectral import solve
 
 OPTIMIZER = "optimizer/"
 CENTROIDS = "centroids/"
 OWN_CENTROIDS = "own-centroids/"
-ROBUST = ("matched-median", "matched-geometric")
 
 
 def weights_of(updates: Mapping[str, Update], config: RunConfig) -> dict[str, float]:
@@ -54,7 +53,7 @@ def merge_round(
     if own:
         kept = {name: own_parts(update, own) for name, update in updates.items()}
         merged = replace(merged, own=merged.own | kept)
-    if "centroids" in own and config.centroids.merge == "lloyd":
+    if "centroids" in own and RULES.facts(config.centroids.merge).takes == "sums":
         merged = own_lloyd_pass(merged, state, updates, config)
     if config.aggregation.keep_least_moved:
         # the published 'custom' variant: one site goes on with its own model; it is nobody else's
@@ -75,14 +74,13 @@ def own_parts(update: Update, groups: Iterable[str]) -> Groups:
 def merge_heads(
     state: ModelState, updates: Mapping[str, Update], weights: Mapping[str, float], config: RunConfig
 ) -> ModelState:
-    """Aggregate the heads by the rule of the settings and take the server optimiser's step.
+    """Aggregate the heads by the rule of the settings and take the server optimizer's step.
 
     What the objective trains beside the head is aggregated by the same rule, without a step.
     """
     heads = {name: update.groups["head"] for name, update in updates.items()}
     average = aggregate(heads, weights, config.aggregation)
-    moments = {k.removeprefix(OPTIMIZER): v for k, v in state.memory.items() if k.startswith(OPTIMIZER)}
-    head, moments = server_step(state.head, average.arrays, moments, config.aggregation)
+    head, moments = server_step(state.head, average.arrays, _remembered(state, OPTIMIZER), config.aggregation)
     memory = {k: v for k, v in state.memory.items() if not k.startswith(OPTIMIZER)}
     memory |= {OPTIMIZER + k: v for k, v in moments.items()}
     shared = merge_beside(updates, weights, average.sites, config.aggregation) if state.shared else {}
@@ -94,11 +92,12 @@ def merge_beside(
 ) -> Arrays:
     """Merge what the objective trains beside the head by the head's rule.
 
-    The Krum rules choose whole sites: here those ``chosen`` by their heads, and `krum` believes no weight.
+    A rule that picks whole sites by their heads takes those ``chosen`` here as well.
     """
     arrays = {name: updates[name].groups["shared"] for name in chosen}
-    if settings.rule in ("krum", "multi-krum"):
-        return weighted_mean(arrays, weights if settings.rule == "multi-krum" else None)
+    facts = HEAD_RULES.facts(settings.rule)
+    if facts.picks:
+        return weighted_mean(arrays, weights if facts.weighted else None)
     return aggregate(arrays, weights, settings).arrays
 
 
@@ -106,42 +105,35 @@ def merge_round_centroids(
     state: ModelState, updates: Mapping[str, Update], weights: Mapping[str, float], config: RunConfig
 ) -> ModelState:
     """Merge the centroids by the rule of the settings."""
-    if config.centroids.merge == "lloyd":
-        return lloyd_pass(state, updates, config)
-    sites = {
-        name: SiteCentroids(update.groups["centroids"]["centroids"], update.groups["centroids"]["counts"])
+    takes = RULES.facts(config.centroids.merge).takes
+    merged = merge_centroids(
+        state.centroids, site_rows(updates, takes), config.centroids, weights, _remembered(state, CENTROIDS)
+    )
+    return _with_centroids(state, merged)
+
+
+def site_rows(updates: Mapping[str, Update], group: str) -> dict[str, SiteRows]:
+    """Return what every site sent in group ``centroids`` or ``sums``: a row and a count for each cluster."""
+    return {
+        name: SiteRows(update.groups[group][group], update.groups[group]["counts"])
         for name, update in updates.items()
     }
-    return _with_centroids(state, merge_centroids(state.centroids, sites, config.centroids, weights))
 
 
 def lloyd_pass(
     state: ModelState, updates: Mapping[str, Update], config: RunConfig, *, use_momentum: bool = True
 ) -> ModelState:
-    """Take one spherical k-means step from the sites' sums: exactly, or by the robust rule of the settings.
+    """Take one spherical k-means step from the sites' sums: exactly, or by the rule of the settings if it can.
 
     A robust rule also holds for polish passes: the direction of a site's sums has one vote, whereas a total would
     believe whatever counts are claimed. Polish passes look at one model only, so they carry no momentum over.
     """
-    if config.centroids.merge in ROBUST:
-        votes = {
-            name: SiteCentroids(update.groups["sums"]["sums"], update.groups["sums"]["counts"])
-            for name, update in updates.items()
-        }
-        return _with_centroids(state, merge_centroids(state.centroids, votes, config.centroids))
-    sites = {
-        name: SiteSums(update.groups["sums"]["sums"], update.groups["sums"]["counts"])
-        for name, update in updates.items()
-    }
-    memory = {k.removeprefix(CENTROIDS): v for k, v in state.memory.items() if k.startswith(CENTROIDS)}
-    merged = merge_lloyd(
-        state.centroids,
-        total_sums(sites, state.centroids),
-        memory,
-        momentum=config.centroids.momentum if use_momentum else 0.0,
-        empty=config.centroids.empty,
-    )
-    return _with_centroids(state, merged)
+    facts = RULES.facts(config.centroids.merge)
+    rule: Rule = RULES.get(config.centroids.merge) if facts.takes == "sums" or facts.robust else merge_lloyd
+    settings = config.centroids if use_momentum else config.centroids.model_copy(update={"momentum": 0.0})
+    stack = stack_sites(site_rows(updates, "sums"), state.centroids)
+    memory = _remembered(state, CENTROIDS)
+    return _with_centroids(state, rule(RuleInput(state.centroids, stack, settings, memory=memory)))
 
 
 def own_lloyd_pass(
@@ -157,23 +149,24 @@ def own_lloyd_pass(
     ``before`` holds the centroids that the sums were taken under. With momentum every site has a running total
     of its own; polish passes carry none over (see `lloyd_pass`).
     """
+    rule: Rule = RULES.get(config.centroids.merge)
+    if RULES.facts(config.centroids.merge).takes != "sums":
+        rule = merge_lloyd
+    settings = config.centroids if use_momentum else config.centroids.model_copy(update={"momentum": 0.0})
     own, memory = dict(state.own), dict(state.memory)
-    momentum = config.centroids.momentum if use_momentum else 0.0
-    for name, update in updates.items():
+    for name, rows in site_rows(updates, "sums").items():
         current = before.groups_for(name)["centroids"]["centroids"]
-        sums = SiteSums(update.groups["sums"]["sums"], update.groups["sums"]["counts"])
         prefix = f"{OWN_CENTROIDS}{name}/"
-        merged = merge_lloyd(
-            current,
-            total_sums({name: sums}, current),
-            {k.removeprefix(prefix): v for k, v in memory.items() if k.startswith(prefix)},
-            momentum=momentum,
-            empty=config.centroids.empty,
-        )
+        stack = stack_sites({name: rows}, current)
+        merged = rule(RuleInput(current, stack, settings, memory=_remembered(state, prefix)))
         own[name] = own.get(name, {}) | {"centroids": {"centroids": merged.centroids}}
-        if momentum:
+        if settings.momentum:
             memory |= {prefix + k: v for k, v in merged.state.items()}
     return replace(state, own=own, memory=memory)
+
+
+def _remembered(state: ModelState, prefix: str) -> Arrays:
+    return {k.removeprefix(prefix): v for k, v in state.memory.items() if k.startswith(prefix)}
 
 
 def _with_centroids(state: ModelState, merged: Merged) -> ModelState:

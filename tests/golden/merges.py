@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 
 from common.settings.schema import Aggregation
 from common.settings.unsupervised import Centroids
-from server.aggregation.heads import aggregate
-from server.aggregation.server_optimizers import server_step
-from server.centroids.rules import SiteCentroids, SiteSums, merge_centroids, merge_lloyd, total_sums
+from server.aggregation.heads import HEAD_RULES, aggregate
+from server.aggregation.server_optimizers import OPTIMIZERS, server_step
+from server.centroids.base import RULES, SiteRows, merge_centroids
 from tests.golden.figures import Golden, Tolerance, hash_of
 
 TOLERANCE = Tolerance(relative=1e-4, absolute=1e-5)
@@ -22,12 +22,7 @@ SITES = tuple(f"site-{i}" for i in range(5))
 WEIGHTS = {name: float(3 + 2 * i) for i, name in enumerate(SITES)}
 
 
-def choices(section: type[Any], field: str) -> tuple[str, ...]:
-    """Return the values that a setting allows."""
-    return get_args(section.model_fields[field].annotation)
-
-
-def drawn_centroids() -> tuple[np.ndarray, dict[str, SiteCentroids]]:
+def drawn_centroids() -> tuple[np.ndarray, dict[str, SiteRows]]:
     """Return current centroids and those of five sites, which number them in orders of their own.
 
     One cluster is used by no site, and one site, the last, by its numbers claims far more patches than the others.
@@ -41,7 +36,7 @@ def drawn_centroids() -> tuple[np.ndarray, dict[str, SiteCentroids]]:
         counts = rng.integers(20, 200, CLUSTERS) * (10 if index == len(SITES) - 1 else 1)
         rows, counts = moved.copy(), counts.astype(np.int64)
         rows[: CLUSTERS - 1], counts[CLUSTERS - 1] = moved[order], 0
-        sites[name] = SiteCentroids(rows.astype(np.float32), counts)
+        sites[name] = SiteRows(rows.astype(np.float32), counts)
     return current, sites
 
 
@@ -58,7 +53,7 @@ def centroid_figures() -> dict[str, Any]:
     """Return the merged centroids [K, D], their displacement, and the dead clusters of every rule."""
     current, sites = drawn_centroids()
     found: dict[str, Any] = {}
-    for rule in choices(Centroids, "merge"):
+    for rule in RULES.names():
         if rule == "lloyd":
             found[rule] = lloyd_figures(current, sites)
             continue
@@ -73,22 +68,23 @@ def centroid_figures() -> dict[str, Any]:
     return found
 
 
-def lloyd_figures(current: np.ndarray, sites: dict[str, SiteCentroids]) -> dict[str, Any]:
+def lloyd_figures(current: np.ndarray, sites: dict[str, SiteRows]) -> dict[str, Any]:
     """Return two passes of k-means from sums, by what happens to empty clusters, and with momentum."""
     sums = {}
     for name, site in sites.items():
-        units = site.centroids / np.linalg.norm(site.centroids, axis=1, keepdims=True)
+        units = site.rows / np.linalg.norm(site.rows, axis=1, keepdims=True)
         counts = site.counts.astype(np.float64)
-        sums[name] = SiteSums((0.8 * units * counts[:, None]).astype(np.float32), counts)
+        sums[name] = SiteRows((0.8 * units * counts[:, None]).astype(np.float32), counts)
     found = {}
     for name, given in {
         "keep": {"empty": "keep"},
         "split": {"empty": "split"},
         "momentum": {"empty": "split", "momentum": 0.5},
     }.items():
-        first = merge_lloyd(current, total_sums(sums, current), **given)  # type: ignore[arg-type]
-        one_site = total_sums({SITES[0]: sums[SITES[0]]}, current)
-        second = merge_lloyd(first.centroids, one_site, first.state, **given)  # type: ignore[arg-type]
+        settings = Centroids(merge="lloyd", **given)  # type: ignore[arg-type]
+        first = merge_centroids(current, sums, settings)
+        one_site = {SITES[0]: sums[SITES[0]]}
+        second = merge_centroids(first.centroids, one_site, settings, memory=first.state)
         found[name] = {
             f"pass-{number}": {
                 "centroids": merged.centroids,
@@ -121,7 +117,7 @@ def head_figures() -> dict[str, Any]:
     heads = drawn_heads()
     weights = {name: float(3 + 2 * i) for i, name in enumerate(heads)}
     found: dict[str, Any] = {}
-    for rule in choices(Aggregation, "rule"):
+    for rule in HEAD_RULES.names():
         given = {"malicious": 2, "keep": 3} if "krum" in rule else {}
         merged = aggregate(heads, weights, Aggregation(rule=rule, **given))  # type: ignore[arg-type]
         numbers = [int(name.removeprefix("site-")) for name in merged.sites]
@@ -134,7 +130,7 @@ def optimizer_figures() -> dict[str, Any]:
     heads = drawn_heads()
     start = {key: value for key, value in heads["site-0"].items() if key != "steps"}
     found: dict[str, Any] = {}
-    for name in choices(Aggregation, "optimizer"):
+    for name in OPTIMIZERS.names():
         lr = 1.0 if name in ("none", "momentum") else 0.1
         settings = Aggregation(optimizer=name, lr=lr, tau=0.01)  # type: ignore[arg-type]
         head, state = dict(start), {}

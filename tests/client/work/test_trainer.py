@@ -68,11 +68,15 @@ def train(
     site: str = "north",
     state: dict[str, np.ndarray] | None = None,
     head: dict[str, np.ndarray] | None = None,
+    *,
+    fixed_centroids: bool = False,
 ) -> LocalResult:
     source = features() if source is None else source
     start = state_to_numpy(build_head(source.channels, config.model, 0)) if head is None else head
     centroids = init_centroids(config.model.clusters, config.model.dim, 0)
-    return train_local(source, start, centroids, config, round_number, site, state)
+    return train_local(
+        source, start, centroids, config, round_number, site, state, fixed_centroids=fixed_centroids
+    )
 
 
 def same(one: dict[str, np.ndarray], two: dict[str, np.ndarray]) -> bool:
@@ -158,13 +162,13 @@ def test_an_empty_shard_is_refused() -> None:
         train(settings(), empty)
 
 
-def test_lloyd_leaves_the_centroids_to_the_server() -> None:
+def test_fixed_centroids_are_left_to_the_server() -> None:
     start = init_centroids(4, 6, 0)
-    lloyd, mean = train(settings(centroids__merge="lloyd")), train(settings())
-    np.testing.assert_array_equal(lloyd.centroids, start)
-    assert lloyd.metrics["displacement"] == 0
-    assert not np.array_equal(mean.centroids, start) and mean.metrics["displacement"] > 0
-    assert same(lloyd.head, mean.head)  # centroids see detached codes: the head does not notice
+    fixed, moved = train(settings(), fixed_centroids=True), train(settings())
+    np.testing.assert_array_equal(fixed.centroids, start)
+    assert fixed.metrics["displacement"] == 0
+    assert not np.array_equal(moved.centroids, start) and moved.metrics["displacement"] > 0
+    assert same(fixed.head, moved.head)  # centroids see detached codes: the head does not notice
 
 
 def test_displacement_is_the_length_of_the_path() -> None:
@@ -313,11 +317,11 @@ def test_the_trained_head_is_the_one_that_was_counted() -> None:
     np.testing.assert_array_equal(found.counts, torch.bincount(labels, minlength=4).numpy())
 
 
-@pytest.mark.parametrize("merge", ["mean", "lloyd"])
+@pytest.mark.parametrize("fixed", [False, True])
 @pytest.mark.parametrize("objective", ["smoothness", "modularity"])
-def test_other_objectives_train_head_and_shared_state(objective: str, merge: str) -> None:
+def test_other_objectives_train_head_and_shared_state(objective: str, fixed: bool) -> None:
     config = settings(
-        loss__objective=objective, loss__codebook=5, loss__projection=3, centroids__merge=merge,
+        loss__objective=objective, loss__codebook=5, loss__projection=3,
         loss__reconstruction_weight=0.1, local__lr=1e-2, local__clip_norm=1.0,
     )  # fmt: skip
     source = features()
@@ -326,11 +330,13 @@ def test_other_objectives_train_head_and_shared_state(objective: str, merge: str
     centroids = init_centroids(4, 6, 0)
     results = []
     for round_number in (1, 2):
-        found = train_local(source, start, centroids, config, round_number, "north", shared=shared)
+        found = train_local(
+            source, start, centroids, config, round_number, "north", shared=shared, fixed_centroids=fixed
+        )
         assert {n: a.shape for n, a in found.shared.items()} == {n: a.shape for n, a in shared.items()}
         assert not same(found.shared, shared) and not same(found.head, start)
         assert np.isfinite(found.metrics["loss"])
-        assert np.array_equal(found.centroids, centroids) == (merge == "lloyd")
+        assert np.array_equal(found.centroids, centroids) == fixed
         start, shared = found.head, found.shared
         results.append(found)
     codebook = [found.shared.get("main.codebook") for found in results]

@@ -41,5 +41,7 @@ def test_the_command_explains_if_asked(
         monkeypatch.setattr("sys.argv", [*words, *more])
         main()
         said.append(capsys.readouterr().out)
-    assert "#" not in said[0] and said[1].count("\n# ") + 1 == len(RunConfig().to_flat())
+    keys = [line for line in said[1].splitlines() if line[:2] == "# " and line[:3] != "#  "]
+    assert "#" not in said[0] and len(keys) == len(RunConfig().to_flat())
+    assert "\n#   lloyd: exact spherical k-means" in said[1]  # names that are registered, each with a line
     assert tomllib.loads(said[0]) == tomllib.loads(said[1])

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from common.errors import UserError
-from common.settings.load import load_config
+from server.tasks.registry import load_settings
 
 SECURE = {"privacy.secure-sum": True}
 NOISE = {
@@ -21,22 +21,22 @@ HEADS = {"preset": "fuss-clean", "centroids.merge": "lloyd", "aggregation.weight
 
 @pytest.mark.parametrize("settings", [{}, SECURE, NOISE, NOISE | SECURE, NOISE | {"privacy.unit": "image"}])
 def test_the_default_preset_goes_with_both(settings: dict[str, Any]) -> None:
-    config = load_config(settings)
+    config = load_settings(settings)
     assert config.privacy.totals_only == bool(settings)
     trained = HEADS | {"privacy.clip-norm": 1.0} | settings | {"privacy.unit": "site"}
-    assert load_config(trained).privacy.totals_only == bool(settings)
+    assert load_settings(trained).privacy.totals_only == bool(settings)
 
 
 @pytest.mark.parametrize("merge", ["lloyd", "mean"])
 def test_rules_that_need_sums_only_go_with_secure_summation(merge: str) -> None:
-    assert load_config(SECURE | {"preset": "fuss-ref", "centroids.merge": merge}).privacy.secure_sum
+    assert load_settings(SECURE | {"preset": "fuss-ref", "centroids.merge": merge}).privacy.secure_sum
 
 
 @pytest.mark.parametrize("rule", ["median", "trimmed-mean", "krum", "multi-krum"])
 @pytest.mark.parametrize("privacy", [SECURE, NOISE | {"privacy.clip-norm": 1.0}])
 def test_rules_that_compare_heads_are_refused(rule: str, privacy: dict[str, Any]) -> None:
     with pytest.raises(UserError, match=rf"aggregation.rule '{rule}' compares the heads of single sites"):
-        load_config(HEADS | privacy | {"aggregation.rule": rule})
+        load_settings(HEADS | privacy | {"aggregation.rule": rule})
 
 
 @pytest.mark.parametrize(
@@ -44,7 +44,7 @@ def test_rules_that_compare_heads_are_refused(rule: str, privacy: dict[str, Any]
 )
 def test_rules_that_compare_centroids_are_refused(merge: str) -> None:
     with pytest.raises(UserError, match=rf"centroids.merge '{merge}' compares the centroids"):
-        load_config(HEADS | SECURE | {"centroids.merge": merge})
+        load_settings(HEADS | SECURE | {"centroids.merge": merge})
 
 
 @pytest.mark.parametrize(
@@ -75,4 +75,4 @@ def test_rules_that_compare_centroids_are_refused(merge: str) -> None:
 )
 def test_what_does_not_fit_is_refused_in_one_sentence(settings: dict[str, Any], sentence: str) -> None:
     with pytest.raises(UserError, match=sentence):
-        load_config(settings)
+        load_settings(settings)

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from common.errors import UserError
-from common.settings.load import from_wire, load_config, to_wire
+from common.settings.load import from_wire, to_wire
+from server.tasks.registry import load_settings
 
 STEPS = {"preset": "fuss-ref"}
 KEEPER = {"aggregation.keep-least-moved": True}
@@ -27,18 +28,18 @@ def test_what_acts_on_steps_or_on_trained_heads_is_refused_beside_the_closed_for
     key: str, value: object
 ) -> None:
     with pytest.raises(UserError, match=rf"{key} is '?{value}'?, but loss.objective 'spectral' solves"):
-        load_config({key: value})
-    assert load_config(STEPS | {key: value}).to_flat()[key] == value
+        load_settings({key: value})
+    assert load_settings(STEPS | {key: value}).to_flat()[key] == value
     assert (
-        load_config({"task": "supervised", key: value}).to_flat()[key] == value
+        load_settings({"task": "supervised", key: value}).to_flat()[key] == value
     )  # the objective plays no part
 
 
 def test_augmented_views_are_refused_beside_the_closed_form() -> None:
     views = {"loss.augmentation-weight": 0.1, "cache.views": 1}
     with pytest.raises(UserError, match=r"loss.augmentation-weight is 0.1, but loss.objective 'spectral'"):
-        load_config(views)
-    assert load_config(STEPS | views).loss.augmentation_weight == 0.1
+        load_settings(views)
+    assert load_settings(STEPS | views).loss.augmentation_weight == 0.1
 
 
 @pytest.mark.parametrize(
@@ -53,13 +54,13 @@ def test_augmented_views_are_refused_beside_the_closed_form() -> None:
 )
 def test_a_keeper_is_refused_where_none_could_be_picked(settings: dict[str, Any], words: str) -> None:
     with pytest.raises(UserError, match=r"aggregation.keep-least-moved") as caught:
-        load_config(settings)
+        load_settings(settings)
     assert words in str(caught.value)
 
 
 def test_what_can_act_is_taken() -> None:
-    assert load_config(STEPS | KEEPER | {"centroids.polish-passes": 2}).aggregation.keep_least_moved
-    assert load_config({"centroids.share": "none", "centroids.momentum": 0.5}).loss.objective == "spectral"
+    assert load_settings(STEPS | KEEPER | {"centroids.polish-passes": 2}).aggregation.keep_least_moved
+    assert load_settings({"centroids.share": "none", "centroids.momentum": 0.5}).loss.objective == "spectral"
 
 
 @pytest.mark.parametrize(
@@ -73,9 +74,9 @@ def test_what_can_act_is_taken() -> None:
 )
 def test_what_the_closed_form_has_no_room_for_is_refused(settings: dict[str, Any], words: str) -> None:
     with pytest.raises(UserError, match=words):
-        load_config(settings)
+        load_settings(settings)
 
 
 def test_settings_that_travel_are_checked_alike() -> None:
-    config = load_config(STEPS | KEEPER)
+    config = load_settings(STEPS | KEEPER)
     assert from_wire(to_wire(config)) == config

@@ -1,4 +1,4 @@
-"""Do the centroid rules do what they promise: by hand, against slow loops, for dead rows, in any order?"""
+"""Tests the centroid rules by hand, against slow loops, for dead rows and in any order."""
 
 from __future__ import annotations
 
@@ -9,19 +9,18 @@ import pytest
 
 from common.errors import UserError
 from common.settings.unsupervised import Centroids
-from server.centroids.base import displacement, stack_sites, unit
-from server.centroids.fedcc import merge_fedcc
-from server.centroids.matched import geometric_median, match_sites
-from server.centroids.rules import (
+from server.centroids.base import RULES as REGISTERED
+from server.centroids.base import (
     Merged,
-    SiteCentroids,
-    SiteSums,
+    SiteRows,
+    displacement,
     merge_centroids,
-    merge_lloyd,
-    merge_mean,
-    total_sums,
+    stack_sites,
+    unit,
 )
+from server.centroids.matched import geometric_median, match_sites
 
+PUBLISHED = {"spherical": False, "weighted": False, "keep_index": False}
 RULES = ["mean", "fedcc-kmeans", "fedcc-maximin", "matched", "matched-median", "matched-geometric"]
 
 
@@ -29,12 +28,20 @@ def settings(merge: str, **changes: object) -> Centroids:
     return Centroids(merge=merge, **changes)  # type: ignore[arg-type]
 
 
-def site(rows: object, counts: object = None) -> SiteCentroids:
+def site(rows: object, counts: object = None) -> SiteRows:
     centroids = np.array(rows, dtype=np.float32)
-    return SiteCentroids(centroids, np.ones(len(centroids), np.int64) if counts is None else np.array(counts))
+    return SiteRows(centroids, np.ones(len(centroids), np.int64) if counts is None else np.array(counts))
 
 
-def around(centres: np.ndarray, sites: int, seed: int = 0, noise: float = 0.1) -> dict[str, SiteCentroids]:
+def kmeans(
+    current: np.ndarray, sites: SiteRows | dict[str, SiteRows], memory: object = None, **given: object
+) -> Merged:
+    """One step of rule lloyd from the sites' sums, or from the sums of one site."""
+    every = sites if isinstance(sites, dict) else {"one": sites}
+    return merge_centroids(current, every, settings("lloyd", **given), memory=memory)  # type: ignore[arg-type]
+
+
+def around(centres: np.ndarray, sites: int, seed: int = 0, noise: float = 0.1) -> dict[str, SiteRows]:
     """Sites whose rows are noisy versions of the centres, of various lengths and counts."""
     rng = np.random.default_rng(seed)
     made = {}
@@ -46,13 +53,13 @@ def around(centres: np.ndarray, sites: int, seed: int = 0, noise: float = 0.1) -
     return made
 
 
-def shuffled(sites: dict[str, SiteCentroids], seed: int) -> dict[str, SiteCentroids]:
+def shuffled(sites: dict[str, SiteRows], seed: int) -> dict[str, SiteRows]:
     """Return the same sites, each with its rows in another order."""
     rng = np.random.default_rng(seed)
     made = {}
     for name, sent in sites.items():
         order = rng.permutation(len(sent.counts))
-        made[name] = SiteCentroids(sent.centroids[order], sent.counts[order])
+        made[name] = SiteRows(sent.rows[order], sent.counts[order])
     return made
 
 
@@ -98,7 +105,7 @@ def test_order_of_sites_changes_no_bit(chosen: Centroids) -> None:
 @pytest.mark.parametrize("chosen", variants(), ids=label)
 def test_sites_that_agree_change_nothing(chosen: Centroids) -> None:
     current = unit(gaussian(4, 6)).astype(np.float32)
-    sites = {f"s{i}": SiteCentroids(current, np.full(4, 10)) for i in range(5)}
+    sites = {f"s{i}": SiteRows(current, np.full(4, 10)) for i in range(5)}
     merged = merge_centroids(current, sites, chosen)
     best = (unit(merged.centroids) @ unit(current).T).max(axis=0)
     assert np.allclose(best, 1, atol=1e-5)
@@ -112,7 +119,7 @@ def test_what_does_not_fit_is_refused_by_name(rule: str) -> None:
     current, good = gaussian(3, 4), site(gaussian(3, 4))
     broken = {
         "shape": site(gaussian(4, 4)),
-        "counts": SiteCentroids(gaussian(3, 4), np.ones(2, np.int64)),
+        "counts": SiteRows(gaussian(3, 4), np.ones(2, np.int64)),
         "nan": site(np.full((3, 4), np.nan)),
         "negative": site(gaussian(3, 4), [1, -1, 1]),
     }
@@ -127,7 +134,7 @@ def test_displacement_is_that_of_directions() -> None:
     current = np.array([[2.0, 0.0], [0.0, 1.0]])
     assert displacement(current, np.array([[7.0, 0.0], [0.0, 3.0]])) == 0.0
     assert displacement(current, np.array([[0.0, 1.0], [0.0, -1.0]])) == pytest.approx(np.sqrt(2 + 4))
-    merged = merge_mean(current, stack_sites({"a": site([[0, 5], [0, 1]])}, current))
+    merged = merge_centroids(current, {"a": site([[0, 5], [0, 1]])}, settings("mean"))
     assert merged.displacement == pytest.approx(np.sqrt(2))
 
 
@@ -150,9 +157,7 @@ def test_published_maximin_by_hand() -> None:
     """From row 0 at the origin: the farthest row is (9, 0), then (0, 5) at distance 5, then (4, 0) at 4."""
     current = gaussian(4, 2)
     sites = {"a": site([[0, 0], [1, 0], [0, 5], [9, 0]]), "b": site([[4, 0], [8, 0], [0, 4], [1, 1]])}
-    merged = merge_fedcc(
-        current, stack_sites(sites, current), "maximin", spherical=False, weighted=False, keep_index=False
-    )
+    merged = merge_centroids(current, sites, settings("fedcc-maximin", **PUBLISHED))
     assert merged.centroids.tolist() == [[0, 0], [9, 0], [0, 5], [4, 0]]  # selected rows, selection order
 
 
@@ -167,9 +172,8 @@ def slow_maximin(points: np.ndarray, clusters: int) -> list[int]:
 def test_published_maximin_equals_a_slow_loop() -> None:
     current = gaussian(6, 5)
     sites = around(current, 8, noise=0.5)
-    stack = stack_sites(sites, current)
-    merged = merge_fedcc(current, stack, "maximin", spherical=False, weighted=False, keep_index=False)
-    points = stack.rows.reshape(-1, 5)
+    merged = merge_centroids(current, sites, settings("fedcc-maximin", **PUBLISHED))
+    points = stack_sites(sites, current).rows.reshape(-1, 5)
     assert np.array_equal(merged.centroids, points[slow_maximin(points.astype(np.float64), 6)])
 
 
@@ -178,10 +182,8 @@ def test_published_kmeans_is_sklearns() -> None:
 
     current = gaussian(5, 6)
     sites = around(current, 9, noise=0.5)
-    merged = merge_centroids(
-        current, sites, settings("fedcc-kmeans", spherical=False, weighted=False, keep_index=False)
-    )
-    stacked = np.concatenate([sites[name].centroids for name in sorted(sites)])
+    merged = merge_centroids(current, sites, settings("fedcc-kmeans", **PUBLISHED))
+    stacked = np.concatenate([sites[name].rows for name in sorted(sites)])
     expected = KMeans(5, random_state=42, n_init=10).fit(stacked).cluster_centers_
     assert np.allclose(merged.centroids, expected, atol=1e-6)
 
@@ -194,12 +196,12 @@ def test_dead_rows_are_left_out(how: str, spherical: bool, weighted: bool) -> No
     sites = around(current, 6, noise=0.02)
     outlier = np.array([0, 0, 0, 50], np.float32)
     for sent in sites.values():
-        sent.centroids[2] = outlier
+        sent.rows[2] = outlier
         sent.counts[2] = 0
-    stack = stack_sites(sites, current)
-    merged = merge_fedcc(current, stack, how, spherical=spherical, weighted=weighted, keep_index=True)  # type: ignore[arg-type]
+    chosen = settings(f"fedcc-{how}", spherical=spherical, weighted=weighted)
+    merged = merge_centroids(current, sites, chosen)
     assert np.abs(unit(merged.centroids)[:, 3]).max() < 0.2
-    published = merge_fedcc(current, stack, how, spherical=False, weighted=False, keep_index=True)  # type: ignore[arg-type]
+    published = merge_centroids(current, sites, settings(f"fedcc-{how}", spherical=False, weighted=False))
     assert unit(published.centroids)[:, 3].max() > 0.99
 
 
@@ -207,12 +209,12 @@ def test_dead_rows_are_left_out(how: str, spherical: bool, weighted: bool) -> No
 def test_too_few_live_rows_leave_the_other_clusters_as_they_are(how: str) -> None:
     current = unit(gaussian(5, 8)).astype(np.float32)
     rows = current[[3, 1, 0, 2, 4]] * 2
-    sites = {"only": SiteCentroids(rows, np.array([7, 9, 0, 0, 0]))}  # live: what are clusters 3 and 1
+    sites = {"only": SiteRows(rows, np.array([7, 9, 0, 0, 0]))}  # live: what are clusters 3 and 1
     merged = merge_centroids(current, sites, settings(f"fedcc-{how}", keep_index=False))
     assert merged.dead == (0, 2, 4)
     assert np.array_equal(merged.centroids[[0, 2, 4]], current[[0, 2, 4]])
     assert np.allclose(cosines(merged.centroids, current), 1, atol=1e-6)
-    nobody = {"only": SiteCentroids(rows, np.zeros(5, np.int64))}
+    nobody = {"only": SiteRows(rows, np.zeros(5, np.int64))}
     merged = merge_centroids(current, nobody, settings(f"fedcc-{how}"))
     assert np.array_equal(merged.centroids, current) and merged.dead == (0, 1, 2, 3, 4)
 
@@ -225,7 +227,7 @@ def test_equal_rows_do_not_become_several_centroids(
     how: str, spherical: bool, weighted: bool, keep_index: bool
 ) -> None:
     current = unit(gaussian(4, 5)).astype(np.float32)
-    sites = {name: SiteCentroids(current[[1, 3, 1, 1]], np.array([4, 5, 6, 7])) for name in "ab"}
+    sites = {name: SiteRows(current[[1, 3, 1, 1]], np.array([4, 5, 6, 7])) for name in "ab"}
     options = {"spherical": spherical, "weighted": weighted, "keep_index": keep_index}
     merged = merge_centroids(current, sites, settings(f"fedcc-{how}", **options))
     assert np.allclose(merged.centroids, current, atol=1e-6)
@@ -238,7 +240,7 @@ def test_counts_pull_the_centroids() -> None:
     light = site([[1, -0.3, 0], [0, 1, 0]], [1, 99])
     for how in ("kmeans", "maximin"):
         merged = merge_centroids(current, {"a": heavy, "b": light}, settings(f"fedcc-{how}"))
-        expected = unit(99 * unit(heavy.centroids[0]) + unit(light.centroids[0]))
+        expected = unit(99 * unit(heavy.rows[0]) + unit(light.rows[0]))
         assert np.allclose(unit(merged.centroids[0]), expected, atol=1e-6), how
         equal = merge_centroids(current, {"a": heavy, "b": light}, settings(f"fedcc-{how}", weighted=False))
         assert not np.allclose(unit(equal.centroids[0]), expected, atol=1e-3), how
@@ -268,10 +270,7 @@ def test_directions_decide_the_spherical_rules() -> None:
     """Lengths carry no meaning for a cosine argmax; raw maximin follows them all the same."""
     current = unit(gaussian(4, 8)).astype(np.float32)
     sites = around(current, 6)
-    longer = {
-        n: SiteCentroids(s.centroids * np.float32(2.0) ** i, s.counts)
-        for i, (n, s) in enumerate(sites.items())
-    }
+    longer = {n: SiteRows(s.rows * np.float32(2.0) ** i, s.counts) for i, (n, s) in enumerate(sites.items())}
     for how in ("kmeans", "maximin"):
         a, b = (merge_centroids(current, s, settings(f"fedcc-{how}")) for s in (sites, longer))
         assert np.allclose(a.centroids, b.centroids, atol=1e-6)
@@ -351,8 +350,7 @@ def test_robust_rules_resist_a_minority_with_huge_counts(rule: str) -> None:
     current = gaussian(5, 16)
     clean = around(current, 7, noise=0.05)
     hostile = {
-        name: SiteCentroids(1e6 * gaussian(5, 16, i), np.full(5, 10**9))
-        for i, name in enumerate(("x", "y"), 50)
+        name: SiteRows(1e6 * gaussian(5, 16, i), np.full(5, 10**9)) for i, name in enumerate(("x", "y"), 50)
     }
     reference = merge_centroids(current, clean, settings(rule)).centroids
     robust = merge_centroids(current, clean | hostile, settings(rule)).centroids
@@ -364,14 +362,14 @@ def test_robust_rules_resist_a_minority_with_huge_counts(rule: str) -> None:
 # --- lloyd ------------------------------------------------------------------------------------------------
 
 
-def e_step(codes: np.ndarray, centroids: np.ndarray) -> SiteSums:
+def e_step(codes: np.ndarray, centroids: np.ndarray) -> SiteRows:
     """One slow E-step: every unit code goes to the centroid of the highest cosine."""
     sums, counts = np.zeros(centroids.shape), np.zeros(len(centroids), np.int64)
     for code in codes:
         nearest = int(np.argmax(unit(centroids) @ code))
         sums[nearest] += code
         counts[nearest] += 1
-    return SiteSums(sums, counts)
+    return SiteRows(sums, counts)
 
 
 @pytest.mark.parametrize("split", ["halves", "one-each-way", "skewed"])
@@ -386,10 +384,10 @@ def test_lloyd_over_sites_equals_pooled_spherical_kmeans(split: str) -> None:
     }[split]
     pooled = federated = unit(codes[:4]).astype(np.float64)
     for _ in range(5):
-        whole = e_step(codes, pooled).sums
+        whole = e_step(codes, pooled).rows
         pooled = whole / np.linalg.norm(whole, axis=1, keepdims=True)
         sites = {f"s{o}": e_step(codes[owner == o], federated) for o in np.unique(owner)}
-        federated = merge_lloyd(federated, total_sums(sites, federated)).centroids
+        federated = kmeans(federated, sites).centroids
     assert np.abs(pooled - federated).max() < 1e-12
 
 
@@ -398,34 +396,32 @@ def test_lloyd_never_lowers_the_mean_cosine() -> None:
     centroids, values = unit(gaussian(6, 5)), []
     for _ in range(8):
         values.append(float((codes @ centroids.T).max(axis=1).mean()))
-        centroids = merge_lloyd(
-            centroids, total_sums({"a": e_step(codes, centroids)}, centroids), empty="keep"
-        ).centroids
+        centroids = kmeans(centroids, e_step(codes, centroids), empty="keep").centroids
     assert all(b >= a - 1e-12 for a, b in itertools.pairwise(values)) and values[-1] > values[0] + 0.05
 
 
 def test_sums_do_not_depend_on_the_order_of_sites() -> None:
     rng = np.random.default_rng(0)
     current = gaussian(3, 4)
-    sites = {f"s{i}": SiteSums(rng.standard_normal((3, 4)) * 0.1, np.full(3, 7)) for i in range(5)}
-    expected = total_sums(sites, current)
+    sites = {f"s{i}": SiteRows(rng.standard_normal((3, 4)) * 0.1, np.full(3, 7)) for i in range(5)}
+    expected = kmeans(current, sites).state
     for order in itertools.permutations(sites):
-        again = total_sums({name: sites[name] for name in order}, current)
-        assert again.sums.tobytes() == expected.sums.tobytes()
-    assert expected.counts.tolist() == [35, 35, 35]
+        again = kmeans(current, {name: sites[name] for name in order}).state
+        assert again["sums"].tobytes() == expected["sums"].tobytes()
+    assert expected["counts"].tolist() == [35, 35, 35]
 
 
 def test_momentum_is_a_running_sum_that_can_be_resumed() -> None:
     current = np.eye(2)
-    first = SiteSums(np.array([[4.0, 0.0], [0.0, 4.0]]), np.array([4, 4]))
-    second = SiteSums(np.array([[0.0, 3.0], [0.0, 4.0]]), np.array([3, 4]))
-    one = merge_lloyd(current, first, momentum=0.5)
-    two = merge_lloyd(one.centroids, second, one.state, momentum=0.5)
+    first = SiteRows(np.array([[4.0, 0.0], [0.0, 4.0]]), np.array([4, 4]))
+    second = SiteRows(np.array([[0.0, 3.0], [0.0, 4.0]]), np.array([3, 4]))
+    one = kmeans(current, first, momentum=0.5)
+    two = kmeans(one.centroids, second, one.state, momentum=0.5)
     assert np.allclose(two.centroids[0], unit(np.array([2.0, 3.0])))
     assert two.state["counts"].tolist() == [5, 6]
     assert all(value.dtype == np.float64 for value in two.state.values())
     with pytest.raises(UserError, match="another model"):
-        merge_lloyd(current, first, {"sums": np.zeros((3, 2))}, momentum=0.5)
+        kmeans(current, first, {"sums": np.zeros((3, 2))}, momentum=0.5)
 
 
 def two_modes() -> tuple[np.ndarray, np.ndarray]:
@@ -439,22 +435,22 @@ def two_modes() -> tuple[np.ndarray, np.ndarray]:
 
 def test_an_empty_cluster_is_kept_or_splits_the_widest() -> None:
     codes, current = two_modes()
-    total = total_sums({"a": e_step(codes, current)}, current)
-    kept = merge_lloyd(current, total, empty="keep")
+    total = e_step(codes, current)
+    kept = kmeans(current, total, empty="keep")
     assert kept.dead == (1,) and kept.reseeded == () and np.array_equal(kept.centroids[1], current[1])
-    split = merge_lloyd(current, total, empty="split")
+    split = kmeans(current, total, empty="split")
     assert split.dead == (1,) and split.reseeded == (1,)
-    next_total = total_sums({"a": e_step(codes, split.centroids)}, current)
+    next_total = e_step(codes, split.centroids)
     assert sorted(next_total.counts.tolist()) == [50, 50]  # the halves are the two modes
-    again = merge_lloyd(current, total, empty="split")
+    again = kmeans(current, total, empty="split")
     assert again.centroids.tobytes() == split.centroids.tobytes()
 
 
 def test_the_widest_cluster_is_the_one_that_is_split() -> None:
     current = np.eye(3)
     wide, narrow = np.array([0.6, 0.0, 0.0]) * 100, np.array([0.0, 0.99, 0.0]) * 500  # n - ||S||: 40 and 5
-    total = SiteSums(np.stack([wide, narrow, np.zeros(3)]), np.array([100, 500, 0]))
-    merged = merge_lloyd(current, total)
+    total = SiteRows(np.stack([wide, narrow, np.zeros(3)]), np.array([100, 500, 0]))
+    merged = kmeans(current, total)
     assert merged.reseeded == (2,)
     assert np.array_equal(merged.centroids[1], [0, 1, 0])
     assert np.allclose(merged.centroids[0], unit(np.array([1, 0, -0.05])))
@@ -466,8 +462,8 @@ def test_the_widest_cluster_is_the_one_that_is_split() -> None:
 
 def test_several_empty_clusters_all_find_a_place() -> None:
     current = unit(gaussian(5, 4))
-    total = SiteSums(np.stack([np.array([20.0, 0, 0, 0])] + [np.zeros(4)] * 4), np.array([100, 0, 0, 0, 0]))
-    merged = merge_lloyd(current, total)
+    total = SiteRows(np.stack([np.array([20.0, 0, 0, 0])] + [np.zeros(4)] * 4), np.array([100, 0, 0, 0, 0]))
+    merged = kmeans(current, total)
     assert merged.dead == merged.reseeded == (1, 2, 3, 4)
     assert len({tuple(row) for row in merged.centroids.round(6).tolist()}) == 5
     assert merged.state["counts"].sum() == 100
@@ -475,35 +471,47 @@ def test_several_empty_clusters_all_find_a_place() -> None:
 
 def test_codes_without_spread_are_not_split() -> None:
     current = np.eye(2)
-    merged = merge_lloyd(current, SiteSums(np.array([[8.0, 0.0], [0.0, 0.0]]), np.array([8, 0])))
+    merged = kmeans(current, SiteRows(np.array([[8.0, 0.0], [0.0, 0.0]]), np.array([8, 0])))
     assert merged.dead == (1,) and merged.reseeded == ()
     assert np.array_equal(merged.centroids, current)
 
 
 def test_impossible_sums_are_refused_by_name() -> None:
     current = np.eye(2)
-    good = SiteSums(np.eye(2), np.array([2, 2]))
+    good = SiteRows(np.eye(2), np.array([2, 2]))
     broken = {
-        "long": SiteSums(3 * np.eye(2), np.array([2, 2])),  # two unit vectors cannot add up to length 3
-        "nan": SiteSums(np.full((2, 2), np.nan), np.array([2, 2])),
-        "shape": SiteSums(np.eye(3), np.array([2, 2, 2])),
-        "negative": SiteSums(np.zeros((2, 2)), np.array([-1, 2])),
+        "long": SiteRows(3 * np.eye(2), np.array([2, 2])),  # two unit vectors cannot add up to length 3
+        "nan": SiteRows(np.full((2, 2), np.nan), np.array([2, 2])),
+        "shape": SiteRows(np.eye(3), np.array([2, 2, 2])),
+        "negative": SiteRows(np.zeros((2, 2)), np.array([-1, 2])),
     }
     for name, bad in broken.items():
         with pytest.raises(UserError, match=f"'{name}'"):
-            total_sums({"good": good, name: bad}, current)
+            kmeans(current, {"good": good, name: bad})
     with pytest.raises(UserError, match="no site at all"):
-        total_sums({}, current)
-    with pytest.raises(ValueError, match="use merge_lloyd"):
-        merge_centroids(current, {"a": site(np.eye(2))}, settings("lloyd"))
+        kmeans(current, {})
+
+
+def test_an_unknown_rule_is_answered_with_the_known_ones() -> None:
+    with pytest.raises(UserError, match=r"'loyd'.*fedcc-kmeans.*mean.*'lloyd'\?"):
+        merge_centroids(np.eye(2), {"a": site(np.eye(2))}, settings("loyd"))
+
+
+def test_every_rule_is_registered_with_its_facts() -> None:
+    """Who needs sums, who compares single sites, and who stands hostile ones."""
+    facts = {entry.name: entry.facts for entry in REGISTERED.entries()}
+    assert set(facts) == {*RULES, "lloyd"}
+    assert [name for name, fact in facts.items() if fact.takes == "sums"] == ["lloyd"]
+    assert [name for name, fact in facts.items() if not fact.single_sites] == ["lloyd", "mean"]
+    assert [name for name, fact in facts.items() if fact.robust] == ["matched-geometric", "matched-median"]
 
 
 def test_a_merge_leaves_its_arguments_alone() -> None:
     current = gaussian(3, 4)
     sites = around(current, 3)
-    before = [current.copy(), *(s.centroids.copy() for s in sites.values())]
+    before = [current.copy(), *(s.rows.copy() for s in sites.values())]
     for rule in RULES:
         assert isinstance(merge_centroids(current, sites, settings(rule)), Merged)
-    merge_lloyd(current, SiteSums(np.zeros((3, 4)), np.zeros(3)))
-    for a, b in zip(before, [current, *(s.centroids for s in sites.values())], strict=True):
+    kmeans(current, SiteRows(np.zeros((3, 4)), np.zeros(3)))
+    for a, b in zip(before, [current, *(s.rows for s in sites.values())], strict=True):
         assert np.array_equal(a, b)

@@ -17,8 +17,7 @@ from common.settings.schema import Aggregation
 from common.settings.unsupervised import Centroids
 from common.wire import Update
 from server.aggregation.heads import aggregate
-from server.centroids.base import unit
-from server.centroids.rules import SiteCentroids, merge_centroids
+from server.centroids.base import SiteRows, merge_centroids, unit
 from server.states.unsupervised import ModelState
 from server.tasks.unsupervised_merge import lloyd_pass
 
@@ -64,7 +63,7 @@ class World:
         features, labels = self.draw(1200)
         self.centroids = self.means(head, features, labels)
         self.heads: dict[str, Head] = {}
-        self.sites: dict[str, SiteCentroids] = {}
+        self.sites: dict[str, SiteRows] = {}
         for index in range(SITES):
             own = {
                 n: (v + 0.3 * v.std() * rng.standard_normal(v.shape)).astype(np.float32)
@@ -73,7 +72,7 @@ class World:
             features, labels = self.draw(600)
             self.heads[f"site-{index}"] = own
             counts = np.bincount(labels, minlength=CLASSES)
-            self.sites[f"site-{index}"] = SiteCentroids(self.means(own, features, labels), counts)
+            self.sites[f"site-{index}"] = SiteRows(self.means(own, features, labels), counts)
 
     def draw(self, count: int) -> tuple[np.ndarray, np.ndarray]:
         labels = self.rng.integers(0, CLASSES, count)
@@ -86,13 +85,13 @@ class World:
             np.float32
         )
 
-    def attacked(self, factor: float | None) -> tuple[dict[str, Head], dict[str, SiteCentroids]]:
+    def attacked(self, factor: float | None) -> tuple[dict[str, Head], dict[str, SiteRows]]:
         heads, sites = dict(self.heads), dict(self.sites)
         rng = np.random.default_rng(99)
         for name in HOSTILE if factor is not None else ():
             heads[name] = {key: np.float32(factor) * value for key, value in heads[name].items()}
             rubbish = 100 * rng.standard_normal((CLASSES, DIM)).astype(np.float32)
-            sites[name] = SiteCentroids(rubbish, np.full(CLASSES, 10**7))
+            sites[name] = SiteRows(rubbish, np.full(CLASSES, 10**7))
         return heads, sites
 
     def miou(self, rules: tuple[str, str], factor: float | None) -> float:
@@ -143,7 +142,7 @@ def test_polish_passes_keep_to_the_robust_rule_of_the_settings(rule: str) -> Non
     world, rng = World(0), np.random.default_rng(7)
     state = ModelState(head={}, centroids=world.centroids)
     honest = {
-        name: Update(name, "", {"sums": {"sums": 0.8 * s.centroids * s.counts[:, None], "counts": s.counts}})
+        name: Update(name, "", {"sums": {"sums": 0.8 * s.rows * s.counts[:, None], "counts": s.counts}})
         for name, s in world.sites.items()
     }
     claimed = np.full(CLASSES, 10**7)
