@@ -14,7 +14,7 @@ from contextlib import AbstractContextManager
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
-from client.ledger.egress import record_egress
+from client.ledger import record_egress
 from client.site import SiteConfig, site_config
 from common import wire
 from common.errors import UserError

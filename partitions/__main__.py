@@ -1,161 +1,99 @@
-"""What does `python -m partitions` accept, and what does it say?"""
+"""The command that divides a data set on disk into shards, one per site."""
 
 from __future__ import annotations
 
-import argparse
-import difflib
 import sys
-from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Annotated, Any
+
+import typer
+from click import Choice, Command, IntRange, Option
 
 from common.data.classes import TABLES
-from common.errors import UserError, report_user_errors
-from common.system.cli import CommandParser, progress_line
-from partitions import domains, export
+from common.errors import UserError
+from common.system.cli import CommandLine, FlexibleCommand, escaped, need_name, option, print_table
+from common.system.progress import progress_line
+from partitions import domains
 from partitions.adaptation import adapt, parse_roles
+from partitions.export import export_lists
+from partitions.leaf import Form
 from partitions.output import staged_folder
 from partitions.plan import Request, Split, plan, write
 from partitions.rules import RULES
 from partitions.sources import SOURCES, Dataset, Source
 
 _INTRODUCTION = """\
-Divide a data set on disk into shards, one per site. ImageDataset stay where they are: a shard is a list
-of paths. Written are OUT/site-0.jsonl, site-1.jsonl, ..., labelled evaluation manifests where the
-data set has them, OUT/partition.json (the record) and OUT/split.png (look at it first).
+Divide a data set on disk into shards, one per site. Images stay where they are: a shard is a list of paths. \
+Written are OUT/site-0.jsonl, site-1.jsonl, ..., labelled evaluation manifests where the data set has them, \
+OUT/partition.json (the record) and OUT/split.png (look at it first).
 """
 _EXAMPLES = """\
 examples:
-  python -m partitions synthetic --sites 4 --out shards/synthetic
-  python -m partitions camvid --root ../shared/data/camvid --by domain --out shards/camvid
-  python -m partitions folder --root my-pictures --by domain --domain-level 1 --out shards/mine
-  python -m partitions camvid --root ../shared/data/camvid --by dirichlet --sites 5 --out shards/skew
-  python -m partitions camvid --root ../shared/data/camvid --sites-of dusk_a,carpark_a,carpark_b \\
-      --source day_a,day_b,day_c,day_d --score dusk_b,carpark_c --out shards/camvid-adapt
 
-`python -m partitions DATASET --help` shows the options of a data set; `python -m partitions export` turns a
-split into lists for other systems, which `python -m partitions leaf` reads (those of IDDA: `idda --lists`).
+python -m partitions synthetic --sites 4 --out shards/synthetic
+
+python -m partitions camvid --root ../shared/data/camvid --by domain --out shards/camvid
+
+python -m partitions folder --root my-images --domain-level 1 --out shards/mine
+
+python -m partitions camvid --root ../shared/data/camvid --sites-of dusk_a,carpark_a \
+--source day_a,day_b --score dusk_b --out shards/camvid-adapt
 """
+_DIVISION, _DOMAINS = "Division", "Domains, and their roles in adaptation (names separated by commas)"
 
 
-def _seed(text: str) -> int:
-    if not text.isdigit():
-        raise argparse.ArgumentTypeError(f"{text!r} is no seed, expected a whole number from 0 up")
-    return int(text)
+def _common_options(source: Source) -> list[Option]:
+    """Return the options that every data set has."""
+    root = "Folder of the data set." if source.needs_root else "Folder for images (default: OUT/data)."
+    divide, name = partial(option, group=_DIVISION), partial(option, group=_DOMAINS)
+    return [
+        option("--root", "R", root, required=source.needs_root),
+        option("--out", "DIR", "Folder for the shards; new or empty.", required=True),
+        option("--overwrite", None, "Replace an earlier split in OUT.", is_flag=True),
+        option("--classes", "T", f"Class table: name or JSON file (default: {source.classes or 'none'})."),
+        option("--no-labels", None, "No label paths in the sites' manifests.", is_flag=True),
+        option("--quick", None, "Check no file and count no class.", is_flag=True),
+        option("--skip-unreadable", None, "Leave damaged images out.", is_flag=True),
+        divide("--sites", "N", "Number of sites; --by domain: one per domain if absent.", type=int),
+        divide("--by", "RULE", f"{', '.join(RULES)}: see `list` (default: {source.rule})."),
+        divide("--seed", "S", "Seed of every draw (default: 0).", type=IntRange(0), default=0),
+        divide("--alpha", "A", "dirichlet: 0.1 skews, 100 hardly (default: 0.5).", type=float, default=0.5),
+        divide(
+            "--over",
+            "WHAT",
+            "dirichlet: classes or domains (default: what there is).",
+            type=Choice(("auto", "classes", "domains")),
+            default="auto",
+        ),
+        name("--domain-csv", "FILE", "CSV with a row for each image's domain."),
+        name("--domain-column", "C", "Its column (default: domain).", default="domain"),
+        name("--domain-regex", "RE", "First group of RE in the path below the root."),
+        name("--domain-level", "N", "N-th folder of that path, 1 is the topmost.", type=int),
+        name("--sites-of", "A,B", "Domains that become sites, without labels."),
+        name("--source source_of", "C,D", "Domains that become the labelled source."),
+        name("--score", "E,F", "Domains that become the labelled target."),
+    ]
 
 
-def _add_common_options(parser: argparse.ArgumentParser, source: Source) -> None:
-    where = parser.add_argument_group("what and where")
-    where.add_argument(
-        "--root",
-        metavar="R",
-        required=source.needs_root,
-        help="folder of the data set" if source.needs_root else "folder for the pictures (default: OUT/data)",
-    )
-    where.add_argument("--out", metavar="DIR", required=True, help="folder for the shards; new or empty")
-    where.add_argument("--overwrite", action="store_true", help="replace an earlier split in OUT")
-    where.add_argument(
-        "--classes",
-        metavar="TABLE",
-        default=None,
-        help=f"class table: {', '.join(sorted(TABLES))}, or a JSON file "
-        f"(default: {source.classes or 'none'})",
-    )
-
-    how = parser.add_argument_group("how to divide")
-    how.add_argument(
-        "--sites", type=int, metavar="N", help="number of sites; --by domain: one per domain if absent"
-    )
-    how.add_argument(
-        "--by",
-        metavar="RULE",
-        help="; ".join(f"{name}: {text}" for name, text in RULES.items())
-        + f" (default: {source.rule}; iid where images have no domain)",
-    )
-    how.add_argument("--seed", type=_seed, default=0, metavar="S", help="seed of every draw (default: 0)")
-    how.add_argument(
-        "--alpha",
-        type=float,
-        default=0.5,
-        help="dirichlet: 0.1 is strong skew, 100 nearly none (default: 0.5)",
-    )
-    how.add_argument(
-        "--over",
-        choices=("auto", "classes", "domains"),
-        default="auto",
-        help="dirichlet: what is skewed (default: classes where there are labels, else domains)",
-    )
-
-    which = parser.add_argument_group("which domain an image is from (default: what the data set says)")
-    which = which.add_mutually_exclusive_group()  # type: ignore[assignment]
-    which.add_argument("--domain-csv", metavar="FILE", help="CSV with a header; rows name images and domains")
-    which.add_argument(
-        "--domain-regex", metavar="RE", help="first group of RE in the path relative to the root"
-    )
-    which.add_argument(
-        "--domain-level", type=int, metavar="N", help="N-th folder of that path, 1 is the topmost"
-    )
-    parser.add_argument(
-        "--domain-column", metavar="C", default="domain", help="column of --domain-csv (default: domain)"
-    )
-
-    roles = parser.add_argument_group(
-        "adaptation: domains with labels teach, others learn without (names separated by commas)"
-    )
-    roles.add_argument(
-        "--sites-of", metavar="A,B", help="domains that are divided into sites, whose manifests name no label"
-    )
-    roles.add_argument(
-        "--source", dest="source_of", metavar="C,D", help="domains that become the labelled source.jsonl"
-    )
-    roles.add_argument("--score", metavar="E,F", help="domains that become the labelled target.jsonl")
-
-    care = parser.add_argument_group("care")
-    care.add_argument(
-        "--no-labels",
-        action="store_true",
-        help="keep label paths out of the site manifests; training without labels needs none. Evaluation "
-        "manifests keep theirs, and the class mix is still counted here for partition.json and split.png",
-    )
-    care.add_argument(
-        "--quick",
-        action="store_true",
-        help="check no picture and no label map: faults are not found, and no class mix is counted",
-    )
-    care.add_argument(
-        "--skip-unreadable", action="store_true", help="leave damaged images out instead of refusing"
-    )
-
-
-def build_parser() -> argparse.ArgumentParser:
-    """Return the command's parser, one sub-command per data set."""
-    shape = argparse.RawDescriptionHelpFormatter
-    parser = CommandParser(
-        "python -m partitions", description=_INTRODUCTION, epilog=_EXAMPLES, formatter_class=shape
-    )
-    commands = parser.add_subparsers(
-        dest="dataset", metavar="DATASET", required=True, parser_class=CommandParser
-    )
-    for source in SOURCES.values():
-        sub = commands.add_parser(
-            source.name, help=source.help, description=f"{source.help}. {source.layout}"
+def _commands() -> list[Command]:
+    """Return one command per data set."""
+    return [
+        FlexibleCommand(
+            source.name,
+            params=[*source.options, *_common_options(source)],
+            callback=partial(_divide, source),
+            help=escaped(f"{source.help}. {source.layout}"),
+            short_help=escaped(source.help),
+            rich_help_panel="Data sets",
         )
-        _add_common_options(sub, source)
-        source.add_options(sub)
-        sub.set_defaults(source=source)
-    export.add_options(commands.add_parser(export.NAME, help=export.HELP, description=f"{export.HELP}."))
-    return parser
+        for source in SOURCES.values()
+    ]
 
 
-def _check_dataset(arguments: Sequence[str]) -> None:
-    """Name a near match where the first word is no data set: argparse would only list them all."""
-    if arguments and not arguments[0].startswith("-") and arguments[0] not in (*SOURCES, export.NAME):
-        near = difflib.get_close_matches(arguments[0], SOURCES, n=1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        raise UserError(f"There is no data set {arguments[0]!r}: {hint}expected one of {', '.join(SOURCES)}.")
-
-
-def _with_domains(data: Dataset, args: argparse.Namespace) -> Dataset:
+def _with_domains(data: Dataset, args: SimpleNamespace) -> Dataset:
     images = data.images
     if args.domain_csv is not None:
         images = domains.from_csv(images, Path(args.domain_csv), args.domain_column)
@@ -166,12 +104,11 @@ def _with_domains(data: Dataset, args: argparse.Namespace) -> Dataset:
     return replace(data, images=images)
 
 
-def summary(split: Split) -> str:
-    """Return the table of sites: images, domains, commonest classes."""
+def _print_summary(split: Split) -> None:
+    """Print the table of sites: images, domains, commonest classes."""
     classes = split.dataset.classes
-    lines = [f"{'site':<18}{'images':>7}  {'domains':<48}commonest classes"]
 
-    def line(name: str, count: int, found: dict[str, int], histogram: list[int] | None) -> str:
+    def row(name: str, count: int, found: dict[str, int], histogram: list[int] | None) -> tuple[str, ...]:
         text = ", ".join(f"{d} {c}" if len(found) > 1 else d for d, c in list(found.items())[:3])
         text += ", ..." if len(found) > 3 else ""
         common = "-"
@@ -179,34 +116,35 @@ def summary(split: Split) -> str:
             total = max(1, sum(histogram))
             pairs = sorted(zip(histogram, classes.names, strict=True), key=lambda pair: -pair[0])[:3]
             common = ", ".join(f"{label} {100 * pixels / total:.0f} %" for pixels, label in pairs)
-        return f"{name:<18}{count:>7}  {text:<48}{common}"
+        return name, str(count), text, common
 
-    partition = split.partition()
-    for name, count in partition.sites.items():
-        counted = None if partition.histogram is None else partition.histogram[name]
-        lines.append(line(name, count, partition.domains[name], counted))
-    for name, count in partition.evaluation.items():
-        counts = split.evaluation_histograms.get(name)
-        summed = None if counts is None else [int(n) for n in counts.sum(axis=0)]
-        lines.append(line(f"{name} (eval)", count, {}, summed))
-    return "\n".join(lines)
+    partition, counted = split.partition(), split.evaluation_histograms
+    rows = [
+        row(
+            name,
+            count,
+            partition.domains[name],
+            None if partition.histogram is None else partition.histogram[name],
+        )
+        for name, count in partition.sites.items()
+    ]
+    rows += [
+        row(f"{name} (eval)", count, {}, counted[name].sum(axis=0).tolist() if name in counted else None)
+        for name, count in partition.evaluation.items()
+    ]
+    print_table(("site", "images", "domains", "commonest classes"), rows, numbers=("images",))
 
 
-@report_user_errors
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; bad input gives one sentence and exit code 2."""
-    given = list(sys.argv[1:] if arguments is None else arguments)
-    _check_dataset(given)
-    args = build_parser().parse_args(given)
-    if args.dataset == export.NAME:
-        print(export.run(args))
-        return 0
-    if args.by is not None and args.by not in RULES:
-        near = difflib.get_close_matches(args.by, RULES, n=1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        raise UserError(f"There is no rule {args.by!r}: {hint}expected one of {', '.join(RULES)}.")
-    chosen = (args.domain_csv, args.domain_regex, args.domain_level)
-    args.custom_domains = any(option is not None for option in chosen)
+def _divide(source: Source, **given: Any) -> None:
+    """Divide one data set as the options say; nothing is left behind where that fails."""
+    args = SimpleNamespace(**given)
+    if args.by is not None:
+        need_name(args.by, RULES, "rule")
+    chosen = [name for name in ("domain_csv", "domain_regex", "domain_level") if given[name] is not None]
+    if len(chosen) > 1:
+        first, second = (f"--{name.replace('_', '-')}" for name in chosen[:2])
+        raise UserError(f"{first} and {second} both say which domain an image is from; give one of them.")
+    args.custom_domains = bool(chosen)
     roles = parse_roles(args.sites_of, args.source_of, args.score)
     request = Request(
         rule=args.by or "domain",
@@ -219,7 +157,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         skip_unreadable=args.skip_unreadable,
     )
     out = Path(args.out)
-    source: Source = args.source
     source.check_table(args.classes)
     with staged_folder(out, args.overwrite) as stage:
         data = _with_domains(source.load(args, stage, progress_line("drawing")), args)
@@ -232,14 +169,50 @@ def main(arguments: Sequence[str] | None = None) -> int:
             request = replace(request, sites=data.sites)
         split = plan(data, request, progress_line("checking"))
         write(split, stage, out)
-    print(summary(split))
+    _print_summary(split)
     for sentence in split.skipped:
         print(f"left out: {sentence}")
     print(f"\nwritten to {out}; look at {out / 'split.png'}, then for example:")
     print(f"  python -m client check --shard {out / 'site-0.jsonl'}")
     print(f"  python -m server simulate --recipe recipes/RECIPE.toml --shards {out}")
-    return 0
 
+
+_line = CommandLine("python -m partitions", _INTRODUCTION, "data set", made=_commands(), epilog=_EXAMPLES)
+
+
+@_line.command("--shards shards/camvid --format leaf --out camvid.json")
+def _export(
+    *,
+    shards: Annotated[Path, typer.Option(metavar="DIR", help="Folder made by this command.")],
+    form: Annotated[
+        Form,
+        typer.Option(
+            "--format",
+            metavar="F",
+            help="leaf: paths below the data root, with label maps; flat: {client: \\[name]}; text: one name per line, "
+            "without folder and ending.",
+        ),
+    ] = "leaf",
+    manifest: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Write this evaluation manifest (ts1, say) in place of the sites."),
+    ] = None,
+    out: Annotated[Path, typer.Option(metavar="FILE", help="The list to write; must not exist yet.")],
+) -> None:
+    """Write an earlier split as a list for other systems."""
+    print(export_lists(shards, out, form, manifest))
+
+
+@_line.command("")
+def _list() -> None:
+    """List data sets, rules to divide by, and class tables."""
+    print_table(("data set", ""), [(source.name, source.help) for source in SOURCES.values()])
+    print()
+    print_table(("rule", ""), RULES.items())
+    print("\nclass tables: " + ", ".join(sorted(TABLES)))
+
+
+partitions_main = _line.run
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(partitions_main())

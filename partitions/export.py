@@ -1,52 +1,28 @@
-"""How is a folder of shards written as the client lists that other federated systems read?"""
+"""Export of a folder of shards as client lists that other federated systems read."""
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 from common.data.manifest import PARTITION_FILE, Entry, read_partition, read_shard, read_sites
 from common.errors import UserError
-from partitions.leaf import FORMS, Clients, Form, Sample, write_clients
-
-NAME = "export"
-HELP = "write an earlier split as LEAF JSON, flat JSON or a text list, for other systems"
+from partitions.leaf import Clients, Form, Sample, write_clients
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options of the command."""
-    parser.add_argument("--shards", metavar="DIR", required=True, help="folder made by this command")
-    parser.add_argument(
-        "--format",
-        choices=FORMS,
-        default="leaf",
-        help="leaf: paths below the data root, with label maps; flat: {client: [name]}; text: one name per line "
-        "(names are those of the files, without folder and ending; default: leaf)",
-    )
-    parser.add_argument(
-        "--manifest", metavar="NAME", help="write this evaluation manifest (ts1, say) in place of the sites"
-    )
-    parser.add_argument("--out", metavar="FILE", required=True, help="the list to write; must not exist yet")
+def export_lists(folder: Path, out: Path, form: Form, manifest: str | None = None) -> str:
+    """Write the sites of a folder of shards, or one evaluation manifest, as one list; return a sentence about it.
 
-
-def run(args: argparse.Namespace) -> str:
-    """Write the list and return a sentence about it."""
-    out = Path(args.out)
+    ``flat`` and ``text`` lists hold the files' names without folder and ending. Raises `UserError` where the list
+    exists, cannot be written, or two images would have one name.
+    """
     if out.exists():
         raise UserError(f"--out {out} exists already; give a new file.")
-    clients = shards_to_clients(Path(args.shards), args.manifest)
-    form: Form = args.format
+    clients = shards_to_clients(folder, manifest)
     if form != "leaf":
         clients = _bare_names(clients)
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        write_clients(out, clients, form)
-    except OSError as error:
-        raise UserError(
-            f"Cannot write --out {out}: {error.strerror or error}; choose a place that you may write to."
-        ) from error
+    write_clients(out, clients, form)
     return f"{len(clients)} clients, {sum(map(len, clients.values()))} images written to {out}"
 
 

@@ -18,7 +18,6 @@ from common.errors import UserError
 from common.system.atomic import atomic_write_text
 
 Form = Literal["leaf", "flat", "text"]
-FORMS: tuple[Form, ...] = ("leaf", "flat", "text")
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,10 @@ import numpy.typing as npt
 from common.data.check import inspect_shard
 from common.data.manifest import REPAIR_SIZES, Entry, Partition, Shard, write_manifest, write_partition
 from common.errors import UserError
+from common.system.progress import Progress
 from partitions.picture import Row, draw_split
 from partitions.rules import by_domain, characteristic_class, check_sites, dirichlet, iid
-from partitions.sources.base import SOURCE, TRAIN_EVAL, Dataset, Progress
+from partitions.sources.base import SOURCE, TRAIN_EVAL, Dataset
 
 Histograms = npt.NDArray[np.int64]
 NO_DOMAIN = "(none)"

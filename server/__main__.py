@@ -2,331 +2,297 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
+from typing import Annotated, Any, Literal
 
-from common.errors import UserError, report_user_errors
+import typer
+
+from common.errors import UserError
 from common.settings.explain import explained_toml
 from common.settings.load import parse_assignments, read_recipe
 from common.settings.schema import RunConfig
-from common.system.cli import (
-    CommandParser,
-    add_cluster_option,
-    add_refinements,
-    add_site_option,
-    image_size,
-    positive,
-    progress_line,
-)
-from server.settings.registered import explained_names
-from server.tasks.registry import load_settings
+from common.system.cli import Assignments, CommandLine, DataRoot, Recipe
+from common.system.progress import progress_line
+
+_line = CommandLine("python -m server", __doc__)
+
+_Checkpoint = Annotated[Path, typer.Option(metavar="C", help="File or run directory.")]
+_Shards = Annotated[Path | None, typer.Option(metavar="DIR", help="Folder that `partitions` made.")]
+_RunDir = Annotated[Path | None, typer.Option(metavar="D", help="Results (default: runs/NAME-seedSEED).")]
+_Resume = Annotated[Path | None, typer.Option(metavar="C", help="Checkpoint or run directory to resume.")]
+_GpuShare = Annotated[float, typer.Option("--gpus-per-site", metavar="G", help="Share of a GPU per site.")]
+_Classes = Annotated[str | None, typer.Option(metavar="T", help="Class table: a name or a JSON file.")]
+_Json = Annotated[Path | None, typer.Option("--json", metavar="OUT", help="Write all figures to this file.")]
+_Crf = Annotated[bool, typer.Option("--crf", help="Refine with a dense CRF.")]
+_Flip = Annotated[bool, typer.Option("--flip", help="Average with the mirrored image.")]
+_Site = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="Of a run whose sites do not share all (centroids.share): this site's own model. `evaluate` also "
+        "takes all: each by itself, and their mean.",
+    ),
+]
+_Protocol = Annotated[
+    Literal["label-size", "center-320"],
+    typer.Option(metavar="P", help="label-size, or center-320: the center crop of 320 pixels as published."),
+]
 
 
-def settings_of(arguments: argparse.Namespace) -> RunConfig:
+def _cluster(text: str) -> int | str:
+    """Read ``auto``, ``global`` or the number of a style cluster."""
+    if text not in ("auto", "global") and not text.isdigit():
+        raise typer.BadParameter(f"{text!r} is not auto, global or the number of a style cluster")
+    return int(text) if text.isdigit() else text
+
+
+_Cluster = Annotated[
+    Any,
+    typer.Option(
+        parser=_cluster,
+        metavar="auto|global|N",
+        help="Of a run with style clusters: per image that of the nearest style, the shared network, or cluster N's.",
+    ),
+]
+
+
+def _image_size(text: str) -> tuple[int, int]:
+    """Read ``512x928``: height and width in pixels, from 32 up."""
+    height, _, width = text.partition("x")
+    if not (height.isdigit() and width.isdigit() and min(int(height), int(width)) >= 32):
+        raise typer.BadParameter(f"{text!r} is not a size from 32x32 up, as HEIGHTxWIDTH")
+    return int(height), int(width)
+
+
+def _load(
+    recipe: Path | None,
+    assignments: list[str],
+    shards: Path | None = None,
+    data_root: Path | None = None,
+    run_dir: Path | None = None,
+    resume: Path | None = None,
+) -> RunConfig:
     """Merge recipe, ``--set``, and the options that name folders."""
-    given = {
-        "simulation.shards": arguments.shards,
-        "simulation.data-root": arguments.data_root,
-        "run-dir": arguments.run_dir,
-        "resume": arguments.resume,
-    }
-    layers = [read_recipe(arguments.recipe)] if arguments.recipe else []
-    layers.append(parse_assignments(arguments.set))
-    layers.append({key: str(value) for key, value in given.items() if value is not None})
+    from server.tasks.registry import (
+        load_settings,  # the registered rules bring torch, which help need not wait for
+    )
+
+    places = {"simulation.shards": shards, "simulation.data-root": data_root}
+    places |= {"run-dir": run_dir, "resume": resume}
+    layers = [read_recipe(recipe)] if recipe else []
+    layers += [parse_assignments(assignments), {key: str(path) for key, path in places.items() if path}]
     return load_settings(*layers)
 
 
-def run_simulate(arguments: argparse.Namespace) -> None:
-    """`simulate`."""
-    settings = settings_of(arguments)  # wrong words are refused before anything heavy is imported
+@_line.command("--recipe recipes/camvid-default.toml --set seed=1")
+def _simulate(
+    *,
+    recipe: Recipe = None,
+    shards: _Shards = None,
+    data_root: DataRoot = None,
+    run_dir: _RunDir = None,
+    resume: _Resume = None,
+    assignments: Assignments,
+    gpu_share: _GpuShare = 0.0,
+) -> None:
+    """Run a recipe with all sites simulated on this machine, and wait for the result."""
+    # a wrong setting is refused before anything heavy is imported
+    settings = _load(recipe, assignments, shards, data_root, run_dir, resume)
     from server.simulate import simulate
 
-    simulate(settings, arguments.gpus_per_site)
+    simulate(settings, gpu_share)
 
 
-def run_pretrain(arguments: argparse.Namespace) -> None:
-    """`pretrain`: gather styles, train on the source, stop before the first round."""
-    settings = settings_of(arguments)
+@_line.command("--recipe recipes/camvid-adapt-pretrain-fourier.toml")
+def _pretrain(
+    *,
+    recipe: Recipe = None,
+    shards: _Shards = None,
+    data_root: DataRoot = None,
+    run_dir: _RunDir = None,
+    resume: _Resume = None,
+    assignments: Assignments,
+    gpu_share: _GpuShare = 0.0,
+) -> None:
+    """Make the labelled source model of task 'adaptation', in the sites' styles where the recipe says so."""
+    settings = _load(recipe, assignments, shards, data_root, run_dir, resume)
     if settings.task != "adaptation":
         raise UserError(f"The recipe's task is '{settings.task}'; pretraining belongs to task 'adaptation'.")
     if settings.source.checkpoint:
         raise UserError(
             f"source.checkpoint is {settings.source.checkpoint}, a model that is pretrained already; leave it out to "
-            "pretrain one, or adapt that one by `python -m server simulate`."
+            f"pretrain one, or adapt that one by `python -m server simulate`."
         )
     from server.simulate import simulate
 
-    simulate(settings.model_copy(update={"rounds": 0}), arguments.gpus_per_site)
+    simulate(settings.model_copy(update={"rounds": 0}), gpu_share)
 
 
-def run_evaluate(arguments: argparse.Namespace) -> None:
-    """`evaluate`."""
+@_line.command("--checkpoint runs/camvid-default-seed0 --shard shards/camvid/dev.jsonl --json out.json")
+def _evaluate(
+    *,
+    checkpoint: _Checkpoint,
+    shard: Annotated[Path, typer.Option(metavar="M", help="Labelled manifest (JSON lines).")],
+    data_root: DataRoot = None,
+    classes: _Classes = None,
+    crf: _Crf = False,
+    flip: _Flip = False,
+    matching: Annotated[
+        Literal["hungarian", "many-to-one", "checkpoint"] | None,
+        typer.Option(
+            metavar="M",
+            help="Clusters to classes: hungarian, many-to-one, or checkpoint for as matched while training "
+            "(default: as the run was scored). Models that were trained with classes need none.",
+        ),
+    ] = None,
+    protocol: _Protocol = "label-size",
+    cluster: _Cluster = "auto",
+    site: _Site = None,
+    json_path: _Json = None,
+) -> None:
+    """Score a checkpoint on a labelled shard."""
     from server.evaluation.command import evaluate_checkpoint, print_evaluation
 
     result = evaluate_checkpoint(
-        arguments.checkpoint,
-        arguments.shard,
-        data_root=arguments.data_root,
-        classes=arguments.classes,
-        crf=arguments.crf,
-        flip=arguments.flip,
-        json_path=arguments.json,
-        matching=arguments.matching,
-        protocol=arguments.protocol,
-        cluster=arguments.cluster,
-        site=arguments.site,
+        checkpoint,
+        shard,
+        data_root=data_root,
+        classes=classes,
+        crf=crf,
+        flip=flip,
+        json_path=json_path,
+        matching=matching,
+        protocol=protocol,
+        cluster=cluster,
+        site=site,
         progress=progress_line("segmenting"),
     )
     print_evaluation(result)
 
 
-def run_probe(arguments: argparse.Namespace) -> None:
-    """`probe`."""
+@_line.command(
+    "--checkpoint runs/camvid-default-seed0 --train shards/camvid/site-*.jsonl --test shards/camvid/dev.jsonl"
+)
+def _probe(
+    *,
+    checkpoint: _Checkpoint,
+    train: Annotated[list[Path], typer.Option(metavar="M...", help="Labelled manifests to fit on.")],
+    test: Annotated[Path, typer.Option(metavar="M", help="Labelled manifest to score on.")],
+    data_root: DataRoot = None,
+    classes: _Classes = None,
+    on: Annotated[
+        Literal["code", "features"],
+        typer.Option(
+            metavar="W", help="code: what the head makes of the features; or features: the backbone's."
+        ),
+    ] = "code",
+    site: _Site = None,
+    steps: Annotated[int, typer.Option(min=1, metavar="N", help="Steps at most.")] = 200,
+    protocol: _Protocol = "label-size",
+    crf: _Crf = False,
+    flip: _Flip = False,
+    json_path: _Json = None,
+) -> None:
+    """Fit a linear classifier with labels on a frozen checkpoint and score it on another shard."""
     from server.evaluation.probe import print_probe, probe_checkpoint
 
     result = probe_checkpoint(
-        arguments.checkpoint,
-        arguments.train,
-        arguments.test,
-        data_root=arguments.data_root,
-        classes=arguments.classes,
-        json_path=arguments.json,
-        on=arguments.on,
-        site=arguments.site,
-        steps=arguments.steps,
-        protocol=arguments.protocol,
-        crf=arguments.crf,
-        flip=arguments.flip,
+        checkpoint,
+        train,
+        test,
+        data_root=data_root,
+        classes=classes,
+        json_path=json_path,
+        on=on,
+        site=site,
+        steps=steps,
+        protocol=protocol,
+        crf=crf,
+        flip=flip,
         progress=progress_line("probing"),
     )
     print_probe(result)
 
 
-def run_settings(arguments: argparse.Namespace) -> None:
-    """`settings`."""
-    layers = [read_recipe(arguments.recipe)] if arguments.recipe else []
-    config = load_settings(*layers, parse_assignments(arguments.set))
-    print(explained_toml(config, explained_names()) if arguments.explain else config.to_toml(), end="")
-
-
-def run_segment(arguments: argparse.Namespace) -> None:
-    """`segment`."""
+@_line.command("--checkpoint runs/camvid-default-seed0 --out masks my-images/")
+def _segment(
+    *,
+    checkpoint: _Checkpoint,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Where the results go.")],
+    crf: _Crf = False,
+    flip: _Flip = False,
+    cluster: _Cluster = "auto",
+    site: _Site = None,
+    inputs: Annotated[list[Path], typer.Argument(metavar="IMAGE_OR_FOLDER...", show_default=False)],
+) -> None:
+    """Segment images: label PNGs, overlays with a legend, and an index page."""
     from server.inference.segment import segment
 
-    index = segment(
-        arguments.checkpoint,
-        arguments.out,
-        arguments.inputs,
-        crf=arguments.crf,
-        flip=arguments.flip,
-        cluster=arguments.cluster,
-        site=arguments.site,
-        progress=progress_line("segmenting"),
-    )
-    print(index)
+    progress = progress_line("segmenting")
+    print(segment(checkpoint, out, inputs, crf=crf, flip=flip, cluster=cluster, site=site, progress=progress))
 
 
-def run_export(arguments: argparse.Namespace) -> None:
-    """`export`."""
+@_line.command("--checkpoint runs/camvid-default-seed0 --out model.onnx")
+def _export(
+    *,
+    checkpoint: _Checkpoint,
+    out: Annotated[Path, typer.Option(metavar="FILE", help="The ONNX file.")],
+    cluster: _Cluster = "global",
+    site: _Site = None,
+    size: Annotated[
+        Any,
+        typer.Option(
+            parser=_image_size,
+            metavar="HxW",
+            help="Of the images of a whole model (default: as scored, or as training cut them).",
+        ),
+    ] = None,
+) -> None:
+    """Export a checkpoint to ONNX, checked against torch."""
     from server.inference.export import export_onnx
 
-    path = export_onnx(
-        arguments.checkpoint,
-        arguments.out,
-        cluster=arguments.cluster,
-        site=arguments.site,
-        size=arguments.size,
-    )
-    print(path)
+    print(export_onnx(checkpoint, out, cluster=cluster, site=site, size=size))
 
 
-def run_report(arguments: argparse.Namespace) -> None:
-    """`report`."""
+@_line.command("--recipe recipes/camvid-rule-mean.toml > run.toml")
+def _settings(
+    *,
+    recipe: Recipe = None,
+    assignments: Assignments,
+    explain: Annotated[
+        bool,
+        typer.Option("--explain", help="Say above each setting what it means and which values it takes."),
+    ] = False,
+) -> None:
+    """Print all settings of a recipe, what it leaves to preset, base and defaults included, as TOML."""
+    config = _load(recipe, assignments)
+    if explain:
+        from server.settings.registered import explained_names
+
+        print(explained_toml(config, explained_names()), end="")
+    else:
+        print(config.to_toml(), end="")
+
+
+@_line.command("runs/camvid-*")
+def _report(
+    *,
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN_DIR...", show_default=False)],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="For several runs.")] = Path("runs/comparison"),
+) -> None:
+    """Of one run: write its report.html. Of several: a comparison table and plots."""
     from server.report.page import compare, comparison_text, write_report
 
-    if len(arguments.runs) == 1:
-        print(write_report(arguments.runs[0]))
+    if len(runs) == 1:
+        print(write_report(runs[0]))
     else:
-        page = compare(arguments.runs, arguments.out)
-        print(comparison_text(arguments.runs))
+        page = compare(runs, out)
+        print(comparison_text(runs))
         print(page)
 
 
-def add_run_options(command: argparse.ArgumentParser) -> None:
-    """Add what a command that starts a run can be told."""
-    command.add_argument("--recipe", type=Path, metavar="F", help="settings as TOML (see recipes/)")
-    command.add_argument("--shards", type=Path, metavar="DIR", help="folder made by `python -m partitions`")
-    command.add_argument("--data-root", type=Path, metavar="R", help="folder the manifests' paths refer to")
-    command.add_argument("--run-dir", type=Path, metavar="D", help="results (default: runs/NAME-seedSEED)")
-    command.add_argument(
-        "--resume", type=Path, metavar="C", help="go on from this checkpoint or run directory"
-    )
-    command.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a setting")
-    command.add_argument(
-        "--gpus-per-site", type=float, default=0.0, metavar="G", help="share of a GPU per site"
-    )
-
-
-def build_parser() -> argparse.ArgumentParser:
-    """Describe all commands."""
-    parser = CommandParser(prog="python -m server", description=__doc__)
-    commands = parser.add_subparsers(
-        dest="command", required=True, metavar="COMMAND", parser_class=CommandParser
-    )
-
-    def add(name: str, run: object, text: str, example: str) -> argparse.ArgumentParser:
-        command = commands.add_parser(
-            name,
-            help=text,
-            description=text,
-            epilog=f"example: python -m server {name} {example}",
-        )
-        command.set_defaults(run=run)
-        return command
-
-    simulate = add(
-        "simulate",
-        run_simulate,
-        "Run a recipe with all sites simulated on this machine, and wait for the result.",
-        "--recipe recipes/camvid-default.toml --set seed=1",
-    )
-    add_run_options(simulate)
-
-    pretrain = add(
-        "pretrain",
-        run_pretrain,
-        "Make the labelled source model of task 'adaptation', in the sites' styles where the recipe says so.",
-        "--recipe recipes/camvid-adapt-pretrain-fourier.toml",
-    )
-    add_run_options(pretrain)
-
-    evaluate = add(
-        "evaluate",
-        run_evaluate,
-        "Score a checkpoint on a labelled shard.",
-        "--checkpoint runs/camvid-default-seed0 --shard shards/camvid/dev.jsonl --json out.json",
-    )
-    evaluate.add_argument("--checkpoint", type=Path, required=True, metavar="C", help="file or run directory")
-    evaluate.add_argument(
-        "--shard", type=Path, required=True, metavar="M", help="labelled manifest (JSON lines)"
-    )
-    evaluate.add_argument("--data-root", type=Path, metavar="R", help="folder the manifest's paths refer to")
-    evaluate.add_argument("--classes", metavar="T", help="class table: a name or a JSON file")
-    add_refinements(evaluate)
-    evaluate.add_argument(
-        "--matching",
-        choices=("hungarian", "many-to-one", "checkpoint"),
-        help="clusters to classes (default: as the run was scored); checkpoint: as matched while training; "
-        "networks that were trained with classes need none",
-    )
-    evaluate.add_argument(
-        "--protocol",
-        choices=("label-size", "center-320"),
-        default="label-size",
-        help="score at the label's size, or the centre crop of 320 pixels as in the published evaluation",
-    )
-    add_cluster_option(evaluate, "auto")
-    add_site_option(evaluate, every=True)
-    evaluate.add_argument("--json", type=Path, metavar="OUT", help="write all figures to this file")
-
-    probe = add(
-        "probe",
-        run_probe,
-        "Fit a linear classifier with labels on a frozen checkpoint and score it on another shard.",
-        "--checkpoint runs/camvid-default-seed0 --train shards/camvid/site-*.jsonl --test shards/camvid/dev.jsonl",
-    )
-    probe.add_argument("--checkpoint", type=Path, required=True, metavar="C", help="file or run directory")
-    probe.add_argument(
-        "--train", type=Path, required=True, nargs="+", metavar="M", help="labelled manifests to fit on"
-    )
-    probe.add_argument("--test", type=Path, required=True, metavar="M", help="labelled manifest to score on")
-    probe.add_argument("--data-root", type=Path, metavar="R", help="folder the manifests' paths refer to")
-    probe.add_argument("--classes", metavar="T", help="class table: a name or a JSON file")
-    probe.add_argument(
-        "--on",
-        choices=("code", "features"),
-        default="code",
-        help="what the head makes of the features (default), or the features of the backbone themselves",
-    )
-    add_site_option(probe)
-    probe.add_argument(
-        "--steps", type=positive, default=200, metavar="N", help="steps at most (default: 200)"
-    )
-    probe.add_argument(
-        "--protocol",
-        choices=("label-size", "center-320"),
-        default="label-size",
-        help="as in `evaluate`; holds for fitting and scoring",
-    )
-    add_refinements(probe)
-    probe.add_argument("--json", type=Path, metavar="OUT", help="write all figures to this file")
-
-    segment = add(
-        "segment",
-        run_segment,
-        "Segment pictures: label PNGs, overlays with a legend, and an index page.",
-        "--checkpoint runs/camvid-default-seed0 --out masks my-pictures/",
-    )
-    segment.add_argument("--checkpoint", type=Path, required=True, metavar="C", help="file or run directory")
-    segment.add_argument("--out", type=Path, required=True, metavar="DIR", help="where the results go")
-    add_refinements(segment)
-    add_cluster_option(segment, "auto")
-    add_site_option(segment)
-    segment.add_argument("inputs", type=Path, nargs="+", metavar="IMAGE_OR_FOLDER")
-
-    export = add(
-        "export",
-        run_export,
-        "Export a checkpoint to ONNX, checked against torch.",
-        "--checkpoint runs/camvid-default-seed0 --out model.onnx",
-    )
-    export.add_argument("--checkpoint", type=Path, required=True, metavar="C", help="file or run directory")
-    export.add_argument("--out", type=Path, required=True, metavar="FILE", help="the ONNX file")
-    add_cluster_option(export, "global")
-    add_site_option(export)
-    export.add_argument(
-        "--size",
-        type=image_size,
-        metavar="HxW",
-        help="of the images of a whole network (default: as scored, or as training cut them)",
-    )
-
-    settings = add(
-        "settings",
-        run_settings,
-        "Print all settings of a recipe, what it leaves to preset, base and defaults included, as TOML.",
-        "--recipe recipes/camvid-rule-mean.toml > run.toml",
-    )
-    settings.add_argument("--recipe", type=Path, metavar="F", help="settings as TOML (see recipes/)")
-    settings.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="override a setting"
-    )
-    settings.add_argument(
-        "--explain",
-        action="store_true",
-        help="say above each setting what it means and which values it takes",
-    )
-
-    report = add(
-        "report",
-        run_report,
-        "One run: write its report.html. Several: a comparison table and plots.",
-        "runs/camvid-*",
-    )
-    report.add_argument("runs", type=Path, nargs="+", metavar="RUN_DIR")
-    report.add_argument(
-        "--out", type=Path, default=Path("runs/comparison"), metavar="DIR", help="for several runs"
-    )
-    return parser
-
-
-@report_user_errors
-def main(words: list[str] | None = None) -> None:
-    """Parse and run one command."""
-    arguments = build_parser().parse_args(words)
-    arguments.run(arguments)
-
+server_main = _line.run
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    sys.exit(server_main())

@@ -28,7 +28,7 @@ from common.errors import UserError
 from common.features.preflight import cache_bytes, check_folder, check_shard_size, find_cache
 from common.models.backbone import Backbone
 from common.settings.schema import RunConfig
-from common.system.cli import progress_line
+from common.system.progress import progress_line
 
 Verdict = Literal["ok", "wrong", "left out"]
 

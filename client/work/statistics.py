@@ -16,8 +16,7 @@ from common.features.source import FeatureSource, tokens_of
 from common.losses.base import unit
 from common.models.head import SegmentationHead, load_numpy
 from common.settings.schema import RunConfig
-
-Progress = Callable[[int, int], None]
+from common.system.progress import Progress
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -14,9 +14,7 @@ from common.data.images import header_size, read_image, read_label
 from common.data.manifest import Shard
 from common.data.reading import entry_pair
 from common.errors import UserError
-from common.system.cli import progress_line
-
-Progress = Callable[[int, int], None]
+from common.system.progress import Progress, progress_line
 
 
 def inspect_entry(

@@ -30,9 +30,9 @@ from common.models import backbone as backbones
 from common.models.inputs import backbone_settings, is_cnn, prepare_image, weights_key
 from common.settings.unsupervised import Cache, Model
 from common.system.device import choose_device
+from common.system.progress import Progress
 
 Indices = Sequence[int] | NDArray[np.integer] | torch.Tensor
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)

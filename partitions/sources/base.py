@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
+
+from click import Option
 
 from common.data.classes import TABLES, ClassTable
 from common.data.images import SUFFIXES
 from common.data.manifest import Entry, natural_key
 from common.errors import UserError
+from common.system.progress import Progress
 
-Progress = Callable[[int, int], None]
 TRAIN_EVAL = "train_eval"
 """The labelled manifest of all images that sites train on: how well is known what was seen?"""
 SOURCE = "source"
@@ -62,8 +64,8 @@ class Source:
     name: str
     help: str
     layout: str
-    add_options: Callable[[argparse.ArgumentParser], None]
-    load: Callable[[argparse.Namespace, Path, Progress | None], Dataset]
+    options: tuple[Option, ...]
+    load: Callable[[SimpleNamespace, Path, Progress | None], Dataset]
     needs_root: bool = True
     rule: str = "domain"
     classes: str | None = None
@@ -119,7 +121,3 @@ def need_files(root: Path, entries: Iterable[Entry], split: str) -> None:
                 f"The image {root / entry.image} has no label map {root / entry.label}; add the file or "
                 "leave the image out."
             )
-
-
-def no_options(parser: argparse.ArgumentParser) -> None:
-    """Add nothing: the data set has no options of its own."""

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
+from types import SimpleNamespace
+
+from click import Choice
 
 from common.data.classes import load_table
 from common.data.crops import VIEWS
 from common.data.manifest import Entry
 from common.errors import UserError
-from partitions.sources.base import CITYSCAPES_IDS, Dataset, Progress, Source, need_files, need_folder
+from common.system.cli import option
+from common.system.progress import Progress
+from partitions.sources.base import CITYSCAPES_IDS, Dataset, Source, need_files, need_folder
 
 _IMAGE = "_leftImg8bit.png"
 
@@ -33,17 +37,19 @@ def _split(root: Path, split: str) -> list[Entry]:
     return entries
 
 
-def _add_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
+_OPTIONS = (
+    option(
         "--crops",
-        choices=("none", "five"),
+        "HOW",
+        "none (default), or five: sites train on four corners and the center of each photo, half as high and wide, "
+        "as the published method does.",
+        type=Choice(("none", "five")),
         default="none",
-        help="five: sites train on four corners and the centre of each photo, half as high and wide, as the "
-        "published method does; they are cut when read, no file is written (default: whole photos)",
-    )
+    ),
+)
 
 
-def _load(args: argparse.Namespace, stage: Path, progress: Progress | None) -> Dataset:
+def _load(args: SimpleNamespace, stage: Path, progress: Progress | None) -> Dataset:
     root = need_folder(Path(args.root), "--root", "expected Cityscapes.").resolve()
     return Dataset(
         name="cityscapes",
@@ -58,11 +64,10 @@ def _load(args: argparse.Namespace, stage: Path, progress: Progress | None) -> D
 
 CITYSCAPES = Source(
     "cityscapes",
-    "Cityscapes, 27 classes (--classes cityscapes-19: 19); cities are domains: 18 sites, blocks of cities with "
-    "fewer, pieces of cities with more",
+    "Cityscapes, 27 classes (--classes cityscapes-19: 19); cities are domains, by default 18 sites",
     "ROOT/leftImg8bit/{train,val}/CITY/NAME_leftImg8bit.png, ROOT/gtFine/{train,val}/CITY/"
     "NAME_gtFine_labelIds.png. The train cities are divided; val.jsonl is written as a labelled manifest.",
-    _add_options,
+    _OPTIONS,
     _load,
     classes="cityscapes-27",
     tables=CITYSCAPES_IDS,

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
+from types import SimpleNamespace
 
 from common.data.classes import load_table
 from common.data.manifest import Entry, natural_key
 from common.errors import UserError
+from common.system.cli import option
+from common.system.progress import Progress
 from partitions.leaf import read_names
-from partitions.sources.base import Dataset, Progress, Source, need_files, need_folder
+from partitions.sources.base import Dataset, Source, need_files, need_folder
 
 TRAIN_LIST = "curated/train2017/Coco164kFull_Stuff_Coarse.txt"
 VAL_LIST = "curated/val2017/Coco164kFull_Stuff_Coarse_7.txt"
@@ -46,17 +48,14 @@ def _site_lists(folder: Path) -> list[Entry]:
     return entries
 
 
-def _add_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--train-list", metavar="FILE", help=f"training images (default: ROOT/{TRAIN_LIST})")
-    parser.add_argument("--val-list", metavar="FILE", help=f"evaluation images (default: ROOT/{VAL_LIST})")
-    parser.add_argument(
-        "--site-lists",
-        metavar="DIR",
-        help="folder with one list per site, in place of --by, --sites, --train-list",
-    )
+_OPTIONS = (
+    option("--train-list", "FILE", f"Training images (default: ROOT/{TRAIN_LIST})."),
+    option("--val-list", "FILE", f"Evaluation images (default: ROOT/{VAL_LIST})."),
+    option("--site-lists", "DIR", "Folder with one list per site, in place of --by, --sites, --train-list."),
+)
 
 
-def _load(args: argparse.Namespace, stage: Path, progress: Progress | None) -> Dataset:
+def _load(args: SimpleNamespace, stage: Path, progress: Progress | None) -> Dataset:
     root = need_folder(Path(args.root), "--root", "expected CocoStuff.").resolve()
     if args.site_lists is not None:
         if args.by not in (None, "domain") or args.train_list is not None:
@@ -84,7 +83,7 @@ COCOSTUFF = Source(
     "CocoStuff with coarse classes (--classes cocostuff-27, -15 or -3); 18 skewed sites, or lists of your own",
     "ROOT/images/{train2017,val2017}/ID.jpg, ROOT/annotations/{train2017,val2017}/ID.png with fine ids 0 to 181, "
     "ROOT/curated/... lists of ids. val.jsonl is written as a labelled manifest.",
-    _add_options,
+    _OPTIONS,
     _load,
     rule="dirichlet over classes, 18 sites",
     classes="cocostuff-27",

@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
+from types import SimpleNamespace
 
 from common.data.classes import load_table
 from common.data.manifest import Entry
 from common.errors import UserError
+from common.system.progress import Progress
 from partitions.sources.base import (
     CITYSCAPES_IDS,
     Dataset,
-    Progress,
     Source,
     need_files,
     need_folder,
-    no_options,
     pictures_below,
 )
 
 _LABEL = "_eval.png"
 
 
-def _load(args: argparse.Namespace, stage: Path, progress: Progress | None) -> Dataset:
+def _load(args: SimpleNamespace, stage: Path, progress: Progress | None) -> Dataset:
     root = need_folder(Path(args.root), "--root", "expected CrossCity.").resolve()
     if (root / "cities").is_dir():
         root = root / "cities"
@@ -51,7 +50,7 @@ CROSSCITY = Source(
     "CrossCity, 13 classes: four cities without labels as domains, --sites N divides them; labelled test",
     "ROOT (or ROOT/cities) holds CITY/Images/{Train,Test}/NAME.{jpg,png} and CITY/Labels/Test/NAME_eval.png. Site "
     "manifests name no labels, for there are none; test.jsonl does.",
-    no_options,
+    (),
     _load,
     classes="crosscity-13",
     tables=CITYSCAPES_IDS,

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
+from types import SimpleNamespace
 
 from common.data.classes import load_table
 from common.data.manifest import Entry
 from common.errors import UserError
-from partitions.sources.base import Dataset, Progress, Source, need_folder, pictures_below
+from common.system.cli import option
+from common.system.progress import Progress
+from partitions.sources.base import Dataset, Source, need_folder, pictures_below
 
 _LABEL_SUFFIXES = (".png", ".bmp", ".tif", ".tiff")
 
@@ -23,23 +25,23 @@ def _below(root: Path, given: str | None, option: str) -> Path:
     return need_folder(path, option if given is not None else "--root", "give an existing folder.")
 
 
-def _add_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--images", metavar="SUB", help="pictures lie in ROOT/SUB (default: ROOT itself)")
-    parser.add_argument(
+_OPTIONS = (
+    option("--images", "SUB", "Images lie in ROOT/SUB (default: ROOT itself)."),
+    option(
         "--labels",
-        metavar="SUB",
-        help="label maps lie in ROOT/SUB under the pictures' relative names, as PNG, BMP or TIFF with class "
-        "numbers as values; needs --classes",
-    )
-    parser.add_argument(
+        "SUB",
+        "Label maps lie in ROOT/SUB by the images' names, as PNG, BMP or TIFF of class numbers; needs --classes.",
+    ),
+    option(
         "--label-suffix",
-        metavar="TEXT",
+        "TEXT",
+        "Label names' ending: '_mask' for a.jpg and a_mask.png.",
         default="",
-        help="what label names have after the picture's name: '_mask' for a.jpg and a_mask.png",
-    )
+    ),
+)
 
 
-def _load(args: argparse.Namespace, stage: Path, progress: Progress | None) -> Dataset:
+def _load(args: SimpleNamespace, stage: Path, progress: Progress | None) -> Dataset:
     root = need_folder(Path(args.root), "--root", "expected a folder of pictures.").resolve()
     images = _below(root, args.images, "--images")
     labels = None if args.labels is None else _below(root, args.labels, "--labels")
@@ -80,6 +82,6 @@ FOLDER = Source(
     "any folder of pictures, searched recursively; labels are optional",
     "ROOT holds jpg, jpeg, png, bmp, tif, tiff or webp files, directly or in folders. Without other "
     "--domain-* options the top folder of a picture is its domain.",
-    _add_options,
+    _OPTIONS,
     _load,
 )

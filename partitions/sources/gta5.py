@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path, PurePosixPath
+from types import SimpleNamespace
 
 from common.data.classes import load_table
 from common.data.manifest import REPAIR_SIZES, Entry
 from common.errors import UserError
+from common.system.cli import option
+from common.system.progress import Progress
 from partitions.leaf import read_names
 from partitions.sources.base import (
     CITYSCAPES_IDS,
     Dataset,
-    Progress,
     Source,
     need_files,
     need_folder,
@@ -40,18 +41,17 @@ def _listed(root: Path, given: str | None, default: str) -> list[Entry] | None:
     return [_entry(line, path) for line in read_names(path)]
 
 
-def _add_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
+_OPTIONS = (
+    option(
         "--train-list",
-        metavar="FILE",
-        help="images to divide, one a line (default: ROOT/train.txt, or all images where there is none)",
-    )
-    parser.add_argument(
-        "--test-list", metavar="FILE", help="images of test.jsonl (default: ROOT/test.txt, if there)"
-    )
+        "FILE",
+        "Images to divide (default: ROOT/train.txt, or all images).",
+    ),
+    option("--test-list", "FILE", "Images of test.jsonl (default: ROOT/test.txt, if there)."),
+)
 
 
-def _load(args: argparse.Namespace, stage: Path, progress: Progress | None) -> Dataset:
+def _load(args: SimpleNamespace, stage: Path, progress: Progress | None) -> Dataset:
     root = need_folder(Path(args.root), "--root", "expected GTA5.").resolve()
     folder = need_folder(root / "images", "The GTA5 folder", "expected images and labels in --root.")
     test = _listed(root, args.test_list, "test.txt")
@@ -87,7 +87,7 @@ GTA5 = Source(
     "ROOT/images/NNNNN.png, ROOT/labels/NNNNN.png (palette indices), lists of names in ROOT/train.txt and test.txt. "
     "All training images are one manifest, site-0.jsonl, unless --sites says more; images whose size differs from "
     "their label map are resized to it when read.",
-    _add_options,
+    _OPTIONS,
     _load,
     rule="one site",
     classes="gta5-19",

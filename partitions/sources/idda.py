@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-import argparse
 import re
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import numpy.typing as npt
+from click import Choice
 
 from common.data.classes import ClassTable, load_table
 from common.data.images import read_label
 from common.data.manifest import Entry
 from common.errors import UserError
+from common.system.cli import option
+from common.system.progress import Progress
 from partitions.drawing import scenarios
 from partitions.leaf import Clients, Sample
 from partitions.rules import characteristic_class
@@ -21,7 +24,6 @@ from partitions.sources.base import (
     DIFFERENT,
     SAME,
     Dataset,
-    Progress,
     Source,
     need_files,
     need_folder,
@@ -35,28 +37,28 @@ Division = tuple[dict[str, str], Clients, Clients]
 """What partition.json says of it, the clients, and what is scored, by manifest."""
 
 
-def _add_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
+_OPTIONS = (
+    option(
         "--scenario",
-        choices=tuple(scenarios.UNSEEN),
-        help="what no client sees: country: town T07; rainy: weather HRN; bus: car B (default: country)",
-    )
-    parser.add_argument(
+        "S",
+        "What no client sees: country (town T07, default), rainy or bus (car B).",
+        type=Choice(tuple(scenarios.UNSEEN)),
+    ),
+    option(
         "--distribution",
-        choices=scenarios.DISTRIBUTIONS,
-        help="heterogeneous: a client is a domain; uniform: images of all domains; class-imbalance: few classes "
-        "of few domains (default: heterogeneous)",
-    )
-    parser.add_argument(
+        "D",
+        "heterogeneous: a client is a domain (default); uniform: of all domains; class-imbalance: few classes.",
+        type=Choice(scenarios.DISTRIBUTIONS),
+    ),
+    option(
         "--lists",
-        metavar="DIR",
-        help="which image goes where, in place of drawing it: the published DIR/train/*.json and DIR/test/*.json of "
-        "a scenario, or names alone as the reduced form has them, DIR/train.json, test_same_dom.txt, "
-        "test_diff_dom.txt",
-    )
+        "DIR",
+        "Published lists in place of a draw: DIR/train/*.json and test/*.json, or as those of the reduced form.",
+    ),
+)
 
 
-def _load(args: argparse.Namespace, stage: Path, progress: Progress | None) -> Dataset:
+def _load(args: SimpleNamespace, stage: Path, progress: Progress | None) -> Dataset:
     root = need_folder(Path(args.root), "--root", "expected IDDA.").resolve()
     table = load_table(args.classes or "idda-16")
     if is_reduced(root, args.lists is not None):
@@ -99,13 +101,13 @@ def _check_tests(images: list[Entry], evaluation: dict[str, list[Entry]]) -> Non
             )
 
 
-def _divide_reduced(args: argparse.Namespace, root: Path) -> Division:
+def _divide_reduced(args: SimpleNamespace, root: Path) -> Division:
     given = {"--scenario": args.scenario, "--distribution": args.distribution, "--lists": args.lists}
     _refuse(given, str(root / "train.json"), "point --root to the folders of domains")
     return {"form": "reduced"}, *reduced(root)
 
 
-def _divide_domains(args: argparse.Namespace, root: Path, table: ClassTable) -> Division:
+def _divide_domains(args: SimpleNamespace, root: Path, table: ClassTable) -> Division:
     if args.lists is not None:
         given = {"--scenario": args.scenario, "--distribution": args.distribution}
         _refuse(given, f"--lists {args.lists}", "leave --lists out")
@@ -188,7 +190,7 @@ IDDA = Source(
     "ROOT/images/ID.jpg, ROOT/labels/ID.png, ROOT/train.json, test_same_dom.txt, test_diff_dom.txt, whose lists "
     "--lists takes for the folders of domains too. Written besides "
     "the sites: train_eval.jsonl (what they train on), ts1.jsonl (same domains), ts2.jsonl (domains unseen).",
-    _add_options,
+    _OPTIONS,
     _load,
     rule="lists",
     classes="idda-16",

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Container, Iterable
 from pathlib import Path, PurePosixPath
+from types import SimpleNamespace
 
 from common.data.classes import load_table
 from common.data.manifest import Entry
 from common.errors import UserError
+from common.system.cli import option
+from common.system.progress import Progress
 from partitions.leaf import Clients, Sample, read_clients
-from partitions.sources.base import TRAIN_EVAL, Dataset, Progress, Source, need_files, need_folder
+from partitions.sources.base import TRAIN_EVAL, Dataset, Source, need_files, need_folder
 
 _PLACE = "{id}"
 
@@ -81,36 +83,35 @@ def _tests(given: Iterable[str], image: str, label: str | None) -> dict[str, lis
     return result
 
 
-def _add_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
+_OPTIONS = (
+    option(
         "--lists",
-        nargs="+",
-        metavar="F",
+        "F...",
+        "Training clients: LEAF or flat JSON, text files, folders of JSON.",
+        multiple=True,
         required=True,
-        help="lists of the training clients: LEAF or flat JSON files, text files, or folders of JSON files",
-    )
-    parser.add_argument(
+    ),
+    option(
         "--test",
-        nargs="+",
-        default=[],
-        metavar="NAME=F",
-        help="lists to score on: all of F becomes NAME.jsonl; without NAME= every client of F a manifest",
-    )
-    parser.add_argument(
+        "NAME=F...",
+        "Lists to score on: F becomes NAME.jsonl; without NAME= one a client.",
+        multiple=True,
+    ),
+    option(
         "--image-path",
+        "P",
+        "Where images lie, {id} being what lists say, as images/{id}.jpg.",
         default=_PLACE,
-        metavar="P",
-        help="where an image lies below ROOT, {id} being what the lists say: 'images/{id}.jpg' (default: {id})",
-    )
-    parser.add_argument(
+    ),
+    option(
         "--label-path",
-        metavar="P",
-        help="where a label map lies, {id} being what the lists say in y, or else in x: 'labels/{id}.png' "
-        "(default: y, if there)",
-    )
+        "P",
+        "Where label maps lie, {id} being y, or else x (default: y, if there).",
+    ),
+)
 
 
-def _load(args: argparse.Namespace, stage: Path, progress: Progress | None) -> Dataset:
+def _load(args: SimpleNamespace, stage: Path, progress: Progress | None) -> Dataset:
     root = need_folder(Path(args.root), "--root", "expected the folder that the lists refer to.").resolve()
     clients = read_clients([Path(name) for name in args.lists])
     images, owner = place(clients, args.image_path, args.label_path)
@@ -137,7 +138,7 @@ LEAF = Source(
     "any data set whose clients are given by lists: LEAF JSON, flat JSON {client: [name]}, text",
     "ROOT holds the files that the lists name. Every client becomes a site; train_eval.jsonl holds all their "
     "images where they have labels.",
-    _add_options,
+    _OPTIONS,
     _load,
     rule="lists",
 )

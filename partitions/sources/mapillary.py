@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
+from types import SimpleNamespace
 
 from common.data.classes import load_table
 from common.data.manifest import Entry
 from common.errors import UserError
+from common.system.progress import Progress
 from partitions.sources.base import (
     Dataset,
-    Progress,
     Source,
     need_files,
     need_folder,
-    no_options,
     pictures_below,
 )
 
@@ -31,7 +30,7 @@ def _split(root: Path, split: str) -> list[Entry]:
     return entries
 
 
-def _load(args: argparse.Namespace, stage: Path, progress: Progress | None) -> Dataset:
+def _load(args: SimpleNamespace, stage: Path, progress: Progress | None) -> Dataset:
     root = need_folder(Path(args.root), "--root", "expected Mapillary Vistas.").resolve()
     return Dataset(
         name="mapillary",
@@ -48,7 +47,7 @@ MAPILLARY = Source(
     "ROOT/{training,validation}/images/NAME.jpg, ROOT/{training,validation}/v1.2/labels/NAME.png with ids 0 to 65. "
     "The training images are divided; val.jsonl is written as a labelled manifest. Published client lists are read "
     "by `python -m partitions leaf`.",
-    no_options,
+    (),
     _load,
     classes="mapillary-19",
     tables=("mapillary-19",),

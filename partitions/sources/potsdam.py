@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import argparse
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +14,9 @@ from common.data.classes import load_table
 from common.data.images import read_image
 from common.data.manifest import Entry, natural_key
 from common.errors import UserError
-from partitions.sources.base import Dataset, Progress, Source, need_folder
+from common.system.cli import option
+from common.system.progress import Progress
+from partitions.sources.base import Dataset, Source, need_folder
 
 # Colours of the published label maps, in the order of the raw ids 0..5.
 _COLOURS = ((255, 255, 255), (0, 0, 255), (0, 255, 255), (0, 255, 0), (255, 255, 0), (255, 0, 0))
@@ -54,17 +56,10 @@ def colours_to_ids(picture: npt.NDArray[np.uint8], where: Path) -> npt.NDArray[n
     return ids
 
 
-def _add_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--tile",
-        type=int,
-        default=400,
-        metavar="PIXELS",
-        help="side of the pictures cut (default: %(default)s)",
-    )
+_OPTIONS = (option("--tile", "PIXELS", "Side of the images cut (default: 400).", type=int, default=400),)
 
 
-def _load(args: argparse.Namespace, stage: Path, progress: Progress | None) -> Dataset:
+def _load(args: SimpleNamespace, stage: Path, progress: Progress | None) -> Dataset:
     root = need_folder(Path(args.root), "--root", "expected ISPRS Potsdam.").resolve()
     if args.tile < 32:
         raise UserError(f"--tile is {args.tile}; expected at least 32 pixels.")
@@ -124,7 +119,7 @@ POTSDAM = Source(
     "ROOT/2_Ortho_RGB/top_potsdam_ROW_COLUMN_RGB.tif and ROOT/5_Labels_all (or _for_participants)/"
     "top_potsdam_ROW_COLUMN_label.tif. Images of --tile pixels go to OUT/data; test.jsonl holds those of the "
     "benchmark's 14 test tiles where their labels are at hand.",
-    _add_options,
+    _OPTIONS,
     _load,
     classes="potsdam-3",
 )

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+
+from click import IntRange
 
 from common.data.classes import load_table
 from common.data.manifest import Entry
 from common.errors import UserError
+from common.system.cli import option
+from common.system.progress import Progress
 from partitions.drawing.synthetic import VERSION, make_scenes
-from partitions.sources.base import Dataset, Progress, Source
+from partitions.sources.base import Dataset, Source
 
 _RECORD = "scenes.json"
 Drawn = tuple[list[list[Entry]], list[Entry]]  # of every drive, of the unseen one
@@ -31,35 +35,22 @@ def parse_size(text: str) -> tuple[int, int]:
     return height, width
 
 
-def _add_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--images-per-site", type=int, default=80, metavar="N", help="default: %(default)s")
-    parser.add_argument(
-        "--size", default="160x224", metavar="HxW", help="height x width, default: %(default)s"
-    )
-    parser.add_argument(
-        "--eval-images",
-        type=int,
-        default=60,
-        metavar="N",
-        help="scenes of the unseen drive, default: %(default)s",
-    )
+_OPTIONS = (
+    option("--images-per-site", "N", "Images of each site (default: 80).", type=IntRange(1), default=80),
+    option("--size", "HxW", "Height x width (default: 160x224).", default="160x224"),
+    option("--eval-images", "N", "Scenes of the unseen drive (default: 60).", type=IntRange(0), default=60),
+)
 
 
 def _entry(data: list[str]) -> Entry:
     return Entry(data[0], data[1], data[2])
 
 
-def _load(args: argparse.Namespace, stage: Path, progress: Progress | None) -> Dataset:
+def _load(args: SimpleNamespace, stage: Path, progress: Progress | None) -> Dataset:
     size = parse_size(args.size)
     sites = 4 if args.sites is None else args.sites
     if not 1 <= sites <= 1000:
         raise UserError(f"--sites is {sites}; expected 1 to 1000 for synthetic scenes.")
-    for option, count, least in (
-        ("--images-per-site", args.images_per_site, 1),
-        ("--eval-images", args.eval_images, 0),
-    ):
-        if count < least:
-            raise UserError(f"{option} is {count}; expected at least {least}.")
     natural = args.by in (None, "domain") and not args.custom_domains
     drives = sites if natural else 4
     per_drive = args.images_per_site if natural else math.ceil(sites * args.images_per_site / drives)
@@ -123,7 +114,7 @@ SYNTHETIC = Source(
     "street scenes drawn on the spot, 8 classes; sites differ in place, light and colours",
     "Nothing is needed. Images go to ROOT, by default OUT/data; eval.jsonl is a labelled drive in "
     "conditions that no site holds.",
-    _add_options,
+    _OPTIONS,
     _load,
     needs_root=False,
     classes="synthetic",

@@ -5,14 +5,15 @@ CamVid and CrackForest come in this form.
 
 from __future__ import annotations
 
-import argparse
 import csv
 from pathlib import Path
+from types import SimpleNamespace
 
 from common.data.classes import load_table
 from common.data.manifest import Entry
 from common.errors import UserError
-from partitions.sources.base import Dataset, Progress, Source, need_files, need_folder, no_options
+from common.system.progress import Progress
+from partitions.sources.base import Dataset, Source, need_files, need_folder
 
 
 def read_splits(root: Path) -> dict[str, list[tuple[str, str]]]:
@@ -37,7 +38,7 @@ def read_splits(root: Path) -> dict[str, list[tuple[str, str]]]:
 
 
 def _source(name: str, help_text: str, evaluation: tuple[str, ...], layout: str) -> Source:
-    def load(args: argparse.Namespace, stage: Path, progress: Progress | None) -> Dataset:
+    def load(args: SimpleNamespace, stage: Path, progress: Progress | None) -> Dataset:
         root = need_folder(Path(args.root), "--root", f"expected the {name} data set.").resolve()
         listed = read_splits(root)
         splits = {
@@ -57,7 +58,7 @@ def _source(name: str, help_text: str, evaluation: tuple[str, ...], layout: str)
             evaluation={split: entries for split, entries in splits.items() if entries},
         )
 
-    return Source(name, help_text, layout, no_options, load, classes=name)
+    return Source(name, help_text, layout, (), load, classes=name)
 
 
 CAMVID = _source(

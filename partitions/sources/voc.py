@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
+from types import SimpleNamespace
 
 from common.data.classes import load_table
 from common.data.manifest import Entry
-from partitions.sources.base import Dataset, Progress, Source, need_files, need_folder, no_options
+from common.system.progress import Progress
+from partitions.sources.base import Dataset, Source, need_files, need_folder
 from partitions.sources.cocostuff import read_list
 
 
-def _load(args: argparse.Namespace, stage: Path, progress: Progress | None) -> Dataset:
+def _load(args: SimpleNamespace, stage: Path, progress: Progress | None) -> Dataset:
     root = need_folder(Path(args.root), "--root", "expected Pascal VOC.").resolve()
     if (root / "VOC2012").is_dir():
         root = root / "VOC2012"
@@ -36,7 +37,7 @@ VOC = Source(
     "Pascal VOC 2012 segmentation, 21 classes with background; 10 skewed sites",
     "ROOT (VOCdevkit or VOCdevkit/VOC2012) holds JPEGImages, SegmentationClass, ImageSets/Segmentation/{train,val}"
     ".txt. The train images are divided; val.jsonl is written as a labelled manifest.",
-    no_options,
+    (),
     _load,
     rule="dirichlet over classes, 10 sites",
     classes="voc",

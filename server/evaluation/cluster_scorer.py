@@ -27,8 +27,8 @@ from common.features.cache import Features, open_features
 from common.features.preflight import find_cache
 from common.models.segmenter import Segmenter
 from common.settings.schema import RunConfig
-from common.system.cli import progress_line
 from common.system.device import choose_device
+from common.system.progress import progress_line
 from common.system.subprocess import run_apart
 from common.wire import Groups
 from server.evaluation.shards import evaluation_shard, known_classes

@@ -15,7 +15,7 @@ from common.data.manifest import Shard
 from common.errors import UserError
 from common.features.preflight import backbone_needs, check_folder, check_shard_size, find_cache
 from common.settings.schema import RunConfig
-from common.system.cli import progress_line
+from common.system.progress import progress_line
 from common.system.subprocess import run_apart
 from server.evaluation.shards import evaluation_shard, known_classes, site_shards
 from server.run_dir import prepare_run_dir

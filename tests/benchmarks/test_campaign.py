@@ -13,10 +13,11 @@ import pytest
 from common.errors import UserError
 from common.settings.load import load_config, read_recipe
 from common.settings.schema import RunConfig
-from partitions.__main__ import build_parser
-from partitions.__main__ import main as partition
+from partitions.__main__ import _line as partitions_line
+from partitions.__main__ import partitions_main as partition
 from server.run_dir import sole_writer
 from tests.conftest import ROOT
+from tests.support.commands import understood
 from tests.support.replicas import put_label, put_picture
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
@@ -233,9 +234,8 @@ def test_every_partition_command_of_the_page_and_of_recipes_is_understood() -> N
     read |= {f"shards/{Path(settings(path.stem).source.shard).parent.name}" for path in RECIPES}
     read.add(os.path.normpath(Path("shards/binary", settings("binary-fuss-ref").eval.shard).parent))
     for words in commands:
-        arguments = build_parser().parse_args(words.split())
-        assert arguments.out.startswith("shards/")
-        assert arguments.out in read, arguments.out
+        out = understood(partitions_line, words.split())["out"]
+        assert out.startswith("shards/") and out in read, out
 
 
 def test_the_commands_for_a_folder_of_ones_own_make_shards_of_a_flat_folder(

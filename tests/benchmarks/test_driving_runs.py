@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from common.settings.load import load_config, read_recipe
-from partitions.__main__ import main as partition
+from partitions.__main__ import partitions_main as partition
 from server.evaluation.network_scorer import NetworkScorer
 from server.loop.run import run
 from server.settings.applicability import acts

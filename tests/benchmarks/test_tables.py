@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import re
 import sys
@@ -17,6 +16,7 @@ from common.errors import UserError
 from common.settings.load import load_config, read_recipe
 from common.settings.schema import RunConfig
 from tests.conftest import ROOT
+from tests.support.commands import understood
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
@@ -359,22 +359,21 @@ def test_the_page_has_every_row_as_published() -> None:
 
 
 def test_every_command_of_the_page_is_understood() -> None:
-    from partitions.__main__ import build_parser as partitions_parser
-    from server.__main__ import build_parser as server_parser
+    from partitions.__main__ import _line as partitions_line
+    from server.__main__ import _line as server_line
 
     text = (ROOT / "docs" / "driving.md").read_text(encoding="utf-8").replace("\\\n", " ")
     commands = re.findall(
         r"^python (-m partitions|-m server|benchmarks/tables\.py) ([^\n#]+)", text, re.MULTILINE
     )
-    parsers: dict[str, Callable[[list[str]], argparse.Namespace]] = {
-        "-m partitions": partitions_parser().parse_args,
-        "-m server": server_parser().parse_args,
-        "benchmarks/tables.py": tables.parse,
+    parsers: dict[str, Callable[[list[str]], dict[str, Any]]] = {
+        "-m partitions": lambda words: understood(partitions_line, words),
+        "-m server": lambda words: understood(server_line, words),
+        "benchmarks/tables.py": lambda words: vars(tables.parse(words)),
     }
     assert {program for program, _ in commands} == set(parsers)
     for program, words in commands:
-        arguments = parsers[program](words.split())
-        recipe = getattr(arguments, "recipe", None)
+        recipe = parsers[program](words.split()).get("recipe")
         assert recipe is None or (ROOT / recipe).is_file(), words
 
 

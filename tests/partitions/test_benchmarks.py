@@ -14,7 +14,7 @@ from common.data.classes import load_table
 from common.data.crops import VIEWS
 from common.data.images import read_label
 from common.data.manifest import read_partition, read_shard, read_sites
-from partitions.__main__ import main
+from partitions.__main__ import partitions_main as main
 
 CITIES = [
     "aachen",

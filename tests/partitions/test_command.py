@@ -13,7 +13,7 @@ from PIL import Image
 
 from common.data.check import check_shard
 from common.data.manifest import read_manifest, read_partition, read_shard, read_sites
-from partitions.__main__ import main
+from partitions.__main__ import partitions_main as main
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -192,7 +192,7 @@ def test_a_fault_while_writing_leaves_the_old_split(
             "--sites is 7 but there are only 6 images",
         ),
         (["folder", "--root", "ROOT", "--by", "iid", "--sites", "0"], "--sites is 0; expected at least 1"),
-        (["folder", "--root", "ROOT", "--by", "iid", "--sites", "x"], "invalid int value: 'x'"),
+        (["folder", "--root", "ROOT", "--by", "iid", "--sites", "x"], "'--sites': 'x' is not a valid int"),
         (["folder", "--root", "ROOT", "--domain-level", "2"], "--domain-level is 2 but"),
         (["folder", "--root", "ROOT", "--domain-regex", "z(.)"], "finds no domain in"),
         (["folder", "--root", "ROOT", "--domain-csv", "gone.csv"], "--domain-csv gone.csv cannot be read"),
@@ -206,12 +206,12 @@ def test_a_fault_while_writing_leaves_the_old_split(
         (["folder", "--root", "ROOT", "--labels", "masks"], r"--labels .*masks is no folder"),
         (["folder", "--root", "ROOT", "--labels", "north"], "--labels is given without --classes"),
         (["folder", "--root", "ROOT/gone"], "is no folder; expected a folder of pictures"),
-        (["folder"], "arguments are required: --root"),
-        (["folder", "--root", "ROOT", "--colour", "red"], "Unrecognized arguments: --colour red"),
-        (["folder", "--root", "ROOT", "--seed", "-1"], "'-1' is no seed"),
+        (["folder"], "Missing option '--root'"),
+        (["folder", "--root", "ROOT", "--colour", "red"], "No such option.*--colour"),
+        (["folder", "--root", "ROOT", "--seed", "-1"], "'--seed': -1 is not"),
         (["camvid", "--root", "ROOT"], "expected the data set's own list of frames"),
         (["synthetic", "--size", "12"], "expected HEIGHTxWIDTH"),
-        (["synthetic", "--images-per-site", "0"], "--images-per-site is 0; expected at least 1"),
+        (["synthetic", "--images-per-site", "0"], "'--images-per-site': 0 is not"),
         (["synthetic", "--sites", "0"], "--sites is 0; expected 1 to 1000"),
     ],
 )

@@ -9,7 +9,7 @@ import pytest
 from common.data.check import check_shard
 from common.data.classes import load_table
 from common.data.manifest import read_partition, read_shard, read_sites
-from partitions.__main__ import main
+from partitions.__main__ import partitions_main as main
 from tests.support.replicas import put_label, put_picture
 
 CITIES = ("Rio", "Rome", "Taipei", "Tokyo")

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from partitions.__main__ import main
+from partitions.__main__ import partitions_main as main
 
 
 def test_pictures_without_domains_are_dealt_out_evenly(tmp_path: Path) -> None:

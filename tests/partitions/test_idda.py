@@ -11,7 +11,7 @@ import pytest
 
 from common.data.classes import load_table
 from common.data.manifest import read_partition, read_shard, read_sites
-from partitions.__main__ import main
+from partitions.__main__ import partitions_main as main
 from partitions.drawing import scenarios
 from tests.support.replicas import put_label, put_picture
 
@@ -399,7 +399,7 @@ def test_the_reduced_form_by_domain(reduced: Path, tmp_path: Path) -> None:
     [
         (["--scenario", "bus"], "--scenario is given but .*train.json says which image goes where"),
         (["--lists", "x"], "--lists is given but"),
-        (["--scenario", "snow"], "invalid choice: 'snow'"),
+        (["--scenario", "snow"], "'snow' is not one of 'country'"),
     ],
 )
 def test_requests_that_cannot_be(

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from common.data.manifest import read_partition, read_shard
 from common.errors import UserError
-from partitions.__main__ import main
+from partitions.__main__ import partitions_main as main
 from partitions.leaf import Clients, Sample, flat_json, leaf_json, read_clients, write_clients
 from tests.support.replicas import put_label, put_picture
 

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from client.__main__ import main as client_main
-from partitions.__main__ import main as partitions_main
-from server.__main__ import main as server_main
+from client.__main__ import client_main
+from partitions.__main__ import partitions_main
+from server.__main__ import server_main
 
 SIZE = (24, 32)
 SITES = 2

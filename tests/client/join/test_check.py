@@ -18,7 +18,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from client.__main__ import main
+from client.__main__ import client_main as main
 from client.join.check import describe_device
 from client.join.connection import Address, check_certificates, check_key, connect, parse_address, shake_hands
 from common.errors import UserError

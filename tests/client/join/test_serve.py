@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 import client.join.serve as serving
-from client.__main__ import main
+from client.__main__ import client_main as main
 from client.join.connection import Address
 from client.join.serve import HURRY, LOOPBACK, Node, is_loopback, local_port
 from common.errors import EXIT_BAD_INPUT
@@ -66,8 +66,8 @@ def refusal(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     ("words", "sentence"),
     [
         ([], "--server"),
-        ([*SERVER, "--insecure", "--port", "99999"], "no port"),
-        ([*SERVER, "--insecure", "--port", "http"], "no port"),
+        ([*SERVER, "--insecure", "--port", "99999"], "99999"),
+        ([*SERVER, "--insecure", "--port", "http"], "'http'"),
         ([*SERVER, "--insecure", "--threads", "many"], "--threads"),
         ([*SERVER, "--insecure", "--threads", "-1"], "'threads' is '-1'"),
         ([*SERVER, "--insecure", "--site", "../up"], "'name' is '../up'"),
@@ -179,7 +179,7 @@ def test_the_supernode_waits_a_fraction_of_flowers_times(monkeypatch: pytest.Mon
 
 def test_help_needs_nothing_heavy() -> None:
     script = (
-        "import sys\nfrom client.__main__ import main\n"
+        "import sys\nfrom client.__main__ import client_main as main\n"
         "try: main(['serve', '--help'])\nexcept SystemExit as stop: code = stop.code\n"
         "assert code == 0 and not {'torch', 'flwr'} & set(sys.modules)\n"
     )

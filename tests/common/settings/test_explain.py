@@ -10,7 +10,7 @@ from common.settings.explain import explained_toml, explanations
 from common.settings.load import load_config
 from common.settings.schema import RunConfig
 from common.settings.section import flatten
-from server.__main__ import main
+from server.__main__ import server_main as main
 
 
 def test_every_key_is_explained_by_its_own_field() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from client.ledger.egress import read_egress
+from client.ledger import read_egress
 from client.privacy import private_sums
 from common.checkpoint import checkpoint_path, load_checkpoint
 from common.errors import UserError

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from flwr.app import Message
 
-from client.ledger.egress import read_egress
+from client.ledger import read_egress
 from common import wire
 from common.checkpoint import load_checkpoint
 from common.settings.privacy import Privacy

@@ -10,10 +10,9 @@ from pathlib import Path
 import pytest
 from flwr.app import Context, Error, Message, RecordDict
 
-from client.__main__ import main
+from client.__main__ import client_main as main
 from client.app import app as client_app
-from client.ledger.egress import read_egress, record_egress
-from client.ledger.summary import summarise
+from client.ledger import read_egress, record_egress, summarise
 from common import wire
 from common.errors import UserError
 from common.settings.load import load_config
