@@ -18,11 +18,11 @@ from tests.support.small_network import small_network
 
 SITES = 4
 
-TOLERANCE = Tolerance(relative=1e-3, absolute=1e-4)
+TOLERANCE = Tolerance(relative=3e-4, absolute=1e-4)
 """The floor is for classes of few pixels, whose IoU a single pixel may move by that much."""
 
-NETWORK_TOLERANCE = Tolerance(relative=1e-3, absolute=5e-4)
-"""Batch norms of few values make much of last bits, so that some ten pixels of 110,000 may change class."""
+NETWORK_TOLERANCE = Tolerance(relative=1e-3, absolute=3e-4)
+"""Whole networks feel last bits: where one turns a ReLU on or off, the gradient jumps, and some pixels follow."""
 
 BLOCKS = [[1, 16, 1, 2], [6, 32, 1, 2]]
 """Two inverted residuals: every further batch norm of a random network makes ten times more of last bits."""
@@ -51,20 +51,22 @@ NETWORK: dict[str, Any] = {
 }
 
 SETTINGS: dict[str, dict[str, Any]] = {
-    "default": CLUSTERED | {"model.height": 65, "model.width": 97, "model.dim": 16},
+    # float16 rounds last bits up to a thousandth, and exact k-means carries that to its clusters' borders
+    "default": CLUSTERED | {"model.height": 65, "model.width": 97, "model.dim": 16, "cache.dtype": "float32"},
     # few and short steps: longer ones let nearly all patches fall into one cluster, whose IoU says nothing
     "fuss-ref": CLUSTERED
     | {"model.height": 64, "model.width": 64, "local.steps": 4, "local.batch": 4, "local.lr": 1e-4},
-    "supervised": NETWORK | {"local.steps": 3, "sgd.lr": 0.1, "network.final-statistics": True},
+    # networks take few and short steps: the more they learn here, the more of last bits becomes of them
+    "supervised": NETWORK | {"local.steps": 2, "sgd.lr": 0.02, "network.final-statistics": True},
     "adaptation": NETWORK
     | {
         "local.steps": 2,
         "sgd.lr": 0.01,
-        "network.site-statistics": 0.5,
+        "network.site-statistics": 0.98,
         "source.shard": "eval.jsonl",
-        "source.steps": 12,
+        "source.steps": 3,
         "source.batch": 8,
-        "source.lr": 0.1,
+        "source.lr": 0.01,
         "style.transfer": "fourier",
         "style.height": 64,
         "style.width": 64,
