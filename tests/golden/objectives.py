@@ -71,9 +71,9 @@ STEPS: dict[str, dict[str, Any]] = {
 """What each case adds to `BASE` and objective correspondence."""
 
 
-def settings_of(case: str) -> RunConfig:
-    """Return the settings of one of `STEPS`."""
-    return load_config({"loss.objective": "correspondence"} | BASE | STEPS[case])
+def settings_of(case: str, **changes: Any) -> RunConfig:
+    """Return the settings of one of `STEPS`, with further changes."""
+    return load_config({"loss.objective": "correspondence"} | BASE | STEPS[case] | changes)
 
 
 def drawn_features() -> Features:
@@ -133,25 +133,28 @@ def one_step(case: str) -> dict[str, Any]:
     return {"loss": loss.item(), "gradients": gradients}
 
 
-def local_rounds(case: str) -> dict[str, Any]:
-    """Return the metrics of two rounds of two steps at one site, and how far they took head and centroids."""
-    config, features = settings_of(case), drawn_features()
+def local_rounds(case: str, **changes: Any) -> dict[str, Any]:
+    """Return the metrics of two rounds of two steps at one site, and how far each took the head.
+
+    The second one starts halfway back, as a mean with a site that stood still: MOON needs a head unlike one's own.
+    """
+    config, features = settings_of(case, **changes), drawn_features()
     head = state_to_numpy(build_head(CHANNELS, config.model, 0))
     means = init_centroids(CLUSTERS, DIM, 1)
     found: dict[str, Any] = {}
     state: dict[str, np.ndarray] = {}
     shared: dict[str, np.ndarray] = {}
-    start = head
     for number in (1, 2):
         result = train_local(features, head, means, config, number, "north", state, shared=shared)
-        head, means, state, shared = result.head, result.centroids, result.state, result.shared
-        moved = {key: float(np.linalg.norm(head[key] - start[key])) for key in head}
+        moved = {key: float(np.linalg.norm(result.head[key] - head[key])) for key in head}
+        head = {key: (result.head[key] + head[key]) / 2 for key in head}
+        means, state, shared = result.centroids, result.state, result.shared
         found[f"round-{number}"] = {"metrics": result.metrics, "moved": moved}
     return found
 
 
 def spectral_figures() -> dict[str, Any]:
-    """Return the spectral projection's eigenvalues and the norms of its directions, by its settings."""
+    """Return the spectral projection [D, C], its bias and eigenvalues, and the weight of all pairs, by whitening."""
     found: dict[str, Any] = {}
     for name, given in {"as-is": {}, "whiten": {"spectral_whiten": 0.5}}.items():
         settings = Loss(**given)

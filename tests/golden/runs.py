@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from common.settings.load import load_config
+from common.settings.schema import RunConfig
 from partitions.drawing.synthetic import write_synthetic
 from server.loop.run import run
 from tests.golden.figures import Golden, Tolerance
@@ -76,7 +77,10 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "teacher.distill-weight": 1.0,
     },
 }
-"""What the four runs set; fuss-ref and default name presets, the others tasks."""
+"""What the four runs set."""
+
+PRESETS = ("default", "fuss-ref")
+"""The runs that name a preset; the others name a task."""
 
 ROUND = ("loss", "mean_cosine", "displacement", "kept", "accuracy", "miou", "per_class_iou")
 BYTES = ("bytes_up", "bytes_down")
@@ -87,15 +91,16 @@ def make_scenes(folder: Path) -> None:
     write_synthetic(folder / "shards", sites=SITES, images_per_site=10, eval_images=16, size=(72, 96), seed=0)
 
 
-def run_lines(folder: Path, name: str, run_dir: str = "", **changes: Any) -> list[dict[str, Any]]:
-    """Return the lines of metrics of one run; ``changes`` are further settings, with dots.
+def config_of(name: str, **changes: Any) -> RunConfig:
+    """Return the settings of one of `SETTINGS`; ``changes`` are further ones, with dots."""
+    kind = "preset" if name in PRESETS else "task"
+    return load_config(SHARED | {kind: name, "run-dir": f"run-{name}"} | SETTINGS[name] | changes)
 
-    The current directory must be ``folder``, which `make_scenes` filled.
-    """
-    kind = "preset" if name in ("default", "fuss-ref") else "task"
-    given = SHARED | {kind: name, "run-dir": run_dir or f"run-{name}"} | SETTINGS[name] | changes
-    with small_network(BLOCKS) if kind == "task" else contextlib.nullcontext():
-        done = run(local_grid(SITES), load_config(given))
+
+def run_lines(folder: Path, config: RunConfig) -> list[dict[str, Any]]:
+    """Return the lines of metrics of one run; ``folder``, the current directory, was filled by `make_scenes`."""
+    with small_network(BLOCKS) if config.task != "unsupervised" else contextlib.nullcontext():
+        done = run(local_grid(SITES), config)
     return [json.loads(text) for text in (folder / done / "metrics.jsonl").read_text().splitlines()]
 
 
@@ -109,18 +114,23 @@ def figures_of(lines: list[dict[str, Any]]) -> dict[str, Any]:
     return figures
 
 
+def tolerance_of(name: str) -> Tolerance:
+    """Return how far the figures of one of `SETTINGS` may move."""
+    return TOLERANCE if name in PRESETS else NETWORK_TOLERANCE
+
+
 def golden_run(folder: Path, name: str) -> Golden:
     """Run one of `SETTINGS` in ``folder``, the current directory."""
-    lines = run_lines(folder, name)
+    lines = run_lines(folder, config_of(name))
     hashes = {f"round-{line['round']}": line["checkpoint_sha256"] for line in lines}
-    tolerance = TOLERANCE if name in ("default", "fuss-ref") else NETWORK_TOLERANCE
-    return Golden(f"run-{name}", figures_of(lines), tolerance, hashes)
+    return Golden(f"run-{name}", figures_of(lines), tolerance_of(name), hashes)
 
 
 @contextlib.contextmanager
 def workplace(folder: Path) -> Iterator[Path]:
-    """Fill a folder with scenes and work in it, silently, for as long as the context lasts."""
-    make_scenes(folder)
+    """Work in a folder, with scenes, silently, for as long as the context lasts."""
+    if not (folder / "shards").exists():
+        make_scenes(folder)
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
