@@ -1,4 +1,4 @@
-"""How good is a segmentation whose clusters have no names?
+"""Confusion matrix, matching of clusters to classes, accuracy, IoU and mIoU.
 
 Every labelled pixel is counted in a `Confusion` (cluster by class). Counts add up over images and sites, so
 that there is one matrix for a whole evaluation set; it is matched once (`match`) and scored once (`scores`).
@@ -7,7 +7,7 @@ Averaging the scores of sites would be another, meaningless figure.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -20,7 +20,7 @@ from common.errors import UserError
 IGNORE = 255
 UNMATCHED = -1
 
-Matching = Literal["hungarian", "many-to-one"]
+MatchRule = Literal["hungarian", "many-to-one", "identity"]
 
 
 class Confusion:
@@ -100,6 +100,12 @@ class Confusion:
         return cls(matrix.shape[0], matrix.shape[1], matrix)
 
 
+def sum_confusions(parts: Mapping[str, np.ndarray]) -> Confusion:
+    """Sum counts [K, C] in the order of their names; at least one."""
+    total = sum((parts[name].astype(np.int64) for name in sorted(parts)), start=np.int64(0))
+    return Confusion.from_list(np.asarray(total).tolist())
+
+
 @dataclass(frozen=True)
 class Scores:
     """Fractions, not per cent.
@@ -135,14 +141,15 @@ class Scores:
         }
 
 
-def match(confusion: Confusion, how: Matching = "hungarian") -> NDArray[np.int64]:
+def match(confusion: Confusion, how: MatchRule = "hungarian") -> NDArray[np.int64]:
     """Return the class [K] that each cluster stands for, or -1 for none.
 
     * hungarian: one class per cluster and one cluster per class, at the largest number of right pixels.
       With more clusters than classes the others stand for nothing; with fewer, some classes have no cluster.
     * many-to-one: each cluster stands for its most frequent class (ties: the first); empty ones for nothing.
+    * identity: outputs were trained as these classes, in this order; no label is looked at.
 
-    Both look at the labels, as is usual in this field; fit on one half and score on the other to see what
+    The first two look at the labels, as is usual in this field; fit on one half and score on the other to see what
     that is worth.
     """
     mapping = np.full(confusion.clusters, UNMATCHED, dtype=np.int64)
@@ -152,8 +159,10 @@ def match(confusion: Confusion, how: Matching = "hungarian") -> NDArray[np.int64
     elif how == "many-to-one":
         used = confusion.matrix.any(axis=1)
         mapping[used] = confusion.matrix[used].argmax(axis=1)
+    elif how == "identity":
+        mapping[:] = np.arange(confusion.clusters)
     else:
-        raise ValueError(f"unknown matching {how!r}; expected 'hungarian' or 'many-to-one'")
+        raise ValueError(f"unknown matching {how!r}; expected 'hungarian', 'many-to-one' or 'identity'")
     return mapping
 
 

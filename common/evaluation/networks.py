@@ -1,4 +1,4 @@
-"""How good is a whole network on a labelled shard?
+"""Evaluation of a whole network on a labelled shard.
 
 One confusion matrix over all pixels, rows predicted and columns true, summed over images: never a mean of
 scores of images. The same counts are kept by domain and by site, so that the spread over them can be told.
@@ -7,7 +7,7 @@ scores of images. The same counts are kept by domain and by site, so that the sp
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -160,14 +160,3 @@ def count_agreement(
         if progress is not None:
             progress(done, len(chosen))
     return found
-
-
-def identity_mapping(classes: int) -> npt.NDArray[np.int64]:
-    """Return the mapping of predicted to true classes of a network that was trained with labels: itself."""
-    return np.arange(classes, dtype=np.int64)
-
-
-def sum_confusions(parts: Mapping[str, np.ndarray]) -> Confusion:
-    """Sum counts [C, C] in the order of their names."""
-    total = sum((parts[name].astype(np.int64) for name in sorted(parts)), start=np.int64(0))
-    return Confusion.from_list(np.asarray(total).tolist())

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from common.data.classes import ClassTable
-from common.evaluation.metrics import Confusion, Matching, match, scores
-from common.evaluation.site_scores import site_fields
+from common.evaluation.metrics import Confusion, MatchRule, match, scores
+
+ClassIou = Mapping[str, float | None]
 
 
 @dataclass
@@ -78,7 +79,7 @@ def _set_words(name: str, record: Mapping[str, Any]) -> list[str]:
     return [words + (f" (clusters {record['cluster_miou']:.3f})" if "cluster_miou" in record else "")]
 
 
-def scored(confusion: Confusion, classes: ClassTable, how: Matching) -> Score:
+def scored(confusion: Confusion, classes: ClassTable, how: MatchRule) -> Score:
     """Match clusters to classes once, on the summed counts, and score; without any count there is no score."""
     if not confusion.total:
         return Score()
@@ -92,3 +93,28 @@ def scored(confusion: Confusion, classes: ClassTable, how: Matching) -> Score:
         mapping=[int(c) for c in mapping],
         confusion=confusion.to_list(),
     )
+
+
+def class_means(sites: Iterable[ClassIou]) -> dict[str, float | None]:
+    """Return the mean IoU of every class over the sites whose labels show it; None where none do."""
+    records = list(sites)
+    names = dict.fromkeys(name for record in records for name in record)
+    found = {name: [v for record in records if (v := record.get(name)) is not None] for name in names}
+    return {name: statistics.mean(values) if values else None for name, values in found.items()}
+
+
+def site_fields(
+    miou: Mapping[str, float], accuracy: Mapping[str, float], classes: Mapping[str, ClassIou]
+) -> dict[str, Any]:
+    """Return the fields of a record for scores by site, at least one, as fractions.
+
+    Their names begin with ``site_``: a mean over models is never the mIoU of a model.
+    """
+    return {
+        "site_miou": dict(miou),
+        "site_miou_mean": statistics.mean(miou.values()),
+        "site_miou_std": statistics.pstdev(miou.values()),
+        "site_accuracy": dict(accuracy),
+        "site_accuracy_mean": statistics.mean(accuracy.values()),
+        "site_per_class_iou": class_means(classes.values()),
+    }

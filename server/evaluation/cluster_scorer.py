@@ -1,28 +1,17 @@
-"""How good is the model of a round, on a labelled shard that nobody trains on?"""
+"""Scorer of frozen features with a head and centroids: clusters are matched to classes."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
-
 from common.data.check import check_labels
-from common.data.classes import ClassTable
 from common.data.manifest import Shard
-from common.evaluation.clusters import (
-    Evaluation,
-    Mirrored,
-    evaluate,
-    mirrored_features,
-    seen_image,
-    seen_label,
-)
-from common.evaluation.metrics import Confusion
+from common.evaluation.clusters import Evaluation, evaluate, mirrored_features, seen_image, seen_label
 from common.evaluation.protocol import crf_refinement
-from common.evaluation.score import Score, scored
+from common.evaluation.score import Score
 from common.features.cache import Features, open_features
 from common.features.preflight import find_cache
 from common.models.segmenter import Segmenter
@@ -31,12 +20,11 @@ from common.system.device import choose_device
 from common.system.progress import progress_line
 from common.system.subprocess import run_apart
 from common.wire import Groups
+from server.evaluation.scorer import Examples, Scorer
 from server.evaluation.shards import evaluation_shard, known_classes
-from server.states.unsupervised import ModelState, own_groups
+from server.states.unsupervised import ModelState
 
 log = logging.getLogger(__name__)
-
-PICTURES = 4
 
 
 def cache_folder(config: RunConfig, shard: Shard) -> Path:
@@ -60,16 +48,13 @@ def cache_features(config: RunConfig) -> None:
 
 
 @dataclass
-class Scorer:
+class ClusterScorer(Scorer):
     """The server's evaluation shard with its cached features, where it has one."""
 
-    config: RunConfig
-    classes: ClassTable | None = None
-    shard: Shard | None = None
     features: Features | None = None
 
     @classmethod
-    def open(cls, config: RunConfig) -> Scorer:
+    def open(cls, config: RunConfig) -> ClusterScorer:
         """Open the shard that the settings name and cache its features; no shard: label-free figures only."""
         classes = known_classes(config)
         shard = evaluation_shard(config)
@@ -83,14 +68,7 @@ class Scorer:
         features = open_features(
             shard, config.model, config.cache, folder, device=choose_device("auto"), seed=config.seed
         )
-        return cls(config, shard.classes, shard, features)
-
-    @property
-    def split(self) -> str | None:
-        """Name of the scored shard."""
-        if self.shard is None:
-            return "sites" if self.config.eval.where == "sites" else None
-        return self.shard.name
+        return cls(config, shard.classes, [shard], features)
 
     @property
     def weights_hash(self) -> str:
@@ -107,92 +85,51 @@ class Scorer:
         """Grid of the server's own features."""
         return None if self.features is None else self.features.grid
 
-    def score(self, state: ModelState) -> Score:
-        """Score the shared model, or each site's own where they are not shared."""
-        if self.features is None or self.shard is None:
-            return Score()
-        if not own_groups(self.config):  # under 'keep-least-moved' a site has its own beside the shared model
-            return self._score_one(self._evaluate(state.shared_groups()))
-        result = Score()
-        for name in sorted(state.own):
-            result.add_site(name, self._score_one(self._evaluate(state.groups_for(name))))
-        return result
+    def score_shared(self, state: ModelState) -> Score:
+        """Score the shared model; where a part is not shared and no site has its own yet, there is none."""
+        return Score() if self.separate else self._score(self._evaluate(state.shared_groups()))
 
-    def _score_one(self, found: Evaluation) -> Score:
-        score = Score()
-        if found.confusion is not None and self.classes is not None:
-            score = scored(found.confusion, self.classes, self.config.eval.matching)
+    def score_site(self, state: ModelState, site: str) -> Score:
+        """Score one site's own model."""
+        return self._score(self._evaluate(state.groups_for(site)))
+
+    def _score(self, found: Evaluation) -> Score:
         return replace(
-            score, mean_cosine=found.mean_cosine, cluster_share=found.cluster_share, entropy=found.entropy
-        )
-
-    def score_confusions(self, confusions: Mapping[str, np.ndarray]) -> Score:
-        """Sum the sites' matrices in the order of their names and match once.
-
-        Clusters of models that are not the same have nothing but their numbers in common: where sites keep parts
-        of their own, every matrix is matched and scored by itself.
-        """
-        if not confusions or self.classes is None:
-            return Score()
-        if own_groups(self.config):
-            result = Score()
-            for name in sorted(confusions):
-                counts = Confusion.from_list(confusions[name].tolist())
-                result.add_site(name, scored(counts, self.classes, self.config.eval.matching))
-            return result
-        total = sum((confusions[name].astype(np.int64) for name in sorted(confusions)), start=np.int64(0))
-        if self.config.privacy.minimum_count and not np.any(total):
-            log.warning(
-                "no score: no count of any site reaches privacy.minimum-count %d",
-                self.config.privacy.minimum_count,
-            )
-            return Score()
-        return scored(
-            Confusion.from_list(np.asarray(total).tolist()), self.classes, self.config.eval.matching
+            Score() if found.confusion is None else self.score_counts(found.confusion),
+            mean_cosine=found.mean_cosine,
+            cluster_share=found.cluster_share,
+            entropy=found.entropy,
         )
 
     def _evaluate(self, groups: Groups, keep: Collection[int] = ()) -> Evaluation:
-        assert self.features is not None and self.shard is not None
+        assert self.features is not None
+        (shard,), settings = self.shards, self.config
         segmenter = Segmenter.from_arrays(
-            groups["head"], groups["centroids"]["centroids"], self.features.channels, self.config.model
+            groups["head"], groups["centroids"]["centroids"], self.features.channels, settings.model
         )
+        flip = settings.eval.flip  # features of mirrored images are computed, never cached
+        device = choose_device("auto")
         return evaluate(
             segmenter,
             self.features,
-            self.shard,
-            self.config.model,
+            shard,
+            settings.model,
             keep=keep,
-            mirrored=self._mirrored(),
-            refine=crf_refinement() if self.config.eval.crf else None,
+            mirrored=mirrored_features(shard, settings.model, settings.seed, device) if flip else None,
+            refine=crf_refinement() if settings.eval.crf else None,
         )
 
-    def _mirrored(self) -> Mirrored | None:
-        """Return where features of mirrored images come from (``eval.flip``): computed, never cached."""
-        if not self.config.eval.flip or self.shard is None:
-            return None
-        return mirrored_features(self.shard, self.config.model, self.config.seed, choose_device("auto"))
-
-    def draw(self, run_dir: Path, round_number: int, state: ModelState) -> Path | None:
-        """Draw a few evaluation images, their prediction and truth; sites' own models are shown by the first."""
-        if self.features is None or self.shard is None:
-            return None
-        from server.report.pictures import write_pictures
-
-        shard = self.shard
-        count = min(PICTURES, len(shard))
-        chosen = [round(i * (len(shard) - 1) / max(count - 1, 1)) for i in range(count)]
-        own = own_groups(self.config) and state.own
-        groups = state.groups_for(min(state.own)) if own else state.shared_groups()
+    def examples(self, state: ModelState, site: str | None, chosen: Sequence[int]) -> Examples:
+        """Segment the chosen images; see `Scorer`."""
+        (shard,), model = self.shards, self.config.model
+        groups = state.shared_groups() if site is None else state.groups_for(site)
         found = self._evaluate(groups, keep=chosen)
         labelled = self.classes is not None and found.confusion is not None
-        truths = [seen_label(shard, index, self.config.model) if labelled else None for index in chosen]
-        return write_pictures(
-            run_dir,
-            round_number,
-            [seen_image(shard, index, self.config.model) for index in chosen],
+        truths = [seen_label(shard, index, model) if labelled else None for index in chosen]
+        return Examples(
+            [seen_image(shard, index, model) for index in chosen],
             [found.predictions[index] for index in chosen],
             truths if any(truth is not None for truth in truths) else None,
-            self.classes,
-            self._score_one(found).mapping,
-            num_clusters=len(groups["centroids"]["centroids"]),
+            self._score(found).mapping,
+            len(groups["centroids"]["centroids"]),
         )

@@ -16,7 +16,7 @@ from common.errors import UserError
 from common.evaluation.clusters import Evaluation, evaluate, mirrored_features
 from common.evaluation.metrics import match, rates, scores
 from common.evaluation.protocol import Matching, Protocol, apply_protocol, check_backbone, crf_refinement
-from common.evaluation.site_scores import site_fields
+from common.evaluation.score import site_fields
 from common.features.cache import open_features
 from common.models.segmenter import Segmenter
 from common.models.site_models import chosen_model, own_sites

@@ -1,4 +1,4 @@
-"""How good is a whole network of a round, on labelled shards that nobody trains on?
+"""Scorer of whole networks, on labelled shards that nobody trains on.
 
 Several test sets are scored side by side and never mixed. Where sites are clustered by style, a test image is
 also given to the network of the nearest cluster, by the image's own style: both scores stand in the record.
@@ -7,10 +7,9 @@ also given to the network of the nearest cluster, by the image's own style: both
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -18,39 +17,23 @@ from common.data.check import check_labelled, check_truth
 from common.data.classes import ClassTable
 from common.data.manifest import Shard, natural_key
 from common.data.reading import entry_image, entry_pair
-from common.evaluation.metrics import Confusion, rates, scores
-from common.evaluation.networks import NetworkEvaluation, evaluate_network, identity_mapping, sum_confusions
-from common.evaluation.score import Score
+from common.evaluation.metrics import Confusion, MatchRule, match, rates
+from common.evaluation.networks import NetworkEvaluation, evaluate_network
+from common.evaluation.score import Score, scored
 from common.models.deeplab import DeepLab, build_network, load_arrays, network_signature
 from common.models.parameter_groups import split_flat
 from common.settings.schema import RunConfig
 from common.styles.style import extract_style, style_kind
 from common.system.device import choose_device
 from common.wire import Arrays
+from server.evaluation.scorer import Examples, Scorer
 from server.evaluation.shards import evaluation_shards, run_classes
 from server.states.network import NetworkState
-
-PICTURES = 4
-
-
-def network_score(confusion: Confusion, table: ClassTable) -> Score:
-    """Return the quality fields of counts [C, C]; without any count there are none."""
-    if not confusion.total:
-        return Score()
-    found = scores(confusion, identity_mapping(table.num_classes))
-    return Score(
-        accuracy=found.accuracy,
-        miou=found.miou,
-        miou_all=found.miou_all,
-        per_class_iou=dict(zip(table.names, found.per_class_iou, strict=True)),
-        mapping=list(range(table.num_classes)),
-        confusion=confusion.to_list(),
-    )
 
 
 def set_fields(found: NetworkEvaluation, table: ClassTable) -> dict[str, Any]:
     """Return the record of one test set: its qualities, and the spread over its known domains and sites."""
-    score = network_score(found.confusion, table)
+    score = scored(found.confusion, table, "identity")
     record: dict[str, Any] = {
         "accuracy": score.accuracy,
         "miou": score.miou,
@@ -64,7 +47,7 @@ def rate_fields(confusion: Confusion, table: ClassTable) -> dict[str, Any]:
     """Return accuracy and precision by class, their mean and IoU by frequency; without any count there are none."""
     if not confusion.total:
         return {}
-    return rates(confusion, identity_mapping(table.num_classes)).to_dict(table.names)
+    return rates(confusion, match(confusion, "identity")).to_dict(table.names)
 
 
 def spread_fields(found: NetworkEvaluation, table: ClassTable) -> dict[str, Any]:
@@ -72,7 +55,9 @@ def spread_fields(found: NetworkEvaluation, table: ClassTable) -> dict[str, Any]
     record: dict[str, Any] = {}
     for kind, parts in (("domain", found.domains), ("site", found.sites)):
         if len(parts) > 1:
-            each = {name: network_score(parts[name], table).miou for name in sorted(parts, key=natural_key)}
+            each = {
+                name: scored(parts[name], table, "identity").miou for name in sorted(parts, key=natural_key)
+            }
             values = [value for value in each.values() if value is not None]  # None: all of it is ignored
             record[f"{kind}_miou"] = each
             if values:
@@ -84,14 +69,12 @@ def spread_fields(found: NetworkEvaluation, table: ClassTable) -> dict[str, Any]
 
 
 @dataclass
-class NetworkScorer:
-    """The server's labelled shards; ``nearest`` remembers the cluster of each test image."""
+class NetworkScorer(Scorer):
+    """The server's labelled shards; ``styles`` remembers those of the test images, by shard."""
 
-    config: RunConfig
-    classes: ClassTable | None = None
-    shards: list[Shard] = field(default_factory=list)
     styles: dict[str, list[np.ndarray]] = field(default_factory=dict)
     device: str = "cpu"
+    sums_sites: ClassVar[bool] = True
 
     @classmethod
     def open(cls, config: RunConfig) -> NetworkScorer:
@@ -105,11 +88,9 @@ class NetworkScorer:
         return cls(config, table, shards, device=str(choose_device("auto")))
 
     @property
-    def split(self) -> str | None:
-        """Names of the scored shards."""
-        if not self.shards:
-            return "sites" if self.config.eval.where == "sites" else None
-        return ",".join(shard.name for shard in self.shards)
+    def matching(self) -> MatchRule:
+        """Outputs are classes, in their order."""
+        return "identity"
 
     @property
     def weights_hash(self) -> str:
@@ -128,15 +109,10 @@ class NetworkScorer:
         """No fixed grid: images enter at any size."""
         return None
 
-    def score(self, state: NetworkState) -> Score:
-        """Score the shared network on every set, and the clusters' networks beside it.
-
-        Where sites keep networks of their own (`centroids.share` "none"), each of those is scored.
-        """
-        if not self.shards or self.classes is None:
+    def score_shared(self, state: NetworkState) -> Score:
+        """Score the shared network on every set, and the clusters' networks beside it."""
+        if self.classes is None:
             return Score()
-        if self.config.centroids.share == "none" and state.own:
-            return self._score_own(state)
         first: Score | None = None
         sets: dict[str, Any] = {}
         for shard in self.shards:
@@ -144,34 +120,17 @@ class NetworkScorer:
             record = set_fields(found, self.classes)
             if state.clusters:
                 clustered = self.evaluate_clusters(state, shard)
-                score = network_score(clustered.confusion, self.classes)
+                score = self.score_counts(clustered.confusion)
                 record |= {"cluster_miou": score.miou, "cluster_per_class_iou": score.per_class_iou}
                 record |= {f"cluster_{k}": v for k, v in spread_fields(clustered, self.classes).items()}
             sets[shard.name] = record
-            first = first or network_score(found.confusion, self.classes)
+            first = first or self.score_counts(found.confusion)
         assert first is not None
         return replace(first, sets=sets)
 
-    def _score_own(self, state: NetworkState) -> Score:
-        assert self.classes is not None
-        result = Score()
-        for name in sorted(state.own):
-            found = self.evaluate(state.model_for(name), self.shards[0])
-            result.add_site(name, network_score(found.confusion, self.classes))
-        return result
-
-    def score_confusions(self, confusions: Mapping[str, np.ndarray]) -> Score:
-        """Score the sum of the sites' counts; each site's own mIoU stands beside it as a spread.
-
-        Where sites keep networks of their own there is none that the sum could be the score of.
-        """
-        if not confusions or self.classes is None:
-            return Score()
-        local = self.config.centroids.share == "none"
-        total = Score() if local else network_score(sum_confusions(confusions), self.classes)
-        for name in sorted(confusions):
-            total.add_site(name, network_score(sum_confusions({name: confusions[name]}), self.classes))
-        return total
+    def score_site(self, state: NetworkState, site: str) -> Score:
+        """Score one site's own network on the first set."""
+        return self.score_counts(self.evaluate(state.model_for(site), self.shards[0]).confusion)
 
     def network(self, model: Arrays) -> DeepLab:
         """Return a network of these arrays on the scoring device, in evaluation mode."""
@@ -226,29 +185,17 @@ class NetworkScorer:
             ]
         return self.styles[shard.name]
 
-    def draw(self, run_dir: Path, round_number: int, state: NetworkState) -> Path | None:
-        """Draw a few images of the first set, their prediction and truth."""
-        if not self.shards or self.classes is None:
-            return None
-        from server.report.pictures import write_pictures
-
-        shard, table = self.shards[0], self.classes
-        count = min(PICTURES, len(shard))
-        chosen = tuple(round(i * (len(shard) - 1) / max(count - 1, 1)) for i in range(count))
-        model = (
-            state.model_for(min(state.own))
-            if self.config.centroids.share == "none" and state.own
-            else state.model
-        )
-        only = replace(shard, entries=tuple(shard.entries[index] for index in chosen))
-        found = self.evaluate(model, only, keep=tuple(range(count)))
-        shown = [entry_pair(shard, index, shard.classes or table) for index in chosen]
-        return write_pictures(
-            run_dir,
-            round_number,
+    def examples(self, state: NetworkState, site: str | None, chosen: Sequence[int]) -> Examples:
+        """Segment the chosen images; see `Scorer`."""
+        shard, table = self.shards[0], self.shards[0].classes or self.classes
+        assert table is not None
+        model = state.model if site is None else state.model_for(site)
+        found = self.evaluate(model, shard, keep=chosen, order=chosen)
+        shown = [entry_pair(shard, index, table) for index in chosen]
+        return Examples(
             [image for image, _ in shown],
-            [found.predictions[index] for index in range(count)],
+            [found.predictions[index] for index in chosen],
             [truth for _, truth in shown],
-            table,
             list(range(table.num_classes)),
+            table.num_classes,
         )

@@ -11,7 +11,8 @@ from common.data.manifest import Shard
 from common.errors import UserError
 from common.evaluation.networks import count_agreement
 from common.evaluation.overlay import Bytes
-from server.evaluation.network_scorer import network_score, set_fields
+from common.evaluation.score import scored
+from server.evaluation.network_scorer import set_fields
 from server.inference.base import Cluster, need_classes
 from server.inference.networks import NetworkPredictor
 
@@ -44,7 +45,7 @@ def evaluate_network_checkpoint(
 
     found = count_agreement(predict, shard, table, progress=progress)
     fields = set_fields(found, table)
-    score = network_score(found.confusion, table)
+    score = scored(found.confusion, table, "identity")
     record = {
         "images": found.num_images,
         "labelled_images": found.num_images,

@@ -42,7 +42,7 @@ def work_for(config: RunConfig, classes: ClassTable | None) -> Work:
 def scorer_for(config: RunConfig) -> Scorer:
     """Open the labelled shards that the server scores on."""
     if config.task == "unsupervised":
-        from server.evaluation.cluster_scorer import Scorer as ClusterScorer
+        from server.evaluation.cluster_scorer import ClusterScorer
 
         return ClusterScorer.open(config)
     from server.evaluation.network_scorer import NetworkScorer

@@ -10,12 +10,11 @@ import pytest
 from common.data.classes import ClassTable
 from common.evaluation.metrics import Confusion
 from common.evaluation.networks import NetworkEvaluation
-from common.evaluation.score import Score
-from common.evaluation.site_scores import class_means, site_fields
+from common.evaluation.score import Score, class_means, scored, site_fields
 from common.settings.load import load_config
 from common.settings.schema import RunConfig
-from server.evaluation.cluster_scorer import Scorer
-from server.evaluation.network_scorer import NetworkScorer, network_score, set_fields
+from server.evaluation.cluster_scorer import ClusterScorer
+from server.evaluation.network_scorer import NetworkScorer, set_fields
 
 TABLE = ClassTable("two", ("x", "y"), ((0, 0, 0), (9, 9, 9)))
 # the same halves of an image, numbered the other way round: each by itself is 3 of 4 right, their sum says nothing
@@ -29,7 +28,7 @@ def config_of(**settings: Any) -> RunConfig:
 
 @pytest.mark.parametrize("share", ["none", "head", "centroids"])
 def test_counts_of_models_that_are_not_the_same_are_matched_one_by_one(share: str) -> None:
-    found = Scorer(config_of(centroids__share=share), TABLE).score_confusions(COUNTS).fields()
+    found = ClusterScorer(config_of(centroids__share=share), TABLE).score_confusions(COUNTS).fields()
     assert found["miou"] is found["accuracy"] is found["per_class_iou"] is None and "confusion" not in found
     assert found["site_miou"] == {"a": 0.6, "b": 0.6}  # 3 in common of 5
     assert found["site_accuracy"] == {"a": 0.75, "b": 0.75}
@@ -37,7 +36,7 @@ def test_counts_of_models_that_are_not_the_same_are_matched_one_by_one(share: st
 
 
 def test_counts_of_one_model_are_summed_and_matched_once() -> None:
-    found = Scorer(config_of(), TABLE).score_confusions(COUNTS).fields()
+    found = ClusterScorer(config_of(), TABLE).score_confusions(COUNTS).fields()
     assert found["confusion"] == [[4, 4], [4, 4]] and found["accuracy"] == 0.5
     assert "site_miou" not in found
 
@@ -53,7 +52,7 @@ def test_networks_that_are_not_shared_have_no_common_score_either() -> None:
 
 def test_a_site_without_a_count_has_no_score_and_ends_nothing() -> None:
     counts = COUNTS | {"c": np.zeros((2, 2), np.int64)}
-    own = Scorer(config_of(centroids__share="none"), TABLE).score_confusions(counts).fields()
+    own = ClusterScorer(config_of(centroids__share="none"), TABLE).score_confusions(counts).fields()
     assert own["site_miou"] == {"a": 0.6, "b": 0.6}
     both = load_config({"task": "supervised", "eval.where": "sites"})
     found = NetworkScorer(both, TABLE).score_confusions(counts).fields()
@@ -62,7 +61,7 @@ def test_a_site_without_a_count_has_no_score_and_ends_nothing() -> None:
     evaluation.domains |= {name: Confusion(2, 2, counts[name]) for name in ("a", "c")}
     record = set_fields(evaluation, TABLE)
     assert record["domain_miou"] == {"a": 0.6, "c": None} and record["domain_miou_mean"] == 0.6
-    assert network_score(Confusion(2, 2), TABLE).miou is None
+    assert scored(Confusion(2, 2), TABLE, "identity").miou is None
 
 
 def test_a_class_counts_where_it_is_in_the_labels() -> None:

@@ -1,0 +1,149 @@
+"""The interface of scorers, and what those of clusters and of whole networks share."""
+
+from __future__ import annotations
+
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+
+from common.data.classes import ClassTable
+from common.data.crops import Bytes
+from common.data.manifest import Shard
+from common.evaluation.metrics import Confusion, MatchRule, sum_confusions
+from common.evaluation.score import Score, scored
+from common.settings.schema import RunConfig
+
+log = logging.getLogger(__name__)
+
+EXAMPLES = 4  # rows of the sheet of a round: enough to see what is confused, and quick to load
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Images uint8 [H, W, 3] with predictions and truth uint8 [H, W], and the class of each output."""
+
+    images: Sequence[Bytes]
+    predictions: Sequence[Bytes]
+    truths: Sequence[Bytes | None] | None
+    mapping: Sequence[int] | None
+    outputs: int
+
+
+@dataclass
+class Scorer(ABC):
+    """Scores states on labelled images that nobody trains on, where the server has any.
+
+    ``shards`` is empty where it has none: then only counts that sites send are scored.
+    """
+
+    config: RunConfig
+    classes: ClassTable | None = None
+    shards: list[Shard] = field(default_factory=list)
+    sums_sites: ClassVar[bool] = False
+    """Whether every site's own score stands beside that of the sum, as a spread."""
+
+    @property
+    def matching(self) -> MatchRule:
+        """How outputs are matched to classes."""
+        return self.config.eval.matching
+
+    @property
+    def separate(self) -> bool:
+        """Whether sites keep parts of their own, so that there is no common model to score."""
+        return self.config.centroids.share != "both"
+
+    @property
+    def split(self) -> str | None:
+        """Names of the scored shards."""
+        if not self.shards:
+            return "sites" if self.config.eval.where == "sites" else None
+        return ",".join(shard.name for shard in self.shards)
+
+    @property
+    @abstractmethod
+    def weights_hash(self) -> str:
+        """Hash of the server's own model; empty where it has none."""
+
+    @property
+    @abstractmethod
+    def channels(self) -> int:
+        """Channels of the server's own features; 0 where it has none."""
+
+    @property
+    @abstractmethod
+    def grid(self) -> tuple[int, int] | None:
+        """Grid of the server's own features."""
+
+    def score(self, state: Any) -> Score:
+        """Score the shared model, or each site's own where they are not shared."""
+        if not self.shards:
+            return Score()
+        if not (self.separate and state.own):  # a site may have its own beside the shared model
+            return self.score_shared(state)
+        result = Score()
+        for name in sorted(state.own):
+            result.add_site(name, self.score_site(state, name))
+        return result
+
+    @abstractmethod
+    def score_shared(self, state: Any) -> Score:
+        """Score the model that sites share."""
+
+    @abstractmethod
+    def score_site(self, state: Any, site: str) -> Score:
+        """Score one site's own model."""
+
+    def score_counts(self, confusion: Confusion) -> Score:
+        """Match and score counts [K, C]; without any count, or without classes, there is no score."""
+        return Score() if self.classes is None else scored(confusion, self.classes, self.matching)
+
+    def score_confusions(self, confusions: Mapping[str, np.ndarray]) -> Score:
+        """Sum the sites' matrices in the order of their names and match once.
+
+        Outputs of models that are not the same have nothing but their numbers in common: where sites keep parts
+        of their own, every matrix is matched and scored by itself.
+        """
+        if not confusions or self.classes is None:
+            return Score()
+        result = Score()
+        if not self.separate:
+            total = sum_confusions(confusions)
+            if self.config.privacy.minimum_count and not total.total:
+                least = self.config.privacy.minimum_count
+                log.warning("no score: no count of any site reaches privacy.minimum-count %d", least)
+            result = self.score_counts(total)
+        if self.separate or self.sums_sites:
+            for name in sorted(confusions):
+                result.add_site(name, self.score_counts(sum_confusions({name: confusions[name]})))
+        return result
+
+    def draw(self, run_dir: Path, round_number: int, state: Any) -> Path | None:
+        """Draw a few images of the first shard; sites' own models are shown by the first of them."""
+        if not self.shards:
+            return None
+        from server.report.pictures import write_pictures
+
+        shard = self.shards[0]
+        count = min(EXAMPLES, len(shard))
+        chosen = [round(i * (len(shard) - 1) / max(count - 1, 1)) for i in range(count)]
+        site = min(state.own) if self.separate and state.own else None
+        shown = self.examples(state, site, chosen)
+        return write_pictures(
+            run_dir,
+            round_number,
+            shown.images,
+            shown.predictions,
+            shown.truths,
+            self.classes,
+            shown.mapping,
+            num_clusters=shown.outputs,
+        )
+
+    @abstractmethod
+    def examples(self, state: Any, site: str | None, chosen: Sequence[int]) -> Examples:
+        """Segment the chosen images of the first shard by the shared model, or by a site's own."""
