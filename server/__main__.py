@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -12,7 +13,7 @@ from common.errors import UserError
 from common.settings.explain import explained_toml
 from common.settings.load import parse_assignments, read_recipe
 from common.settings.schema import RunConfig
-from common.system.cli import Assignments, CommandLine, DataRoot, Recipe
+from common.system.cli import Assignments, CommandLine, DataRoot, Recipe, parse_size, print_table
 from common.system.progress import progress_line
 
 _line = CommandLine("python -m server", __doc__)
@@ -29,9 +30,7 @@ _Flip = Annotated[bool, typer.Option("--flip", help="Average with the mirrored i
 _Site = Annotated[
     str | None,
     typer.Option(
-        metavar="NAME",
-        help="Of a run whose sites do not share all (centroids.share): this site's own model. `evaluate` also "
-        "takes all: each by itself, and their mean.",
+        metavar="NAME", help="One site's own model; `evaluate` also takes all (see centroids.share)."
     ),
 ]
 _Protocol = Annotated[
@@ -52,80 +51,64 @@ _Cluster = Annotated[
     typer.Option(
         parser=_cluster,
         metavar="auto|global|N",
-        help="Of a run with style clusters: per image that of the nearest style, the shared network, or cluster N's.",
+        help="With style clusters: that of the image's style, the shared model, or cluster N's.",
     ),
 ]
 
 
-def _image_size(text: str) -> tuple[int, int]:
-    """Read ``512x928``: height and width in pixels, from 32 up."""
-    height, _, width = text.partition("x")
-    if not (height.isdigit() and width.isdigit() and min(int(height), int(width)) >= 32):
-        raise typer.BadParameter(f"{text!r} is not a size from 32x32 up, as HEIGHTxWIDTH")
-    return int(height), int(width)
+def _load(recipe: Path | None, assignments: list[str], given: Mapping[str, Path | None]) -> RunConfig:
+    """Merge recipe, ``--set``, and what options of their own gave by key."""
+    # the registered rules bring torch, for which help need not wait
+    from server.tasks.registry import load_settings
 
-
-def _load(
-    recipe: Path | None,
-    assignments: list[str],
-    shards: Path | None = None,
-    data_root: Path | None = None,
-    run_dir: Path | None = None,
-    resume: Path | None = None,
-) -> RunConfig:
-    """Merge recipe, ``--set``, and the options that name folders."""
-    from server.tasks.registry import (
-        load_settings,  # the registered rules bring torch, which help need not wait for
-    )
-
-    places = {"simulation.shards": shards, "simulation.data-root": data_root}
-    places |= {"run-dir": run_dir, "resume": resume}
     layers = [read_recipe(recipe)] if recipe else []
-    layers += [parse_assignments(assignments), {key: str(path) for key, path in places.items() if path}]
+    layers += [parse_assignments(assignments), {key: str(path) for key, path in given.items() if path}]
     return load_settings(*layers)
 
 
-@_line.command("--recipe recipes/camvid-default.toml --set seed=1")
-def _simulate(
-    *,
-    recipe: Recipe = None,
-    shards: _Shards = None,
-    data_root: DataRoot = None,
-    run_dir: _RunDir = None,
-    resume: _Resume = None,
-    assignments: Assignments,
-    gpu_share: _GpuShare = 0.0,
-) -> None:
+def _run_command(example: str) -> Callable[[Callable[[RunConfig, float], None]], None]:
+    """Return a decorator that makes a function of settings and a GPU share a command that starts a run."""
+
+    def register(start: Callable[[RunConfig, float], None]) -> None:
+        def command(
+            *,
+            recipe: Recipe = None,
+            shards: _Shards = None,
+            data_root: DataRoot = None,
+            run_dir: _RunDir = None,
+            resume: _Resume = None,
+            assignments: Assignments,
+            gpu_share: _GpuShare = 0.0,
+        ) -> None:
+            given = {"simulation.shards": shards, "simulation.data-root": data_root}
+            start(_load(recipe, assignments, given | {"run-dir": run_dir, "resume": resume}), gpu_share)
+
+        command.__name__, command.__doc__ = start.__name__, start.__doc__
+        _line.command(example)(command)
+
+    return register
+
+
+@_run_command("--recipe recipes/camvid-default.toml --set seed=1")
+def _simulate(settings: RunConfig, gpu_share: float) -> None:
     """Run a recipe with all sites simulated on this machine, and wait for the result."""
-    # a wrong setting is refused before anything heavy is imported
-    settings = _load(recipe, assignments, shards, data_root, run_dir, resume)
     from server.simulate import simulate
 
     simulate(settings, gpu_share)
 
 
-@_line.command("--recipe recipes/camvid-adapt-pretrain-fourier.toml")
-def _pretrain(
-    *,
-    recipe: Recipe = None,
-    shards: _Shards = None,
-    data_root: DataRoot = None,
-    run_dir: _RunDir = None,
-    resume: _Resume = None,
-    assignments: Assignments,
-    gpu_share: _GpuShare = 0.0,
-) -> None:
+@_run_command("--recipe recipes/camvid-adapt-pretrain-fourier.toml")
+def _pretrain(settings: RunConfig, gpu_share: float) -> None:
     """Make the labelled source model of task 'adaptation', in the sites' styles where the recipe says so."""
-    settings = _load(recipe, assignments, shards, data_root, run_dir, resume)
-    if settings.task != "adaptation":
+    from server.simulate import simulate
+
+    if not settings.facts.pretrains:
         raise UserError(f"The recipe's task is '{settings.task}'; pretraining belongs to task 'adaptation'.")
     if settings.source.checkpoint:
         raise UserError(
             f"source.checkpoint is {settings.source.checkpoint}, a model that is pretrained already; leave it out to "
-            f"pretrain one, or adapt that one by `python -m server simulate`."
+            "pretrain one, or adapt that one by `python -m server simulate`."
         )
-    from server.simulate import simulate
-
     simulate(settings.model_copy(update={"rounds": 0}), gpu_share)
 
 
@@ -243,7 +226,7 @@ def _export(
     size: Annotated[
         Any,
         typer.Option(
-            parser=_image_size,
+            parser=parse_size,
             metavar="HxW",
             help="Of the images of a whole model (default: as scored, or as training cut them).",
         ),
@@ -266,13 +249,33 @@ def _settings(
     ] = False,
 ) -> None:
     """Print all settings of a recipe, what it leaves to preset, base and defaults included, as TOML."""
-    config = _load(recipe, assignments)
+    config = _load(recipe, assignments, {})
     if explain:
         from server.settings.registered import explained_names
 
         print(explained_toml(config, explained_names()), end="")
     else:
         print(config.to_toml(), end="")
+
+
+@_line.command("rules")
+def _list(
+    *,
+    what: Annotated[
+        Literal["rules", "objectives", "backbones", "tasks"],
+        typer.Argument(metavar="WHAT", show_default=False),
+    ],
+) -> None:
+    """List the names that settings know: rules, objectives, backbones or tasks, with a line about each."""
+    from common.settings.tasks import TASKS
+    from server.settings.registered import REGISTRIES
+
+    if what == "tasks":
+        print_table(("task", ""), [(facts.name, facts.summary) for facts in TASKS.values()])
+        return
+    keys = {"objectives": ["loss.objective"], "backbones": ["model.backbone"]}
+    for key in keys.get(what, ["centroids.merge", "aggregation.rule", "aggregation.optimizer"]):
+        print_table((key, ""), [(entry.name, entry.summary) for entry in REGISTRIES[key].entries()])
 
 
 @_line.command("runs/camvid-*")
@@ -287,9 +290,7 @@ def _report(
     if len(runs) == 1:
         print(write_report(runs[0]))
     else:
-        page = compare(runs, out)
-        print(comparison_text(runs))
-        print(page)
+        print(comparison_text(runs), compare(runs, out), sep="\n")
 
 
 server_main = _line.run

@@ -168,6 +168,14 @@ class CommandLine:
             raise SystemExit(stop.exit_code) from None
 
 
+def parse_size(text: str) -> tuple[int, int]:
+    """Read ``512x928``: height and width in pixels, from 32 up."""
+    height, _, width = text.partition("x")
+    if not (height.isdigit() and width.isdigit() and min(int(height), int(width)) >= 32):
+        raise typer.BadParameter(f"{text!r} is not a size from 32x32 up, as HEIGHTxWIDTH")
+    return int(height), int(width)
+
+
 def print_table(
     columns: Sequence[str], rows: Iterable[Sequence[object]], numbers: Sequence[str] = ()
 ) -> None:

@@ -15,7 +15,7 @@ from click import IntRange
 from common.data.classes import load_table
 from common.data.manifest import Entry
 from common.errors import UserError
-from common.system.cli import option
+from common.system.cli import option, parse_size
 from common.system.progress import Progress
 from partitions.drawing.synthetic import VERSION, make_scenes
 from partitions.sources.base import Dataset, Source
@@ -24,20 +24,9 @@ _RECORD = "scenes.json"
 Drawn = tuple[list[list[Entry]], list[Entry]]  # of every drive, of the unseen one
 
 
-def parse_size(text: str) -> tuple[int, int]:
-    """Turn ``160x224`` into (height, width); `UserError` where it is none or out of bounds."""
-    parts = text.lower().split("x")
-    if len(parts) != 2 or not all(part.isdigit() for part in parts):
-        raise UserError(f"--size is {text!r}; expected HEIGHTxWIDTH in pixels, for example 160x224.")
-    height, width = int(parts[0]), int(parts[1])
-    if not (32 <= height <= 2048 and 32 <= width <= 2048):
-        raise UserError(f"--size is {text!r}; expected 32 to 2048 pixels each way.")
-    return height, width
-
-
 _OPTIONS = (
     option("--images-per-site", "N", "Images of each site (default: 80).", type=IntRange(1), default=80),
-    option("--size", "HxW", "Height x width (default: 160x224).", default="160x224"),
+    option("--size", "HxW", "Height x width (default: 160x224).", type=parse_size, default="160x224"),
     option("--eval-images", "N", "Scenes of the unseen drive (default: 60).", type=IntRange(0), default=60),
 )
 
@@ -47,7 +36,9 @@ def _entry(data: list[str]) -> Entry:
 
 
 def _load(args: SimpleNamespace, stage: Path, progress: Progress | None) -> Dataset:
-    size = parse_size(args.size)
+    size: tuple[int, int] = args.size
+    if max(size) > 2048:
+        raise UserError(f"--size is {size[0]}x{size[1]}; expected 32 to 2048 pixels each way.")
     sites = 4 if args.sites is None else args.sites
     if not 1 <= sites <= 1000:
         raise UserError(f"--sites is {sites}; expected 1 to 1000 for synthetic scenes.")

@@ -210,7 +210,7 @@ def test_a_fault_while_writing_leaves_the_old_split(
         (["folder", "--root", "ROOT", "--colour", "red"], "No such option.*--colour"),
         (["folder", "--root", "ROOT", "--seed", "-1"], "'--seed': -1 is not"),
         (["camvid", "--root", "ROOT"], "expected the data set's own list of frames"),
-        (["synthetic", "--size", "12"], "expected HEIGHTxWIDTH"),
+        (["synthetic", "--size", "12"], "'12' is not a size .* HEIGHTxWIDTH"),
         (["synthetic", "--images-per-site", "0"], "'--images-per-site': 0 is not"),
         (["synthetic", "--sites", "0"], "--sites is 0; expected 1 to 1000"),
     ],

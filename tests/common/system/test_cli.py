@@ -126,3 +126,18 @@ def test_progress_shows_in_a_pipe_but_not_for_quick_work(
     assert lines == [f"checking {done}/40, {40 - done} s left" for done in (10, 20, 30, 40)]
     progress.progress_line("checking")(1, 1)
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("what", ["rules", "tasks"])
+def test_registered_names_are_listed_with_a_line_each(what: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert server_line.run(["list", what]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    known = {"rules": "lloyd", "objectives": "spectral", "backbones": "mobilenet_v2", "tasks": "adaptation"}[what]
+    assert any(line.split(maxsplit=1)[0] == known and len(line.split()) > 3 for line in lines), lines
+
+
+def test_data_sets_are_listed_with_a_line_each(capsys: pytest.CaptureFixture[str]) -> None:
+    assert partitions_line.run(["list"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    for known in ("camvid", "folder", "dirichlet"):
+        assert any(line.split(maxsplit=1)[:1] == [known] and len(line.split()) > 3 for line in lines), lines
