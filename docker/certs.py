@@ -1,4 +1,4 @@
-"""Which certificates and keys does a federation need, and how are they made?
+"""Certificates and keys of a federation: makes an authority, the server's certificate and a key pair per site.
 
     python docker/certs.py server --out certificates --name server.example.org --name 192.0.2.7
     python docker/certs.py site --out certificates hospital-a
@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import argparse
 import ipaddress
-import os
 import re
 import sys
 from collections.abc import Sequence
@@ -31,6 +30,13 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+sys.path.insert(
+    0, str(Path(__file__).resolve().parents[1])
+)  # it runs from a checkout that need not be installed
+
+from common.errors import UserError
+from common.system.atomic import atomic_write_bytes
+
 LOOPBACK = ("localhost", "127.0.0.1")  # the server's own processes and the operator come this way
 SITE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 HOST_NAME = re.compile(
@@ -39,24 +45,6 @@ HOST_NAME = re.compile(
 AUTHORITY_DAYS = 3650
 SERVER_DAYS = 397
 CLOCK_SKEW = timedelta(hours=1)  # a site whose clock is a little slow still accepts a new certificate
-
-
-class CertificateError(ValueError):
-    """What was asked for cannot be made; the message is one sentence."""
-
-
-def write_new(path: Path, data: bytes, mode: int) -> None:
-    """Write a file with ``mode`` from its first byte on, in one step."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def private_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
@@ -76,7 +64,7 @@ def alternative_names(names: Sequence[str]) -> list[x509.GeneralName]:
         except ValueError:
             pass
         if not HOST_NAME.fullmatch(name) or re.fullmatch(r"[0-9.]+", name):
-            raise CertificateError(
+            raise UserError(
                 f"{name!r} is neither a host name nor an address; give it as sites write it, without a port."
             )
         found.append(x509.DNSName(name))
@@ -137,9 +125,7 @@ def read_certificate(path: Path) -> x509.Certificate:
     try:
         return x509.load_pem_x509_certificate(path.read_bytes())
     except (OSError, ValueError) as error:
-        raise CertificateError(
-            f"{path} is no certificate ({error}); remove it to have it made anew."
-        ) from None
+        raise UserError(f"{path} is no certificate ({error}); remove it to have it made anew.") from None
 
 
 def load_key(path: Path) -> ec.EllipticCurvePrivateKey:
@@ -147,9 +133,9 @@ def load_key(path: Path) -> ec.EllipticCurvePrivateKey:
     try:
         key = serialization.load_pem_private_key(path.read_bytes(), None)
     except (ValueError, TypeError) as error:
-        raise CertificateError(f"{path} is no private key ({error}); start in a new folder.") from None
+        raise UserError(f"{path} is no private key ({error}); start in a new folder.") from None
     if not isinstance(key, ec.EllipticCurvePrivateKey):
-        raise CertificateError(f"{path} holds no elliptic-curve key; start in a new folder.")
+        raise UserError(f"{path} holds no elliptic-curve key; start in a new folder.")
     return key
 
 
@@ -157,7 +143,7 @@ def open_authority(folder: Path, now: datetime) -> tuple[x509.Certificate, ec.El
     """Return the federation's authority; the first call makes it."""
     key_path, certificate_path = folder / "authority" / "ca.key", folder / "public" / "ca.crt"
     if certificate_path.exists() and not key_path.exists():
-        raise CertificateError(
+        raise UserError(
             f"{certificate_path} is there but {key_path} is not; bring the authority's key, "
             "or start in a new folder."
         )
@@ -166,32 +152,32 @@ def open_authority(folder: Path, now: datetime) -> tuple[x509.Certificate, ec.El
         if certificate_path.exists():
             certificate = read_certificate(certificate_path)
             if certificate.public_key() != key.public_key():
-                raise CertificateError(f"{certificate_path} does not belong to {key_path}.")
+                raise UserError(f"{certificate_path} does not belong to {key_path}.")
             return certificate, key
     else:
         key = ec.generate_private_key(ec.SECP384R1())
-        write_new(key_path, private_pem(key), 0o600)
+        atomic_write_bytes(key_path, private_pem(key), private=True)
     end = now + timedelta(days=AUTHORITY_DAYS)
     certificate = make_certificate("Federation authority", key, now - CLOCK_SKEW, end)
-    write_new(certificate_path, certificate.public_bytes(serialization.Encoding.PEM), 0o644)
+    atomic_write_bytes(certificate_path, certificate.public_bytes(serialization.Encoding.PEM))
     return certificate, key
 
 
 def make_server(folder: Path, names: Sequence[str], days: int = SERVER_DAYS, renew: bool = False) -> str:
     """Make the server's key and certificate below ``folder``; return what was done, in a sentence."""
     if not 1 <= days <= AUTHORITY_DAYS:
-        raise CertificateError(f"--days is {days}; expected 1 to {AUTHORITY_DAYS}.")
+        raise UserError(f"--days is {days}; expected 1 to {AUTHORITY_DAYS}.")
     now = datetime.now(UTC)
     wanted = alternative_names(names)
     key_path, certificate_path = folder / "server" / "server.key", folder / "server" / "server.crt"
     if key_path.exists() and certificate_path.exists() and not renew:
         certificate = read_certificate(certificate_path)
         if load_key(key_path).public_key() != certificate.public_key():  # a crash between the two files
-            raise CertificateError(f"{certificate_path} does not belong to {key_path}; add --renew.")
+            raise UserError(f"{certificate_path} does not belong to {key_path}; add --renew.")
         if certificate.not_valid_after_utc <= now:
-            raise CertificateError(f"{certificate_path} has expired; add --renew.")
+            raise UserError(f"{certificate_path} has expired; add --renew.")
         if set(san(certificate)) != {str(name.value) for name in wanted}:
-            raise CertificateError(
+            raise UserError(
                 f"{certificate_path} is for {', '.join(san(certificate))}; add --renew to replace it."
             )
         return f"{certificate_path} is valid until {certificate.not_valid_after_utc:%Y-%m-%d}; left as it is"
@@ -201,8 +187,8 @@ def make_server(folder: Path, names: Sequence[str], days: int = SERVER_DAYS, ren
     certificate = make_certificate(
         "Federation server", key, now - CLOCK_SKEW, end, (authority, authority_key), wanted
     )
-    write_new(key_path, private_pem(key), 0o600)
-    write_new(certificate_path, certificate.public_bytes(serialization.Encoding.PEM), 0o644)
+    atomic_write_bytes(key_path, private_pem(key), private=True)
+    atomic_write_bytes(certificate_path, certificate.public_bytes(serialization.Encoding.PEM))
     copy_authority(folder, folder / "server")
     return f"{certificate_path} is valid until {end:%Y-%m-%d} for {', '.join(san(certificate))}"
 
@@ -210,7 +196,7 @@ def make_server(folder: Path, names: Sequence[str], days: int = SERVER_DAYS, ren
 def make_site(folder: Path, name: str) -> str:
     """Make a site's key pair, in the form in which Flower reads it; return what was done, in a sentence."""
     if not SITE_NAME.fullmatch(name):
-        raise CertificateError(
+        raise UserError(
             f"{name!r} is no name for a site; expected up to 64 letters, digits, dots, dashes or underscores."
         )
     key_path, public_path = folder / "sites" / name / "site.key", folder / "public" / f"{name}.pub"
@@ -219,15 +205,15 @@ def make_site(folder: Path, name: str) -> str:
         done = f"{key_path} was there already; left as it is"
     else:
         if public_path.exists():
-            raise CertificateError(f"{public_path} is of a key made elsewhere; choose another name.")
+            raise UserError(f"{public_path} is of a key made elsewhere; choose another name.")
         key = ec.generate_private_key(ec.SECP384R1())
         secret = key.private_bytes(
             serialization.Encoding.PEM, serialization.PrivateFormat.OpenSSH, serialization.NoEncryption()
         )
-        write_new(key_path, secret, 0o600)
+        atomic_write_bytes(key_path, secret, private=True)
         done = f"{key_path} stays at the site; {public_path} goes to the server's operator"
     public = key.public_key().public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH)
-    write_new(public_path, public + f" {name}\n".encode(), 0o644)
+    atomic_write_bytes(public_path, public + f" {name}\n".encode())
     copy_authority(folder, key_path.parent)
     return done
 
@@ -236,7 +222,7 @@ def copy_authority(folder: Path, target: Path) -> None:
     """Put the authority's certificate where a party needs it; a site that makes its own key has none yet."""
     source = folder / "public" / "ca.crt"
     if source.exists():
-        write_new(target / "ca.crt", source.read_bytes(), 0o644)
+        atomic_write_bytes(target / "ca.crt", source.read_bytes())
 
 
 def san(certificate: x509.Certificate) -> list[str]:
@@ -257,9 +243,7 @@ def show(folder: Path) -> str:
             lines.append(f"{path}: {'EXPIRED' if left < 0 else f'{left} days left'}{names}")
     lines += [f"{path}: site {path.stem}" for path in sorted((folder / "public").glob("*.pub"))]
     if not lines:
-        raise CertificateError(
-            f"{folder} holds no certificates; make them with `certs.py server --name HOST`."
-        )
+        raise UserError(f"{folder} holds no certificates; make them with `certs.py server --name HOST`.")
     return "\n".join(lines)
 
 
@@ -296,7 +280,7 @@ def main(words: Sequence[str] | None = None) -> int:
                 print(make_site(arguments.out, name))
         else:
             print(show(arguments.out))
-    except CertificateError as error:
+    except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except OSError as error:

@@ -1,4 +1,4 @@
-"""How does the operator register sites and start runs, and how does a run's verdict become an exit code?
+"""The operator's commands: register sites, start a run and turn its verdict into an exit code.
 
     python docker/control.py register --ca certificates/public/ca.crt certificates/public
     python docker/control.py run --ca certificates/public/ca.crt --recipe recipes/NAME.toml --runs runs
@@ -18,11 +18,17 @@ import subprocess
 import sys
 import tempfile
 import time
-import tomllib
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+
+sys.path.insert(
+    0, str(Path(__file__).resolve().parents[1])
+)  # it runs from a checkout that need not be installed
+
+from common.errors import UserError
+from common.settings.load import parse_assignments, read_recipe
 
 CONNECTION = "federation"
 PROJECT = Path(__file__).resolve().parents[1]
@@ -31,7 +37,7 @@ PATIENCE = 20  # a SuperLink that restarts is away for a while; its runs are not
 ALREADY_REGISTERED = "Public key already in use"
 
 
-class ControlError(RuntimeError):
+class ControlError(UserError):
     """The control port or the flwr command refused; the message is one sentence."""
 
 
@@ -48,36 +54,9 @@ def connection_toml(address: str, certificate: Path | None) -> str:
     )
 
 
-def flatten(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Turn TOML tables into dotted keys."""
-    flat: dict[str, Any] = {}
-    for key, value in nested.items():
-        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
-    return flat
-
-
-def read_recipe(path: Path) -> dict[str, Any]:
-    """Read a recipe, and the one beside it that it names as its ``base``."""
-    try:
-        settings = flatten(tomllib.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError) as error:
-        raise ControlError(f"Recipe {path} cannot be read: {error}.") from None
-    base = settings.pop("base", None)
-    return settings if base is None else read_recipe(path.with_name(f"{base}.toml")) | settings
-
-
 def read_settings(recipe: Path | None, assignments: Sequence[str]) -> dict[str, Any]:
-    """Merge a recipe with ``key=value`` words; a bare word counts as a string."""
-    settings = {} if recipe is None else read_recipe(recipe)
-    for assignment in assignments:
-        key, equals, value = assignment.partition("=")
-        if not equals or not key:
-            raise ControlError(f"--set {assignment!r} is not of the form key=value.")
-        try:
-            settings[key] = tomllib.loads(f"value = {value}")["value"]
-        except tomllib.TOMLDecodeError:
-            settings[key] = value
-    return settings
+    """Merge a recipe with ``key=value`` words as `common.settings.load` reads them; raises `UserError`."""
+    return (read_recipe(recipe) if recipe else {}) | parse_assignments(list(assignments))
 
 
 def settings_toml(settings: Mapping[str, Any]) -> str:
@@ -248,7 +227,7 @@ def main(words: Sequence[str] | None = None) -> int:
             settings = read_settings(arguments.recipe, arguments.set)
             runs = arguments.runs.absolute()
             return run(control, settings, runs, arguments.shown or runs, home)
-        except (ControlError, subprocess.TimeoutExpired) as error:
+        except (UserError, subprocess.TimeoutExpired) as error:
             print(f"error: {error}", file=sys.stderr)
             return 1
 

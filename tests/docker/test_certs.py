@@ -17,6 +17,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import load_ssh_private_key, load_ssh_public_key
 
+from common.errors import UserError
 from tests.conftest import ROOT
 from tests.support.deployment import free_port
 from tests.support.scripts import load_script
@@ -107,7 +108,7 @@ def test_nothing_is_overwritten_and_renewing_keeps_the_authority(tmp_path: Path)
     assert "left as it is" in certs.make_server(tmp_path, ["a.example.org"])
     assert "left as it is" in certs.make_site(tmp_path, "a")
     assert contents() == before
-    with pytest.raises(certs.CertificateError, match="--renew"):
+    with pytest.raises(UserError, match="--renew"):
         certs.make_server(tmp_path, ["b.example.org"])
     certs.make_server(tmp_path, ["b.example.org"], renew=True)
     changed = {name for name, data in contents().items() if data != before[name]}
@@ -118,7 +119,7 @@ def test_nothing_is_overwritten_and_renewing_keeps_the_authority(tmp_path: Path)
 def test_a_key_and_a_certificate_of_two_makings_are_noticed(tmp_path: Path) -> None:
     certs.make_server(tmp_path, [])
     (tmp_path / "server/server.key").write_bytes(certs.private_pem(ec.generate_private_key(ec.SECP256R1())))
-    with pytest.raises(certs.CertificateError, match="does not belong"):
+    with pytest.raises(UserError, match="does not belong"):
         certs.make_server(tmp_path, [])
 
 

@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from common.errors import UserError
+from common.settings.section import flatten
 from tests.support.scripts import load_script
 
 control = load_script("control")
@@ -93,13 +95,13 @@ def test_recipe_and_assignments_become_flat_toml(tmp_path: Path) -> None:
     recipe.write_text('name = "x"\nrounds = 3\n[local]\nlr = 1e-3\n[model]\nnonlinear = true\n')
     settings = control.read_settings(recipe, ["rounds=5", 'name=it\'s "so"', "model.nonlinear=false"])
     text = control.settings_toml(settings)
-    assert control.flatten(tomllib.loads(text)) == {
+    assert flatten(tomllib.loads(text)) == {
         "name": 'it\'s "so"',
         "rounds": 5,
         "local.lr": 0.001,
         "model.nonlinear": False,
     }
-    with pytest.raises(control.ControlError, match="key=value"):
+    with pytest.raises(UserError, match="key=value"):
         control.read_settings(None, ["rounds"])
 
 

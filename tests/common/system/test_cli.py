@@ -132,7 +132,9 @@ def test_progress_shows_in_a_pipe_but_not_for_quick_work(
 def test_registered_names_are_listed_with_a_line_each(what: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert server_line.run(["list", what]) == 0
     lines = capsys.readouterr().out.splitlines()
-    known = {"rules": "lloyd", "objectives": "spectral", "backbones": "mobilenet_v2", "tasks": "adaptation"}[what]
+    known = {"rules": "lloyd", "objectives": "spectral", "backbones": "mobilenet_v2", "tasks": "adaptation"}[
+        what
+    ]
     assert any(line.split(maxsplit=1)[0] == known and len(line.split()) > 3 for line in lines), lines
 
 
