@@ -13,8 +13,9 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from common.data.manifest import Shard, pool_shards, read_shard
-from common.errors import UserError
+from common.errors import UserError, user_error
 from common.settings.schema import RunConfig
+from common.settings.section import kebab
 from common.settings.unsupervised import Model
 
 ENVIRONMENT_PREFIX = "SITESEG_"
@@ -108,9 +109,7 @@ def site_config(node_config: Mapping[str, object], settings: RunConfig) -> SiteC
     try:
         site = SiteConfig.model_validate(values)
     except ValidationError as error:
-        first = error.errors()[0]
-        name = str(first["loc"][0]).replace("_", "-")
-        raise UserError(f"Site setting '{name}' is {first['input']!r}: {first['msg']}.") from None
+        raise user_error(error, "Site setting", key=kebab) from None
     if site.device == "cpu" and site.gpu_share < 1:
         raise UserError(
             f"Site setting 'gpu-share' is {site.gpu_share:g}, but device is 'cpu'; leave it out, or set device to "

@@ -1,4 +1,4 @@
-"""How does a trained model, and the state of its run, survive on disk?
+"""Checkpoints: a trained model and the state of its run on disk.
 
 ``round-0003.safetensors`` holds the arrays, ``round-0003.json`` beside it everything a reader wants to know.
 Both are written to temporary files and renamed, the JSON last: a checkpoint without its JSON does not exist.
@@ -10,19 +10,19 @@ import hashlib
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
-from pydantic import ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
 from common.data.classes import ClassTable
-from common.errors import UserError
+from common.errors import UserError, user_error
 from common.settings.schema import RunConfig
 from common.system.atomic import atomic_write_bytes, atomic_write_text
 
-FORMAT = 1
+_FORMAT = 1
 MODEL = "head/"
 """Prefix, in the file, of the arrays of the shared model that are no centroids."""
 CENTROIDS = "centroids"
@@ -61,6 +61,22 @@ class Checkpoint:
         return named | {f"{EXTRA}{key}": value for key, value in self.extra.items()}
 
 
+class _Sidecar(BaseModel):
+    """The JSON beside the arrays; other keys than these are left alone."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    round: int
+    weights_sha256: str
+    channels: int
+    grid: tuple[int, int]
+    run_key: str
+    mapping: list[int] | None
+    classes: ClassTable | None
+    metrics: dict[str, Any]
+    config: dict[str, Any]  # read by `RunConfig` on its own: a setting that is refused needs another remedy
+
+
 def arrays_hash(arrays: dict[str, np.ndarray]) -> str:
     """Return the SHA-256 over names, types, shapes and bytes, independent of the order of names."""
     digest = hashlib.sha256()
@@ -84,7 +100,7 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> str:
         path, save(arrays)
     )  # safetensors' own writer hides what the system says of a full disk
     described = {
-        "format": FORMAT,
+        "format": _FORMAT,
         "round": checkpoint.round,
         "arrays_sha256": digest,
         "weights_sha256": checkpoint.weights_hash,
@@ -134,7 +150,7 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
         raise UserError(
             f"Checkpoint {file} cannot be read ({error}); use another round's checkpoint."
         ) from None
-    if not isinstance(described, dict) or described.get("format") != FORMAT or CENTROIDS not in arrays:
+    if not isinstance(described, dict) or described.get("format") != _FORMAT or CENTROIDS not in arrays:
         raise UserError(
             f"{file} is not a checkpoint of this program; give a round-NNNN.safetensors file of a run."
         )
@@ -143,33 +159,27 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
             f"Checkpoint {file} does not match its JSON (damaged or mixed up); use another round's."
         )
     try:
-        return _assemble(described, arrays)
+        known = _Sidecar.model_validate(described)
     except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
-        what = first["msg"].removeprefix("Value error, ")
-        raise UserError(
-            f"Checkpoint {file} has settings that this version does not accept ({key + ': ' if key else ''}{what}); "
-            "use the version that wrote it."
-        ) from None
-    except (KeyError, TypeError, IndexError, AttributeError) as error:
-        raise UserError(f"{sidecar} is not complete ({error!r}); use another round's checkpoint.") from None
-
-
-def _assemble(described: dict[str, Any], arrays: dict[str, np.ndarray]) -> Checkpoint:
+        raise user_error(error, f"{sidecar} is not complete:", "use another round's checkpoint") from None
+    try:
+        config = RunConfig.model_validate(known.config)
+    except ValidationError as error:
+        where = f"Checkpoint {file} has settings that this version does not accept:"
+        raise user_error(error, where, "use the version that wrote it") from None
     return Checkpoint(
-        round=described["round"],
+        round=known.round,
         head={k.removeprefix(MODEL): v for k, v in arrays.items() if k.startswith(MODEL)},
         centroids=arrays[CENTROIDS],
-        config=RunConfig.model_validate(described["config"]),
-        classes=None if described["classes"] is None else ClassTable.from_json(described["classes"]),
-        weights_hash=described["weights_sha256"],
-        channels=described["channels"],
-        grid=(described["grid"][0], described["grid"][1]),
-        run_key=described["run_key"],
-        mapping=described["mapping"],
+        config=config,
+        classes=known.classes,
+        weights_hash=known.weights_sha256,
+        channels=known.channels,
+        grid=known.grid,
+        run_key=known.run_key,
+        mapping=known.mapping,
         extra={k.removeprefix(EXTRA): v for k, v in arrays.items() if k.startswith(EXTRA)},
-        metrics=described["metrics"],
+        metrics=known.metrics,
     )
 
 
@@ -197,10 +207,6 @@ def drop_checkpoints(run_dir: Path, after: int) -> None:
     for arrays in folder.glob("round-*.safetensors"):
         if not arrays.with_suffix(".json").exists():
             arrays.unlink(missing_ok=True)
-
-
-if TYPE_CHECKING:
-    pass
 
 
 def resumed_file(given: str, checkpoint: Checkpoint) -> Path:

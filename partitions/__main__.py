@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 from click import Choice, Command, IntRange, Option
 
-from common.data.classes import TABLES
+from common.data.classes import table_names
 from common.errors import UserError
 from common.system.cli import CommandLine, FlexibleCommand, escaped, need_name, option, print_table
 from common.system.progress import progress_line
@@ -23,7 +23,7 @@ from partitions.leaf import Form
 from partitions.output import staged_folder
 from partitions.plan import Request, Split, plan, write
 from partitions.rules import RULES
-from partitions.sources import SOURCES, Dataset, Source
+from partitions.sources.base import Dataset, Source, check_table, datasets, load_dataset
 
 _INTRODUCTION = """\
 Divide a data set on disk into shards, one per site. Images stay where they are: a shard is a list of paths. \
@@ -82,14 +82,14 @@ def _commands() -> list[Command]:
     """Return one command per data set."""
     return [
         FlexibleCommand(
-            source.name,
-            params=[*source.options, *_common_options(source)],
-            callback=partial(_divide, source),
-            help=escaped(f"{source.help}. {source.layout}"),
-            short_help=escaped(source.help),
+            entry.name,
+            params=[*entry.facts.options, *_common_options(entry.facts)],
+            callback=partial(_divide, entry.name),
+            help=escaped(f"{entry.summary}. {entry.facts.layout}"),
+            short_help=escaped(entry.summary),
             rich_help_panel="Data sets",
         )
-        for source in SOURCES.values()
+        for entry in datasets()
     ]
 
 
@@ -135,7 +135,7 @@ def _print_summary(split: Split) -> None:
     print_table(("site", "images", "domains", "commonest classes"), rows, numbers=("images",))
 
 
-def _divide(source: Source, **given: Any) -> None:
+def _divide(dataset: str, **given: Any) -> None:
     """Divide one data set as the options say; nothing is left behind where that fails."""
     args = SimpleNamespace(**given)
     if args.by is not None:
@@ -157,9 +157,9 @@ def _divide(source: Source, **given: Any) -> None:
         skip_unreadable=args.skip_unreadable,
     )
     out = Path(args.out)
-    source.check_table(args.classes)
+    check_table(dataset, args.classes)
     with staged_folder(out, args.overwrite) as stage:
-        data = _with_domains(source.load(args, stage, progress_line("drawing")), args)
+        data = _with_domains(load_dataset(dataset, args, stage, progress_line("drawing")), args)
         if roles is not None:
             data = adapt(data, roles)
         if args.by is None:
@@ -206,10 +206,10 @@ def _export(
 @_line.command("")
 def _list() -> None:
     """List data sets, rules to divide by, and class tables."""
-    print_table(("data set", ""), [(source.name, source.help) for source in SOURCES.values()])
+    print_table(("data set", ""), [(entry.name, entry.summary) for entry in datasets()])
     print()
     print_table(("rule", ""), RULES.items())
-    print("\nclass tables: " + ", ".join(sorted(TABLES)))
+    print("\nclass tables: " + ", ".join(table_names()))
 
 
 partitions_main = _line.run

@@ -464,13 +464,13 @@ def simulate_broken_manifest_line(shop: Workshop) -> Words:
     return shop.simulate()
 
 
-@row("site-0.jsonl line 1: the image '../secret.png' leaves the data root")
+@row("site-0.jsonl line 1: 'image' is '../secret.png': it leaves the data root")
 def simulate_manifest_points_outside(shop: Workshop) -> Words:
     shop.first_entry(image="../secret.png")
     return shop.simulate()
 
 
-@row("the image '/etc/passwd' leaves the data root")
+@row("'image' is '/etc/passwd': it leaves the data root")
 def simulate_manifest_names_an_absolute_path(shop: Workshop) -> Words:
     shop.first_entry(image="/etc/passwd")
     return shop.simulate()
@@ -1103,7 +1103,7 @@ def evaluate_checkpoint_of_another_program(shop: Workshop) -> Words:
     return evaluate(shop)
 
 
-@row("has settings that this version does not accept .*wings")
+@row("has settings that this version does not accept: .*wings")
 def evaluate_checkpoint_of_another_version(shop: Workshop) -> Words:
     config = json.loads(shop.checkpoint.with_suffix(".json").read_text())["config"]
     change_sidecar(shop, config=config | {"wings": 2})

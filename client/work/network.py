@@ -12,7 +12,7 @@ import torch
 from client.site import SiteConfig
 from client.work.teachers import Teachers, collect_teachers
 from common import wire
-from common.data.classes import TABLES, ClassTable
+from common.data.classes import ClassTable, known_table
 from common.data.dataset import Batch, ImageDataset
 from common.data.manifest import Shard
 from common.data.reading import entry_image
@@ -48,7 +48,7 @@ def unlabelled(shard: Shard) -> Shard:
 
 def with_table(shard: Shard, settings: RunConfig) -> Shard:
     """Return a shard that knows its classes: by its ``partition.json``, else by a name in the run's settings."""
-    return shard if shard.classes is not None else replace(shard, classes=TABLES.get(settings.eval.classes))
+    return shard if shard.classes is not None else replace(shard, classes=known_table(settings.eval.classes))
 
 
 def labelled_shard(shard: Shard, site: str) -> ClassTable:

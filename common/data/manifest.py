@@ -1,24 +1,44 @@
-"""Which images belong to a site, and where do they lie?"""
+"""Manifests: the images of a site, one JSON line each, and the ``partition.json`` beside them."""
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field
-from pathlib import Path, PurePosixPath
-from typing import Any
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, ConfigDict, TypeAdapter, ValidationError
 
 from common.data.classes import ClassTable
 from common.data.crops import VIEWS
-from common.errors import UserError
+from common.errors import UserError, user_error
 from common.system.atomic import atomic_write_text
 
 PARTITION_FILE = "partition.json"
 REPAIR_SIZES = "repair_sizes"
 """The setting of ``partition.json`` by which a data set says that its images may need `Shard.repair_sizes`."""
-_KEYS = {"image", "label", "domain", "view", "site"}
+_LINE = 'expected {"image": "path"} and, if any, label, domain, view and site as texts'
+
+
+def _below_root(path: str) -> str:
+    if not path or "\0" in path or "\\" in path or path.startswith("/") or ".." in path.split("/"):
+        raise ValueError(
+            "it leaves the data root or is no path; expected one relative to it, with forward slashes and without '..'"
+        )
+    return path
+
+
+def _known_view(view: str) -> str:
+    if view not in VIEWS:
+        raise ValueError(f"expected one of {', '.join(VIEWS)}")
+    return view
+
+
+_Relative = Annotated[str, AfterValidator(_below_root)]
 
 
 @dataclass(frozen=True)
@@ -29,10 +49,12 @@ class Entry:
     image it is in a manifest that several sites' images are scored by.
     """
 
-    image: str
-    label: str | None = None
+    __pydantic_config__ = ConfigDict(extra="forbid")  # checked where it is read; code makes entries unchecked
+
+    image: _Relative
+    label: _Relative | None = None
     domain: str | None = None
-    view: str | None = None
+    view: Annotated[str, AfterValidator(_known_view)] | None = None
     site: str | None = None
 
     def to_line(self) -> str:
@@ -119,33 +141,22 @@ def natural_key(text: str) -> tuple[tuple[int, int | str], ...]:
     return tuple((0, int(part)) if part.isdigit() else (1, part) for part in re.split(r"(\d+)", text) if part)
 
 
-def _check_relative(value: object, key: str, where: str) -> str:
-    if not isinstance(value, str) or not value or "\0" in value:
-        raise UserError(f"{where}: {key!r} is {value!r}; expected a path relative to the data root.")
-    path = PurePosixPath(value)
-    if path.is_absolute() or ".." in path.parts or "\\" in value:
-        raise UserError(
-            f"{where}: the {key} {value!r} leaves the data root; expected a relative path with forward "
-            "slashes and without '..'."
-        )
-    return value
-
-
 class _Fence:
     """Refuses files that reach out of the root through a symbolic link; resolves a folder only once."""
 
     def __init__(self, root: Path) -> None:
         self.root = root.resolve()
+        self._text = str(self.root)
         self._inside: dict[str, bool] = {}
 
     def check(self, relative: str, key: str, where: str) -> None:
         folder, _, _ = relative.rpartition("/")
         if folder not in self._inside:
             self._inside[folder] = (self.root / folder).resolve().is_relative_to(self.root)
-        path = self.root / relative
         inside = self._inside[folder]
-        if inside and path.is_symlink():
-            inside = path.resolve().is_relative_to(self.root)
+        path = os.path.join(self._text, relative)  # noqa: PTH118  # twice as fast as Path, in 100,000 lines
+        if inside and os.path.islink(path):  # noqa: PTH114
+            inside = Path(path).resolve().is_relative_to(self.root)
         if not inside:
             raise UserError(
                 f"{where}: the {key} {relative!r} leaves the data root {self.root} through a symbolic link; "
@@ -153,35 +164,10 @@ class _Fence:
             )
 
 
-def _parse_line(text: str, where: str) -> Entry:
-    try:
-        data = json.loads(text)
-    except ValueError as error:
-        raise UserError(f'{where} is no JSON ({error}); expected {{"image": "path", ...}}.') from None
-    if not isinstance(data, dict) or "image" not in data:
-        raise UserError(
-            f"{where} has no 'image'; expected an object with image and, if any, label, domain, view and site."
-        )
-    unknown = set(data) - _KEYS
-    if unknown:
-        raise UserError(
-            f"{where} has the unknown key {min(unknown)!r}; expected image, label, domain, view, site."
-        )
-    texts = {key: data.get(key) for key in ("domain", "site")}
-    for key, value in texts.items():
-        if value is not None and not isinstance(value, str):
-            raise UserError(f"{where}: {key!r} is {value!r}; expected text.")
-    view = data.get("view")
-    if view is not None and (not isinstance(view, str) or view not in VIEWS):
-        raise UserError(f"{where}: 'view' is {view!r}; expected one of {', '.join(VIEWS)}.")
-    label = data.get("label")
-    return Entry(
-        image=_check_relative(data["image"], "image", where),
-        label=None if label is None else _check_relative(label, "label", where),
-        domain=texts["domain"],
-        view=view,
-        site=texts["site"],
-    )
+@functools.cache
+def _adapter(kind: type[Any]) -> TypeAdapter[Any]:
+    """Return the reader of `Entry` or `Partition`, made when first needed: start-up does not wait for it."""
+    return TypeAdapter(kind)
 
 
 def read_manifest(path: str | Path, root: Path) -> tuple[Entry, ...]:
@@ -200,13 +186,17 @@ def read_manifest(path: str | Path, root: Path) -> tuple[Entry, ...]:
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"The manifest {source} cannot be read ({error}); expected JSON lines.") from None
     fence = _Fence(root)
+    parse = _adapter(Entry).validate_json
     entries: list[Entry] = []
     first_line: dict[tuple[str, str | None], int] = {}
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         where = f"{source} line {number}"
-        entry = _parse_line(line, where)
+        try:
+            entry: Entry = parse(line)
+        except ValidationError as error:
+            raise user_error(error, f"{where}:", _LINE) from None
         shown = (entry.image, entry.view)
         if shown in first_line:
             raise UserError(
@@ -271,31 +261,18 @@ def read_partition(folder: str | Path) -> Partition:
     """Read the ``partition.json`` of a folder of shards; `UserError` where it is absent or broken."""
     path = Path(folder) / PARTITION_FILE
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_bytes()
     except FileNotFoundError:
         raise UserError(
             f"{folder} holds no {PARTITION_FILE}; make shards with `python -m partitions`."
         ) from None
-    except (OSError, ValueError) as error:
+    except OSError as error:
         raise UserError(f"{path} cannot be read ({error}); make the shards again.") from None
     try:
-        classes = data["classes"]
-        return Partition(
-            dataset=str(data["dataset"]),
-            rule=str(data["rule"]),
-            seed=int(data["seed"]),
-            root=Path(os.path.normpath(path.parent.resolve() / data["root"])),
-            sites={str(name): int(count) for name, count in data["sites"].items()},
-            classes=None if classes is None else ClassTable.from_json(classes, where=str(path)),
-            histogram=data.get("histogram"),
-            domains=data.get("domains") or {},
-            evaluation=data.get("evaluation") or {},
-            settings=data.get("settings") or {},
-        )
-    except UserError:
-        raise
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise UserError(f"{path} is not complete ({error!r}); make the shards again.") from None
+        partition: Partition = _adapter(Partition).validate_json(text)
+    except ValidationError as error:
+        raise user_error(error, f"{path}:", "make the shards again") from None
+    return replace(partition, root=Path(os.path.normpath(path.parent.resolve() / partition.root)))
 
 
 def read_sites(folder: str | Path, data_root: str | Path | None = None) -> list[Shard]:

@@ -11,7 +11,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from common.errors import UserError
+from common.errors import UserError, user_error
 from common.settings.presets import FROM_PRESET, PRESETS
 from common.settings.rules import conflict_of
 from common.settings.schema import RunConfig
@@ -50,12 +50,7 @@ def load_config(*layers: Mapping[str, Any]) -> RunConfig:
     try:
         config = RunConfig.model_validate(settings)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(kebab(str(part)) for part in first["loc"])
-        what = first["msg"].removeprefix("Value error, ")
-        if not where:
-            raise UserError(f"The settings do not fit together: {what}.") from None
-        raise UserError(f"Setting '{where}' is {first['input']!r}: {what}.") from None
+        raise user_error(error, "Setting", key=kebab, whole="The settings do not fit together") from None
     if conflict := conflict_of(config):
         raise UserError(f"The settings do not fit together: {conflict}.")
     return config

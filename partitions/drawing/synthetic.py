@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from common.data.classes import SYNTHETIC
+from common.data.classes import load_table
 from common.data.manifest import Entry, Partition, write_manifest, write_partition
 from common.seeds import numpy_generator
 from partitions.drawing.conditions import Condition, site_condition, unseen_condition
@@ -101,7 +101,7 @@ def write_synthetic(
         seed=seed,
         root=data.resolve(),
         sites={name: len(entries) for name, entries in zip(names, shards, strict=True)},
-        classes=SYNTHETIC,
+        classes=load_table("synthetic"),
         domains={n: {str(e[0].domain): len(e)} for n, e in zip(names, shards, strict=True) if e},
         evaluation={"eval": len(unseen)} if unseen else {},
     )

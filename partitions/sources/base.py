@@ -1,19 +1,21 @@
-"""What does a data set on disk look like to the partition rules?"""
+"""Data sets as the command sees them: what a loader returns, and the registry that finds one file per data set."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
 
 from click import Option
 
-from common.data.classes import TABLES, ClassTable
+from common.data.classes import ClassTable, known_table, load_table
 from common.data.images import SUFFIXES
 from common.data.manifest import Entry, natural_key
 from common.errors import UserError
+from common.registry import Entry as Registered
+from common.registry import Registry
 from common.system.progress import Progress
 
 TRAIN_EVAL = "train_eval"
@@ -30,7 +32,8 @@ CITYSCAPES_IDS = ("cityscapes-27", "cityscapes-19", "crosscity-13", "gta5-19", "
 class Dataset:
     """Images to be divided, and labelled manifests that go along undivided.
 
-    ``root`` is where the files lie now; ``final_root`` where they will lie once the output folder
+    A loader fills in ``images`` and what differs from the defaults; name, root and class table follow from
+    its `Source`. ``root`` is where the files lie now; ``final_root`` where they will lie once the output folder
     stands, if that is elsewhere. ``rule`` and ``sites`` hold where the user says nothing. ``views``
     stand for every image in the site manifests, in place of the whole; evaluation is on whole images.
     ``clients`` says for an image (its path) which site the data set's own lists give it to: rule
@@ -38,9 +41,9 @@ class Dataset:
     `REPAIR_SIZES` lets images take the size of their label maps.
     """
 
-    name: str
-    root: Path
     images: list[Entry]
+    root: Path = Path()
+    name: str = ""
     classes: ClassTable | None = None
     evaluation: dict[str, list[Entry]] = field(default_factory=dict)
     final_root: Path | None = None
@@ -53,31 +56,89 @@ class Dataset:
 
 
 @dataclass(frozen=True)
-class Source:
-    """One DATASET of the command: its help, its own options, and how it is read.
+class Job:
+    """What a loader is given: the data set's folder and the options.
 
-    ``load(args, stage, progress)`` may write below ``stage``, which becomes the output folder. ``tables`` are the
-    class tables of this data set's raw values; of others that come with the project, many values would be known
-    and mean something else. Empty: any may fit.
+    Attributes:
+        root: the folder given by ``--root``, resolved; an empty path where none is needed.
+        classes: the class table of the data set's raw values, if it has one.
+        args: the options, those of the data set included.
+        stage: becomes the output folder; a loader may write below it.
+        progress: called with (images done, images in all), if anybody listens.
     """
 
-    name: str
-    help: str
+    root: Path
+    classes: ClassTable | None
+    args: SimpleNamespace
+    stage: Path
+    progress: Progress | None
+
+
+Read = Callable[[Job], Dataset]
+
+
+@dataclass(frozen=True)
+class Source:
+    """What the command asks of a data set besides its loader.
+
+    Attributes:
+        layout: which files it expects where, and what it makes of them.
+        title: what --root should hold, for messages.
+        place: order in the help; data sets without one come last.
+        options: the data set's own options.
+        needs_root: whether --root has to be given.
+        rule: how sites are made where the user says nothing, for the help.
+        classes: the default class table.
+        tables: class tables of this data set's raw values; of others that come with the project, many values
+            would be known and mean something else. Empty: any may fit.
+    """
+
     layout: str
-    options: tuple[Option, ...]
-    load: Callable[[SimpleNamespace, Path, Progress | None], Dataset]
+    title: str
+    place: int = 100
+    options: tuple[Option, ...] = ()
     needs_root: bool = True
     rule: str = "domain"
     classes: str | None = None
     tables: tuple[str, ...] = ()
 
-    def check_table(self, name: str | None) -> None:
-        """Refuse a class table of the project's own that was made for other raw values; a file may say anything."""
-        if self.tables and name in TABLES and name not in self.tables:
-            raise UserError(
-                f"--classes {name} was made for the raw values of another data set than {self.name}; choose "
-                f"{' or '.join(self.tables)}, or a JSON file."
-            )
+
+DATASETS = Registry[Read, Source]("data set", "partitions.sources")
+
+
+def datasets() -> list[Registered[Read, Source]]:
+    """Return all data sets in the order of the help."""
+    return sorted(DATASETS.entries(), key=lambda entry: (entry.facts.place, entry.name))
+
+
+def check_table(name: str, table: str | None) -> None:
+    """Refuse a class table of the project's own that was made for other raw values; a file may say anything."""
+    tables = DATASETS.facts(name).tables
+    if tables and table is not None and table not in tables and known_table(table) is not None:
+        raise UserError(
+            f"--classes {table} was made for the raw values of another data set than {name}; choose "
+            f"{' or '.join(tables)}, or a JSON file."
+        )
+
+
+def load_dataset(name: str, args: SimpleNamespace, stage: Path, progress: Progress | None) -> Dataset:
+    """Read a data set; raises `UserError` for a class table, folders and files that do not fit it.
+
+    Args:
+        name: a data set's name in `DATASETS`.
+        args: the options, those of the data set included.
+        stage: see `Job`.
+        progress: see `Job`.
+    """
+    check_table(name, args.classes)
+    source = DATASETS.facts(name)
+    root = Path()
+    if source.needs_root:
+        root = need_folder(Path(args.root), "--root", f"expected {source.title}.").resolve()
+    chosen = args.classes or source.classes
+    table = load_table(chosen) if chosen else None
+    data = DATASETS.get(name)(Job(root, table, args, stage, progress))
+    return replace(data, name=name, root=root if data.root == Path() else data.root, classes=table)
 
 
 def need_folder(path: Path, what: str, hint: str) -> Path:
@@ -87,8 +148,8 @@ def need_folder(path: Path, what: str, hint: str) -> Path:
     return path
 
 
-def pictures_below(folder: Path, skip: Iterable[Path] = ()) -> list[Path]:
-    """Return all picture files below ``folder`` in natural order.
+def images_below(folder: Path, skip: Iterable[Path] = ()) -> list[Path]:
+    """Return all image files below ``folder`` in natural order.
 
     Hidden files and folders, folders in ``skip`` and earlier output folders (those with a
     ``partition.json``) are passed over.

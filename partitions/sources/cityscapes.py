@@ -1,19 +1,16 @@
-"""How is Cityscapes read, its training cities as domains?"""
+"""Cityscapes, its training cities as domains."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from types import SimpleNamespace
 
 from click import Choice
 
-from common.data.classes import load_table
 from common.data.crops import VIEWS
 from common.data.manifest import Entry
 from common.errors import UserError
 from common.system.cli import option
-from common.system.progress import Progress
-from partitions.sources.base import CITYSCAPES_IDS, Dataset, Source, need_files, need_folder
+from partitions.sources.base import CITYSCAPES_IDS, DATASETS, Dataset, Job, Source, need_files, need_folder
 
 _IMAGE = "_leftImg8bit.png"
 
@@ -49,26 +46,23 @@ _OPTIONS = (
 )
 
 
-def _load(args: SimpleNamespace, stage: Path, progress: Progress | None) -> Dataset:
-    root = need_folder(Path(args.root), "--root", "expected Cityscapes.").resolve()
-    return Dataset(
-        name="cityscapes",
-        root=root,
-        images=_split(root, "train"),
-        classes=load_table(args.classes or "cityscapes-27"),
-        evaluation={"val": _split(root, "val")},
-        settings={"crops": args.crops},
-        views=tuple(VIEWS) if args.crops == "five" else (),
-    )
-
-
-CITYSCAPES = Source(
+@DATASETS.register(
     "cityscapes",
-    "Cityscapes, 27 classes (--classes cityscapes-19: 19); cities are domains, by default 18 sites",
-    "ROOT/leftImg8bit/{train,val}/CITY/NAME_leftImg8bit.png, ROOT/gtFine/{train,val}/CITY/"
-    "NAME_gtFine_labelIds.png. The train cities are divided; val.jsonl is written as a labelled manifest.",
-    _OPTIONS,
-    _load,
-    classes="cityscapes-27",
-    tables=CITYSCAPES_IDS,
+    summary="Cityscapes, 27 classes (--classes cityscapes-19: 19); cities are domains, by default 18 sites",
+    facts=Source(
+        "ROOT/leftImg8bit/{train,val}/CITY/NAME_leftImg8bit.png, ROOT/gtFine/{train,val}/CITY/"
+        "NAME_gtFine_labelIds.png. The train cities are divided; val.jsonl is written as a labelled manifest.",
+        "Cityscapes",
+        place=4,
+        options=_OPTIONS,
+        classes="cityscapes-27",
+        tables=CITYSCAPES_IDS,
+    ),
 )
+def _read(job: Job) -> Dataset:
+    return Dataset(
+        _split(job.root, "train"),
+        evaluation={"val": _split(job.root, "val")},
+        settings={"crops": job.args.crops},
+        views=tuple(VIEWS) if job.args.crops == "five" else (),
+    )

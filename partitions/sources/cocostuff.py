@@ -1,17 +1,14 @@
-"""How is CocoStuff read, with its list files or with one list per site?"""
+"""CocoStuff, divided by its list files or by one list per site."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from types import SimpleNamespace
 
-from common.data.classes import load_table
 from common.data.manifest import Entry, natural_key
 from common.errors import UserError
 from common.system.cli import option
-from common.system.progress import Progress
 from partitions.leaf import read_names
-from partitions.sources.base import Dataset, Source, need_files, need_folder
+from partitions.sources.base import DATASETS, Dataset, Job, Source, need_files, need_folder
 
 TRAIN_LIST = "curated/train2017/Coco164kFull_Stuff_Coarse.txt"
 VAL_LIST = "curated/val2017/Coco164kFull_Stuff_Coarse_7.txt"
@@ -55,8 +52,21 @@ _OPTIONS = (
 )
 
 
-def _load(args: SimpleNamespace, stage: Path, progress: Progress | None) -> Dataset:
-    root = need_folder(Path(args.root), "--root", "expected CocoStuff.").resolve()
+@DATASETS.register(
+    "cocostuff",
+    summary="CocoStuff with coarse classes (--classes cocostuff-27, -15 or -3); 18 skewed sites, or lists of your own",
+    facts=Source(
+        "ROOT/images/{train2017,val2017}/ID.jpg, ROOT/annotations/{train2017,val2017}/ID.png with fine ids 0 to 181, "
+        "ROOT/curated/... lists of ids. val.jsonl is written as a labelled manifest.",
+        "CocoStuff",
+        place=5,
+        options=_OPTIONS,
+        rule="dirichlet over classes, 18 sites",
+        classes="cocostuff-27",
+    ),
+)
+def _read(job: Job) -> Dataset:
+    args, root = job.args, job.root
     if args.site_lists is not None:
         if args.by not in (None, "domain") or args.train_list is not None:
             raise UserError("--site-lists says which image goes where; leave --by and --train-list out.")
@@ -68,23 +78,8 @@ def _load(args: SimpleNamespace, stage: Path, progress: Progress | None) -> Data
     need_files(root, evaluation, "val2017")
     listed = args.site_lists is not None
     return Dataset(
-        name="cocostuff",
-        root=root,
-        images=images,
-        classes=load_table(args.classes or "cocostuff-27"),
+        images,
         evaluation={"val": evaluation},
         rule="domain" if listed else "dirichlet",
         sites=None if listed else 18,
     )
-
-
-COCOSTUFF = Source(
-    "cocostuff",
-    "CocoStuff with coarse classes (--classes cocostuff-27, -15 or -3); 18 skewed sites, or lists of your own",
-    "ROOT/images/{train2017,val2017}/ID.jpg, ROOT/annotations/{train2017,val2017}/ID.png with fine ids 0 to 181, "
-    "ROOT/curated/... lists of ids. val.jsonl is written as a labelled manifest.",
-    _OPTIONS,
-    _load,
-    rule="dirichlet over classes, 18 sites",
-    classes="cocostuff-27",
-)

@@ -1,16 +1,13 @@
-"""How is any folder of pictures read, with or without labels?"""
+"""Any folder of images, with or without labels."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from types import SimpleNamespace
 
-from common.data.classes import load_table
 from common.data.manifest import Entry
 from common.errors import UserError
 from common.system.cli import option
-from common.system.progress import Progress
-from partitions.sources.base import Dataset, Source, need_folder, pictures_below
+from partitions.sources.base import DATASETS, Dataset, Job, Source, images_below, need_folder
 
 _LABEL_SUFFIXES = (".png", ".bmp", ".tif", ".tiff")
 
@@ -41,8 +38,19 @@ _OPTIONS = (
 )
 
 
-def _load(args: SimpleNamespace, stage: Path, progress: Progress | None) -> Dataset:
-    root = need_folder(Path(args.root), "--root", "expected a folder of pictures.").resolve()
+@DATASETS.register(
+    "folder",
+    summary="any folder of pictures, searched recursively; labels are optional",
+    facts=Source(
+        "ROOT holds jpg, jpeg, png, bmp, tif, tiff or webp files, directly or in folders. Without other "
+        "--domain-* options the top folder of a picture is its domain.",
+        "a folder of pictures",
+        place=13,
+        options=_OPTIONS,
+    ),
+)
+def _read(job: Job) -> Dataset:
+    args, root = job.args, job.root
     images = _below(root, args.images, "--images")
     labels = None if args.labels is None else _below(root, args.labels, "--labels")
     if labels is not None and args.classes is None:
@@ -53,7 +61,7 @@ def _load(args: SimpleNamespace, stage: Path, progress: Progress | None) -> Data
     if labels == images and not args.label_suffix:
         raise UserError(f"--labels and the pictures are the same folder {images}; give --label-suffix.")
     entries = []
-    for path in pictures_below(images, skip=() if labels in (None, images) else (labels,)):
+    for path in images_below(images, skip=() if labels in (None, images) else (labels,)):
         inside = path.relative_to(images)
         if labels == images and path.stem.endswith(args.label_suffix):
             continue
@@ -74,14 +82,4 @@ def _load(args: SimpleNamespace, stage: Path, progress: Progress | None) -> Data
         raise UserError(
             f"{images} holds no picture; expected jpg, jpeg, png, bmp, tif, tiff or webp in it or below it."
         )
-    return Dataset("folder", root, entries, load_table(args.classes) if args.classes else None)
-
-
-FOLDER = Source(
-    "folder",
-    "any folder of pictures, searched recursively; labels are optional",
-    "ROOT holds jpg, jpeg, png, bmp, tif, tiff or webp files, directly or in folders. Without other "
-    "--domain-* options the top folder of a picture is its domain.",
-    _OPTIONS,
-    _load,
-)
+    return Dataset(entries)

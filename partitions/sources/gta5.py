@@ -1,23 +1,22 @@
-"""How is GTA5 read, whose labels are palette indices and whose sizes do not always fit?"""
+"""GTA5, whose labels are palette indices and whose sizes do not always fit."""
 
 from __future__ import annotations
 
 from pathlib import Path, PurePosixPath
-from types import SimpleNamespace
 
-from common.data.classes import load_table
 from common.data.manifest import REPAIR_SIZES, Entry
 from common.errors import UserError
 from common.system.cli import option
-from common.system.progress import Progress
 from partitions.leaf import read_names
 from partitions.sources.base import (
     CITYSCAPES_IDS,
+    DATASETS,
     Dataset,
+    Job,
     Source,
+    images_below,
     need_files,
     need_folder,
-    pictures_below,
 )
 
 
@@ -51,14 +50,29 @@ _OPTIONS = (
 )
 
 
-def _load(args: SimpleNamespace, stage: Path, progress: Progress | None) -> Dataset:
-    root = need_folder(Path(args.root), "--root", "expected GTA5.").resolve()
+@DATASETS.register(
+    "gta5",
+    summary="GTA5, drawn street scenes as a source: --classes gta5-19, -16 (to go on with IDDA) or -13 (CrossCity)",
+    facts=Source(
+        "ROOT/images/NNNNN.png, ROOT/labels/NNNNN.png (palette indices), lists of names in ROOT/train.txt and "
+        "test.txt. All training images are one manifest, site-0.jsonl, unless --sites says more; images whose size "
+        "differs from their label map are resized to it when read.",
+        "GTA5",
+        place=8,
+        options=_OPTIONS,
+        rule="one site",
+        classes="gta5-19",
+        tables=CITYSCAPES_IDS,
+    ),
+)
+def _read(job: Job) -> Dataset:
+    args, root = job.args, job.root
     folder = need_folder(root / "images", "The GTA5 folder", "expected images and labels in --root.")
     test = _listed(root, args.test_list, "test.txt")
     images = _listed(root, args.train_list, "train.txt")
     if images is None:
         scored = {entry.image for entry in test or ()}
-        names = [path.relative_to(folder) for path in pictures_below(folder)]
+        names = [path.relative_to(folder) for path in images_below(folder)]
         found = [
             Entry(f"images/{name.as_posix()}", f"labels/{name.with_suffix('.png').as_posix()}")
             for name in names
@@ -70,26 +84,9 @@ def _load(args: SimpleNamespace, stage: Path, progress: Progress | None) -> Data
     for name, entries in {"train": images, **evaluation}.items():
         need_files(root, entries, name)
     return Dataset(
-        name="gta5",
-        root=root,
-        images=images,
-        classes=load_table(args.classes or "gta5-19"),
+        images,
         evaluation=evaluation,
         rule="iid",
         sites=1,
         settings={REPAIR_SIZES: True},
     )
-
-
-GTA5 = Source(
-    "gta5",
-    "GTA5, drawn street scenes as a source: --classes gta5-19, -16 (to go on with IDDA) or -13 (CrossCity)",
-    "ROOT/images/NNNNN.png, ROOT/labels/NNNNN.png (palette indices), lists of names in ROOT/train.txt and test.txt. "
-    "All training images are one manifest, site-0.jsonl, unless --sites says more; images whose size differs from "
-    "their label map are resized to it when read.",
-    _OPTIONS,
-    _load,
-    rule="one site",
-    classes="gta5-19",
-    tables=CITYSCAPES_IDS,
-)

@@ -1,4 +1,4 @@
-"""How is IDDA read, as FedDrive's folders of domains or as the reduced set with its list files?"""
+"""IDDA, as FedDrive's folders of domains or as the reduced set with its list files."""
 
 from __future__ import annotations
 
@@ -11,24 +11,15 @@ import numpy as np
 import numpy.typing as npt
 from click import Choice
 
-from common.data.classes import ClassTable, load_table
+from common.data.classes import ClassTable
 from common.data.images import read_label
 from common.data.manifest import Entry
 from common.errors import UserError
 from common.system.cli import option
-from common.system.progress import Progress
-from partitions.drawing import scenarios
 from partitions.leaf import Clients, Sample
 from partitions.rules import characteristic_class
-from partitions.sources.base import (
-    DIFFERENT,
-    SAME,
-    Dataset,
-    Source,
-    need_files,
-    need_folder,
-    pictures_below,
-)
+from partitions.sources import idda_scenarios
+from partitions.sources.base import DATASETS, DIFFERENT, SAME, Dataset, Job, Source, images_below, need_files
 from partitions.sources.idda_lists import in_domains, is_reduced, label_of, listed, reduced
 from partitions.sources.leaf import place, train_eval
 
@@ -42,13 +33,13 @@ _OPTIONS = (
         "--scenario",
         "S",
         "What no client sees: country (town T07, default), rainy or bus (car B).",
-        type=Choice(tuple(scenarios.UNSEEN)),
+        type=Choice(tuple(idda_scenarios.UNSEEN)),
     ),
     option(
         "--distribution",
         "D",
         "heterogeneous: a client is a domain (default); uniform: of all domains; class-imbalance: few classes.",
-        type=Choice(scenarios.DISTRIBUTIONS),
+        type=Choice(idda_scenarios.DISTRIBUTIONS),
     ),
     option(
         "--lists",
@@ -58,9 +49,25 @@ _OPTIONS = (
 )
 
 
-def _load(args: SimpleNamespace, stage: Path, progress: Progress | None) -> Dataset:
-    root = need_folder(Path(args.root), "--root", "expected IDDA.").resolve()
-    table = load_table(args.classes or "idda-16")
+@DATASETS.register(
+    "idda",
+    summary="IDDA, 16 classes (--classes idda-23: all): sites by --scenario and --distribution, or as its lists say",
+    facts=Source(
+        "ROOT/DOMAIN/RGB/N_DOMAIN.jpg and ROOT/DOMAIN/Semantic/N_DOMAIN.png, DOMAIN as T01_CN_A; or the reduced form "
+        "ROOT/images/ID.jpg, ROOT/labels/ID.png, ROOT/train.json, test_same_dom.txt, test_diff_dom.txt, whose lists "
+        "--lists takes for the folders of domains too. Written besides "
+        "the sites: train_eval.jsonl (what they train on), ts1.jsonl (same domains), ts2.jsonl (domains unseen).",
+        "IDDA",
+        place=9,
+        options=_OPTIONS,
+        rule="lists",
+        classes="idda-16",
+        tables=("idda-16", "idda-23"),
+    ),
+)
+def _read(job: Job) -> Dataset:
+    args, root, table = job.args, job.root, job.classes
+    assert table is not None, "it has a default"
     if is_reduced(root, args.lists is not None):
         settings, train, tests = _divide_reduced(args, root)
     else:
@@ -74,10 +81,8 @@ def _load(args: SimpleNamespace, stage: Path, progress: Progress | None) -> Data
     for name, entries in {"train": images, **evaluation}.items():
         need_files(root, entries, name)
     return Dataset(
-        name="idda",
-        root=root,
-        images=images,
-        classes=table,
+        images,
+        root,
         evaluation=evaluation,
         rule="lists",
         settings=dict(settings),
@@ -140,7 +145,7 @@ def _drawn(
     if bare is not None:
         raise UserError(f"The domain {bare} has no folder RGB; complete it or take it away.")
     domains = {
-        folder.name: [p.relative_to(root).as_posix() for p in pictures_below(folder / "RGB")]
+        folder.name: [p.relative_to(root).as_posix() for p in images_below(folder / "RGB")]
         for folder in sorted(root.iterdir())
         if (folder / "RGB").is_dir()
     }
@@ -148,17 +153,19 @@ def _drawn(
         raise UserError(
             f"{root} holds neither DOMAIN/RGB/NAME.jpg nor train.json; expected IDDA, so check --root."
         )
-    unseen = [image for d, found in domains.items() if scenarios.is_unseen(d, scenario) for image in found]
-    seen = {d: found for d, found in domains.items() if not scenarios.is_unseen(d, scenario)}
+    unseen = [
+        image for d, found in domains.items() if idda_scenarios.is_unseen(d, scenario) for image in found
+    ]
+    seen = {d: found for d, found in domains.items() if not idda_scenarios.is_unseen(d, scenario)}
     if not seen:
         raise UserError(
             f"All domains of {root} are unseen in scenario {scenario!r}; choose another --scenario."
         )
-    train, test = scenarios.hold_out(seen, seed)
+    train, test = idda_scenarios.hold_out(seen, seed)
     if distribution == "uniform":
-        clients = scenarios.uniform(train, seed)
+        clients = idda_scenarios.uniform(train, seed)
     elif distribution == "class-imbalance":
-        clients = scenarios.class_imbalance(
+        clients = idda_scenarios.class_imbalance(
             train, scenario, seed, lambda images: _standing_out(root, images, table)
         )
     else:
@@ -181,18 +188,3 @@ def _standing_out(root: Path, images: list[str], table: ClassTable) -> npt.NDArr
 
     with ThreadPoolExecutor(4) as pool:
         return characteristic_class(np.stack(list(pool.map(count, images))))
-
-
-IDDA = Source(
-    "idda",
-    "IDDA, 16 classes (--classes idda-23: all): sites by --scenario and --distribution, or as its lists say",
-    "ROOT/DOMAIN/RGB/N_DOMAIN.jpg and ROOT/DOMAIN/Semantic/N_DOMAIN.png, DOMAIN as T01_CN_A; or the reduced form "
-    "ROOT/images/ID.jpg, ROOT/labels/ID.png, ROOT/train.json, test_same_dom.txt, test_diff_dom.txt, whose lists "
-    "--lists takes for the folders of domains too. Written besides "
-    "the sites: train_eval.jsonl (what they train on), ts1.jsonl (same domains), ts2.jsonl (domains unseen).",
-    _OPTIONS,
-    _load,
-    rule="lists",
-    classes="idda-16",
-    tables=("idda-16", "idda-23"),
-)

@@ -1,18 +1,15 @@
-"""How is any data set read whose clients are given by lists, in LEAF JSON or flat?"""
+"""Any data set whose clients are given by lists, in LEAF JSON or flat."""
 
 from __future__ import annotations
 
 from collections.abc import Container, Iterable
 from pathlib import Path, PurePosixPath
-from types import SimpleNamespace
 
-from common.data.classes import load_table
 from common.data.manifest import Entry
 from common.errors import UserError
 from common.system.cli import option
-from common.system.progress import Progress
 from partitions.leaf import Clients, Sample, read_clients
-from partitions.sources.base import TRAIN_EVAL, Dataset, Source, need_files, need_folder
+from partitions.sources.base import DATASETS, TRAIN_EVAL, Dataset, Job, Source, need_files
 
 _PLACE = "{id}"
 
@@ -111,8 +108,20 @@ _OPTIONS = (
 )
 
 
-def _load(args: SimpleNamespace, stage: Path, progress: Progress | None) -> Dataset:
-    root = need_folder(Path(args.root), "--root", "expected the folder that the lists refer to.").resolve()
+@DATASETS.register(
+    "leaf",
+    summary="any data set whose clients are given by lists: LEAF JSON, flat JSON {client: [name]}, text",
+    facts=Source(
+        "ROOT holds the files that the lists name. Every client becomes a site; train_eval.jsonl holds all their "
+        "images where they have labels.",
+        "the folder that the lists refer to",
+        place=12,
+        options=_OPTIONS,
+        rule="lists",
+    ),
+)
+def _read(job: Job) -> Dataset:
+    args, root = job.args, job.root
     clients = read_clients([Path(name) for name in args.lists])
     images, owner = place(clients, args.image_path, args.label_path)
     evaluation = train_eval(images) | _tests(args.test, args.image_path, args.label_path)
@@ -122,23 +131,4 @@ def _load(args: SimpleNamespace, stage: Path, progress: Progress | None) -> Data
         raise UserError(
             "The lists name label maps but --classes is not given; name a class table or a JSON file."
         )
-    return Dataset(
-        name="leaf",
-        root=root,
-        images=images,
-        classes=load_table(args.classes) if args.classes else None,
-        evaluation=evaluation,
-        rule="lists",
-        clients=owner,
-    )
-
-
-LEAF = Source(
-    "leaf",
-    "any data set whose clients are given by lists: LEAF JSON, flat JSON {client: [name]}, text",
-    "ROOT holds the files that the lists name. Every client becomes a site; train_eval.jsonl holds all their "
-    "images where they have labels.",
-    _OPTIONS,
-    _load,
-    rule="lists",
-)
+    return Dataset(images, evaluation=evaluation, rule="lists", clients=owner)

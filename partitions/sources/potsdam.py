@@ -1,44 +1,24 @@
-"""How is ISPRS Potsdam read? Its 6000-pixel tiles are cut into small pictures first."""
+"""ISPRS Potsdam, whose tiles of 6000 pixels are cut into small images first."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from common.data.classes import load_table
 from common.data.images import read_image
 from common.data.manifest import Entry, natural_key
 from common.errors import UserError
 from common.system.cli import option
-from common.system.progress import Progress
-from partitions.sources.base import Dataset, Source, need_folder
+from partitions.sources.base import DATASETS, Dataset, Job, Source
 
 # Colours of the published label maps, in the order of the raw ids 0..5.
 _COLOURS = ((255, 255, 255), (0, 0, 255), (0, 255, 255), (0, 255, 0), (255, 255, 0), (255, 0, 0))
 # The tiles that the benchmark kept for its test.
-_TEST = frozenset(
-    (
-        "2_13",
-        "2_14",
-        "3_13",
-        "3_14",
-        "4_13",
-        "4_14",
-        "4_15",
-        "5_13",
-        "5_14",
-        "5_15",
-        "6_13",
-        "6_14",
-        "6_15",
-        "7_13",
-    )
-)
+_TEST = frozenset("2_13 2_14 3_13 3_14 4_13 4_14 4_15 5_13 5_14 5_15 6_13 6_14 6_15 7_13".split())  # noqa: SIM905
 _LABEL_FOLDERS = ("5_Labels_all", "5_Labels_for_participants")
 
 
@@ -59,8 +39,21 @@ def colours_to_ids(picture: npt.NDArray[np.uint8], where: Path) -> npt.NDArray[n
 _OPTIONS = (option("--tile", "PIXELS", "Side of the images cut (default: 400).", type=int, default=400),)
 
 
-def _load(args: SimpleNamespace, stage: Path, progress: Progress | None) -> Dataset:
-    root = need_folder(Path(args.root), "--root", "expected ISPRS Potsdam.").resolve()
+@DATASETS.register(
+    "potsdam",
+    summary="ISPRS Potsdam, 3 classes; tiles are cut into pictures, rows of tiles are domains",
+    facts=Source(
+        "ROOT/2_Ortho_RGB/top_potsdam_ROW_COLUMN_RGB.tif and ROOT/5_Labels_all (or _for_participants)/"
+        "top_potsdam_ROW_COLUMN_label.tif. Images of --tile pixels go to OUT/data; test.jsonl holds those of the "
+        "benchmark's 14 test tiles where their labels are at hand.",
+        "ISPRS Potsdam",
+        place=6,
+        options=_OPTIONS,
+        classes="potsdam-3",
+    ),
+)
+def _read(job: Job) -> Dataset:
+    args, root, stage = job.args, job.root, job.stage
     if args.tile < 32:
         raise UserError(f"--tile is {args.tile}; expected at least 32 pixels.")
     sources = sorted((root / "2_Ortho_RGB").glob("top_potsdam_*_RGB.tif"), key=lambda p: natural_key(p.name))
@@ -81,14 +74,12 @@ def _load(args: SimpleNamespace, stage: Path, progress: Progress | None) -> Data
             continue  # of no use: not for training, and nothing to score against
         made = _cut(source, labels, stage / "data", name, f"row-{row}", args.tile)
         (evaluation if name in _TEST else images).extend(made)
-        if progress is not None:
-            progress(done, len(sources))
+        if job.progress is not None:
+            job.progress(done, len(sources))
     return Dataset(
-        name="potsdam",
-        root=stage / "data",
+        images,
+        stage / "data",
         final_root=Path(args.out).resolve() / "data",
-        images=images,
-        classes=load_table(args.classes or "potsdam-3"),
         evaluation={"test": evaluation} if evaluation else {},
         settings={"source": str(root), "tile": args.tile},
     )
@@ -111,15 +102,3 @@ def _cut(source: Path, labels: Path | None, data: Path, name: str, domain: str, 
                 Image.fromarray(ids[view]).save(data / "labels" / file, compress_level=3)
             entries.append(Entry(f"images/{file}", None if ids is None else f"labels/{file}", domain))
     return entries
-
-
-POTSDAM = Source(
-    "potsdam",
-    "ISPRS Potsdam, 3 classes; tiles are cut into pictures, rows of tiles are domains",
-    "ROOT/2_Ortho_RGB/top_potsdam_ROW_COLUMN_RGB.tif and ROOT/5_Labels_all (or _for_participants)/"
-    "top_potsdam_ROW_COLUMN_label.tif. Images of --tile pixels go to OUT/data; test.jsonl holds those of the "
-    "benchmark's 14 test tiles where their labels are at hand.",
-    _OPTIONS,
-    _load,
-    classes="potsdam-3",
-)

@@ -1,4 +1,4 @@
-"""How do drawn street scenes become a data set of the command?"""
+"""Street scenes drawn on the spot, the data set that needs no files."""
 
 from __future__ import annotations
 
@@ -8,17 +8,14 @@ import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 
 from click import IntRange
 
-from common.data.classes import load_table
 from common.data.manifest import Entry
 from common.errors import UserError
 from common.system.cli import option, parse_size
-from common.system.progress import Progress
 from partitions.drawing.synthetic import VERSION, make_scenes
-from partitions.sources.base import Dataset, Source
+from partitions.sources.base import DATASETS, Dataset, Job, Source
 
 _RECORD = "scenes.json"
 Drawn = tuple[list[list[Entry]], list[Entry]]  # of every drive, of the unseen one
@@ -35,7 +32,21 @@ def _entry(data: list[str]) -> Entry:
     return Entry(data[0], data[1], data[2])
 
 
-def _load(args: SimpleNamespace, stage: Path, progress: Progress | None) -> Dataset:
+@DATASETS.register(
+    "synthetic",
+    summary="street scenes drawn on the spot, 8 classes; sites differ in place, light and colours",
+    facts=Source(
+        "Nothing is needed. Images go to ROOT, by default OUT/data; eval.jsonl is a labelled drive in "
+        "conditions that no site holds.",
+        "",
+        place=1,
+        options=_OPTIONS,
+        needs_root=False,
+        classes="synthetic",
+    ),
+)
+def _read(job: Job) -> Dataset:
+    args = job.args
     size: tuple[int, int] = args.size
     if max(size) > 2048:
         raise UserError(f"--size is {size[0]}x{size[1]}; expected 32 to 2048 pixels each way.")
@@ -55,23 +66,21 @@ def _load(args: SimpleNamespace, stage: Path, progress: Progress | None) -> Data
     }
 
     def draw(folder: Path) -> Drawn:
-        made = make_scenes(folder, drives, per_drive, args.eval_images, size, args.seed, progress)
+        made = make_scenes(folder, drives, per_drive, args.eval_images, size, args.seed, job.progress)
         listed = [[[e.image, e.label, e.domain] for e in part] for part in (*made[0], made[1])]
         (folder / _RECORD).write_text(json.dumps({"made": wanted, "entries": listed}), encoding="utf-8")
         return made
 
     if args.root is None:
-        root, final = stage / "data", Path(args.out).resolve() / "data"
+        root, final = job.stage / "data", Path(args.out).resolve() / "data"
         shards, unseen = draw(root)
     else:
         root = final = Path(args.root).resolve()
         shards, unseen = _draw_once(root, wanted, draw)
     return Dataset(
-        name="synthetic",
-        root=root,
+        [entry for shard in shards for entry in shard],
+        root,
         final_root=final,
-        images=[entry for shard in shards for entry in shard],
-        classes=load_table(args.classes or "synthetic"),
         evaluation={"eval": unseen} if unseen else {},
         settings={"size": f"{size[0]}x{size[1]}", "drives": drives},
     )
@@ -98,15 +107,3 @@ def _draw_once(root: Path, wanted: dict[str, object], draw: Callable[[Path], Dra
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return made
-
-
-SYNTHETIC = Source(
-    "synthetic",
-    "street scenes drawn on the spot, 8 classes; sites differ in place, light and colours",
-    "Nothing is needed. Images go to ROOT, by default OUT/data; eval.jsonl is a labelled drive in "
-    "conditions that no site holds.",
-    _OPTIONS,
-    _load,
-    needs_root=False,
-    classes="synthetic",
-)

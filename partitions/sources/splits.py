@@ -1,19 +1,13 @@
-"""How are data sets read whose folders are {train,val,dev}/{images,labels} with splits/domains.csv?
-
-CamVid and CrackForest come in this form.
-"""
+"""CamVid and CrackForest: folders {train,val,dev}/{images,labels} with splits/domains.csv."""
 
 from __future__ import annotations
 
 import csv
 from pathlib import Path
-from types import SimpleNamespace
 
-from common.data.classes import load_table
 from common.data.manifest import Entry
 from common.errors import UserError
-from common.system.progress import Progress
-from partitions.sources.base import Dataset, Source, need_files, need_folder
+from partitions.sources.base import DATASETS, Dataset, Job, Source, need_files
 
 
 def read_splits(root: Path) -> dict[str, list[tuple[str, str]]]:
@@ -37,41 +31,46 @@ def read_splits(root: Path) -> dict[str, list[tuple[str, str]]]:
     return splits
 
 
-def _source(name: str, help_text: str, evaluation: tuple[str, ...], layout: str) -> Source:
-    def load(args: SimpleNamespace, stage: Path, progress: Progress | None) -> Dataset:
-        root = need_folder(Path(args.root), "--root", f"expected the {name} data set.").resolve()
-        listed = read_splits(root)
-        splits = {
-            split: [
-                Entry(f"{split}/images/{frame}.jpg", f"{split}/labels/{frame}.png", domain)
-                for frame, domain in listed.get(split, [])
-            ]
-            for split in ("train", *evaluation)
-        }
-        for split, entries in splits.items():
-            need_files(root, entries, split)
-        return Dataset(
-            name=name,
-            root=root,
-            images=splits.pop("train"),
-            classes=load_table(args.classes or name),
-            evaluation={split: entries for split, entries in splits.items() if entries},
-        )
-
-    return Source(name, help_text, layout, (), load, classes=name)
+def _read_splits(job: Job, evaluation: tuple[str, ...]) -> Dataset:
+    listed = read_splits(job.root)
+    splits = {
+        split: [
+            Entry(f"{split}/images/{frame}.jpg", f"{split}/labels/{frame}.png", domain)
+            for frame, domain in listed.get(split, [])
+        ]
+        for split in ("train", *evaluation)
+    }
+    for split, entries in splits.items():
+        need_files(job.root, entries, split)
+    images = splits.pop("train")
+    return Dataset(images, evaluation={split: entries for split, entries in splits.items() if entries})
 
 
-CAMVID = _source(
+@DATASETS.register(
     "camvid",
-    "CamVid, 11 classes, nine drives as domains; --classes camvid-road: road against all else",
-    ("dev", "val"),
-    "ROOT/{train,val,dev}/images/NAME.jpg, .../labels/NAME.png, ROOT/splits/domains.csv. The train frames "
-    "are divided; dev.jsonl and val.jsonl are written as labelled manifests.",
+    summary="CamVid, 11 classes, nine drives as domains; --classes camvid-road: road against all else",
+    facts=Source(
+        "ROOT/{train,val,dev}/images/NAME.jpg, .../labels/NAME.png, ROOT/splits/domains.csv. The train frames "
+        "are divided; dev.jsonl and val.jsonl are written as labelled manifests.",
+        "the camvid data set",
+        place=2,
+        classes="camvid",
+    ),
 )
-CRACKFOREST = _source(
+def _read_camvid(job: Job) -> Dataset:
+    return _read_splits(job, ("dev", "val"))
+
+
+@DATASETS.register(
     "crackforest",
-    "CrackForest, road surface against cracks, four domains",
-    ("val",),
-    "ROOT/{train,val}/images/NNN.jpg, .../labels/NNN.png, ROOT/splits/domains.csv. The train photos are "
-    "divided; val.jsonl is written as a labelled manifest.",
+    summary="CrackForest, road surface against cracks, four domains",
+    facts=Source(
+        "ROOT/{train,val}/images/NNN.jpg, .../labels/NNN.png, ROOT/splits/domains.csv. The train photos are "
+        "divided; val.jsonl is written as a labelled manifest.",
+        "the crackforest data set",
+        place=3,
+        classes="crackforest",
+    ),
 )
+def _read_crackforest(job: Job) -> Dataset:
+    return _read_splits(job, ("val",))

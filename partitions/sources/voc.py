@@ -1,44 +1,29 @@
-"""How is the segmentation part of Pascal VOC 2012 read?"""
+"""The segmentation part of Pascal VOC 2012."""
 
 from __future__ import annotations
 
-from pathlib import Path
-from types import SimpleNamespace
-
-from common.data.classes import load_table
 from common.data.manifest import Entry
-from common.system.progress import Progress
-from partitions.sources.base import Dataset, Source, need_files, need_folder
+from partitions.sources.base import DATASETS, Dataset, Job, Source, need_files
 from partitions.sources.cocostuff import read_list
 
 
-def _load(args: SimpleNamespace, stage: Path, progress: Progress | None) -> Dataset:
-    root = need_folder(Path(args.root), "--root", "expected Pascal VOC.").resolve()
-    if (root / "VOC2012").is_dir():
-        root = root / "VOC2012"
+@DATASETS.register(
+    "voc",
+    summary="Pascal VOC 2012 segmentation, 21 classes with background; 10 skewed sites",
+    facts=Source(
+        "ROOT (VOCdevkit or VOCdevkit/VOC2012) holds JPEGImages, SegmentationClass, ImageSets/Segmentation/{train,val}"
+        ".txt. The train images are divided; val.jsonl is written as a labelled manifest.",
+        "Pascal VOC",
+        place=7,
+        rule="dirichlet over classes, 10 sites",
+        classes="voc",
+    ),
+)
+def _read(job: Job) -> Dataset:
+    root = job.root / "VOC2012" if (job.root / "VOC2012").is_dir() else job.root
     splits = {}
     for split in ("train", "val"):
         names = read_list(root / "ImageSets" / "Segmentation" / f"{split}.txt")
         splits[split] = [Entry(f"JPEGImages/{n}.jpg", f"SegmentationClass/{n}.png") for n in names]
         need_files(root, splits[split], split)
-    return Dataset(
-        name="voc",
-        root=root,
-        images=splits["train"],
-        classes=load_table(args.classes or "voc"),
-        evaluation={"val": splits["val"]},
-        rule="dirichlet",
-        sites=10,
-    )
-
-
-VOC = Source(
-    "voc",
-    "Pascal VOC 2012 segmentation, 21 classes with background; 10 skewed sites",
-    "ROOT (VOCdevkit or VOCdevkit/VOC2012) holds JPEGImages, SegmentationClass, ImageSets/Segmentation/{train,val}"
-    ".txt. The train images are divided; val.jsonl is written as a labelled manifest.",
-    (),
-    _load,
-    rule="dirichlet over classes, 10 sites",
-    classes="voc",
-)
+    return Dataset(splits["train"], root, evaluation={"val": splits["val"]}, rule="dirichlet", sites=10)

@@ -12,7 +12,7 @@ from PIL import Image
 from common.checkpoint import Checkpoint, load_checkpoint, resumed_file
 from common.data.batch_sizes import check_batch_sizes, check_batches, check_features
 from common.data.check import check_labelled, check_truth, refuse_faulty
-from common.data.classes import TABLES, ClassTable
+from common.data.classes import ClassTable, known_table
 from common.data.crops import view_box
 from common.data.manifest import Shard
 from common.data.reading import entry_size
@@ -84,7 +84,7 @@ def check_network_run(config: RunConfig, shards: Sequence[Shard], table: ClassTa
 
 def _with_table(config: RunConfig, shards: Sequence[Shard]) -> list[Shard]:
     """Give the run's named class table to shards without one: sites go by it too."""
-    return [replace(shard, classes=shard.classes or TABLES.get(config.eval.classes)) for shard in shards]
+    return [replace(shard, classes=shard.classes or known_table(config.eval.classes)) for shard in shards]
 
 
 def check_start(config: RunConfig, run_dir: Path, stopped: Path | None) -> None:

@@ -139,7 +139,7 @@ def test_a_crash_before_the_json_means_no_checkpoint(saved: Path) -> None:
         (lambda path: sidecar(path, arrays_sha256="0"), "does not match its JSON"),
         (
             lambda path: sidecar(path, config={"rounds": -1}),
-            "settings that this version does not accept .rounds",
+            "settings that this version does not accept: 'rounds' is -1",
         ),
         (lambda path: sidecar(path, grid=[]), "is not complete"),
         (

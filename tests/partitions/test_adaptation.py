@@ -117,7 +117,7 @@ def test_an_unknown_domain_gets_a_hint(
 
 def test_a_source_needs_labels_but_sites_do_not() -> None:
     images = [Entry("a.png", None, "a"), Entry("b.png", "b_label.png", "b")]
-    data = Dataset("folder", Path(), images)
+    data = Dataset(images)
     assert "train_eval" not in adapt(data, Roles(("a",), ("b",))).evaluation
     with pytest.raises(UserError, match=r"a.png of source.jsonl has no label map"):
         adapt(data, Roles(("b",), ("a",)))

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from common.checkpoint import Checkpoint, checkpoint_path, save_checkpoint
-from common.data.classes import SYNTHETIC, ClassTable
+from common.data.classes import ClassTable, load_table
 from common.evaluation.clusters import backbone_maps
 from common.models.backbone import Backbone, load_backbone
 from common.models.deeplab import DeepLab, build_network, network_signature, network_to_arrays
@@ -21,6 +21,8 @@ from common.settings.load import load_config
 from common.styles.clusters import StyleClusters
 from common.styles.style import extract_style
 from server.states.network import NetworkState
+
+SYNTHETIC = load_table("synthetic")
 
 
 def write_checkpoint(

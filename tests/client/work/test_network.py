@@ -15,7 +15,7 @@ import torch
 from client.site import SiteConfig
 from client.work.network import answer_evaluate, answer_hello, answer_style, answer_train, task_classes
 from common import wire
-from common.data.classes import SYNTHETIC
+from common.data.classes import load_table
 from common.data.dataset import ImageDataset
 from common.data.images import read_image
 from common.data.manifest import Shard, read_shard
@@ -32,6 +32,8 @@ from common.training.batchnorm import blend_statistics, whole_images
 from common.training.steps import Anchor, train_steps
 from tests.support.federation import network_config
 from tests.support.small_network import small_network
+
+SYNTHETIC = load_table("synthetic")
 
 CLASSES = SYNTHETIC.num_classes
 

@@ -115,7 +115,7 @@ def test_manifests_keep_views_apart_and_refuse_unknown_ones(shard: Shard, tmp_pa
     assert pool_shards([shard, shard], "pooled").entries == shard.entries
     path = tmp_path / "bad.jsonl"
     path.write_text('{"image": "a.png", "view": "left"}\n')
-    with pytest.raises(UserError, match=r"bad\.jsonl line 1: 'view' is 'left'; expected one of top-left, "):
+    with pytest.raises(UserError, match=r"bad\.jsonl line 1: 'view' is 'left': expected one of top-left, "):
         read_shard(path)
     path.write_text('{"image": "a.png", "view": "center"}\n' * 2)
     with pytest.raises(UserError, match=r"line 2 names the image 'a\.png' of line 1 again"):

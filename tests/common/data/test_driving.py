@@ -7,8 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from common.data.classes import ClassTable, load_table
-from common.data.driving import DRIVING
+from common.data.classes import ClassTable, load_table, table_names
 
 # Written down anew from the published maps, in their own form: raw value -> train id.
 _GTA5_19 = {
@@ -42,8 +41,11 @@ PUBLISHED = {
 }
 
 
-def test_every_table_has_a_published_map() -> None:
-    assert [table.name for table in DRIVING] == list(PUBLISHED)
+def test_every_driving_table_has_a_published_map() -> None:
+    driving = {
+        n for n in table_names() if n.startswith(("gta5", "idda", "crosscity", "mapillary", "cityscapes-19"))
+    }
+    assert driving == set(PUBLISHED)
 
 
 @pytest.mark.parametrize("name", PUBLISHED)

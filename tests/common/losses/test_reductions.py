@@ -11,10 +11,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from common.data.classes import SYNTHETIC, TABLES
+from common.data.classes import load_table
 from common.errors import UserError
 from common.losses.reductions import crucial_classes, reduce_cross_entropy
 from common.settings.network import Reduction
+
+SYNTHETIC = load_table("synthetic")
 
 CLASSES = 5
 KINDS = ("mean", "weighted", "per-class", "inverse-frequency", "hard-pixels")
@@ -235,7 +237,7 @@ def test_an_unknown_crucial_class_is_named() -> None:
 
 
 def test_a_table_without_rare_classes_needs_names_where_they_matter() -> None:
-    table = replace(TABLES["potsdam-3"], rare=())
+    table = replace(load_table("potsdam-3"), rare=())
     with pytest.raises(UserError, match=r"'potsdam-3'.*name the classes in reduction\.crucial"):
         crucial_classes(Reduction(kind="weighted"), table)
     assert names(Reduction(kind="mean"), table) == set()

@@ -12,12 +12,14 @@ import pytest
 from PIL import Image
 
 from common.data.check import check_shard
-from common.data.classes import SYNTHETIC
+from common.data.classes import load_table
 from common.data.images import read_image, read_label
 from common.data.manifest import Shard, read_partition, read_shard, read_sites
 from partitions.drawing import canvas
 from partitions.drawing.conditions import site_condition
 from partitions.drawing.synthetic import write_synthetic
+
+SYNTHETIC = load_table("synthetic")
 
 
 @pytest.fixture(scope="module")

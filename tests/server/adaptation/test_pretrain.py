@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from common.checkpoint import Checkpoint, checkpoint_path, save_checkpoint
-from common.data.classes import SYNTHETIC, TABLES, ClassTable
+from common.data.classes import ClassTable, load_table
 from common.data.dataset import ImageDataset
 from common.errors import UserError
 from common.losses.reductions import reduce_cross_entropy
@@ -28,6 +28,8 @@ from server.tasks.network import NetworkWork
 from tests.support.federation import network_config
 from tests.support.small_network import small_network
 from tests.support.workshop import run_command
+
+SYNTHETIC = load_table("synthetic")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -140,8 +142,10 @@ def test_the_source_keeps_its_own_meaning_of_labels(scenes: Path, tmp_path: Path
     config = settings(scenes, tmp_path, source__shard=str(folder / "list.jsonl"), eval__classes="synthetic")
     assert source_shard(config).classes == SYNTHETIC  # no table of its own: the run's
     described = {"dataset": "f", "rule": "iid", "seed": 0, "root": ".", "sites": {"site-0": 1}}
-    (folder / "partition.json").write_text(json.dumps(described | {"classes": TABLES["camvid"].to_json()}))
-    assert source_shard(config).classes == TABLES["camvid"]
+    (folder / "partition.json").write_text(
+        json.dumps(described | {"classes": load_table("camvid").to_json()})
+    )
+    assert source_shard(config).classes == load_table("camvid")
     assert source_shard(config).root == folder.resolve()
 
 

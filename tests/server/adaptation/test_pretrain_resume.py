@@ -16,7 +16,7 @@ from safetensors.numpy import save_file
 
 from common import wire
 from common.checkpoint import checkpoint_path
-from common.data.classes import SYNTHETIC
+from common.data.classes import load_table
 from common.errors import UserError
 from common.models.deeplab import build_network, network_to_arrays
 from common.settings.schema import RunConfig
@@ -33,6 +33,8 @@ from server.simulate import check_run
 from tests.support.federation import local_grid, network_config
 from tests.support.local_grid import LocalGrid
 from tests.support.small_network import small_network
+
+SYNTHETIC = load_table("synthetic")
 
 SITES = 4
 

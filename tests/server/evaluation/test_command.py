@@ -10,13 +10,15 @@ import numpy as np
 import pytest
 
 from common.checkpoint import load_checkpoint, save_checkpoint
-from common.data.classes import SYNTHETIC, ClassTable
+from common.data.classes import ClassTable, load_table
 from common.data.manifest import read_shard, write_manifest
 from common.errors import UserError
 from common.evaluation.metrics import Confusion, match, scores
 from common.models.site_models import chosen_model
 from server.evaluation.command import evaluate_checkpoint, evaluation_text
 from tests.support.checkpoints import write_checkpoint
+
+SYNTHETIC = load_table("synthetic")
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from common.checkpoint import load_checkpoint
-from common.data.classes import SYNTHETIC, ClassTable, load_table
+from common.data.classes import ClassTable, load_table
 from common.data.manifest import read_shard, write_manifest
 from common.errors import UserError
 from common.evaluation.metrics import Confusion, rates
@@ -24,6 +24,8 @@ from server.evaluation.probe import probe_checkpoint
 from server.inference.segment import segment
 from server.states.network import NetworkState
 from tests.support.checkpoints import write_checkpoint
+
+SYNTHETIC = load_table("synthetic")
 
 
 @pytest.fixture(scope="module")

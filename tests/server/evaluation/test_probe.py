@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from common.data.classes import SYNTHETIC
+from common.data.classes import load_table
 from common.data.manifest import read_shard, write_manifest
 from common.errors import UserError
 from common.evaluation.metrics import Confusion, scores
@@ -21,6 +21,8 @@ from common.models.segmenter import Geometry, Segmenter
 from server.evaluation.probe import probe_checkpoint, probe_text
 from tests.conftest import ROOT
 from tests.support.checkpoints import write_checkpoint
+
+SYNTHETIC = load_table("synthetic")
 
 
 @pytest.fixture(scope="module")

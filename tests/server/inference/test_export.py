@@ -11,10 +11,12 @@ import numpy as np
 import pytest
 import torch
 
-from common.data.classes import SYNTHETIC
+from common.data.classes import load_table
 from common.errors import UserError
 from server.inference import export
 from tests.support.checkpoints import write_checkpoint
+
+SYNTHETIC = load_table("synthetic")
 
 
 def test_without_the_extra_one_sentence_says_what_to_install(

@@ -11,12 +11,14 @@ import pytest
 import torch
 
 from common.checkpoint import load_checkpoint
-from common.data.classes import SYNTHETIC
+from common.data.classes import load_table
 from common.errors import UserError
 from common.evaluation.overlay import hex_colour
 from server.inference import export
 from server.inference.export import input_size, network_metadata, whole_network
 from tests.support.checkpoints import write_checkpoint
+
+SYNTHETIC = load_table("synthetic")
 
 
 def test_exported_file_gives_the_same_classes(clustered_network: Path, tmp_path: Path) -> None:

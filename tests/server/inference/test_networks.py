@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from common.checkpoint import load_checkpoint
-from common.data.classes import SYNTHETIC
+from common.data.classes import load_table
 from common.errors import UserError
 from common.evaluation.crf import refine_logits
 from common.evaluation.overlay import Bytes
@@ -19,6 +19,8 @@ from server.inference.load import load_predictor
 from server.inference.networks import NetworkPredictor, assemble_network
 from server.states.network import NetworkState
 from tests.support.checkpoints import write_network_checkpoint
+
+SYNTHETIC = load_table("synthetic")
 
 
 def picture(mean: int, seed: int = 0) -> Bytes:

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from common.checkpoint import load_checkpoint
-from common.data.classes import SYNTHETIC
+from common.data.classes import load_table
 from common.errors import UserError
 from common.evaluation.clusters import backbone_maps
 from common.evaluation.overlay import hex_colour
@@ -20,6 +20,8 @@ from common.models.segmenter import Segmenter
 from common.settings.unsupervised import Model
 from server.inference.segment import find_pictures, segment
 from tests.support.checkpoints import write_checkpoint
+
+SYNTHETIC = load_table("synthetic")
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from flwr.app import Array, Error, Message
 
 from common import wire
 from common.checkpoint import Checkpoint, checkpoint_path, load_checkpoint
-from common.data.classes import SYNTHETIC
+from common.data.classes import load_table
 from common.data.dataset import ImageDataset
 from common.data.manifest import pool_shards, read_shard
 from common.errors import UserError
@@ -33,6 +33,8 @@ from server.tasks.network import NetworkWork
 from tests.support.federation import local_grid, network_config
 from tests.support.local_grid import Answer, LocalGrid
 from tests.support.small_network import small_network
+
+SYNTHETIC = load_table("synthetic")
 
 SITES = 4
 Real = Callable[[Message], Message]

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFile
 
-from common.data.classes import SYNTHETIC, TABLES
+from common.data.classes import load_table
 from common.data.manifest import read_shard
 from common.errors import UserError
 from common.settings.schema import RunConfig
@@ -29,6 +29,8 @@ from server.settings.network_rules import check_clusters, refuse_conflicts, refu
 from server.simulate import check_run
 from tests.support.federation import local_grid, network_config
 from tests.support.small_network import small_network
+
+SYNTHETIC = load_table("synthetic")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -132,7 +134,7 @@ def test_the_table_is_that_of_the_shards_folder(scenes: Path, tmp_path: Path) ->
 def test_scored_labels_mean_what_their_own_table_says(tmp_path: Path) -> None:
     """GTA5 and IDDA write the same 16 classes by different raw values: one run may be scored on both."""
     described = {"dataset": "f", "rule": "iid", "seed": 0, "root": ".", "sites": {"site-0": 1}}
-    for name, table in (("game", TABLES["gta5-16"]), ("bare", None)):
+    for name, table in (("game", load_table("gta5-16")), ("bare", None)):
         folder = tmp_path / name
         folder.mkdir()
         (folder / f"{name}.jsonl").write_text(json.dumps({"image": "a.png", "label": "b.png"}) + "\n")
@@ -144,10 +146,10 @@ def test_scored_labels_mean_what_their_own_table_says(tmp_path: Path) -> None:
         return network_config(tmp_path, tmp_path, eval__shard=shard, eval__classes=classes)
 
     both = evaluation_shards(asked(f"{game}, {bare}"))
-    assert [shard.classes for shard in both] == [TABLES["gta5-16"], TABLES["idda-16"]]
+    assert [shard.classes for shard in both] == [load_table("gta5-16"), load_table("idda-16")]
     for shard, table in ((game, "gta5-16"), (bare, "idda-16")):
         found = evaluation_shard(asked(shard))
-        assert found is not None and found.classes == TABLES[table]
+        assert found is not None and found.classes == load_table(table)
     for read in (evaluation_shards, evaluation_shard):
         with pytest.raises(UserError, match=r"table 'gta5-16' but eval\.classes is 'gta5-13', whose names"):
             read(asked(game, "gta5-13"))
@@ -238,7 +240,7 @@ def refused(scenes: Path, tmp_path: Path, sentence: str, **settings: Any) -> Non
     ("classes", "sentence"),
     [
         (
-            TABLES["camvid"].to_json(),
+            load_table("camvid").to_json(),
             r"has 11 classes \(camvid\), the run has 8 \(synthetic\); use one class table",
         ),
         (

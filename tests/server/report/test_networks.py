@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from common.checkpoint import Checkpoint, checkpoint_path, save_checkpoint
-from common.data.classes import SYNTHETIC
+from common.data.classes import load_table
 from common.settings.load import load_config
 from server.adaptation import pretrain, styles
 from server.report.compare_sets import comparable_shares, rare_table
@@ -23,6 +23,8 @@ from server.report.networks import CLUSTERS_FILE, STYLES_PICTURE
 from server.report.page import compare, comparison_text, write_report
 from server.report.test_sets import find_sets, last_count
 from tests.server.report.test_page import Page
+
+SYNTHETIC = load_table("synthetic")
 
 PIXELS = np.array([40_000, 30_000, 20_000, 5_000, 3_000, 1_500, 400, 100])
 """True pixels of the eight classes."""
