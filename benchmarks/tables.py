@@ -28,8 +28,8 @@ from campaign import add_options, check, compare, current, run_all, settings_of,
 from common.errors import UserError, report_user_errors
 from common.settings.schema import RunConfig
 from common.system.atomic import atomic_write_text
-from server.report.data import read_run
-from server.report.test_sets import TestSet, find_sets, mean_and_spread
+from server.report.data import TestSet, read_run
+from server.report.render import mean_and_spread
 
 FOLDER = Path(__file__).resolve().parent / "tables"
 
@@ -168,7 +168,7 @@ def table_text(part: Part, seeds: int, out: Path) -> str:
     for row in part.rows:
         asked = settings_of(row.recipe)
         done = [run for seed in range(seeds) if current(run := out / f"{row.recipe}-seed{seed}", asked)]
-        runs = [{found.name: found for found in find_sets(read_run(run))} for run in done]
+        runs = [{found.name: found for found in read_run(run).sets} for run in done]
         measured = [cell(runs, name) for name in part.columns.values()]
         lines.append([*known_cells(row), *measured, str(len(runs)) if runs else "–"])
     return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"

@@ -1,22 +1,27 @@
-"""What does a split look like? One picture that shows sizes, images and class mix of every site."""
+"""The image of a split: size, sample images and class mix of every site on one page."""
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageDraw, ImageFont
+from matplotlib.axes import Axes
+from PIL import Image, ImageOps
 
 from common.data.classes import Colour, distinct_colours
 from common.data.images import read_image
+from common.figures import INK, SOFT, add_legend, as_pixels, legend_layout, new_figure, shortened, styled
 
 WIDTH = 1480
-_MARGIN, _TEXT, _BAR, _THUMBS, _ROW, _GAP = 28, 240, 340, 6, 92, 10
-_INK, _SOFT, _LINE, _PAPER = (25, 30, 38), (105, 112, 122), (222, 226, 231), (255, 255, 255)
-_MOST_ROWS = 24
+_TEXT, _THUMBS, _BAR = 240, 860, 340
+"""Pixels of the three columns: words, sample images, mix."""
+_SAMPLES, _GAP = 6, 6
+_ROW, _TOP = 104, 116
+_MOST_ROWS = 24  # of sites; more would make an image that no viewer shows well
 
 
 @dataclass(frozen=True)
@@ -26,47 +31,8 @@ class Row:
     name: str
     images: int
     note: str
-    pictures: Sequence[Path]
+    samples: Sequence[Path]
     share: npt.NDArray[np.float64] | None
-
-
-def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    return ImageFont.load_default(size)
-
-
-def _fit(draw: ImageDraw.ImageDraw, text: str, size: int, width: float) -> str:
-    """Return ``text``, shortened with an ellipsis where it is wider than ``width`` pixels."""
-    if draw.textlength(text, _font(size)) <= width:
-        return text
-    while text and draw.textlength(text + "…", _font(size)) > width:
-        text = text[:-1]
-    return text.rstrip(" ,") + "…"
-
-
-def _wrap(draw: ImageDraw.ImageDraw, text: str, size: int, width: float, lines: int) -> list[str]:
-    """Break ``text`` at blanks, but not at no-break ones, into at most ``lines`` lines."""
-    result: list[str] = []
-    rest = text.split(" ")
-    while rest and len(result) < lines:
-        taken = 1
-        while taken < len(rest) and draw.textlength(" ".join(rest[: taken + 1]), _font(size)) <= width:
-            taken += 1
-        if len(result) == lines - 1:
-            taken = len(rest)
-        line = " ".join(rest[:taken]).replace("\u00a0", " ")  # the font has no glyph for it
-        result.append(_fit(draw, line, size, width))
-        rest = rest[taken:]
-    return result
-
-
-def _thumbnail(path: Path, width: int, height: int) -> Image.Image:
-    """Return the picture's centre, cut to the aspect of width x height."""
-    picture = Image.fromarray(read_image(path))
-    scale = max(width / picture.width, height / picture.height)
-    size = max(width, round(picture.width * scale)), max(height, round(picture.height * scale))
-    picture = picture.resize(size, Image.Resampling.LANCZOS, reducing_gap=2.0)
-    left, top = (size[0] - width) // 2, (size[1] - height) // 2
-    return picture.crop((left, top, left + width, top + height))
 
 
 def _spread(count: int, wanted: int) -> list[int]:
@@ -76,51 +42,41 @@ def _spread(count: int, wanted: int) -> list[int]:
     return [round((i + 0.5) * count / wanted - 0.5) for i in range(wanted)]
 
 
-def _draw_row(page: Image.Image, row: Row, y: int, colours: Sequence[Colour], most: int) -> None:
-    draw = ImageDraw.Draw(page)
-    draw.text((_MARGIN, y), _fit(draw, row.name, 18, _TEXT - 16), _INK, _font(18))
-    plural = "image" if row.images == 1 else "images"
-    draw.text((_MARGIN, y + 24), f"{row.images} {plural}", _INK, _font(14))
-    length = max(2, round((_TEXT - 40) * row.images / most))
-    draw.rectangle((_MARGIN, y + 44, _MARGIN + length, y + 49), fill=(60, 110, 180))
-    for i, line in enumerate(_wrap(draw, row.note, 13, _TEXT - 16, 2)):
-        draw.text((_MARGIN, y + 55 + 17 * i), line, _SOFT, _font(13))
+def _sample_strip(row: Row) -> npt.NDArray[np.uint8]:
+    """Return sample images side by side, each cut to the middle: uint8 [h, _THUMBS, 3]."""
+    width, height = (_THUMBS - 24 - _GAP * (_SAMPLES - 1)) // _SAMPLES, _ROW - 12  # 24: before the mix
+    strip = np.full((height, _THUMBS, 3), 255, np.uint8)
+    for slot, index in enumerate(_spread(len(row.samples), _SAMPLES)):
+        left = slot * (width + _GAP)
+        image = Image.fromarray(read_image(row.samples[index]))
+        fitted = ImageOps.fit(image, (width, height), Image.Resampling.LANCZOS)
+        strip[:, left : left + width] = np.asarray(fitted)
+    return strip
 
-    left = _MARGIN + _TEXT
-    right = WIDTH - _MARGIN - _BAR - 24
-    width = (right - left - 6 * (_THUMBS - 1)) // _THUMBS
-    for slot, index in enumerate(_spread(len(row.pictures), _THUMBS)):
-        page.paste(_thumbnail(row.pictures[index], width, _ROW), (left + slot * (width + 6), y))
 
-    left = WIDTH - _MARGIN - _BAR
+def _draw_words(ax: Axes, row: Row, most: int) -> None:
+    ax.text(0, 0.98, shortened(row.name, _TEXT - 12, 16), fontsize=12.5, va="top")
+    ax.text(0, 0.72, f"{row.images} image{'' if row.images == 1 else 's'}", fontsize=10, va="top")
+    ax.barh(0.48, 0.85 * row.images / most, height=0.05, color="#3c6eb4")
+    note = textwrap.fill(row.note, 32, max_lines=2, placeholder="…", break_long_words=True)
+    ax.text(0, 0.42, note.replace("\u00a0", " "), fontsize=9, va="top", color=SOFT, linespacing=1.3)
+
+
+def _draw_mix(ax: Axes, row: Row, colours: Sequence[str]) -> None:
     if row.share is None:
-        draw.text((left, y + 36), "no labels to count, one domain", _SOFT, _font(13))
+        ax.text(0, 0.5, "no labels to count, one domain", fontsize=9.5, va="center", color=SOFT)
         return
-    ends = np.concatenate([[0.0], np.cumsum(row.share)]) * _BAR
-    for i, share in enumerate(row.share):
-        x0, x1 = left + ends[i], left + ends[i + 1]
-        if round(x1) > round(x0):
-            draw.rectangle((round(x0), y + 14, round(x1) - 1, y + _ROW - 14), fill=colours[i])
-        text = f"{100 * share:.0f}"
-        if x1 - x0 > draw.textlength(text, _font(12)) + 6:
-            dark = sum(np.multiply(colours[i], (0.3, 0.59, 0.11))) < 140
-            ink = (255, 255, 255) if dark else _INK
-            draw.text(((x0 + x1) / 2, y + _ROW / 2), text, ink, _font(12), anchor="mm")
+    left = 0.0
+    for share, colour in zip(row.share, colours, strict=True):
+        bars = ax.barh(0.5, share, left=left, height=0.66, color=colour)
+        left += share
+        if share > 0.07:  # room for two digits
+            red, green, blue = bytes.fromhex(colour[1:])
+            dark = 0.3 * red + 0.59 * green + 0.11 * blue < 140
+            ax.bar_label(bars, [f"{100 * share:.0f}"], label_type="center", color="white" if dark else INK)
 
 
-def _legend(draw: ImageDraw.ImageDraw, names: Sequence[str], colours: Sequence[Colour], y: int) -> int:
-    """Draw colour keys from ``y`` downwards and return where they end."""
-    x = _MARGIN
-    for name, colour in zip(names, colours, strict=True):
-        wide = 24 + draw.textlength(name, _font(14)) + 22
-        if x + wide > WIDTH - _MARGIN:
-            x, y = _MARGIN, y + 26
-        draw.rectangle((x, y + 2, x + 15, y + 17), fill=colour, outline=_SOFT)
-        draw.text((x + 23, y + 1), name, _INK, _font(14))
-        x += round(wide)
-    return y + 26
-
-
+@styled
 def draw_split(
     title: str,
     subtitle: str,
@@ -135,38 +91,42 @@ def draw_split(
     ``names`` and ``colours`` explain the bars, whose content ``mix`` names ("classes, % of labelled
     pixels"). Of many sites the first ones are shown, and the page says so.
     """
-    colours = distinct_colours(len(names)) if colours is None else colours
-    shown = list(sites[:_MOST_ROWS])
-    hidden = len(sites) - len(shown)
-    rows = len(shown) + len(evaluation)
-    per_line = max(1, (WIDTH - 2 * _MARGIN) // 90)
-    height = 150 + rows * (_ROW + _GAP) + 60 + 26 * (len(names) // per_line * 2 + 3)
-    page = Image.new("RGB", (WIDTH, height), _PAPER)
-    draw = ImageDraw.Draw(page)
-    draw.text((_MARGIN, 22), _fit(draw, title, 27, WIDTH - 2 * _MARGIN), _INK, _font(27))
-    draw.text((_MARGIN, 60), _fit(draw, subtitle, 15, WIDTH - 2 * _MARGIN), _SOFT, _font(15))
-    for x, text in (
-        (_MARGIN, "site"),
-        (_MARGIN + _TEXT, "images, evenly spaced"),
-        (WIDTH - _MARGIN - _BAR, mix),
-    ):
-        draw.text((x, 94), text, _SOFT, _font(13))
-    y = 116
-    draw.line((_MARGIN, y - 4, WIDTH - _MARGIN, y - 4), fill=_LINE, width=2)
-    most = max((row.images for row in (*shown, *evaluation)), default=1)
-    for row in shown:
-        _draw_row(page, row, y, colours, most)
-        y += _ROW + _GAP
+    hexes = ["#{:02x}{:02x}{:02x}".format(*c) for c in colours or distinct_colours(len(names))]
+    rows = [*sites[:_MOST_ROWS], *evaluation]
+    hidden = len(sites) - len(sites[:_MOST_ROWS])
+    legend = tuple(zip(names, hexes, strict=True))
+    columns, bottom = legend_layout(legend, WIDTH, 14)
+    bottom += 20 + (24 if hidden else 0)
+    height = _TOP + _ROW * len(rows) + bottom
+    figure = new_figure(WIDTH, height, layout=None)
+    grid = figure.add_gridspec(
+        len(rows),
+        3,
+        width_ratios=(_TEXT, _THUMBS, _BAR),
+        left=28 / WIDTH,
+        right=1 - 12 / WIDTH,
+        top=1 - _TOP / height,
+        bottom=bottom / height,
+        wspace=0,
+        hspace=0.1,
+    )
+    most = max((row.images for row in rows), default=1)
+    for i, row in enumerate(rows):
+        words, samples, bar = (figure.add_subplot(grid[i, j]) for j in range(3))
+        for ax in (words, samples, bar):
+            ax.set_axis_off()
+        for ax in (words, bar):
+            ax.set(xlim=(0, 1), ylim=(0, 1))
+        _draw_words(words, row, most)
+        samples.imshow(_sample_strip(row), aspect="auto")
+        _draw_mix(bar, row, hexes)
+        if not i:
+            for ax, head in zip((words, samples, bar), ("site", "images, evenly spaced", mix), strict=True):
+                figure.text(ax.get_position().x0, 1 - 104 / height, head, fontsize=9.5, color=SOFT)
+    figure.text(28 / WIDTH, 1 - 46 / height, shortened(title, WIDTH - 56, 26), fontsize=19)
+    figure.text(28 / WIDTH, 1 - 76 / height, shortened(subtitle, WIDTH - 56, 15), fontsize=11, color=SOFT)
     if hidden:
-        draw.text((_MARGIN, y), f"and {hidden} more sites, see partition.json", _SOFT, _font(15))
-        y += 30
-    if evaluation:
-        draw.line((_MARGIN, y + 1, WIDTH - _MARGIN, y + 1), fill=_LINE, width=2)
-        y += 10
-        for row in evaluation:
-            _draw_row(page, row, y, colours, most)
-            y += _ROW + _GAP
-    if names:
-        draw.line((_MARGIN, y + 1, WIDTH - _MARGIN, y + 1), fill=_LINE, width=2)
-        y = _legend(draw, names, colours, y + 12)
-    return page.crop((0, 0, WIDTH, min(y + 14, height)))
+        more = f"and {hidden} more sites, see partition.json"
+        figure.text(28 / WIDTH, (bottom - 24) / height, more, fontsize=11, color=SOFT)
+    add_legend(figure, legend, columns)
+    return Image.fromarray(as_pixels(figure))

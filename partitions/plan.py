@@ -14,7 +14,6 @@ from common.data.check import inspect_shard
 from common.data.manifest import REPAIR_SIZES, Entry, Partition, Shard, write_manifest, write_partition
 from common.errors import UserError
 from common.system.progress import Progress
-from partitions.picture import Row, draw_split
 from partitions.rules import by_domain, characteristic_class, check_sites, dirichlet, iid
 from partitions.sources.base import SOURCE, TRAIN_EVAL, Dataset
 
@@ -266,6 +265,8 @@ def plan(data: Dataset, request: Request, progress: Progress | None = None) -> S
 
 def draw(split: Split) -> object:
     """Return the picture of the split (PIL image)."""
+    from partitions.picture import Row, draw_split  # not at import time: matplotlib is slow to load
+
     data = split.dataset
     classes = data.classes if split.histograms is not None else None
     domains = list(dict.fromkeys(e.domain for e in data.images if e.domain is not None))

@@ -285,7 +285,8 @@ def _report(
     out: Annotated[Path, typer.Option(metavar="DIR", help="For several runs.")] = Path("runs/comparison"),
 ) -> None:
     """Of one run: write its report.html. Of several: a comparison table and plots."""
-    from server.report.page import compare, comparison_text, write_report
+    from server.report.compare import compare, comparison_text
+    from server.report.page import write_report
 
     if len(runs) == 1:
         print(write_report(runs[0]))

@@ -1,7 +1,7 @@
-"""How does a label map become a picture that explains itself?
+"""Label maps as images in color: legend, overlay, palette image.
 
-A `Legend` says what each id of a map is called and which colour it has. Maps are uint8 [H, W]; 255 is
-"nothing known here". ImageDataset are uint8 [H, W, 3].
+A `Legend` says what each id of a map is called and which color it has. Maps are uint8 [H, W]; 255 is
+"nothing known here". Images are uint8 [H, W, 3].
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
 from common.data.classes import ClassTable
 
@@ -20,8 +20,6 @@ Bytes = npt.NDArray[np.uint8]
 
 VOID = 255
 VOID_COLOUR = (232, 234, 238)
-_INK = (31, 41, 55)
-_PAPER = (255, 255, 255)
 
 # twelve hues that stay apart on a screen and in print; more are generated
 _DISTINCT = (
@@ -154,39 +152,16 @@ def present_ids(maps: Sequence[Bytes], legend: Legend) -> list[int]:
     return [int(index) for index in np.argsort(-counts, kind="stable") if counts[index]]
 
 
-def font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    """Return Pillow's own font, so that pictures look the same on every machine."""
-    return ImageFont.load_default(size)
+def legend_entries(legend: Legend, ids: Sequence[int]) -> tuple[tuple[str, str], ...]:
+    """Return (name, "#rrggbb") of some ids."""
+    return tuple((legend.names[index], hex_colour(legend.colours[index])) for index in ids)
 
 
-def legend_strip(legend: Legend, ids: Sequence[int], width: int, size: int = 13) -> Image.Image:
-    """Draw swatches with names in rows that fit ``width`` pixels, on white."""
-    typeface = font(size)
-    swatch, gap, line = size, size, round(size * 1.7)
-    places: list[tuple[int, int, int]] = []
-    x, y = gap, gap // 2
-    for index in ids:
-        advance = swatch + gap // 2 + round(typeface.getlength(legend.names[index])) + gap
-        if x > gap and x + advance > width:
-            x, y = gap, y + line
-        places.append((index, x, y))
-        x += advance
-    strip = Image.new("RGB", (width, (y + line + gap // 4) if places else 1), _PAPER)
-    draw = ImageDraw.Draw(strip)
-    for index, left, top in places:
-        box = (left, top + 2, left + swatch, top + 2 + swatch)
-        draw.rounded_rectangle(box, radius=3, fill=legend.colours[index], outline=(148, 155, 167))
-        draw.text(
-            (left + swatch + gap // 2, top + 2 + swatch / 2), legend.names[index], _INK, typeface, anchor="lm"
-        )
-    return strip
+def with_legend(image: Bytes, legend: Legend, ids: Sequence[int]) -> Image.Image:
+    """Put the legend of the named ids under an image, uint8 [H, W, 3]."""
+    from common.figures import legend_image  # not at import time: labels are written without matplotlib
 
-
-def with_legend(picture: Bytes, legend: Legend, ids: Sequence[int]) -> Image.Image:
-    """Put the legend of the named ids under a picture."""
-    height, width = picture.shape[:2]
-    strip = legend_strip(legend, ids, width, size=max(11, min(22, width // 38)))
-    sheet = Image.new("RGB", (width, height + strip.height), _PAPER)
-    sheet.paste(Image.fromarray(picture), (0, 0))
-    sheet.paste(strip, (0, height))
-    return sheet
+    width = image.shape[1]
+    size = max(11, min(22, width // 38))  # readable where the image is shown in the width of a page
+    strip = legend_image(legend_entries(legend, ids), width, size)
+    return Image.fromarray(np.concatenate([image, strip]))

@@ -1,4 +1,4 @@
-"""How are the styles of all sites kept, and which one does a source image take on?
+"""Style bank: the styles of all sites in one file, and the one that a source image takes on.
 
 ``styles.safetensors`` holds one array a site, and in its header what they mean: kind of transfer, common size,
 window. One file, so that it is written in one step; ``styles.json`` beside it says the same to a reader.
@@ -10,24 +10,37 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
+from pydantic import BaseModel, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from common.errors import UserError
 from common.settings.network import Style
 from common.styles.style import Bytes, Floats, apply_style, check_style, style_shape, uniform
-from common.styles.style import style_kind as style_kind
 from common.system.atomic import atomic_write_bytes, atomic_write_text
 
 if TYPE_CHECKING:
     import torch
 
-FORMAT = 1
+BANK_FILE = "styles.safetensors"
+"""Of a run directory."""
+STYLES_PICTURE = "styles.png"
+"""In the folder ``pictures`` of a run directory: source images in the sites' styles."""
 _HEADER = "style-bank"
 _PREFIX = "style/"
+
+
+class _Description(BaseModel):
+    """The header of ``styles.safetensors``, and all of ``styles.json``."""
+
+    format: Literal[1] = 1
+    kind: str
+    size: tuple[int, int]
+    window: tuple[int, int]
+    sites: list[str] = []
 
 
 @dataclass(frozen=True)
@@ -94,15 +107,9 @@ class StyleBank:
 
     def save(self, path: str | Path) -> None:
         """Write ``path`` (.safetensors) and its JSON, each in one step."""
-        described = json.dumps(
-            {
-                "format": FORMAT,
-                "kind": self.kind,
-                "size": list(self.size),
-                "window": list(self.window),
-                "sites": sorted(self.styles),
-            }
-        )
+        sites = sorted(self.styles)
+        about = _Description(kind=self.kind, size=self.size, window=self.window, sites=sites)
+        described = json.dumps(about.model_dump(mode="json"))
         arrays = {_PREFIX + site: np.ascontiguousarray(self.styles[site]) for site in sorted(self.styles)}
         atomic_write_text(Path(path).with_suffix(".json"), described + "\n")
         atomic_write_bytes(path, save(arrays, metadata={_HEADER: described}))
@@ -126,17 +133,12 @@ class StyleBank:
                 f"The style bank {file} cannot be read ({error}); take the styles again."
             ) from None
         try:
-            described = json.loads(header or "")
-            if described["format"] != FORMAT:
-                raise ValueError(described["format"])
-            rows, columns = described["window"]
-            height, width = described["size"]
-            bank = cls(described["kind"], (height, width), (rows, columns), {})
-        except (ValueError, KeyError, TypeError):
+            described = _Description.model_validate_json(header or "")
+        except ValidationError:
             raise UserError(
                 f"{file} is not a style bank of this program; give the styles.safetensors of a run."
             ) from None
-        bank.check(settings)
+        cls(described.kind, described.size, described.window, {}).check(settings)
         return cls.of(settings, arrays)
 
     def _check_not_empty(self) -> None:
@@ -156,6 +158,3 @@ def _describe(kind: str, size: tuple[int, int], window: tuple[int, int]) -> str:
     if not any(size):
         return f"{kind!r} styles"
     return f"{kind!r} styles of a {window[0]} x {window[1]} window at {size[0]} x {size[1]} pixels"
-
-
-BANK_FILE = "styles.safetensors"

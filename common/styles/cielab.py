@@ -1,4 +1,4 @@
-"""How do colours pass from sRGB to CIELAB, where distances follow the eye, and back?
+"""Colors from sRGB to CIELAB, where distances follow the eye, and back.
 
 sRGB as in IEC 61966-2-1, white D65, CIELAB as in CIE 15: L in 0..100, a and b in about -128..127. Lab is
 float32 [3, H, W], one plane a channel; pictures are uint8 [H, W, 3]. A round trip of 8-bit colours is exact.

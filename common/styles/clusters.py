@@ -1,4 +1,4 @@
-"""Which sites look alike, and which of those groups does a new site or a test image belong to?
+"""Style clusters: groups of sites that look alike, and the group nearest to a new site or an image.
 
 k-means over flattened styles, for a range of numbers of clusters and from many starts each; the best
 silhouette decides (Rousseeuw, 1987), and of equals the smallest number. Styles stay as they are, unscaled:
@@ -10,10 +10,10 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import BaseModel
 from threadpoolctl import threadpool_limits
 
 from common.errors import UserError
@@ -25,9 +25,24 @@ Ints = npt.NDArray[np.int64]
 
 log = logging.getLogger(__name__)
 
+CLUSTERS_FILE = "clusters.json"
+"""Of a run directory: a `ClustersRecord`."""
 _TIE = 1e-9
 """Silhouettes closer than this are equal: the difference is rounding."""
 _SITE = "site/"
+
+
+class ClustersRecord(BaseModel):
+    """What ``clusters.json`` says: names of each cluster's sites, mean silhouette of each number that was tried.
+
+    ``purity`` is the share of sites in the main domain of their cluster, where domains are known.
+    """
+
+    k: int = 0
+    clusters: list[list[str]]
+    silhouettes: dict[int, float] = {}
+    note: str = ""
+    purity: float | None = None
 
 
 @dataclass(frozen=True)
@@ -90,14 +105,10 @@ class StyleClusters:
             raise ValueError(f"{list(centres.shape)} centres do not fit the clusters that sites are in.")
         return cls(centres, assignment, scores, note)
 
-    def to_json(self) -> dict[str, Any]:
+    def record(self) -> ClustersRecord:
         """Return what a report shows: all but the centres."""
-        return {
-            "k": self.k,
-            "clusters": self.members(),
-            "silhouettes": {str(count): score for count, score in sorted(self.silhouettes.items())},
-            "note": self.note,
-        }
+        tried = dict(sorted(self.silhouettes.items()))
+        return ClustersRecord(k=self.k, clusters=self.members(), silhouettes=tried, note=self.note)
 
 
 def cluster_styles(styles: Mapping[str, np.ndarray], clusters: Clusters, seed: int) -> StyleClusters:

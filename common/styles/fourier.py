@@ -1,4 +1,4 @@
-"""How are the few lowest frequencies of a picture read and changed without a transform of all of it?
+"""The few lowest frequencies of an image, read and changed without a transform of all of it.
 
 A window of frequencies -b..b is two small matrix products: rows, then columns. The picture is real, so that
 F(-u, -v) is the conjugate of F(u, v) and rows 0..b hold all there is: a *half window* is complex128

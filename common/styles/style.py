@@ -1,4 +1,4 @@
-"""How is the style of a picture taken, and how does another picture take it on?
+"""Style of an image, and its transfer to another image.
 
 A style is a few numbers, and all that a site says about the look of its images:
 

@@ -1,4 +1,4 @@
-"""How does the server make the model that adaptation starts from?
+"""Pretraining: the model that adaptation starts from.
 
 Supervised training on labelled source images that lie at the server, each in the style of a site drawn at
 random (LADD: styles travel, images do not). The network is chosen by nothing: the last step's is kept. Where the
@@ -25,7 +25,7 @@ from common.losses.reductions import crucial_classes
 from common.models.deeplab import build_network, load_arrays, network_signature, network_to_arrays
 from common.models.parameter_groups import split_flat
 from common.settings.schema import RunConfig
-from common.styles.bank import StyleBank
+from common.styles.bank import STYLES_PICTURE, StyleBank
 from common.system.device import choose_device, room_on_device
 from common.system.progress import progress_line
 from common.wire import Arrays
@@ -45,7 +45,6 @@ from server.adaptation.pretrain_steps import ResumableStepper, take_steps
 log = logging.getLogger(__name__)
 
 SHOWN_IMAGES = 3
-STYLES_PICTURE = "styles.png"
 
 
 def source_shard(config: RunConfig) -> Shard:

@@ -1,4 +1,4 @@
-"""What of a pretraining lies on disk, so that one that was stopped goes on where it was?
+"""Snapshots of a pretraining on disk, from which one that was stopped goes on.
 
 ``checkpoints/pretraining.safetensors`` holds every array that the next step depends on, and in its header the step,
 the settings, and hashes of what it was made from. One file, written in one step, the newest only; the first

@@ -1,4 +1,4 @@
-"""How does pretraining take its steps, so that it can be stopped after any of them and go on elsewhere?"""
+"""Optimizer steps of a pretraining that can be stopped after any of them and go on elsewhere."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""How does the server learn the sites' styles, and which sites look alike?
+"""Requests for the sites' styles, and the style clusters that follow from them.
 
 A style is asked for once per site, before the first round or when a site comes late. It is the only thing
-about a site's pictures that leaves it.
+about a site's images that leaves it.
 """
 
 from __future__ import annotations
@@ -19,15 +19,13 @@ from common.errors import UserError
 from common.settings.network import Style
 from common.settings.schema import RunConfig
 from common.styles.bank import BANK_FILE, StyleBank
-from common.styles.clusters import StyleClusters, cluster_styles, purity
+from common.styles.clusters import CLUSTERS_FILE, StyleClusters, cluster_styles, purity
 from common.styles.style import check_style, style_shape
 from common.styles.style import style_kind as style_kind
 from common.system.atomic import atomic_write_text
 from server.transport.reply_checks import Ask, ReplySchema
 
 log = logging.getLogger(__name__)
-
-CLUSTERS_FILE = "clusters.json"
 
 
 def wants_styles(config: RunConfig) -> bool:
@@ -69,17 +67,18 @@ def gather_styles(ask: Ask, names: list[str], config: RunConfig, run_dir: Path) 
 def group_sites(bank: StyleBank, config: RunConfig, run_dir: Path) -> StyleClusters:
     """Find sites of like style, write down who is with whom, and say how well that fits known domains."""
     grouping = cluster_styles(bank.styles, config.clusters, config.seed)
-    record = grouping.to_json()
+    record = grouping.record()
     domains = known_domains(config)
     if set(grouping.assignment) <= set(domains):
-        record["purity"] = purity(grouping.assignment, domains)
-    atomic_write_text(run_dir / CLUSTERS_FILE, json.dumps(record, indent=2) + "\n")
+        record.purity = purity(grouping.assignment, domains)
+    written = json.dumps(record.model_dump(mode="json", exclude_unset=True), indent=2)
+    atomic_write_text(run_dir / CLUSTERS_FILE, written + "\n")
     for cluster, names in enumerate(grouping.members()):
         log.info("style cluster %d of %d: %s", cluster, grouping.k, ", ".join(names))
     if grouping.note:
         log.info(grouping.note)
-    if "purity" in record:
-        log.info("purity of the clusters against known domains: %.2f", record["purity"])
+    if record.purity is not None:
+        log.info("purity of the clusters against known domains: %.2f", record.purity)
     return grouping
 
 

@@ -1,4 +1,4 @@
-"""Who labels the pixels in a round of self-training?
+"""EMA teachers, which label the pixels in a round of self-training.
 
 Updated before a round, from the model that the round starts from. Every cluster has a teacher of its own: the
 published code hands all clusters the last site's. Sites without a cluster have the shared model's. Source: LADD

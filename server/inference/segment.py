@@ -5,20 +5,18 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from html import escape
 from pathlib import Path
-from urllib.parse import quote
 
 from PIL import Image
 
 from common.checkpoint import load_checkpoint
 from common.data.images import SUFFIXES, read_image
 from common.errors import UserError
-from common.evaluation.overlay import Legend, label_image, overlay, present_ids, with_legend
+from common.evaluation.overlay import label_image, legend_entries, overlay, present_ids, with_legend
 from common.system.atomic import atomic_path, atomic_write_text
 from server.inference.base import Cluster
 from server.inference.load import load_predictor
-from server.report.html import page, section, swatch
+from server.report.render import render
 
 
 @dataclass(frozen=True)
@@ -94,7 +92,15 @@ def segment(
         *(["averaged with the mirror image"] if flip else []),
         *predictor.words(),
     ]
-    atomic_write_text(index, _index(jobs, legend, used, words, predictor.named))
+    shown = sorted({index for ids in used for index in ids})
+    page = render(
+        "segment",
+        facts=words,
+        named=predictor.named,
+        legend=legend_entries(legend, shown),
+        names=[job.name.as_posix() for job in jobs],
+    )
+    atomic_write_text(index, page)
     return index
 
 
@@ -142,31 +148,3 @@ def _result(folder: Path, kind: str, job: Job) -> Path:
 def _save(picture: Image.Image, path: Path) -> None:
     with atomic_path(path) as temporary:
         picture.save(temporary, format="PNG")
-
-
-def _index(
-    jobs: Sequence[Job], legend: Legend, used: Sequence[Sequence[int]], words: Sequence[str], named: bool
-) -> str:
-    shown = sorted({index for ids in used for index in ids})
-    entries = legend.as_json()
-    chips = "".join(
-        f'<span class="chip">{swatch(str(entries[i]["colour"]), legend.names[i])}</span>' for i in shown
-    )
-    note = (
-        "The pixel values of labels/*.png are the ids of legend.json."
-        if named
-        else "Nobody named the clusters yet: they carry numbers, which are the values of labels/*.png."
-    )
-    body = [
-        "<h1>Segmented pictures</h1>",
-        f'<p class="lead">{escape("  ·  ".join(words))}</p>',
-        section("Classes" if named else "Clusters", chips, note=note),
-    ]
-    for job in jobs:
-        name = quote(job.name.as_posix())
-        images = "".join(
-            f'<a href="{kind}/{name}.png"><img loading="lazy" src="{kind}/{name}.png" alt="{kind}"></a>'
-            for kind in ("overlays", "labels")
-        )
-        body.append(section(job.name.as_posix(), f'<div class="pair">{images}</div>'))
-    return page("Segmented pictures", body)

@@ -1,273 +1,228 @@
-"""How is a figure drawn as SVG, so that a report needs neither scripts nor other files?"""
+"""Charts of a report, drawn by matplotlib as SVG: no scripts, no other files."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from html import escape
+from collections.abc import Callable, Mapping, Sequence
 
-Point = tuple[float, float]
-Series = tuple[str, str, Sequence[Point]]
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+from scipy.optimize import isotonic_regression
 
-INK, SOFT, GRID = "#1f2937", "#6b7280", "#e5e7eb"
+from common.figures import INK, RULE, SOFT, TITLE, as_svg, new_figure, shortened, styled
+from server.report.data import Curve
+from server.report.render import percent, short
+
+Series = tuple[str, str, Curve]
+"""A curve's name, its color and its points."""
+Groups = Sequence[tuple[str, str, Sequence[float]]]
+"""Names with colors and values."""
+
 SERIES_COLOURS = (
     *("#2563eb", "#ea7317", "#15966b", "#b4315f", "#7c4fc4", "#4b7f95", "#a16207", "#475569"),
     *("#0ea5e9", "#dc2626", "#65a30d", "#db2777", "#4338ca", "#0d9488", "#c2955a", "#94a3b8"),
 )
+"""Sixteen that stay apart on white; more curves than that start again."""
+_PERCENT = FuncFormatter(lambda value, _: f"{100 * value:g} %")
+_NAME = 320  # pixels: of a name beside an axis
+_HEIGHT, _END = 230, 15  # pixels: of a line chart, between labels at the ends of curves
 
 
-def percent(value: float) -> str:
-    """0.2345 -> 23.5 %."""
-    return f"{100 * value:.1f} %"
+def apart(places: Sequence[float], gap: float, low: float, high: float) -> list[float]:
+    """Move labels into low..high and ``gap`` from each other, as little as possible (least squares)."""
+    order = np.argsort(places, kind="stable")
+    steps = gap * np.arange(len(places))
+    moved = np.empty(len(places))
+    nearest = isotonic_regression(np.asarray(places)[order] - steps).x
+    moved[order] = np.clip(nearest, low, max(low, high - gap * (len(places) - 1))) + steps
+    return [float(place) for place in moved]
 
 
-def percent_tick(value: float) -> str:
-    """0.25 -> 25 %, for an axis."""
-    return f"{100 * value:g} %"
-
-
-def short(value: float) -> str:
-    """Three significant digits, no exponent where it can be avoided."""
-    return f"{value:.3g}"
-
-
-def ticks(low: float, high: float, count: int = 4) -> list[float]:
-    """Return about ``count`` round numbers that cover low..high."""
-    span = high - low
-    if not span > 0:
-        return [low]
-    raw = span / count
-    magnitude = 10.0 ** math.floor(math.log10(raw))
-    step = next(m * magnitude for m in (1, 2, 5, 10) if m * magnitude >= raw * 0.999)
-    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-    return [round(index * step, 12) for index in range(first, last + 1)]
-
-
+@styled
 def line_chart(
-    series: Sequence[Series],
-    *,
-    label: Callable[[float], str] = short,
-    tick: Callable[[float], str] | None = None,
-    width: int = 520,
-    height: int = 230,
-    from_zero: bool = False,
-    x_name: str = "round",
+    series: Sequence[Series], alt: str, label: Callable[[float], str] = short, from_zero: bool = False
 ) -> str:
-    """Draw curves over rounds; each ends in a dot with its last value (its name shows on hovering)."""
-    points = [point for _, _, curve in series for point in curve]
-    if not points:
-        return '<p class="soft">No values yet.</p>'
-    left, right, top, bottom = 54, 62, 12, 34
-    low_x, high_x = min(x for x, _ in points), max(x for x, _ in points)
-    low_y, high_y = min(y for _, y in points), max(y for _, y in points)
+    """Draw curves over rounds; each ends in a dot with its last value, its name shows on hovering."""
+    figure = new_figure(520, _HEIGHT)
+    ax = figure.add_subplot()
+    ax.grid(axis="y")
+    ax.spines[["left", "bottom"]].set_visible(False)
+    ax.tick_params(length=0)
+    ax.xaxis.set_major_locator(MaxNLocator(8, integer=True, min_n_ticks=1))
+    ax.yaxis.set_major_locator(MaxNLocator(5))
+    if label is percent:
+        ax.yaxis.set_major_formatter(_PERCENT)
+    series = [one for one in series if one[2]]
+    for name, color, curve in series:
+        dots = "o-" if len(curve) <= 30 else "-"
+        x, y = zip(*curve, strict=True)
+        ax.plot(x, y, dots, color=color, lw=1.8, gid=TITLE + name, markersize=3.5, markerfacecolor="white")
+        ax.plot(*curve[-1], "o", color=color, markersize=5, clip_on=False)
     if from_zero:
-        low_y = min(0.0, low_y)
-    if high_y - low_y < 1e-9 * max(1.0, abs(high_y)):
-        low_y, high_y = low_y - 0.5 * (abs(low_y) or 1), high_y + 0.5 * (abs(high_y) or 1)
-    levels = ticks(low_y, high_y)
-    low_y, high_y = levels[0], levels[-1]
+        ax.update_datalim([(series[0][2][0][0], 0.0)])
+        ax.autoscale_view()
+        if all(y >= 0 for _, _, curve in series for _, y in curve):
+            ax.set_ylim(bottom=0)
+    ax.set_xlabel("round")
+    _label_ends(ax, series, label)
+    return as_svg(figure, alt)
 
-    def place(x: float, y: float) -> tuple[float, float]:
-        share_x = (x - low_x) / (high_x - low_x) if high_x > low_x else 0.5
-        share_y = (y - low_y) / (high_y - low_y)
-        return left + share_x * (width - left - right), height - bottom - share_y * (height - top - bottom)
 
-    parts = [svg_open(width, height)]
-    for level in levels:
-        _, y = place(low_x, level)
-        parts.append(f'<line x1="{left}" x2="{width - right}" y1="{y:.1f}" y2="{y:.1f}" stroke="{GRID}"/>')
-        parts.append(svg_text(left - 8, y + 4, (tick or label)(level), anchor="end"))
-    step = max(1, math.ceil((high_x - low_x) / 10))
-    for number in range(math.ceil(low_x), math.floor(high_x) + 1, step):
-        x, _ = place(number, low_y)
-        parts.append(svg_text(x, height - bottom + 17, str(number), anchor="middle"))
-    parts.append(svg_text((left + width - right) / 2, height - 2, x_name, anchor="middle"))
-    ends: list[tuple[float, float, str, str]] = []
-    for name, colour, curve in series:
-        if not curve:
+def _label_ends(ax: Axes, series: Sequence[Series], label: Callable[[float], str]) -> None:
+    """Write last values beside the curves' ends; none where there is no room for all."""
+    low, high = ax.get_ylim()
+    scale = (_HEIGHT - 50) / (high - low)  # pixels of a unit; 50: the axis below
+    for x in {curve[-1][0] for _, _, curve in series}:
+        together = [one for one in series if one[2][-1][0] == x]
+        if (len(together) - 1) * _END > _HEIGHT - 50:
             continue
-        path = " ".join(f"{x:.1f},{y:.1f}" for x, y in (place(*point) for point in curve))
-        parts.append(
-            f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2.2" '
-            f'stroke-linejoin="round" stroke-linecap="round"><title>{escape(name)}</title></polyline>'
-        )
-        for x, y in (place(*point) for point in curve) if len(curve) <= 30 else ():
-            parts.append(
-                f'<circle cx="{x:.1f}" cy="{y:.1f}" r="2.4" fill="#fff" stroke="{colour}" '
-                'stroke-width="1.6"/>'
+        places = [curve[-1][1] * scale for _, _, curve in together]
+        heights = apart(places, _END, low * scale, high * scale)
+        for (_, color, curve), height in zip(together, heights, strict=True):
+            offset = 8, (height - curve[-1][1] * scale) * 0.72  # points
+            ax.annotate(
+                label(curve[-1][1]),
+                curve[-1],
+                offset,
+                textcoords="offset points",
+                va="center_baseline",
+                color=color,
+                weight="bold",
             )
-        x, y = place(*curve[-1])
-        parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3.6" fill="{colour}"/>')
-        ends.append((x, y, label(curve[-1][1]), colour))
-    for where in sorted({x for x, _, _, _ in ends}):  # curves of one length end above one another
-        together = [end for end in ends if end[0] == where]
-        for x, y, text, colour in _spread(together, gap=15, low=top + 6, high=height - bottom):
-            parts.append(svg_text(x + 9, y + 4, text, colour=colour, weight=600))
-    return "".join([*parts, "</svg>"])
 
 
-def _spread(
-    ends: list[tuple[float, float, str, str]], gap: float, low: float, high: float
-) -> list[tuple[float, float, str, str]]:
-    """Move end labels apart vertically so that none covers another; none where there is no room for all."""
-    if (len(ends) - 1) * gap > high - low:
-        return []
-    ordered = sorted(ends, key=lambda end: end[1])
-    heights: list[float] = []
-    for _, y, _, _ in ordered:
-        heights.append(max(y, heights[-1] + gap) if heights else max(y, low))
-    overflow = max(0.0, heights[-1] - high) if heights else 0.0
-    for index in range(len(heights) - 1, -1, -1):
-        ceiling = high if index == len(heights) - 1 else heights[index + 1] - gap
-        heights[index] = min(heights[index], ceiling) if overflow else heights[index]
-    return [(x, y, text, colour) for (x, _, text, colour), y in zip(ordered, heights, strict=True)]
+def _names(names: Sequence[str]) -> list[str]:
+    """Return names as an axis has room for them."""
+    return [shortened(name, _NAME, 13) for name in names]
 
 
-def dot_plot(
-    groups: Sequence[tuple[str, str, Sequence[float]]],
-    *,
-    label: Callable[[float], str] = percent,
-    width: int = 760,
-) -> str:
-    """Draw one row a method: a dot per seed, a bar from 0 to the mean."""
-    values = [value for _, _, group in groups for value in group]
-    if not values:
-        return '<p class="soft">No scores yet.</p>'
-    left = max(190, word_width([name for name, _, _ in groups], size=13) + 14)
-    right, top, row = 74, 6, 34
-    width = max(width, left + 570)
-    height = top + row * len(groups) + 26
-    levels = ticks(0.0, max(values))
-    scale = (width - left - right) / levels[-1] if levels[-1] > 0 else 1.0
-    parts = [svg_open(width, height)]
-    for level in levels:
-        x = left + level * scale
-        parts.append(f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{top}" y2="{height - 24}" stroke="{GRID}"/>')
-        parts.append(svg_text(x, height - 8, percent_tick(level), anchor="middle"))
-    for index, (name, colour, group) in enumerate(groups):
-        y = top + row * index + row / 2
-        parts.append(svg_text(left - 10, y + 4.5, name, anchor="end", colour=INK, size=13, weight=600))
-        if not group:
-            parts.append(svg_text(left + 6, y + 4, "no labels: not scored"))
+def _rows(groups: Sequence[str], width: float, row: float, extra: float) -> tuple[Figure, Axes]:
+    """Return a figure with a row a name, from above."""
+    figure = new_figure(width, row * len(groups) + extra)
+    ax = figure.add_subplot()
+    ax.set_yticks(range(len(groups)), _names(groups))
+    ax.set_ylim(len(groups) - 0.5, -0.5)
+    ax.spines[["left", "bottom"]].set_visible(False)
+    ax.tick_params(length=0)
+    ax.tick_params(axis="y", labelcolor=INK)
+    return figure, ax
+
+
+@styled
+def dot_plot(groups: Groups, alt: str) -> str:
+    """Draw one row a method: a dot per seed, a bar from 0 to the mean; values are shares."""
+    figure, ax = _rows([name for name, _, _ in groups], 900, 34, 40)
+    ax.grid(axis="x")
+    ax.xaxis.set_major_locator(MaxNLocator(6))
+    ax.xaxis.set_major_formatter(_PERCENT)
+    for row, (_, color, values) in enumerate(groups):
+        if not values:
+            ax.text(0, row, " no labels: not scored", va="center", color=SOFT)
             continue
-        mean = sum(group) / len(group)
-        parts.append(
-            f'<rect x="{left}" y="{y - 8:.1f}" width="{mean * scale:.1f}" height="16" rx="3" '
-            f'fill="{colour}" fill-opacity="0.22"/>'
+        mean = sum(values) / len(values)
+        ax.barh(row, mean, 0.5, color=color, alpha=0.22)
+        ax.plot([mean, mean], [row - 0.32, row + 0.32], color=color, lw=2)
+        ax.plot(values, [row] * len(values), "o", color=color, markeredgecolor="white", markersize=6)
+        ax.annotate(
+            percent(mean), (max(values), row), (9, 0), textcoords="offset points", va="center", color=color
         )
-        x = left + mean * scale
-        parts.append(
-            f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{y - 10:.1f}" y2="{y + 10:.1f}" stroke="{colour}" '
-            'stroke-width="2.5"/>'
-        )
-        for value in group:
-            parts.append(
-                f'<circle cx="{left + value * scale:.1f}" cy="{y:.1f}" r="4" fill="{colour}" '
-                'fill-opacity="0.85" stroke="#fff"/>'
-            )
-        parts.append(
-            svg_text(left + max(group) * scale + 10, y + 4, percent(mean), colour=colour, weight=600)
-        )
-    return "".join([*parts, "</svg>"])
+    ax.set_xlim(left=0)
+    return as_svg(figure, alt)
 
 
+@styled
+def bar_chart(bars: Sequence[tuple[str, str, float]], alt: str) -> str:
+    """Draw named horizontal bars with their values, which are shares."""
+    figure, ax = _rows([name for name, _, _ in bars], 640, 24, 8)
+    drawn = ax.barh(range(len(bars)), [value for _, _, value in bars], 0.7, color=[c for _, c, _ in bars])
+    ax.bar_label(drawn, [percent(value) for _, _, value in bars], padding=5, color=SOFT)
+    ax.set_xlim(0, 1.1 * max((value for _, _, value in bars), default=1.0) or 1.0)
+    ax.xaxis.set_visible(False)
+    return as_svg(figure, alt)
+
+
+@styled
 def confusion_chart(
-    rows: Sequence[str], columns: Sequence[str], shares: Sequence[Sequence[float | None]]
+    rows: Sequence[str], columns: Sequence[str], shares: Sequence[Sequence[float]], alt: str
 ) -> str:
-    """Draw shares 0..1 as shaded cells, true classes down, predictions across; None rows are empty."""
-    cell, left, top = 38, max(104, word_width(rows) + 12), max(84, word_width(columns) * 3 // 4)
-    width, height = left + cell * len(columns) + 44, top + cell * len(rows) + 6
-    parts = [svg_open(width, height, fixed=True)]
-    for j, name in enumerate(columns):
-        x = left + cell * j + cell / 2
-        parts.append(
-            f'<text transform="translate({x + 4:.1f},{top - 8}) rotate(-42)" font-size="12" fill="{INK}">'
-            f"{escape(name)}</text>"
-        )
-    for i, name in enumerate(rows):
-        y = top + cell * i
-        parts.append(svg_text(left - 8, y + cell / 2 + 4, name, anchor="end", colour=INK))
-        for j, share in enumerate(shares[i]):
-            fill = "#f8fafc" if share is None else _shade(share)
-            frame = "#0f172a" if j < len(rows) and columns[j] == name else "none"
-            parts.append(
-                f'<rect x="{left + cell * j + 1}" y="{y + 1}" width="{cell - 2}" height="{cell - 2}" rx="4" '
-                f'fill="{fill}" stroke="{frame}" stroke-opacity="0.45"/>'
-            )
-            if share is not None and share >= 0.005:
-                colour = "#ffffff" if share > 0.5 else INK
-                x = left + cell * j + cell / 2
-                parts.append(
-                    svg_text(x, y + cell / 2 + 4, f"{100 * share:.0f}", anchor="middle", colour=colour)
+    """Draw shares 0..1 as shaded cells with per cent, true classes down, predictions across; right ones framed."""
+    longest = max(map(len, _names([*rows, *columns])))
+    figure = new_figure(38 * len(columns) + 8 * longest + 20, 38 * len(rows) + 6 * longest + 20)
+    ax = figure.add_subplot()
+    # the root makes small confusions visible
+    ax.imshow(np.sqrt(np.asarray(shares, dtype=float)), cmap="Blues", vmin=0, vmax=1.15)
+    ax.set_xticks(range(len(columns)), _names(columns), rotation=42, ha="left", rotation_mode="anchor")
+    ax.set_yticks(range(len(rows)), _names(rows))
+    ax.set_xticks(np.arange(len(columns) + 1) - 0.5, minor=True)
+    ax.set_yticks(np.arange(len(rows) + 1) - 0.5, minor=True)
+    ax.grid(which="minor", color="white", lw=2)
+    ax.tick_params(which="both", length=0, labeltop=True, labelbottom=False, labelcolor=INK)
+    ax.spines[:].set_visible(False)
+    for i, row in enumerate(shares):
+        for j, share in enumerate(row):
+            if share >= 0.005:
+                ax.text(
+                    j, i, f"{100 * share:.0f}", ha="center", va="center", color="w" if share > 0.4 else INK
                 )
-    return "".join([*parts, "</svg>"])
+        right = list(columns).index(rows[i])
+        ax.add_patch(Rectangle((right - 0.46, i - 0.46), 0.92, 0.92, fill=False, edgecolor=SOFT, lw=1.2))
+    return as_svg(figure, alt)
 
 
-def bar_chart(values: Sequence[tuple[str, str, float]], *, label: Callable[[float], str] = percent) -> str:
-    """Draw named horizontal bars with their values, longest scale = largest value."""
-    left = max(150, word_width([name for name, _, _ in values]) + 12)
-    row, width = 24, left + 410
-    top_value = max((value for _, _, value in values), default=0.0) or 1.0
-    height = row * len(values) + 4
-    parts = [svg_open(width, height)]
-    for index, (name, colour, value) in enumerate(values):
-        y = row * index + 4
-        length = (width - left - 70) * value / top_value
-        parts.append(svg_text(left - 8, y + 13, name, anchor="end", colour=INK))
-        parts.append(
-            f'<rect x="{left}" y="{y}" width="{max(length, 1):.1f}" height="17" rx="3" fill="{colour}"/>'
-        )
-        parts.append(svg_text(left + length + 8, y + 13, label(value)))
-    return "".join([*parts, "</svg>"])
-
-
-def presence_strip(states: Sequence[tuple[str, str]]) -> str:
-    """Draw one small square a round; states are (``yes`` | ``no`` | ``bad``, tooltip)."""
-    colours = {"yes": "#35a06a", "no": "#e5e7eb", "bad": "#d64545"}
-    size = 12 if len(states) <= 30 else 6
-    width = (size + 3) * len(states)
-    parts = [svg_open(width, size, fixed=True)]
-    for index, (state, tip) in enumerate(states):
-        parts.append(
-            f'<rect x="{index * (size + 3)}" y="0" width="{size}" height="{size}" rx="2.5" '
-            f'fill="{colours[state]}"><title>{escape(tip)}</title></rect>'
-        )
-    return "".join([*parts, "</svg>"])
-
-
-def svg_open(width: float, height: float, fixed: bool = False) -> str:
-    """Return the opening tag; without ``fixed`` the picture shrinks with the page."""
-    drawn = f'width="{width:.0f}" height="{height:.0f}"'
-    size = drawn if fixed else f'class="fluid" style="max-width:{1.15 * width:.0f}px"'
-    return f'<svg viewBox="0 0 {width:.0f} {height:.0f}" {size} role="img">'
-
-
-def svg_text(
-    x: float,
-    y: float,
-    text: str,
-    *,
-    anchor: str = "start",
-    colour: str = SOFT,
-    size: int = 12,
-    weight: int = 400,
+@styled
+def frequency_chart(
+    shares: Mapping[str, float], curves: Sequence[tuple[str, str, Mapping[str, float]]], alt: str
 ) -> str:
-    """Return a word at a place; ``anchor`` says which end of it stands there."""
-    return (
-        f'<text x="{x:.1f}" y="{y:.1f}" font-size="{size}" font-weight="{weight}" fill="{colour}" '
-        f'text-anchor="{anchor}" xml:space="preserve">{escape(text)}</text>'
-    )
+    """Draw IoU (0 to 1) over the share of pixels (logarithmic): a dot a class and recipe, joined by recipe.
 
-
-def word_width(words: Sequence[str], size: int = 12) -> int:
-    """Return room in pixels for the longest of some words, as wide as bold letters may be."""
-    return math.ceil(0.6 * size * max(map(len, words), default=0))
-
-
-def _shade(share: float) -> str:
-    """White to deep blue; the root makes small confusions visible."""
-    amount = math.sqrt(min(1.0, max(0.0, share)))
-    white, deep = (248, 250, 252), (29, 78, 170)
-    return "#{:02x}{:02x}{:02x}".format(
-        *(round(a + (b - a) * amount) for a, b in zip(white, deep, strict=True))
-    )
+    Class and value of a dot show on hovering.
+    """
+    figure = new_figure(1060, 430)
+    ax = figure.add_subplot(xscale="log", xlabel="share of pixels")
+    ordered = sorted(shares, key=lambda name: (shares[name], name))
+    low, high = shares[ordered[0]] / 1.3, shares[ordered[-1]] * 1.3  # room beside the outermost classes
+    ax.set_xlim(low, high)
+    ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    ax.xaxis.set_major_formatter(_PERCENT)
+    ax.xaxis.set_minor_formatter(NullFormatter())
+    ax.yaxis.set_major_formatter(_PERCENT)
+    ax.grid()
+    ax.tick_params(which="both", length=0)
+    ax.spines[["left", "bottom"]].set_visible(False)
+    for name, color, values in curves:
+        known = [one for one in ordered if one in values]
+        ax.plot(
+            [shares[one] for one in known], [values[one] for one in known], color=color, lw=1.2, alpha=0.55
+        )
+        for one in known:
+            gid = f"{TITLE}{name}: {one} {percent(values[one])}"
+            ax.plot(
+                shares[one], values[one], "o", color=color, markeredgecolor="white", markersize=7, gid=gid
+            )
+    ax.set_ylim(bottom=0)
+    places = [math.log(shares[name] / low) / math.log(high / low) for name in ordered]  # of the axis
+    for name, place, slot in zip(ordered, places, apart(places, 17 / 980, 0.0, 1.0), strict=True):
+        ax.axvline(shares[name], color=RULE, ls=(0, (2, 4)), lw=1)
+        ax.annotate(
+            _names([name])[0],
+            (place, -0.065),
+            (slot, -0.11),
+            xycoords="axes fraction",
+            rotation=42,
+            ha="right",
+            va="top",
+            rotation_mode="anchor",
+            arrowprops={
+                "arrowstyle": "-",
+                "color": SOFT,
+                "lw": 0.6,
+                "relpos": (1, 1),
+                "shrinkA": 0,
+                "shrinkB": 0,
+            },
+        )
+    ax.xaxis.labelpad = 62
+    return as_svg(figure, alt)

@@ -1,48 +1,18 @@
-"""What does one run look like on a page?"""
+"""The report of one run: what ``templates/run.html.md`` shows."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from html import escape
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
 from common.evaluation.overlay import cluster_colours, hex_colour
-from common.settings.section import flatten
+from common.records import RoundRecord
 from common.system.atomic import atomic_write_text
-from server.report.charts import (
-    SERIES_COLOURS,
-    bar_chart,
-    line_chart,
-    percent,
-    percent_tick,
-    short,
-)
-from server.report.classes import quality_section, split_words
-from server.report.compare import compare, comparison_text
-from server.report.data import Run, read_run
-from server.report.html import (
-    byte_text,
-    page,
-    picture,
-    section,
-    settings_list,
-    tiles,
-)
-from server.report.networks import (
-    clusters_section,
-    header_words,
-    is_network,
-    sets_chart,
-    sets_section,
-    styles_section,
-)
-from server.report.pictures import contact_sheet, write_pictures
-from server.report.sites import rounds_section, sites_section
-from server.report.test_sets import find_sets, last_count
-
-__all__ = ["compare", "comparison_text", "contact_sheet", "write_pictures", "write_report"]
+from server.report.charts import SERIES_COLOURS, Series, bar_chart, confusion_chart, line_chart
+from server.report.data import RunRecord, TestSet, confusion_shares, read_run, style_clusters, style_sheets
+from server.report.render import MISSING, byte_text, mean_and_spread, percent, render, short
 
 
 def write_report(run_dir: str | Path) -> Path:
@@ -52,112 +22,140 @@ def write_report(run_dir: str | Path) -> Path:
     no run directory or holds no round yet.
     """
     run = read_run(run_dir)
-    body = [_header(run), _headline(run)]
-    if is_network(run):
-        blocks = [sets_section(run), _pictures(run), _curves(run), quality_section(run)]
-        blocks += [clusters_section(run), styles_section(run)]
-    else:
-        blocks = [_pictures(run), _curves(run), quality_section(run), _clusters(run)]
-    body += [block for block in blocks if block]
-    body += [sites_section(run), rounds_section(run), _settings(run), _footer()]
+    text = render(
+        "run",
+        run=run,
+        facts=_facts(run),
+        tiles=_tiles(run),
+        scored_on=_scored_on(run),
+        sets=_sets(run) if run.is_network and run.sets else None,
+        curves=_curves(run),
+        classes=_classes(run),
+        confusion=_confusion(run),
+        coverage=_coverage(run),
+        clusters=style_clusters(run.folder) if run.is_network else None,
+        styles=style_sheets(run.folder) if run.is_network else [],
+        rounds=_rounds(run),
+    )
     path = run.folder / "report.html"
-    atomic_write_text(path, page(f"{run.name}, seed {run.seed}", body))
+    atomic_write_text(path, text)
     return path
 
 
-def _setting(run: Run, dotted: str) -> Any:
-    return flatten(run.config).get(dotted)
+def _facts(run: RunRecord) -> list[str]:
+    """Say what was trained, how, and how sites were treated."""
+    get = run.settings.get
+    if run.is_network:
+        facts = [f"task {get('task')}", f"DeepLabV3-MobileNetV2, stride {get('network.output-stride')}"]
+        facts.append(f"{get('reduction.kind')} loss")
+        usual = (("network.batchnorm", "shared", "batch norms"), ("style.transfer", "none", "styles"))
+        for key, off, name in (*usual, ("clusters.layers", "none", "clusters own")):
+            facts += [f"{name}: {get(key)}"] if get(key) not in (None, off) else []
+        facts += [f"teacher: {get('teacher.update')}"] if get("task") == "adaptation" else []
+    else:
+        facts = [f"preset {get('preset')}", str(get("model.backbone")).replace("_", " ")]
+        facts += [f"{get('model.clusters')} clusters", f"centroids merged by {get('centroids.merge')}"]
+        share = get("centroids.share")
+        facts += [f"shared: {share} only"] if share not in (None, "both", "none") else []
+    facts += ["nothing shared: each site trains alone"] if get("centroids.share") == "none" else []
+    facts += ["all shards joined into one site (centralised)"] if get("sites.pool") else []
+    return [*facts, f"seed {run.seed}"]
 
 
-def _header(run: Run) -> str:
-    words = header_words(run) if is_network(run) else _cluster_words(run)
-    if _setting(run, "centroids.share") == "none":
-        words.append("nothing shared: each site trains alone")
-    if _setting(run, "sites.pool"):
-        words.append("all shards joined into one site (centralised)")
-    words.append(f"seed {run.seed}")
-    return f'<h1>{escape(run.name)}</h1><p class="lead">{escape("  ·  ".join(words))}</p>'
+def _scored_on(run: RunRecord) -> str:
+    """Name what the headline's score was taken on: the first of several test sets."""
+    if run.is_network:
+        return f", {run.sets[0].name}" if run.sets else ""
+    return f", {run.final.split}" if run.final is not None and run.final.split else ""
 
 
-def _cluster_words(run: Run) -> list[str]:
-    words = [f"preset {_setting(run, 'preset')}", str(_setting(run, "model.backbone")).replace("_", " ")]
-    words.append(f"{_setting(run, 'model.clusters')} clusters")
-    words.append(f"centroids merged by {_setting(run, 'centroids.merge')}")
-    share = _setting(run, "centroids.share")
-    return words + ([f"shared: {share} only"] if share not in (None, "both", "none") else [])
-
-
-def _headline(run: Run) -> str:
-    values: list[tuple[str, str]] = []
-    final, last = run.final, run.rows[-1]
-    own = run.scored("site_miou_mean")
+def _tiles(run: RunRecord) -> list[tuple[str, str]]:
+    """Return the headline figures: (value, what it is)."""
+    tiles: list[tuple[str, str]] = []
+    final, last, own = run.final, run.rows[-1], run.own
+    get = run.settings.get
     if final is not None:
-        values.append((percent(final["miou"]), f"mIoU, round {final['round']}" + split_words(run)))
-        values += _last_rounds(run) if is_network(run) else []
-        if final.get("accuracy") is not None:
-            values.append((percent(final["accuracy"]), "pixel accuracy"))
-    elif own:
-        row = own[-1]
-        values.append(
-            (
-                percent(row["site_miou_mean"]),
-                f"mean mIoU of {len(row.get('site_miou') or {})} sites' own models",
-            )
-        )
-        values.append((percent(row.get("site_miou_std") or 0.0), "spread of those models"))
+        tiles.append((percent(final.miou), f"mIoU, round {final.round}" + _scored_on(run)))
+        tiles += _last_rounds(run) if run.is_network else []
+        tiles += [(percent(final.accuracy), "pixel accuracy")] if final.accuracy is not None else []
+    elif own is not None:
+        tiles.append((percent(own.site_miou_mean), f"mean mIoU of {len(own.site_miou)} sites' own models"))
+        tiles.append((percent(own.site_miou_std or 0.0), "spread of those models"))
     else:
-        values.append(("no labels", "label-free figures below"))
-    if last.get("mean_cosine") is not None:
-        values.append((f"{last['mean_cosine']:.3f}", "mean cosine to the centroid"))
-    if last.get("loss") is not None and final is None:
-        values.append((short(last["loss"]), "loss"))
-    if last.get("delta") is not None:
-        unit, epsilon = _setting(run, "privacy.unit"), last.get("epsilon")
-        shown = "no bound" if epsilon is None else f"{epsilon:.2f}"
-        values.append((shown, f"epsilon per {unit}, delta {last['delta']:g}"))
-    if _setting(run, "rounds") == 0:
-        values.append(("0 rounds", "pretraining alone"))
-    else:
-        values.append((str(last["round"]), f"of {_setting(run, 'rounds') or '?'} rounds"))
-    values.append((str(len(run.site_names())), "sites"))
+        tiles.append(("no labels", "label-free figures below"))
+    if last.mean_cosine is not None:
+        tiles.append((f"{last.mean_cosine:.3f}", "mean cosine to the centroid"))
+    if last.loss is not None and final is None:
+        tiles.append((short(last.loss), "loss"))
+    if last.delta is not None:
+        shown = "no bound" if last.epsilon is None else f"{last.epsilon:.2f}"
+        tiles.append((shown, f"epsilon per {get('privacy.unit')}, delta {last.delta:g}"))
+    alone = get("rounds") == 0
+    tiles.append(
+        ("0 rounds", "pretraining alone") if alone else (str(last.round), f"of {get('rounds') or '?'} rounds")
+    )
+    tiles.append((str(len(run.site_names())), "sites"))
     sent = [byte_text(run.site_bytes(key)) for key in ("bytes_up", "bytes_down")]
-    values.append((sent[0] if sent[0] == sent[1] else " / ".join(sent), "up / down per site and round"))
-    values.append((f"{run.minutes:.1f} min", "all rounds" if _setting(run, "rounds") != 0 else "in all"))
-    return tiles(values)
+    tiles.append((sent[0] if sent[0] == sent[1] else " / ".join(sent), "up / down per site and round"))
+    return [*tiles, (f"{run.minutes:.1f} min", "in all" if alone else "all rounds")]
 
 
-def _last_rounds(run: Run) -> list[tuple[str, str]]:
-    first, count = find_sets(run)[0], last_count(run)
-    values = first.last("miou", count)
-    tiles_of_set = []
+def _last_rounds(run: RunRecord) -> list[tuple[str, str]]:
+    first = run.sets[0]
+    values = first.last("miou", run.last_count)
+    tiles = []
     if len(values) > 1:
         spread = f"deviation {100 * stdev(values):.1f}"
-        tiles_of_set.append((percent(fmean(values)), f"mean of the last {len(values)} rounds, {spread}"))
+        tiles.append((percent(fmean(values)), f"mean of the last {len(values)} rounds, {spread}"))
     if first.clustered:
-        tiles_of_set.append((percent(first.final["cluster_miou"]), "mIoU of the clusters' networks"))
-    return tiles_of_set
+        tiles.append((percent(first.final.cluster_miou), "mIoU of the clusters' networks"))
+    return tiles
 
 
-def _pictures(run: Run) -> str:
-    if not run.pictures:
-        return ""
-    newest, first = run.pictures[-1], run.pictures[0]
-    blocks = [picture(f"pictures/{newest.name}", f"after round {_number(newest)}")]
-    if first != newest:
-        earlier = picture(f"pictures/{first.name}", f"after round {_number(first)}")
-        blocks.append(
-            f"<details><summary>the same images after round {_number(first)}</summary>{earlier}</details>"
-        )
-    note = (
-        "Grey in the truth: not labelled."
-        if run.classes is not None
-        else "Clusters have no names: nobody gave any."
-    )
-    return section("What it sees", *blocks, note=note)
+def _pairs(run: RunRecord) -> list[tuple[str, TestSet, str]]:
+    """Return (title, test set, prefix of its keys) of each network that was scored: the shared one, the clusters'."""
+    pairs = []
+    for one in run.sets:
+        pairs.append((f"{one.name}, shared network" if one.clustered else one.name, one, ""))
+        pairs += [(f"{one.name}, clusters", one, "cluster_")] if one.clustered else []
+    return pairs
 
 
-def _number(path: Path) -> int:
-    return int(path.stem.removeprefix("round-"))
+def _sets(run: RunRecord) -> dict[str, Any]:
+    """Return a line a test set: last scored round, mean of the last rounds, spread over domains and sites."""
+    sets, count = run.sets, run.last_count
+    rounds = max(len(one.last("miou", count)) for one in sets)
+    whose = ["", "cluster_"] if any(one.clustered for one in sets) else [""]
+    title = {"": "", "cluster_": "clusters' "}
+    spreads = [k for k in ("domain", "site") if any(getattr(one.final, f"{k}_miou_mean") for one in sets)]
+    spans = [1, count] if rounds > 1 else [1]
+    head = ["test set", "images"]
+    head += [f"{title[w]}mIoU %" + (f", last {rounds} rounds" if n > 1 else "") for w in whose for n in spans]
+    head += ["accuracy %", *(f"{title[w]}mIoU % by {kind}" for kind in spreads for w in whose)]
+    rows = []
+    for one in sets:
+        cells = [one.name, str(one.final.images or MISSING)]
+        cells += [mean_and_spread(one.last(f"{w}miou", n)) for w in whose for n in spans]
+        cells.append(mean_and_spread(one.last("accuracy", 1)))
+        rows.append([*cells, *(_spread(one, w + kind) for kind in spreads for w in whose)])
+    note = [f"Round {sets[0].records[-1][0]:.0f} where nothing else is said"]
+    note += [f"last {rounds} rounds: mean ± sample deviation of the last scored ones"] if rounds > 1 else []
+    note += [f"by {kind}: mean and deviation over the known {kind}s" for kind in spreads]
+    note += ["clusters: every image by the network of the cluster nearest to its style"] if whose[1:] else []
+    charts = []
+    for kind in spreads:
+        for one in sets:
+            by_name = getattr(one.final, f"{kind}_miou") or {}
+            bars = [(name, SERIES_COLOURS[0], value) for name, value in by_name.items() if value is not None]
+            if bars:
+                name = f"{one.name} by {kind}"
+                charts.append((name, bar_chart(sorted(bars, key=lambda bar: -bar[2]), f"mIoU on {name}")))
+    return {"head": head, "rows": rows, "note": "; ".join(note) + ".", "charts": charts}
+
+
+def _spread(one: TestSet, kind: str) -> str:
+    mean, deviation = (getattr(one.final, f"{kind}_miou_{what}") for what in ("mean", "std"))
+    return MISSING if mean is None or deviation is None else f"{100 * mean:.1f} ± {100 * deviation:.1f}"
 
 
 _CURVES = (
@@ -166,50 +164,129 @@ _CURVES = (
     ("Pixel accuracy", "accuracy", percent, True),
     ("Training loss", "loss", short, False),
     ("Share of pixels whose pseudo-label is believed", "kept", percent, True),
-    ("Mean cosine to the centroid", "mean_cosine", lambda v: f"{v:.3f}", False),
+    ("Mean cosine to the centroid", "mean_cosine", "{:.3f}".format, False),
     ("Centroid displacement per round", "displacement", short, True),
-    ("Evenness of the clusters (entropy / log K)", "entropy", lambda v: f"{v:.3f}", False),
+    ("Evenness of the clusters (entropy / log K)", "entropy", "{:.3f}".format, False),
 )
 
 
-def _curves(run: Run) -> str:
-    cards = [card for card in (sets_chart(run) if is_network(run) else "",) if card]
+def _curves(run: RunRecord) -> list[tuple[str, list[tuple[str, str]], str]]:
+    """Return (title, names with colors, chart) of every figure that at least two rounds have."""
+    charts = []
     for index, (title, key, label, from_zero) in enumerate(_CURVES):
-        curve = run.curve(key)
-        if len(curve) < 2 or (cards and key == "miou"):
-            continue
-        colour = SERIES_COLOURS[index % len(SERIES_COLOURS)]
-        tick = percent_tick if label is percent else label
-        chart = line_chart([(title, colour, curve)], label=label, tick=tick, from_zero=from_zero)
-        cards.append(f"<div><h3>{escape(title)}</h3>{chart}</div>")
-    if not cards:
-        return ""
-    return section("Over the rounds", f'<div class="grid">{"".join(cards)}</div>')
+        series: list[Series] = [(title, SERIES_COLOURS[index], run.curve(key))]
+        if key == "miou" and run.is_network:
+            series = [
+                (name, SERIES_COLOURS[i % len(SERIES_COLOURS)], one.curve(f"{prefix}miou"))
+                for i, (name, one, prefix) in enumerate(_pairs(run))
+            ]
+        if any(len(curve) > 1 for _, _, curve in series):
+            chart = line_chart(series, f"{title} over the rounds", label, from_zero)
+            charts.append((title, [(name, color) for name, color, _ in series], chart))
+    return charts
 
 
-def _clusters(run: Run) -> str:
-    rows = [row for row in run.rows if row.get("cluster_share")]
-    if not rows:
-        return ""
-    share: Sequence[float] = rows[-1]["cluster_share"]
-    colours = cluster_colours(len(share))
-    bars = [(f"cluster {k}", hex_colour(colours[k]), value) for k, value in enumerate(share)]
-    return section(
-        f"How much each cluster covers, round {rows[-1]['round']}",
-        bar_chart(sorted(bars, key=lambda one: -one[2])),
-        note="Share of all patches; needs no labels.",
-    )
+def _classes(run: RunRecord) -> dict[str, Any] | None:
+    """Return IoU by class: one column, or one for each test set and kind of network."""
+    final, own = run.final, run.own
+    means: list[tuple[str, list[float | None]]] = []
+    in_labels = "mean over classes in the labels"
+    if run.is_network and final is not None:
+        pairs = [pair for pair in _pairs(run) if getattr(pair[1].final, f"{pair[2]}per_class_iou")]
+        columns = [getattr(one.final, f"{prefix}per_class_iou") for _, one, prefix in pairs]
+        means.append((in_labels, [getattr(one.final, f"{prefix}miou") for _, one, prefix in pairs]))
+        head = [title for title, _, _ in pairs]
+        note = "IoU; the bar shows the first column." if len(pairs) > 1 else "IoU."
+    elif final is not None:
+        columns, head = [final.per_class_iou], ["IoU"]
+        means.append((in_labels, [final.miou]))
+        if final.miou_all is not None and abs(final.miou_all - (final.miou or 0.0)) > 1e-9:
+            means.append(("mean over all classes", [final.miou_all]))
+        note = "Clusters were matched to classes once, on the summed confusion of all scored images"
+        note += f" of '{final.split}'." if final.split else "."
+    elif own is not None:
+        columns, head = [own.site_per_class_iou], ["mean IoU"]
+        note = "Clusters were matched to classes for each model by itself."
+    else:
+        return None
+    if not columns or not columns[0]:
+        return None
+    title = f"Classes, round {(final or own or run.rows[-1]).round}"
+    title += "" if final is not None else ", mean over the sites' own models"  # which is no model's score
+    rows = [
+        (name, run.colour_of(name, position), [(column or {}).get(name) for column in columns])
+        for position, name in enumerate(columns[0])
+    ]
+    return {"title": title, "note": note, "head": head, "rows": rows, "means": means}
 
 
-def _settings(run: Run) -> str:
-    pairs = [(key, "–" if value == "" else value) for key, value in flatten(run.config).items()]
-    return section(
-        "Settings", f"<details><summary>all {len(pairs)} settings</summary>{settings_list(pairs)}</details>"
-    )
+def _confusion(run: RunRecord) -> str | None:
+    row = next((row for row in reversed(run.rows) if row.confusion), None)
+    if row is None or row.confusion is None:
+        return None
+    counts, mapping = row.confusion, row.mapping or run.mapping
+    names = list(row.per_class_iou or (run.classes.names if run.classes else ()))
+    if mapping is None or len(mapping) != len(counts) or len(names) != len(counts[0]):
+        return None
+    spare = any(matched < 0 for matched in mapping)
+    present = [
+        (name, shares)
+        for name, shares in zip(names, confusion_shares(counts, mapping, len(names)), strict=True)
+        if shares is not None
+    ]
+    columns = [*names, "no class"] if spare else names
+    alt = "Confusion of classes, in per cent of the true class"
+    return confusion_chart([name for name, _ in present], columns, [shares for _, shares in present], alt)
 
 
-def _footer() -> str:
-    return (
-        "<footer>Made from config.json, metrics.jsonl and checkpoints/ of this folder. The figures are "
-        "those of the last scored round; no round was chosen by its score.</footer>"
-    )
+def _coverage(run: RunRecord) -> dict[str, Any] | None:
+    """Return how much each cluster covers, where that was counted."""
+    row = next((row for row in reversed(run.rows) if row.cluster_share), None)
+    if run.is_network or row is None or row.cluster_share is None:
+        return None
+    colours = cluster_colours(len(row.cluster_share))
+    bars = [(f"cluster {k}", hex_colour(colours[k]), value) for k, value in enumerate(row.cluster_share)]
+    chart = bar_chart(sorted(bars, key=lambda bar: -bar[2]), "Share of all patches of each cluster")
+    return {"round": row.round, "chart": chart}
+
+
+def _rounds(run: RunRecord) -> dict[str, Any]:
+    """Return one line a round with all its figures; a figure that no round has gets no column."""
+
+    def written(values: Iterable[float | None], form: str) -> list[str]:
+        return [MISSING if value is None else form.format(value) for value in values]
+
+    def number(row: RoundRecord) -> str | tuple[str, str]:
+        return str(row.round) if row.counted else (str(row.round), "not counted")
+
+    def sites(row: RoundRecord) -> str | tuple[str, str]:
+        left_out = len(row.quarantined)
+        return (str(len(row.sites)), f"({left_out} left out)") if left_out else str(len(row.sites))
+
+    def sent(row: RoundRecord, key: str) -> str:
+        counts = getattr(row, key)
+        return byte_text(sum(counts.values()) if counts else None)
+
+    rows = run.rows
+    columns: list[tuple[str, Sequence[Any]]] = [
+        ("round", [number(row) for row in rows]),
+        ("sites", [sites(row) for row in rows]),
+        ("loss", written((row.loss for row in rows), "{:.4f}")),
+        ("pixels believed", [percent(row.kept) for row in rows]),
+        ("mean cosine", written((row.mean_cosine for row in rows), "{:.3f}")),
+        ("accuracy", [percent(row.accuracy) for row in rows]),
+    ]
+    for one in run.sets:
+        curve = dict(one.curve("miou"))
+        title = "mIoU" if len(run.sets) < 2 else f"mIoU, {one.name}"
+        columns.append((title, [percent(curve.get(row.round)) for row in rows]))
+    columns += [
+        ("up, all sites", [sent(row, "bytes_up") for row in rows]),
+        ("down, all sites", [sent(row, "bytes_down") for row in rows]),
+        ("seconds", written((row.seconds or None for row in rows), "{:.1f}")),
+    ]
+    columns = [column for column in columns if any(cell != MISSING for cell in column[1])]
+    return {
+        "head": [title for title, _ in columns],
+        "rows": list(zip(*(cells for _, cells in columns), strict=True)),
+    }

@@ -1,4 +1,4 @@
-"""Do pictures say truly which id has which name and colour?"""
+"""Label maps as images say truly which id has which name and color."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from common.evaluation.overlay import (
     cluster_colours,
     colourise,
     label_image,
-    legend_strip,
+    legend_entries,
     make_legend,
     overlay,
     present_ids,
@@ -89,11 +89,11 @@ def test_legend_names_what_occurs_in_rows_that_fit() -> None:
     legend = truth_legend(TABLE)
     ids = np.array([[2, 2, 0, 255]], dtype=np.uint8)
     assert present_ids([ids], legend) == [2, 0]
-    narrow, wide = (legend_strip(legend, [0, 1, 2], width) for width in (70, 600))
-    assert narrow.width == 70
-    assert narrow.height > wide.height
-    colours = {colour for _, colour in wide.getcolors(maxcolors=1 << 20) or []}
-    assert set(TABLE.colours) <= colours
-    sheet = with_legend(np.zeros((20, 300, 3), np.uint8), legend, [0, 2])
-    assert sheet.width == 300
-    assert sheet.height > 20
+    assert legend_entries(legend, [2, 0]) == (("car", "#c86400"), ("sky", "#010203"))
+    image = np.full((20, 300, 3), 7, np.uint8)
+    sheet = np.asarray(with_legend(image, legend, [0, 2]))
+    assert sheet.shape[1] == 300 and np.array_equal(sheet[:20], image) and sheet.shape[0] > 35
+    below = {tuple(color) for color in sheet[20:].reshape(-1, 3).tolist()}
+    assert {TABLE.colours[0], TABLE.colours[2]} <= below and TABLE.colours[1] not in below
+    assert with_legend(image[:, :70], legend, [0, 1, 2]).height > with_legend(image, legend, [0, 1, 2]).height
+    assert np.array_equal(np.asarray(with_legend(image, legend, [])), image)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 
 import numpy as np
@@ -197,7 +196,7 @@ def test_arrays_of_something_else_are_refused() -> None:
 
 def test_the_description_is_json_and_complete() -> None:
     found = cluster_styles(blobs(2, 2), Clusters(largest=3), seed=0)
-    described = json.loads(json.dumps(found.to_json()))
+    described = found.record().model_dump(mode="json", exclude_unset=True)
     assert described["k"] == 2
     assert described["clusters"] == [["city0-0", "city0-1"], ["city1-0", "city1-1"]]
     assert list(described["silhouettes"]) == ["2", "3"]

@@ -1,4 +1,4 @@
-"""Does a report show test sets side by side, clusters beside the shared network, and no best round?"""
+"""Reports show test sets side by side, clusters beside the shared network, and no best round."""
 
 from __future__ import annotations
 
@@ -14,14 +14,12 @@ from PIL import Image
 from common.checkpoint import Checkpoint, checkpoint_path, save_checkpoint
 from common.data.classes import load_table
 from common.settings.load import load_config
-from server.adaptation import pretrain, styles
-from server.report.compare_sets import comparable_shares, rare_table
-from server.report.data import read_run
-from server.report.frequency import class_shares, frequency_chart, rarest, trained_shares
+from common.styles.bank import STYLES_PICTURE
+from common.styles.clusters import CLUSTERS_FILE
+from server.report.compare import comparable, compare, comparison_text, pixel_shares, rare_table
+from server.report.data import class_shares, rarest, read_run, trained_shares
 from server.report.methods import group
-from server.report.networks import CLUSTERS_FILE, STYLES_PICTURE
-from server.report.page import compare, comparison_text, write_report
-from server.report.test_sets import find_sets, last_count
+from server.report.page import write_report
 from tests.server.report.test_page import Page
 
 SYNTHETIC = load_table("synthetic")
@@ -139,11 +137,11 @@ def test_all_sheets_of_styles_are_shown_in_order(tmp_path: Path) -> None:
 
 def test_the_best_round_is_not_the_result(tmp_path: Path) -> None:
     run = read_run(make_network_run(tmp_path, strengths=(0.9, 0.1, 0.2)))
-    first = find_sets(run)[0]
-    assert last_count(run) == 2
+    first = run.sets[0]
+    assert run.last_count == 2
     assert first.last("miou", 2) == pytest.approx([record(0.1)["miou"], record(0.2)["miou"]])
     assert first.last("miou", 9)[0] == pytest.approx(record(0.9)["miou"])
-    assert [one.name for one in find_sets(run)] == ["ts1", "ts2"]
+    assert [one.name for one in run.sets] == ["ts1", "ts2"]
 
 
 def test_pretraining_alone_has_a_page_and_a_row(tmp_path: Path) -> None:
@@ -168,7 +166,7 @@ def test_sites_counted_by_themselves_have_one_set(tmp_path: Path) -> None:
         del line["sets"]
         line["split"] = "sites"
     (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    assert [one.name for one in find_sets(read_run(run))] == ["sites"]
+    assert [one.name for one in read_run(run).sets] == ["sites"]
     assert "mIoU, round 4, sites" in Page(write_report(run).read_text()).words
 
 
@@ -199,10 +197,6 @@ def test_note_and_missing_purity(tmp_path: Path) -> None:
     page = Page(write_report(run).read_text())
     assert "1 cluster. 2 sites: one cluster." in page.words
     assert "purity" not in page.words
-
-
-def test_names_of_files_are_those_that_are_written() -> None:
-    assert (STYLES_PICTURE, CLUSTERS_FILE) == (pretrain.STYLES_PICTURE, styles.CLUSTERS_FILE)
 
 
 def test_recipes_side_by_side(tmp_path: Path) -> None:
@@ -254,11 +248,12 @@ def test_shares_of_pixels_and_rarest_by_hand(tmp_path: Path) -> None:
 def test_rare_classes_are_means_over_classes_with_a_spread_over_seeds(tmp_path: Path) -> None:
     runs = [read_run(make_network_run(tmp_path, "x", seed, (0.4 + 0.2 * seed,))) for seed in (0, 1)]
     methods = group(runs)
-    shares, fits, others = comparable_shares(methods)
-    assert (fits, others) == (methods, [])
-    _, ((name, rare, other),) = rare_table(methods, shares.best)
+    assert comparable(methods) == methods
+    table = rare_table(methods)
+    assert table is not None
+    _, ((name, rare, other),) = table
     means = [
-        np.mean([run.rows[-1]["per_class_iou"][one] for one in SYNTHETIC.names[3:]]) for run in runs
+        np.mean([(run.rows[-1].per_class_iou or {})[one] for one in SYNTHETIC.names[3:]]) for run in runs
     ]  # the table's classes come with falling frequency
     assert name == "x"
     assert rare == f"{100 * np.mean(means):.1f} ± {100 * np.std(means, ddof=1):.1f}"
@@ -280,15 +275,14 @@ def test_a_class_is_rare_by_the_labels_that_sites_train_on(tmp_path: Path) -> No
         {n: (*range(1, 8), 72)[i] / 100 for i, n in enumerate(names)}
     )
     assert trained_shares(replace(trained, config=trained.config | {"task": "adaptation"})) == {}
-    shares, _, others = comparable_shares(group([trained]))
-    assert rarest(shares.best) == list(names[:5]) and others == []
-    assert rarest(shares.scored) != rarest(shares.best)
+    scored, best = pixel_shares(group([trained])[0])
+    assert rarest(best) == list(names[:5]) and rarest(scored) != rarest(best)
     for broken in ({"site-0": [1, 2], "site-1": [3]}, {"site-0": 3}, {"site-0": ["x"] * 8}, [1, 2], {}):
         (shards / "partition.json").write_text(json.dumps(content | {"histogram": broken}))
         assert trained_shares(trained) == {}
     (shards / "partition.json").unlink()
     assert trained_shares(trained) == {}
-    assert comparable_shares(group([trained]))[0].best == class_shares(run)
+    assert pixel_shares(group([trained])[0]) == (class_shares(run), {})
 
 
 def test_recipes_scored_on_other_pixels_are_not_drawn_together(tmp_path: Path) -> None:
@@ -297,22 +291,7 @@ def test_recipes_scored_on_other_pixels_are_not_drawn_together(tmp_path: Path) -
     for line in lines:
         line["confusion"] = np.diag(PIXELS[::-1]).tolist()
     (two / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    _, fits, others = comparable_shares(group([read_run(one), read_run(two)]))
-    assert len(fits) == len(others) == 1
+    methods = group([read_run(one), read_run(two)])
+    assert comparable(methods) == methods[:1]
     page = Page(compare([one, two], tmp_path / "out").read_text())
-    assert f"of other pixels: {others[0].name}" in page.words
-
-
-def test_chart_places_dots_by_frequency_and_iou() -> None:
-    shares = {"common": 0.9, "rare": 0.001}
-    drawn = frequency_chart(shares, [("r & <s>", "#112233", {"common": 0.8, "rare": 0.2})])
-    page = Page(drawn)
-    assert "r & <s>: rare 20.0 %" in page.words
-    dots = [part.split('"') for part in drawn.split("<circle ")[1:]]
-    (rare_x, rare_y), (common_x, common_y) = [(float(d[1]), float(d[3])) for d in dots]
-    assert rare_x < common_x
-    assert rare_y > common_y  # further down
-    assert "No labels" in frequency_chart({}, [])
-    Page(
-        frequency_chart({f"class {i}": 1 / 19 for i in range(19)}, [("same place", "#000", {"class 3": 0.0})])
-    )
+    assert f"of other pixels: {methods[1].name}" in page.words
