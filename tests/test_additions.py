@@ -1,0 +1,83 @@
+"""Tests that a new implementation is one new file: it runs, is listed and explained, and refused by its facts."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.support.checkout import Checkout
+from tests.support.federation import TINY
+
+RULE = '''"""Keeps the centroids as they are."""
+
+from server.centroids.base import RULES, Merged, RuleFacts, RuleInput
+
+
+@RULES.register(
+    "still", summary="centroids stay as they are", facts=RuleFacts(takes="{takes}", single_sites={single_sites})
+)
+def merge_still(given: RuleInput) -> Merged:
+    """Return the current centroids, and how many sites answered."""
+    assert given.stack.rows.shape[1:] == given.current.shape
+    return Merged(given.current, float(len(given.stack.sites)))
+'''
+
+HEAD_RULE = '''"""Takes the head of the first site."""
+
+from server.aggregation.heads import HEAD_RULES, Aggregate, HeadFacts
+
+
+@HEAD_RULES.register("first", summary="head of the first site by name", facts=HeadFacts(picks=True))
+def first(updates, weights, settings):
+    """Return the head of one site."""
+    name = min(updates)
+    return Aggregate(dict(updates[name]), (name,))
+'''
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Checkout:
+    """A copy of the packages, to which a test adds its file."""
+    return Checkout.copied(tmp_path / "checkout")
+
+
+def tiny(**settings: object) -> list[str]:
+    """Return the options of the smallest run of one round by gradient steps; ``a__b_c`` stands for ``a.b-c``."""
+    given = TINY | {"preset": "fuss-clean", "rounds": 1}
+    given |= {key.replace("__", ".").replace("_", "-"): value for key, value in settings.items()}
+    return [word for key, value in given.items() for word in ("--set", f"{key}={value}")]
+
+
+@pytest.mark.parametrize("takes", ["centroids", "sums"])
+def test_a_new_centroid_rule_is_one_file(
+    checkout: Checkout, scenes: Path, tmp_path: Path, takes: str
+) -> None:
+    checkout.add("server/centroids/still.py", RULE.format(takes=takes, single_sites=True))
+    words = tiny(centroids__merge="still")
+    checkout.simulate("--shards", scenes, "--run-dir", tmp_path / "run", *words)
+    (line,) = [json.loads(text) for text in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert line["counted"] and (line["displacement"] == 0) == (
+        takes == "sums"
+    )  # sites move centroids, or not
+    assert "#   still: centroids stay as they are" in checkout.output("-m", "server", "settings", "--explain")
+    private = checkout.refusal("-m", "server", "settings", *words, "--set", "privacy.secure-sum=true")
+    assert "centroids.merge 'still'" in private and "lloyd" in private
+    wrong = checkout.refusal("-m", "server", "settings", "--set", "centroids.merge=stil")
+    assert "Did you mean 'still'?" in wrong
+
+
+def test_a_new_rule_that_a_total_is_enough_for_goes_with_secure_summation(checkout: Checkout) -> None:
+    checkout.add("server/centroids/still.py", RULE.format(takes="sums", single_sites=False))
+    words = tiny(centroids__merge="still", privacy__secure_sum="true")
+    assert 'merge = "still"' in checkout.output("-m", "server", "settings", *words)
+
+
+def test_a_new_head_rule_is_one_file(checkout: Checkout, scenes: Path, tmp_path: Path) -> None:
+    checkout.add("server/aggregation/first.py", HEAD_RULE)
+    words = tiny(aggregation__rule="first")
+    checkout.simulate("--shards", scenes, "--run-dir", tmp_path / "run", *words)
+    assert "#   first: head of the first site" in checkout.output("-m", "server", "settings", "--explain")
+    private = checkout.refusal("-m", "server", "settings", *words, "--set", "privacy.secure-sum=true")
+    assert "aggregation.rule 'first'" in private
