@@ -22,8 +22,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from common.settings.unsupervised import Centroids
-from server.centroids.base import RULES as REGISTERED
-from server.centroids.base import SiteRows, merge_centroids
+from server.centroids.base import CENTROID_RULES, SiteRows, merge_centroids
 
 PUBLISHED: dict[str, object] = {"spherical": False, "weighted": False, "keep_index": False}
 
@@ -62,7 +61,7 @@ def measure(rule: str, count: int, clusters: int, dim: int) -> tuple[float, floa
     """Return seconds and MiB of one merge."""
     current, sites = make_sites(count, clusters, dim)
     settings = Centroids.model_validate(RULES[rule])
-    if REGISTERED.facts(settings.merge).takes == "sums":
+    if CENTROID_RULES.facts(settings.merge).takes == "sums":
         # sums of unit codes are shorter than their counts; float32 only so that set-up stays below the merge
         sites = {
             n: SiteRows(s.rows * (s.counts[:, None] / np.float32(100)), s.counts) for n, s in sites.items()

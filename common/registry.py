@@ -26,7 +26,7 @@ V = TypeVar("V")
 
 
 @dataclass(frozen=True)
-class Entry(Generic[T, F]):
+class Registered(Generic[T, F]):
     """One registered implementation: its name in settings, a line about it, what others may ask, and itself."""
 
     name: str
@@ -45,7 +45,7 @@ class Registry(Generic[T, F]):
     def __init__(self, kind: str, package: str) -> None:
         self.kind = kind
         self.package = package
-        self._entries: dict[str, Entry[T, F]] = {}
+        self._entries: dict[str, Registered[T, F]] = {}
         self._complete = False
         # threads of one process may ask at the same time; reentrant, as a module may ask while it is imported
         self._lock = threading.RLock()
@@ -62,7 +62,7 @@ class Registry(Generic[T, F]):
                 raise ValueError(
                     f"{self.kind} '{name}' stands in {_origin(held.value)} and in {_origin(value)}; rename one."
                 )
-            self._entries[name] = Entry(name, summary, facts, value)  # type: ignore[arg-type]  # V is a T
+            self._entries[name] = Registered(name, summary, facts, value)  # type: ignore[arg-type]  # V is a T
             return value
 
         return decorate
@@ -72,11 +72,11 @@ class Registry(Generic[T, F]):
         self._discover()
         return tuple(sorted(self._entries))
 
-    def entries(self) -> list[Entry[T, F]]:
+    def entries(self) -> list[Registered[T, F]]:
         """Return everything registered in the order of the names."""
         return [self._entries[name] for name in self.names()]
 
-    def entry(self, name: str) -> Entry[T, F]:
+    def entry(self, name: str) -> Registered[T, F]:
         """Return what is registered under a name; raises `UserError` with the known names for another."""
         names = self.names()
         if name not in self._entries:

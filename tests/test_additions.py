@@ -12,10 +12,10 @@ from tests.support.federation import TINY
 
 RULE = '''"""Keeps the centroids as they are."""
 
-from server.centroids.base import RULES, Merged, RuleFacts, RuleInput
+from server.centroids.base import CENTROID_RULES, Merged, RuleFacts, RuleInput
 
 
-@RULES.register(
+@CENTROID_RULES.register(
     "still", summary="centroids stay as they are", facts=RuleFacts(takes="{takes}", single_sites={single_sites})
 )
 def merge_still(given: RuleInput) -> Merged:

@@ -26,9 +26,16 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from client.site import SiteConfig
 from common import wire
 from common.errors import UserError
-from common.privacy.fixed_point import digits_of, encode
 from common.privacy.packed_sums import PackedSums
-from common.privacy.secure_masks import SEED_BYTES, SHARE_BYTES, pair_key, site_mask, threshold
+from common.privacy.secure_masks import (
+    SEED_BYTES,
+    SHARE_BYTES,
+    digits_of,
+    pair_key,
+    site_mask,
+    threshold,
+    to_ring,
+)
 from common.settings.schema import RunConfig
 from common.system.atomic import atomic_write_bytes
 
@@ -130,7 +137,7 @@ def mask_summands(summands: PackedSums, task: wire.Task, site: SiteConfig) -> wi
     bits: Mapping[str, int] = json.loads(str(task.options["secure.bits"]))
     try:
         encoded = [
-            encode(np.ravel(summands[key]), digits_of(bits, key), len(kept.keys)) for key in sorted(summands)
+            to_ring(np.ravel(summands[key]), digits_of(bits, key), len(kept.keys)) for key in sorted(summands)
         ]
     except ValueError as error:
         raise UserError(f"This site's numbers do not fit into a secure sum: {error}.") from None

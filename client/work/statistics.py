@@ -1,4 +1,4 @@
-"""Which sums over a site's patches does the server need, for exact k-means, PCA or standardisation?
+"""Cluster sums: what exact k-means needs of a site's patches.
 
 Sums only: they add up over sites to what one pass over all images would give, and nothing of a single image
 can be told from them beyond what a sum tells. Accumulated in float64, image chunks in fixed order.
@@ -39,23 +39,6 @@ class ClusterSums:
     def mean_cosine(self) -> float:
         """The mean cosine of a patch to its centroid, the quantity that k-means raises."""
         return float(self.cosines.sum()) / max(int(self.counts.sum()), 1)
-
-
-@dataclass(frozen=True)
-class Moments:
-    """First and second moments of C-dimensional vectors: total [C] and outer [C, C] in float64, and their
-    count.
-
-    Added up over sites they give mean, standard deviation and principal axes exactly, as pooled.
-    """
-
-    total: np.ndarray
-    outer: np.ndarray
-    count: int
-
-    def __add__(self, other: Moments) -> Moments:
-        """Join the moments of disjoint sets of images."""
-        return Moments(self.total + other.total, self.outer + other.outer, self.count + other.count)
 
 
 def chunks(count: int, size: int) -> Iterator[list[int]]:
@@ -125,31 +108,6 @@ def cluster_sums(
     return sums_under(features, module.to(features.device), centroids)
 
 
-@torch.no_grad()
-def moments(
-    features: FeatureSource,
-    transform: Callable[[torch.Tensor], torch.Tensor] | None = None,
-    batch: int = 32,
-    progress: Progress | None = None,
-) -> Moments:
-    """Add up x and x x^T over all patches of a shard, in float64.
-
-    x is the patch feature, or ``transform`` of it: [M, C] -> [M, D], for example
-    `common.losses.correspondence.unit`.
-    """
-    total: Moments | None = None
-    for indices in chunks(len(features), batch):
-        vectors = tokens_of(features, indices).flatten(0, 1)
-        vectors = (vectors if transform is None else transform(vectors)).double()
-        part = Moments(vectors.sum(0).cpu().numpy(), (vectors.T @ vectors).cpu().numpy(), len(vectors))
-        total = part if total is None else total + part
-        if progress is not None:
-            progress(indices[-1] + 1, len(features))
-    if total is None:
-        raise ValueError("The shard has no image; moments of nothing are not defined.")
-    return total
-
-
 def site_sums(
     what: str,
     features: FeatureSource,
@@ -159,13 +117,9 @@ def site_sums(
 ) -> dict[str, np.ndarray]:
     """Answer the server's request for sums: named arrays that it adds up over the sites.
 
-    ``what`` is "clusters" (one exact Lloyd E-step under the received head and centroids: sums, counts,
-    cosines) or "moments" (of the raw features: total, outer, count). Raises ValueError for anything else.
+    ``what`` is "clusters": one exact E-step under the received head and centroids. Raises ValueError for anything else.
     """
-    if what == "clusters":
-        found = cluster_sums(features, groups["head"], groups["centroids"]["centroids"], config)
-        return {"sums": found.sums, "counts": found.counts, "cosines": found.cosines}
-    if what == "moments":
-        total = moments(features)
-        return {"total": total.total, "outer": total.outer, "count": np.array([total.count], dtype=np.int64)}
-    raise ValueError(f"Site {site} was asked for sums of {what!r}; it knows 'clusters' and 'moments'.")
+    if what != "clusters":
+        raise ValueError(f"Site {site} was asked for sums of {what!r}; it knows 'clusters'.")
+    found = cluster_sums(features, groups["head"], groups["centroids"]["centroids"], config)
+    return {"sums": found.sums, "counts": found.counts, "cosines": found.cosines}

@@ -1,4 +1,4 @@
-"""How are vectors grouped by direction: spherical k-means, its seedings, and maximin selection?
+"""Spherical k-means, its seeding by greedy k-means++, and maximin selection.
 
 All functions take one point a row and are pure: what is random follows from a seed. Spherical k-means
 raises the weighted sum of cosines between points and the unit mean of their cluster (Dhillon and Modha,
@@ -9,31 +9,29 @@ pooled points.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from common.errors import UserError
 
-Floats = npt.NDArray[np.float64]
-Ints = npt.NDArray[np.int64]
-Seeding = Literal["k-means++", "maximin", "random"]
+_Floats = npt.NDArray[np.float64]
+_Ints = npt.NDArray[np.int64]
 
-EPSILON = 1e-10
-CHUNK = 1 << 16
+_EPSILON = 1e-10  # lengths below it have no direction: float64 rounds unit vectors off at 1e-16
+_CHUNK = 1 << 16
 """Points compared with all centres at a time, which bounds the memory."""
 
 
-def unit_rows(points: npt.ArrayLike) -> Floats:
+def unit_rows(points: npt.ArrayLike) -> _Floats:
     """Return the rows scaled to length 1, in float64; a row of zeros stays zero."""
     rows = np.asarray(points, dtype=np.float64)
-    lengths: Floats = np.linalg.norm(rows, axis=-1, keepdims=True)
-    scaled: Floats = rows / np.maximum(lengths, EPSILON)
+    lengths: _Floats = np.linalg.norm(rows, axis=-1, keepdims=True)
+    scaled: _Floats = rows / np.maximum(lengths, _EPSILON)
     return scaled
 
 
-def farthest_first(points: npt.ArrayLike, count: int, first: int = 0, spherical: bool = False) -> Ints:
+def farthest_first(points: npt.ArrayLike, count: int, first: int = 0, spherical: bool = False) -> _Ints:
     """Select ``count`` rows, each as far as possible from those selected before (maximin, Gonzalez 1985).
 
     Starts at row ``first``; distance is Euclidean, of the rows as they are or (``spherical``) of their
@@ -54,7 +52,7 @@ def farthest_first(points: npt.ArrayLike, count: int, first: int = 0, spherical:
 
 def plus_plus(
     points: npt.ArrayLike, count: int, generator: np.random.Generator, weights: npt.ArrayLike | None = None
-) -> Ints:
+) -> _Ints:
     """Select ``count`` rows by greedy k-means++ on directions: int64 [count].
 
     A row is drawn with probability proportional to its weight times 1 - cosine to the nearest selected row
@@ -71,7 +69,7 @@ def plus_plus(
     while len(selected) < count:
         potential = gap * mass
         total = potential.sum()
-        if total <= EPSILON * mass.sum():
+        if total <= _EPSILON * mass.sum():
             free = np.setdiff1d(np.arange(len(rows)), selected)
             candidates = generator.choice(free, size=1)
         else:
@@ -89,16 +87,16 @@ class Sums:
     cosines [K].
     """
 
-    sums: Floats
-    weights: Floats
-    cosines: Floats
+    sums: _Floats
+    weights: _Floats
+    cosines: _Floats
 
     def __add__(self, other: Sums) -> Sums:
         """Join disjoint sets of points."""
         return Sums(self.sums + other.sums, self.weights + other.weights, self.cosines + other.cosines)
 
 
-def assign(points: npt.ArrayLike, centres: npt.ArrayLike) -> tuple[Ints, Floats]:
+def assign(points: npt.ArrayLike, centres: npt.ArrayLike) -> tuple[_Ints, _Floats]:
     """Return each row's centre of highest cosine (ties to the lowest index) and that cosine: [M], [M]."""
     return _assign(unit_rows(points), unit_rows(centres))
 
@@ -115,19 +113,19 @@ def expectation(points: npt.ArrayLike, centres: npt.ArrayLike, weights: npt.Arra
     )
 
 
-def maximisation(sums: npt.ArrayLike, previous: npt.ArrayLike) -> Floats:
+def maximisation(sums: npt.ArrayLike, previous: npt.ArrayLike) -> _Floats:
     """Return the unit centres of summed directions [K, D]; a cluster without any keeps its previous one."""
     totals, before = np.asarray(sums, dtype=np.float64), unit_rows(previous)
     lengths = np.linalg.norm(totals, axis=1, keepdims=True)
-    return np.where(lengths > EPSILON, totals / np.maximum(lengths, EPSILON), before)
+    return np.where(lengths > _EPSILON, totals / np.maximum(lengths, _EPSILON), before)
 
 
 @dataclass(frozen=True)
 class Clustering:
     """Unit centres [K, D], each point's cluster [M], and the weighted mean cosine that was reached."""
 
-    centres: Floats
-    labels: Ints
+    centres: _Floats
+    labels: _Ints
     mean_cosine: float
     iterations: int
 
@@ -138,7 +136,6 @@ def spherical_kmeans(
     seed: int,
     *,
     weights: npt.ArrayLike | None = None,
-    seeding: Seeding = "k-means++",
     start: npt.ArrayLike | None = None,
     restarts: int = 4,
     iterations: int = 100,
@@ -158,11 +155,13 @@ def spherical_kmeans(
         raise UserError("Points to cluster hold NaN or infinity; look for the step that made them.")
     _check_enough(int((mass > 0).sum()), clusters)
     best: Clustering | None = None
-    for attempt in range(1 if start is not None or seeding == "maximin" else restarts):
+    for attempt in range(1 if start is not None else restarts):
         generator = np.random.default_rng([seed, attempt])
-        centres = (
-            unit_rows(start) if start is not None else _seed_centres(rows, clusters, generator, mass, seeding)
-        )
+        if start is None:
+            usable = np.flatnonzero(mass > 0)
+            centres = rows[usable[plus_plus(rows[usable], clusters, generator, mass[usable])]]
+        else:
+            centres = unit_rows(start)
         found = _lloyd(rows, centres, mass, iterations, tolerance)
         if best is None or found.mean_cosine > best.mean_cosine:
             best = found
@@ -170,7 +169,7 @@ def spherical_kmeans(
     return best
 
 
-def _lloyd(rows: Floats, centres: Floats, mass: Floats, iterations: int, tolerance: float) -> Clustering:
+def _lloyd(rows: _Floats, centres: _Floats, mass: _Floats, iterations: int, tolerance: float) -> Clustering:
     """Alternate assignment and update; every round raises the mean cosine or is the last."""
     total, reached = mass.sum(), -np.inf
     for done in range(iterations + 1):
@@ -187,7 +186,7 @@ def _lloyd(rows: Floats, centres: Floats, mass: Floats, iterations: int, toleran
     return Clustering(centres, labels, value, done)
 
 
-def _refill(rows: Floats, centres: Floats, loss: Floats, mass: Floats, empty: Ints) -> Floats:
+def _refill(rows: _Floats, centres: _Floats, loss: _Floats, mass: _Floats, empty: _Ints) -> _Floats:
     """Move the centres of empty clusters to the worst represented points, worst first."""
     moved = centres.copy()
     for cluster in empty:
@@ -197,49 +196,33 @@ def _refill(rows: Floats, centres: Floats, loss: Floats, mass: Floats, empty: In
     return moved
 
 
-def _assign(rows: Floats, means: Floats) -> tuple[Ints, Floats]:
+def _assign(rows: _Floats, means: _Floats) -> tuple[_Ints, _Floats]:
     labels = np.empty(len(rows), dtype=np.int64)
     cosines = np.empty(len(rows))
-    for start in range(0, len(rows), CHUNK):
-        part = slice(start, start + CHUNK)
+    for start in range(0, len(rows), _CHUNK):
+        part = slice(start, start + _CHUNK)
         similarity = rows[part] @ means.T
         labels[part] = similarity.argmax(axis=1)
         cosines[part] = similarity[np.arange(len(similarity)), labels[part]]
     return labels, cosines
 
 
-def _sum_rows(rows: Floats, labels: Ints, mass: Floats, clusters: int) -> Floats:
+def _sum_rows(rows: _Floats, labels: _Ints, mass: _Floats, clusters: int) -> _Floats:
     """Add up weighted rows by label, as products with the membership matrix: [clusters, D]."""
     sums = np.zeros((clusters, rows.shape[1]))
-    for start in range(0, len(rows), CHUNK):
-        part = slice(start, start + CHUNK)
+    for start in range(0, len(rows), _CHUNK):
+        part = slice(start, start + _CHUNK)
         membership = np.zeros((clusters, len(labels[part])))
         membership[labels[part], np.arange(membership.shape[1])] = mass[part]
         sums += membership @ rows[part]
     return sums
 
 
-def _sum_by(labels: Ints, values: Floats, clusters: int) -> Floats:
+def _sum_by(labels: _Ints, values: _Floats, clusters: int) -> _Floats:
     return np.bincount(labels, weights=values, minlength=clusters).astype(np.float64)
 
 
-def _seed_centres(
-    rows: Floats, clusters: int, generator: np.random.Generator, mass: Floats, seeding: Seeding
-) -> Floats:
-    usable = np.flatnonzero(mass > 0)
-    if seeding == "maximin":
-        # the heaviest direction first: unlike row 0 it does not depend on the order of the sites
-        chosen = farthest_first(rows[usable], clusters, first=int(np.argmax(mass[usable])))
-    elif seeding == "k-means++":
-        chosen = plus_plus(rows[usable], clusters, generator, mass[usable])
-    elif seeding == "random":
-        chosen = generator.choice(len(usable), size=clusters, replace=False)
-    else:
-        raise UserError(f"Seeding {seeding!r} is unknown; expected 'k-means++', 'maximin' or 'random'.")
-    return rows[usable[chosen]]
-
-
-def _weights_of(count: int, weights: npt.ArrayLike | None) -> Floats:
+def _weights_of(count: int, weights: npt.ArrayLike | None) -> _Floats:
     if weights is None:
         return np.ones(count)
     mass = np.asarray(weights, dtype=np.float64)
@@ -250,9 +233,9 @@ def _weights_of(count: int, weights: npt.ArrayLike | None) -> Floats:
     return mass
 
 
-def _squared_distances(rows: Floats, row: Floats) -> Floats:
+def _squared_distances(rows: _Floats, row: _Floats) -> _Floats:
     difference = rows - row
-    squares: Floats = np.einsum("md,md->m", difference, difference)
+    squares: _Floats = np.einsum("md,md->m", difference, difference)
     return squares
 
 

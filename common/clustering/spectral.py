@@ -1,4 +1,4 @@
-"""Which linear projection of frozen features separates regions best, found from sums alone?
+"""Spectral projection: the linear map of frozen features that separates regions best, from sums alone.
 
 Neighbouring patches of the same colour nearly always belong to the same thing; whatever differs between
 them is noise for segmentation. We look for directions in which features vary much over all patches and

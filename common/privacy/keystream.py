@@ -1,4 +1,4 @@
-"""How does a short secret become as many random numbers as are needed?
+"""Keystream: random numbers without end from a short secret.
 
 Masks and noise have to be unpredictable to somebody who sees most of them, so they come from a stream
 cipher (ChaCha20, RFC 8439) and not from a generator made for simulation: numpy's are not meant to hide

@@ -1,13 +1,17 @@
-"""How does every site hide its numbers so that only their total can be read?
+"""Secure aggregation on a site: numbers in a ring of integers, and masks that cancel in the total.
 
-Secure aggregation after Bonawitz et al., "Practical Secure Aggregation for Privacy-Preserving Machine
-Learning" (CCS 2017), protocol 1. In the ring of 64-bit integers site u sends
+After Bonawitz et al., "Practical Secure Aggregation for Privacy-Preserving Machine Learning" (CCS 2017),
+protocol 1. In the ring of 64-bit integers site u sends
 
     y_u = x_u + PRG(b_u) + sum over v > u of PRG(s_uv) - sum over v < u of PRG(s_uv),
 
 with b_u its own seed and s_uv a secret that only u and v know. The pairs cancel in the total. Seeds, and the keys
 behind the secrets of sites that were lost, come back from shares of which a quorum of the sites has to give
 theirs, and of no site both: a single y_u stays hidden.
+
+A value v enters the ring as round(v * 2^bits) modulo 2^64. Sums in the ring are those of the integers as long as
+the true total stays below 2^63 in magnitude; `fraction_bits` chooses the finest grid for which that holds by
+what everybody may know. A site's rounding is off by at most 2^-(bits+1) per number, whatever the others do.
 """
 
 from __future__ import annotations
@@ -16,14 +20,49 @@ import math
 from collections.abc import Mapping
 
 import numpy as np
+from numpy.typing import NDArray
 
-from common.privacy.fixed_point import Ring
 from common.privacy.keystream import subkey, words
 
+Ring = NDArray[np.uint64]
+
+TOTAL_BITS = 62
+"""Magnitudes of totals stay below 2^62, one bit under the sign: rounding can never reach over."""
+MOST_FRACTION_BITS = 60
+"""A finer grid gives nothing: float64 holds 53 bits."""
 SEED_BYTES = 32
 PUBLIC_BYTES = 33  # a compressed point of P-256
 SHARE_BYTES = 52  # what Flower's Shamir sharing makes of a secret of 32 bytes
 FEWEST_SITES = 2
+
+
+def fraction_bits(largest: float, sites: int) -> int:
+    """Return how many binary digits after the point fit, if no site sends more than ``largest``."""
+    if not (math.isfinite(largest) and largest > 0 and sites > 0):
+        raise ValueError(f"{sites} sites with values up to {largest}; expected positive numbers")
+    return min(MOST_FRACTION_BITS, TOTAL_BITS - math.ceil(math.log2(largest * sites)))
+
+
+def digits_of(bits: Mapping[str, int], name: str) -> int:
+    """Return the digits of one array from those of its kind: by ``group/key``, else by ``group``."""
+    return int(bits[name] if name in bits else bits[name.partition("/")[0]])
+
+
+def to_ring(values: NDArray[np.float64], bits: int, sites: int) -> Ring:
+    """Turn one site's values into ring elements.
+
+    Raises ValueError where one is not finite, or so large that ``sites`` of its kind could wrap around.
+    """
+    scaled = np.asarray(values, dtype=np.float64) * 2.0**bits
+    limit = 2.0**TOTAL_BITS / sites
+    if not (np.abs(scaled) <= limit).all():  # NaN fails this as well
+        raise ValueError(f"values up to {np.abs(values).max():g} where {limit / 2.0**bits:g} is the most")
+    return np.rint(scaled).astype(np.int64).view(np.uint64)
+
+
+def from_ring(total: Ring, bits: int) -> NDArray[np.float64]:
+    """Turn the total of ring elements back into numbers."""
+    return total.view(np.int64).astype(np.float64) * 2.0**-bits
 
 
 def threshold(sites: int, quorum: float) -> int:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,13 +21,10 @@ from common.registry import Registry
 from common.settings.schema import Aggregation
 from common.wire import Arrays
 
-Updates = Mapping[str, Mapping[str, np.ndarray]]
+Heads = Mapping[str, Mapping[str, np.ndarray]]
 
-Layout = dict[str, tuple[tuple[int, ...], np.dtype[Any]]]
+_Layout = dict[str, tuple[tuple[int, ...], np.dtype[Any]]]
 """Shape and dtype of every array, by name."""
-
-Weighting = Literal["images", "batches", "uniform"]
-
 
 _BLOCK = 1 << 22  # numbers that a robust rule holds in float64 at once: 32 MiB
 
@@ -40,7 +37,7 @@ class Aggregate:
     sites: tuple[str, ...]
 
 
-def site_weight(how: Weighting, num_images: int, num_batches: int) -> float:
+def site_weight(how: str, num_images: int, num_batches: int) -> float:
     """Return the weight of one site: its images, its batches (as the FUSS code does), or 1."""
     if how == "uniform":
         return 1.0
@@ -60,11 +57,11 @@ class HeadFacts:
     picks: bool = False
 
 
-HeadRule = Callable[[Updates, Mapping[str, float], Aggregation], Aggregate]
+HeadRule = Callable[[Heads, Mapping[str, float], Aggregation], Aggregate]
 HEAD_RULES: Registry[HeadRule, HeadFacts] = Registry("aggregation rule", "server.aggregation")
 
 
-def aggregate(updates: Updates, weights: Mapping[str, float], settings: Aggregation) -> Aggregate:
+def aggregate(updates: Heads, weights: Mapping[str, float], settings: Aggregation) -> Aggregate:
     """Merge the sites' heads by the rule of the settings.
 
     Weights count for the weighted rules alone; a robust rule cannot believe them for choosing, since a
@@ -73,7 +70,7 @@ def aggregate(updates: Updates, weights: Mapping[str, float], settings: Aggregat
     return HEAD_RULES.get(settings.rule)(updates, weights, settings)
 
 
-def weighted_mean(updates: Updates, weights: Mapping[str, float] | None = None) -> Arrays:
+def weighted_mean(updates: Heads, weights: Mapping[str, float] | None = None) -> Arrays:
     """Return the weighted mean over sites (FedAvg); equal weights where none are given.
 
     Summed in float64 in the order of the sites' names, which makes the result independent of who answered first.
@@ -104,12 +101,12 @@ def weighted_mean(updates: Updates, weights: Mapping[str, float] | None = None) 
     summary="weighted mean over the sites (FedAvg); one hostile site can carry it away",
     facts=HeadFacts(single_sites=False, weighted=True),
 )
-def _mean(updates: Updates, weights: Mapping[str, float], settings: Aggregation) -> Aggregate:
+def _mean(updates: Heads, weights: Mapping[str, float], settings: Aggregation) -> Aggregate:
     return Aggregate(weighted_mean(updates, weights), tuple(sorted(updates)))
 
 
 @HEAD_RULES.register("median", summary="median of every number over the sites, unweighted", facts=HeadFacts())
-def _median(updates: Updates, weights: Mapping[str, float], settings: Aggregation) -> Aggregate:
+def _median(updates: Heads, weights: Mapping[str, float], settings: Aggregation) -> Aggregate:
     return Aggregate(coordinate_median(updates), tuple(sorted(updates)))
 
 
@@ -118,7 +115,7 @@ def _median(updates: Updates, weights: Mapping[str, float], settings: Aggregatio
     summary="mean of every number without its smallest and largest values (aggregation.trim)",
     facts=HeadFacts(),
 )
-def _trimmed_mean(updates: Updates, weights: Mapping[str, float], settings: Aggregation) -> Aggregate:
+def _trimmed_mean(updates: Heads, weights: Mapping[str, float], settings: Aggregation) -> Aggregate:
     return Aggregate(trimmed_mean(updates, settings.trim), tuple(sorted(updates)))
 
 
@@ -127,7 +124,7 @@ def _trimmed_mean(updates: Updates, weights: Mapping[str, float], settings: Aggr
     summary="the one site that lies closest to its neighbours (aggregation.malicious)",
     facts=HeadFacts(picks=True),
 )
-def _krum(updates: Updates, weights: Mapping[str, float], settings: Aggregation) -> Aggregate:
+def _krum(updates: Heads, weights: Mapping[str, float], settings: Aggregation) -> Aggregate:
     return krum(updates, settings.malicious)
 
 
@@ -136,16 +133,16 @@ def _krum(updates: Updates, weights: Mapping[str, float], settings: Aggregation)
     summary="weighted mean of the sites that lie closest to their neighbours (aggregation.keep)",
     facts=HeadFacts(weighted=True, picks=True),
 )
-def _multi_krum(updates: Updates, weights: Mapping[str, float], settings: Aggregation) -> Aggregate:
+def _multi_krum(updates: Heads, weights: Mapping[str, float], settings: Aggregation) -> Aggregate:
     return multi_krum(updates, settings.malicious, settings.keep, weights)
 
 
-def coordinate_median(updates: Updates) -> Arrays:
+def coordinate_median(updates: Heads) -> Arrays:
     """Return the median of every single number over the sites, unweighted (Yin et al., ICML 2018)."""
     return _per_coordinate(updates, lambda values: np.median(values, axis=0))
 
 
-def trimmed_mean(updates: Updates, trim: float) -> Arrays:
+def trimmed_mean(updates: Heads, trim: float) -> Arrays:
     """Return the mean of every single number without its int(trim * sites) smallest and largest values.
 
     Unweighted (Yin et al., ICML 2018). With so few sites that int(trim * sites) is 0 nothing is cut, as in
@@ -164,7 +161,7 @@ def trimmed_mean(updates: Updates, trim: float) -> Arrays:
     return _per_coordinate(updates, mean_of_the_middle)
 
 
-def krum_scores(updates: Updates, malicious: int) -> dict[str, float]:
+def krum_scores(updates: Heads, malicious: int) -> dict[str, float]:
     """Return for every site the sum of squared distances to its n - malicious - 2 nearest other sites.
 
     Source: Blanchard et al., NeurIPS 2017. Raises `UserError` unless n >= 2 * malicious + 3, below which
@@ -190,13 +187,13 @@ def krum_scores(updates: Updates, malicious: int) -> dict[str, float]:
     return dict(zip(sites, nearest.sum(axis=1).tolist(), strict=True))
 
 
-def krum(updates: Updates, malicious: int) -> Aggregate:
+def krum(updates: Heads, malicious: int) -> Aggregate:
     """Return the head of the one site that lies closest to its neighbours; ties go to the first name."""
     return multi_krum(updates, malicious, keep=1)
 
 
 def multi_krum(
-    updates: Updates, malicious: int, keep: int = 0, weights: Mapping[str, float] | None = None
+    updates: Heads, malicious: int, keep: int = 0, weights: Mapping[str, float] | None = None
 ) -> Aggregate:
     """Return the weighted mean of the ``keep`` sites with the lowest Krum scores.
 
@@ -218,7 +215,7 @@ def _size(shape: Iterable[int]) -> int:
     return int(np.prod(tuple(shape), dtype=np.int64))
 
 
-def _layout(site: str, arrays: Mapping[str, np.ndarray]) -> Layout:
+def _layout(site: str, arrays: Mapping[str, np.ndarray]) -> _Layout:
     """Return shape and dtype of every array, by name; only real numbers can be averaged."""
     for name, array in arrays.items():
         if array.dtype.kind not in "fiu":
@@ -232,7 +229,7 @@ def _layout(site: str, arrays: Mapping[str, np.ndarray]) -> Layout:
 def _check_layout(
     site: str,
     arrays: Mapping[str, np.ndarray],
-    expected: Layout,
+    expected: _Layout,
 ) -> None:
     """Raise `UserError` naming site and array if the arrays differ from the expected or are not finite."""
     if set(arrays) != set(expected):
@@ -250,7 +247,7 @@ def _check_layout(
             )
 
 
-def _check(updates: Updates) -> tuple[list[str], Layout]:
+def _check(updates: Heads) -> tuple[list[str], _Layout]:
     """Return the site names in order and the common layout of their arrays."""
     if not updates:
         raise UserError("Cannot merge heads of no site at all; at least one site has to answer.")
@@ -261,7 +258,7 @@ def _check(updates: Updates) -> tuple[list[str], Layout]:
     return sites, layout
 
 
-def _blocks(updates: Updates, sites: list[str], name: str) -> Iterator[tuple[slice, NDArray[np.float64]]]:
+def _blocks(updates: Heads, sites: list[str], name: str) -> Iterator[tuple[slice, NDArray[np.float64]]]:
     """Cut one array into runs of numbers; yield each run of all sites as [sites, run] in float64."""
     flat = [np.ravel(updates[site][name]) for site in sites]
     run = max(1, _BLOCK // len(sites))
@@ -270,7 +267,7 @@ def _blocks(updates: Updates, sites: list[str], name: str) -> Iterator[tuple[sli
         yield part, np.stack([values[part] for values in flat]).astype(np.float64)
 
 
-def _per_coordinate(updates: Updates, rule: Callable[[NDArray[np.float64]], NDArray[np.float64]]) -> Arrays:
+def _per_coordinate(updates: Heads, rule: Callable[[NDArray[np.float64]], NDArray[np.float64]]) -> Arrays:
     """Apply a rule [sites, numbers] -> [numbers] to all arrays, run by run."""
     sites, layout = _check(updates)
     merged: Arrays = {}

@@ -19,10 +19,10 @@ from common.registry import Registry
 from common.settings.schema import Aggregation
 from common.wire import Arrays
 
-Floats = NDArray[np.float64]
-Moments = Callable[[str, float], Floats]
+_Floats = NDArray[np.float64]
+SavedMoments = Callable[[str, float], _Floats]
 """Returns a saved array of the coordinate's state by name, or one filled with the start value."""
-Optimizer = Callable[[Floats, Moments, Aggregation], tuple[Floats, dict[str, Floats]]]
+Optimizer = Callable[[_Floats, SavedMoments, Aggregation], tuple[_Floats, dict[str, _Floats]]]
 """Takes the pseudo-gradient; returns the step to add to the head, and the arrays of state to keep by name."""
 
 OPTIMIZERS: Registry[Optimizer | None, None] = Registry("server optimizer", "server.aggregation")
@@ -49,7 +49,7 @@ def server_step(
     * yogi:      as adam, but             v <- v - (1 - b2) d^2 sign(v - d^2)
     * adagrad:   as adam, but             v <- v + d^2, so that steps only get shorter
 
-    Moments move before x does. m starts at 0 and v at tau^2, as in the paper (no bias correction). Integer
+    SavedMoments move before x does. m starts at 0 and v at tau^2, as in the paper (no bias correction). Integer
     arrays have no gradient and are taken from the average. Raises `UserError` if average or state do not
     fit the current head.
     """
@@ -71,7 +71,9 @@ def server_step(
             continue
         x = old.astype(np.float64)
 
-        def moment(prefix: str, start: float, name: str = name, shape: tuple[int, ...] = old.shape) -> Floats:
+        def moment(
+            prefix: str, start: float, name: str = name, shape: tuple[int, ...] = old.shape
+        ) -> _Floats:
             return _moment(state, prefix + name, shape, start)
 
         step, kept = optimizer(mean.astype(np.float64) - x, moment, settings)
@@ -84,17 +86,19 @@ OPTIMIZERS.register("none", summary="the average itself", facts=None)(None)
 
 
 @OPTIMIZERS.register("momentum", summary="running sum of the changes (FedAvgM)", facts=None)
-def _momentum(delta: Floats, moment: Moments, settings: Aggregation) -> tuple[Floats, dict[str, Floats]]:
+def _momentum(
+    delta: _Floats, moment: SavedMoments, settings: Aggregation
+) -> tuple[_Floats, dict[str, _Floats]]:
     first = settings.momentum * moment(FIRST, 0.0) + delta
     return settings.lr * first, {FIRST: first}
 
 
 def _adaptive(
-    delta: Floats,
-    moment: Moments,
+    delta: _Floats,
+    moment: SavedMoments,
     settings: Aggregation,
-    second_moment: Callable[[Floats, Floats, float], Floats],
-) -> tuple[Floats, dict[str, Floats]]:
+    second_moment: Callable[[_Floats, _Floats, float], _Floats],
+) -> tuple[_Floats, dict[str, _Floats]]:
     """Divide the running mean of the changes by the root of their second moment."""
     first = settings.momentum * moment(FIRST, 0.0) + (1.0 - settings.momentum) * delta
     second = second_moment(moment(SECOND, settings.tau**2), delta**2, settings.second_moment)
@@ -102,12 +106,12 @@ def _adaptive(
 
 
 @OPTIMIZERS.register("adam", summary="steps by the running mean of squared changes (FedAdam)", facts=None)
-def _adam(delta: Floats, moment: Moments, settings: Aggregation) -> tuple[Floats, dict[str, Floats]]:
+def _adam(delta: _Floats, moment: SavedMoments, settings: Aggregation) -> tuple[_Floats, dict[str, _Floats]]:
     return _adaptive(delta, moment, settings, lambda v, square, b2: b2 * v + (1.0 - b2) * square)
 
 
 @OPTIMIZERS.register("yogi", summary="as adam, with steps that grow slowly (FedYogi)", facts=None)
-def _yogi(delta: Floats, moment: Moments, settings: Aggregation) -> tuple[Floats, dict[str, Floats]]:
+def _yogi(delta: _Floats, moment: SavedMoments, settings: Aggregation) -> tuple[_Floats, dict[str, _Floats]]:
     # v moves towards the new square by a step of the square's own size, so it shrinks slowly and stays >= 0
     return _adaptive(
         delta, moment, settings, lambda v, square, b2: v - (1.0 - b2) * square * np.sign(v - square)
@@ -115,7 +119,9 @@ def _yogi(delta: Floats, moment: Moments, settings: Aggregation) -> tuple[Floats
 
 
 @OPTIMIZERS.register("adagrad", summary="steps by the sum of squared changes (FedAdagrad)", facts=None)
-def _adagrad(delta: Floats, moment: Moments, settings: Aggregation) -> tuple[Floats, dict[str, Floats]]:
+def _adagrad(
+    delta: _Floats, moment: SavedMoments, settings: Aggregation
+) -> tuple[_Floats, dict[str, _Floats]]:
     return _adaptive(delta, moment, settings, lambda v, square, _: v + square)
 
 

@@ -2,7 +2,7 @@
 
 A new rule is one more file of this folder:
 
-    @RULES.register("middle", summary="...", facts=RuleFacts(takes="centroids", single_sites=True))
+    @CENTROID_RULES.register("middle", summary="...", facts=RuleFacts(takes="centroids", single_sites=True))
     def merge_by_middle(given: RuleInput) -> Merged: ...
 
 All rules are linear in the number of sites and depend on site names at most, never on the order of arrival.
@@ -98,7 +98,7 @@ class Merged:
 
 
 Rule = Callable[[RuleInput], Merged]
-RULES: Registry[Rule, RuleFacts] = Registry("centroid rule", "server.centroids")
+CENTROID_RULES: Registry[Rule, RuleFacts] = Registry("centroid rule", "server.centroids")
 
 
 def merge_centroids(
@@ -112,7 +112,7 @@ def merge_centroids(
 
     Raises `UserError` for an unknown rule, and naming a site whose arrays do not fit.
     """
-    rule = RULES.get(settings.merge)
+    rule = CENTROID_RULES.get(settings.merge)
     return rule(RuleInput(current, stack_sites(sites, current), settings, weights, memory or {}))
 
 
@@ -139,7 +139,7 @@ def stack_sites(sites: Mapping[str, SiteRows], current: np.ndarray) -> Stack:
     )
 
 
-def unit(rows: np.ndarray) -> NDArray[np.float64]:
+def directions(rows: np.ndarray) -> NDArray[np.float64]:
     """Return the rows divided by their length, in float64; a zero row stays zero."""
     values = rows.astype(np.float64)
     # scaled by the largest entry first, so that squares of tiny and huge rows neither underflow nor overflow
@@ -152,4 +152,4 @@ def unit(rows: np.ndarray) -> NDArray[np.float64]:
 
 def displacement(current: np.ndarray, new: np.ndarray) -> float:
     """Return by how much the directions of the centroids changed (see `Merged`)."""
-    return float(np.linalg.norm(unit(new) - unit(current)))
+    return float(np.linalg.norm(directions(new) - directions(current)))

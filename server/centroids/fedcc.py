@@ -15,10 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
-from common.clustering.kmeans import assign as nearest_by_cosine
-from common.clustering.kmeans import expectation, farthest_first, maximisation, spherical_kmeans
-from server.centroids.base import RULES, Merged, RuleFacts, RuleInput, displacement, unit
-from server.centroids.matched import assign
+from common.clustering.kmeans import assign, expectation, farthest_first, maximisation, spherical_kmeans
+from server.centroids.base import CENTROID_RULES, Merged, RuleFacts, RuleInput, directions, displacement
+from server.centroids.matched import match_rows
 
 PUBLISHED_SEED = 42
 PUBLISHED_STARTS = 10
@@ -30,7 +29,7 @@ _PASSES = 10  # over all rows, from the centres of the sample
 Weights = NDArray[np.float64] | None
 
 
-@RULES.register(
+@CENTROID_RULES.register(
     "fedcc-kmeans",
     summary="k-means of all rows of all sites (FUSS)",
     facts=RuleFacts(takes="centroids", single_sites=True),
@@ -40,7 +39,7 @@ def merge_by_kmeans(given: RuleInput) -> Merged:
     return _merge_pooled(given, _kmeans, _cluster_by_kmeans)
 
 
-@RULES.register(
+@CENTROID_RULES.register(
     "fedcc-maximin",
     summary="the rows of all sites that lie farthest from each other (FUSS)",
     facts=RuleFacts(takes="centroids", single_sites=True),
@@ -125,16 +124,16 @@ def _cluster_by_maximin(points: np.ndarray, weights: Weights, clusters: int, sph
         return points
     start = 0 if weights is None else int(np.argmax(weights))
     centres = points[farthest_first(points, clusters, first=start, spherical=spherical)]
-    nearest = nearest_by_cosine(points, centres)[0] if spherical else _nearest(points, centres)
+    nearest = assign(points, centres)[0] if spherical else _nearest(points, centres)
     used = np.flatnonzero(np.bincount(nearest, minlength=clusters))  # fewer where rows repeat each other
     if weights is None:
-        return unit(centres[used]) if spherical else np.asarray(centres[used])
+        return directions(centres[used]) if spherical else np.asarray(centres[used])
     means = np.empty((len(used), points.shape[1]))
     for row, cluster in enumerate(used):
         members = nearest == cluster
-        rows = unit(points[members]) if spherical else points[members].astype(np.float64)
+        rows = directions(points[members]) if spherical else points[members].astype(np.float64)
         means[row] = weights[members] @ rows / weights[members].sum()
-    return unit(means) if spherical else means
+    return directions(means) if spherical else means
 
 
 def _nearest(points: np.ndarray, centres: np.ndarray) -> NDArray[np.int64]:
@@ -148,7 +147,7 @@ def _place(centres: np.ndarray, current: np.ndarray, keep_index: bool) -> tuple[
     """Give the centres [M, D] numbers among K >= M clusters; return the new rows and the unfilled numbers."""
     if len(centres) == len(current) and not keep_index:
         return centres.astype(current.dtype), ()
-    clusters = assign(unit(centres) @ unit(current).T)
+    clusters = match_rows(directions(centres) @ directions(current).T)
     new = current.copy()
     new[clusters] = centres
     return new, tuple(sorted(set(range(len(current))) - set(clusters.tolist())))

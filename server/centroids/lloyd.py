@@ -13,12 +13,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.errors import UserError
-from server.centroids.base import RULES, Merged, RuleFacts, RuleInput, Stack, displacement, unit
+from server.centroids.base import (
+    CENTROID_RULES,
+    Merged,
+    RuleFacts,
+    RuleInput,
+    Stack,
+    directions,
+    displacement,
+)
 
 _SPLIT = 0.05  # how far apart the halves of a split cluster start; any small number cuts along the same plane
 
 
-@RULES.register(
+@CENTROID_RULES.register(
     "lloyd",
     summary="exact spherical k-means: direction of the sum of all patches of a cluster",
     facts=RuleFacts(takes="sums", single_sites=False),
@@ -39,7 +47,7 @@ def merge_lloyd(given: RuleInput) -> Merged:
     counts += momentum * _saved(given.memory, "counts", counts)
     lengths = np.linalg.norm(sums, axis=1)
     alive = (counts >= 1.0) & (lengths > 1e-9 * counts)
-    centroids = np.where(alive[:, None], unit(sums), current.astype(np.float64))
+    centroids = np.where(alive[:, None], directions(sums), current.astype(np.float64))
     dead = np.flatnonzero(~alive).tolist()
     reseeded = []
     for cluster in dead if given.settings.empty == "split" else []:
@@ -48,7 +56,9 @@ def merge_lloyd(given: RuleInput) -> Merged:
         if counts[widest] < 2.0 or spread[widest] <= 1e-9 * counts[widest]:
             break  # every cluster is a single direction: there is nothing to split
         apart = _orthogonal(current[cluster].astype(np.float64), centroids[widest])
-        halves = unit(np.stack([centroids[widest] - _SPLIT * apart, centroids[widest] + _SPLIT * apart]))
+        halves = directions(
+            np.stack([centroids[widest] - _SPLIT * apart, centroids[widest] + _SPLIT * apart])
+        )
         centroids[[widest, cluster]] = halves
         sums[[widest, cluster]] = halves * np.linalg.norm(sums[widest]) / 2.0
         counts[[widest, cluster]] = counts[widest] / 2.0
@@ -90,10 +100,10 @@ def _saved(state: Mapping[str, np.ndarray], key: str, like: np.ndarray) -> NDArr
 
 def _orthogonal(vector: NDArray[np.float64], axis: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return the unit part of ``vector`` across the unit ``axis``; a coordinate axis where there is none."""
-    direction = unit(vector)
+    direction = directions(vector)
     across = direction - (direction @ axis) * axis
     if np.linalg.norm(across) < 1e-6:
         direction = np.zeros_like(axis)
         direction[int(np.argmin(np.abs(axis)))] = 1.0
         across = direction - (direction @ axis) * axis
-    return unit(across)
+    return directions(across)

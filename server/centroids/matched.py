@@ -13,14 +13,22 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 
-from server.centroids.base import RULES, Merged, RuleFacts, RuleInput, Stack, displacement, unit
+from server.centroids.base import (
+    CENTROID_RULES,
+    Merged,
+    RuleFacts,
+    RuleInput,
+    Stack,
+    directions,
+    displacement,
+)
 
 _CHUNK = 512  # sites held in float64 at once
 _WEISZFELD_STEPS = 200
 _WEISZFELD_SMOOTHING = 1e-6
 
 
-def assign(similarity: NDArray[np.float64]) -> NDArray[np.int64]:
+def match_rows(similarity: NDArray[np.float64]) -> NDArray[np.int64]:
     """Return for each row [M] of a similarity [M, K], M <= K, its own column, at the largest total."""
     return np.asarray(linear_sum_assignment(similarity, maximize=True)[1], dtype=np.int64)
 
@@ -31,13 +39,13 @@ def match_sites(current: np.ndarray, stack: Stack) -> NDArray[np.int64]:
     Dead rows (see `Stack.live`) have no say: they get what the live ones leave over.
     """
     matches = np.empty(stack.counts.shape, dtype=np.int64)
-    directions, live = unit(current).T, stack.live
+    targets, live = directions(current).T, stack.live
     for start in range(0, len(stack.sites), _CHUNK):
         part = slice(start, start + _CHUNK)
-        cosines = unit(stack.rows[part]) @ directions
+        cosines = directions(stack.rows[part]) @ targets
         cosines[~live[part]] = 0.0  # one constant for all clusters: no preference
         for offset, similarity in enumerate(cosines):
-            matches[start + offset] = assign(similarity)
+            matches[start + offset] = match_rows(similarity)
     return matches
 
 
@@ -48,10 +56,10 @@ def _aligned(current: np.ndarray, stack: Stack) -> Iterator[tuple[NDArray[np.flo
     for start in range(0, len(stack.sites), _CHUNK):
         part = slice(start, start + _CHUNK)
         rows = np.take_along_axis(stack.rows[part], rank[part, :, None], axis=1)
-        yield unit(rows), np.take_along_axis(weights[part], rank[part], axis=1)
+        yield directions(rows), np.take_along_axis(weights[part], rank[part], axis=1)
 
 
-@RULES.register(
+@CENTROID_RULES.register(
     "matched",
     summary="count-weighted direction after matching to the current centroids",
     facts=RuleFacts(takes="centroids", single_sites=True),
@@ -64,7 +72,7 @@ def merge_matched(given: RuleInput) -> Merged:
     return _on_the_sphere(given.current, sums)
 
 
-@RULES.register(
+@CENTROID_RULES.register(
     "matched-median",
     summary="coordinate median after matching, one vote a site",
     facts=RuleFacts(takes="centroids", single_sites=True, robust=True),
@@ -74,7 +82,7 @@ def merge_by_median(given: RuleInput) -> Merged:
     return _merge_votes(given, lambda points: np.asarray(np.median(points, axis=0)))
 
 
-@RULES.register(
+@CENTROID_RULES.register(
     "matched-geometric",
     summary="geometric median after matching, one vote a site",
     facts=RuleFacts(takes="centroids", single_sites=True, robust=True),
@@ -122,5 +130,5 @@ def geometric_median(points: NDArray[np.float64]) -> NDArray[np.float64]:
 def _on_the_sphere(current: np.ndarray, centres: NDArray[np.float64]) -> Merged:
     """Normalise the centres; those without a direction are dead and keep the current centroid."""
     dead = np.linalg.norm(centres, axis=1) < 1e-9
-    new = np.where(dead[:, None], current, unit(centres)).astype(current.dtype)
+    new = np.where(dead[:, None], current, directions(centres)).astype(current.dtype)
     return Merged(new, displacement(current, new), tuple(np.flatnonzero(dead).tolist()))

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 
 from server.aggregation.heads import weighted_mean
-from server.centroids.base import RULES, Merged, RuleFacts, RuleInput, displacement
+from server.centroids.base import CENTROID_RULES, Merged, RuleFacts, RuleInput, displacement
 
 
-@RULES.register(
+@CENTROID_RULES.register(
     "mean",
     summary="weighted mean of the rows with its index, as federated averaging does",
     facts=RuleFacts(takes="centroids", single_sites=False),

@@ -31,7 +31,7 @@ from server.adaptation.pretrain_snapshot import drop_snapshot, stopped_pretraini
 from server.loop.secure_rounds import add_account, polish_totals, train_totals
 from server.loop.strategy import Gathered, SegmentationStrategy
 from server.preflight.clusters import check_resumable
-from server.privacy.accountant import carry_over, spent
+from server.privacy.accountant import migrate_releases, spent
 from server.run_dir import (
     append_metrics,
     prepare_run_dir,
@@ -123,7 +123,7 @@ def run_in(
     """Do everything that a run leaves in its directory."""
     log.info("results go to %s", run_dir)
     if resumed_from is not None:
-        carry_over(resumed_from.parent.parent, run_dir)
+        migrate_releases(resumed_from.parent.parent, run_dir)
     if checkpoint is None and config.task == "adaptation":
         from server.preflight.networks import check_start
 

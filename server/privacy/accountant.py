@@ -1,4 +1,4 @@
-"""How many noisy sums has each site given away in a run, and what does that amount to?
+"""Privacy accountant: counts the noisy sums of each site, and what they amount to (epsilon).
 
 A release counts from the moment a site is asked: whether its reply arrived changes nothing about what it may
 have told. The count lies in the run directory and never goes back, also where a run is resumed from an
@@ -52,7 +52,7 @@ def spend(run_dir: Path, names: Iterable[str], releases: int) -> None:
     atomic_write_text(run_dir / FILE, json.dumps({"releases": dict(sorted(found.items()))}, indent=2))
 
 
-def carry_over(earlier: Path, run_dir: Path) -> None:
+def migrate_releases(earlier: Path, run_dir: Path) -> None:
     """Take what an earlier run directory counted into the one in which its run goes on."""
     found = read_releases(earlier)
     if found and earlier.resolve() != run_dir.resolve():

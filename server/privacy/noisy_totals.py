@@ -1,4 +1,4 @@
-"""What does the server make of totals with noise, so that the merge rules can use them?
+"""Cleans totals with noise, so that the merge rules can use them.
 
 Nothing here looks at data again: whatever is done to a private total leaves it as private as it was.
 Negative counts, sums longer than their counts and matrices with negative eigenvalues are noise by their very

@@ -1,4 +1,4 @@
-"""How does the server learn the total over sites, and no single site's part, while sites may get lost?
+"""Secure aggregation at the server: the total over sites, no single site's part, though sites may get lost.
 
 It passes public keys and encrypted shares on between the sites (`common.privacy.secure_masks` has the protocol,
 `client.privacy.secure_site` the other side), adds up what they masked, and takes off the masks that are left: the
@@ -19,12 +19,12 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from common import wire
-from common.privacy.fixed_point import Ring
 from common.privacy.secure_masks import (
     FEWEST_SITES,
     PUBLIC_BYTES,
     SEED_BYTES,
     SHARE_BYTES,
+    Ring,
     own_mask,
     pair_key,
     pair_mask,

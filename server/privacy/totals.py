@@ -1,4 +1,4 @@
-"""How does a round go in which the server may know totals over sites, but no site's own numbers?
+"""Rounds over totals: the server learns sums over sites, but no site's own numbers.
 
 The total becomes the update of one site that holds everything (`common.privacy.packed_sums`): merge rules take it
 like any other. With secure aggregation it comes from `secure_sum`; without, where sites only add noise, from
@@ -14,8 +14,8 @@ from dataclasses import replace
 import numpy as np
 
 from common import wire
-from common.privacy.fixed_point import decode, digits_of, fraction_bits
 from common.privacy.packed_sums import PackedSums, Shapes, packed_shapes, summed_groups, unpack, unpack_sums
+from common.privacy.secure_masks import digits_of, fraction_bits, from_ring
 from common.settings.schema import RunConfig
 from server.privacy.noisy_totals import NoisyTotal, clean_groups
 from server.privacy.secure_sum import Dispatch, Payload, SecureTotal, secure_total
@@ -152,7 +152,7 @@ def _decoded(found: SecureTotal, shapes: Shapes) -> PackedSums:
     start = 0
     for key in sorted(shapes):
         size = int(np.prod(shapes[key]))
-        part = decode(found.vector[start : start + size], digits_of(found.bits, key))
+        part = from_ring(found.vector[start : start + size], digits_of(found.bits, key))
         totals[key] = part.reshape(shapes[key])
         start += size
     return totals

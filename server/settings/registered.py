@@ -9,10 +9,10 @@ from common.registry import Registry
 from common.settings.schema import RunConfig
 from server.aggregation.heads import HEAD_RULES
 from server.aggregation.server_optimizers import OPTIMIZERS
-from server.centroids.base import RULES
+from server.centroids.base import CENTROID_RULES
 
 REGISTRIES: dict[str, Registry[Any, Any]] = {
-    "centroids.merge": RULES,
+    "centroids.merge": CENTROID_RULES,
     "aggregation.rule": HEAD_RULES,
     "aggregation.optimizer": OPTIMIZERS,
 }
@@ -40,7 +40,7 @@ def explained_names() -> dict[str, str]:
 def rule_conflict(config: RunConfig) -> str | None:
     """Return what the facts of the chosen rules do not go with, in one sentence without its full stop, or None."""
     merge, rule, privacy = config.centroids.merge, config.aggregation.rule, config.privacy
-    facts = RULES.facts(merge)
+    facts = CENTROID_RULES.facts(merge)
     if privacy.totals_only:
         why = "privacy.secure-sum" if privacy.secure_sum else "privacy.noise-multiplier"
         if HEAD_RULES.facts(rule).single_sites:

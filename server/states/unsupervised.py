@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -33,10 +33,6 @@ class ModelState:
     def groups_for(self, site: str) -> Groups:
         """Return what a site starts its round from: shared parts, its own in their place where it has any."""
         return self.shared_groups() | self.own.get(site, {})
-
-    def with_own(self, site: str, groups: Groups) -> ModelState:
-        """Return a state in which ``site`` has these groups for itself."""
-        return replace(self, own=self.own | {site: groups})
 
     def to_extra(self) -> Arrays:
         """Flatten everything but head and centroids for a checkpoint."""

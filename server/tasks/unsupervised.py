@@ -13,7 +13,7 @@ from common.losses.objective import build_objective
 from common.models.head import build_head, init_centroids, state_to_numpy
 from common.settings.phases import Phase, phase_of
 from common.settings.schema import RunConfig
-from server.centroids.base import RULES
+from server.centroids.base import CENTROID_RULES
 from server.states.unsupervised import ModelState, own_groups
 from server.tasks.base import Options, Saved
 from server.tasks.unsupervised_merge import merge_round
@@ -62,7 +62,7 @@ class UnsupervisedWork:
         """
         kept_aside = action != wire.TRAIN and not own_groups(self.config)
         groups = state.shared_groups() if kept_aside else state.groups_for(site)
-        sends = RULES.facts(self.config.centroids.merge).takes
+        sends = CENTROID_RULES.facts(self.config.centroids.merge).takes
         return groups, {"phase": self.phase(number), "sends": sends}
 
     def expect(self, state: ModelState, phase: str, weights_hash: str) -> ReplySchema:
@@ -77,7 +77,7 @@ class UnsupervisedWork:
             "head": {key: value.shape for key, value in state.head.items()},
             "centroids": {"centroids": (clusters, dim), "counts": (clusters,)},
         }
-        if RULES.facts(self.config.centroids.merge).takes == "sums":
+        if CENTROID_RULES.facts(self.config.centroids.merge).takes == "sums":
             shapes |= self.expect_sums(state, weights_hash).shapes
         if state.shared:
             shapes["shared"] = {key: value.shape for key, value in state.shared.items()}

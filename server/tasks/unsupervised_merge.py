@@ -14,14 +14,22 @@ from common.settings.schema import Aggregation, RunConfig
 from common.wire import Arrays, Groups, Update
 from server.aggregation.heads import HEAD_RULES, aggregate, site_weight, weighted_mean
 from server.aggregation.server_optimizers import server_step
-from server.centroids.base import RULES, Merged, Rule, RuleInput, SiteRows, merge_centroids, stack_sites
+from server.centroids.base import (
+    CENTROID_RULES,
+    Merged,
+    Rule,
+    RuleInput,
+    SiteRows,
+    merge_centroids,
+    stack_sites,
+)
 from server.centroids.lloyd import merge_lloyd
 from server.states.unsupervised import ModelState, own_groups
 from server.tasks.spectral import solve
 
-OPTIMIZER = "optimizer/"
-CENTROIDS = "centroids/"
-OWN_CENTROIDS = "own-centroids/"
+_OPTIMIZER = "optimizer/"
+_CENTROIDS = "centroids/"
+_OWN_CENTROIDS = "own-centroids/"
 
 
 def weights_of(updates: Mapping[str, Update], config: RunConfig) -> dict[str, float]:
@@ -53,7 +61,7 @@ def merge_round(
     if own:
         kept = {name: own_parts(update, own) for name, update in updates.items()}
         merged = replace(merged, own=merged.own | kept)
-    if "centroids" in own and RULES.facts(config.centroids.merge).takes == "sums":
+    if "centroids" in own and CENTROID_RULES.facts(config.centroids.merge).takes == "sums":
         merged = own_lloyd_pass(merged, state, updates, config)
     if config.aggregation.keep_least_moved:
         # the published 'custom' variant: one site goes on with its own model; it is nobody else's
@@ -80,9 +88,11 @@ def merge_heads(
     """
     heads = {name: update.groups["head"] for name, update in updates.items()}
     average = aggregate(heads, weights, config.aggregation)
-    head, moments = server_step(state.head, average.arrays, _remembered(state, OPTIMIZER), config.aggregation)
-    memory = {k: v for k, v in state.memory.items() if not k.startswith(OPTIMIZER)}
-    memory |= {OPTIMIZER + k: v for k, v in moments.items()}
+    head, moments = server_step(
+        state.head, average.arrays, _remembered(state, _OPTIMIZER), config.aggregation
+    )
+    memory = {k: v for k, v in state.memory.items() if not k.startswith(_OPTIMIZER)}
+    memory |= {_OPTIMIZER + k: v for k, v in moments.items()}
     shared = merge_beside(updates, weights, average.sites, config.aggregation) if state.shared else {}
     return replace(state, head=head, shared=shared, memory=memory)
 
@@ -105,9 +115,9 @@ def merge_round_centroids(
     state: ModelState, updates: Mapping[str, Update], weights: Mapping[str, float], config: RunConfig
 ) -> ModelState:
     """Merge the centroids by the rule of the settings."""
-    takes = RULES.facts(config.centroids.merge).takes
+    takes = CENTROID_RULES.facts(config.centroids.merge).takes
     merged = merge_centroids(
-        state.centroids, site_rows(updates, takes), config.centroids, weights, _remembered(state, CENTROIDS)
+        state.centroids, site_rows(updates, takes), config.centroids, weights, _remembered(state, _CENTROIDS)
     )
     return _with_centroids(state, merged)
 
@@ -128,11 +138,13 @@ def lloyd_pass(
     A robust rule also holds for polish passes: the direction of a site's sums has one vote, whereas a total would
     believe whatever counts are claimed. Polish passes look at one model only, so they carry no momentum over.
     """
-    facts = RULES.facts(config.centroids.merge)
-    rule: Rule = RULES.get(config.centroids.merge) if facts.takes == "sums" or facts.robust else merge_lloyd
+    facts = CENTROID_RULES.facts(config.centroids.merge)
+    rule: Rule = (
+        CENTROID_RULES.get(config.centroids.merge) if facts.takes == "sums" or facts.robust else merge_lloyd
+    )
     settings = config.centroids if use_momentum else config.centroids.model_copy(update={"momentum": 0.0})
     stack = stack_sites(site_rows(updates, "sums"), state.centroids)
-    memory = _remembered(state, CENTROIDS)
+    memory = _remembered(state, _CENTROIDS)
     return _with_centroids(state, rule(RuleInput(state.centroids, stack, settings, memory=memory)))
 
 
@@ -149,14 +161,14 @@ def own_lloyd_pass(
     ``before`` holds the centroids that the sums were taken under. With momentum every site has a running total
     of its own; polish passes carry none over (see `lloyd_pass`).
     """
-    rule: Rule = RULES.get(config.centroids.merge)
-    if RULES.facts(config.centroids.merge).takes != "sums":
+    rule: Rule = CENTROID_RULES.get(config.centroids.merge)
+    if CENTROID_RULES.facts(config.centroids.merge).takes != "sums":
         rule = merge_lloyd
     settings = config.centroids if use_momentum else config.centroids.model_copy(update={"momentum": 0.0})
     own, memory = dict(state.own), dict(state.memory)
     for name, rows in site_rows(updates, "sums").items():
         current = before.groups_for(name)["centroids"]["centroids"]
-        prefix = f"{OWN_CENTROIDS}{name}/"
+        prefix = f"{_OWN_CENTROIDS}{name}/"
         stack = stack_sites({name: rows}, current)
         merged = rule(RuleInput(current, stack, settings, memory=_remembered(state, prefix)))
         own[name] = own.get(name, {}) | {"centroids": {"centroids": merged.centroids}}
@@ -170,9 +182,9 @@ def _remembered(state: ModelState, prefix: str) -> Arrays:
 
 
 def _with_centroids(state: ModelState, merged: Merged) -> ModelState:
-    memory = {k: v for k, v in state.memory.items() if not k.startswith(CENTROIDS)}
+    memory = {k: v for k, v in state.memory.items() if not k.startswith(_CENTROIDS)}
     return replace(
         state,
         centroids=merged.centroids,
-        memory=memory | {CENTROIDS + k: v for k, v in merged.state.items()},
+        memory=memory | {_CENTROIDS + k: v for k, v in merged.state.items()},
     )

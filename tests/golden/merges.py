@@ -11,7 +11,7 @@ from common.settings.schema import Aggregation
 from common.settings.unsupervised import Centroids
 from server.aggregation.heads import HEAD_RULES, aggregate
 from server.aggregation.server_optimizers import OPTIMIZERS, server_step
-from server.centroids.base import RULES, SiteRows, merge_centroids
+from server.centroids.base import CENTROID_RULES, SiteRows, merge_centroids
 from tests.golden.figures import Golden, Tolerance, hash_of
 
 TOLERANCE = Tolerance(relative=1e-4, absolute=1e-5)
@@ -53,7 +53,7 @@ def centroid_figures() -> dict[str, Any]:
     """Return the merged centroids [K, D], their displacement, and the dead clusters of every rule."""
     current, sites = drawn_centroids()
     found: dict[str, Any] = {}
-    for rule in RULES.names():
+    for rule in CENTROID_RULES.names():
         if rule == "lloyd":
             found[rule] = lloyd_figures(current, sites)
             continue

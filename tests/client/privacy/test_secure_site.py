@@ -17,8 +17,7 @@ from client.privacy.secure_site import answer_keys, answer_shares, answer_unmask
 from client.site import SiteConfig
 from common import wire
 from common.errors import UserError
-from common.privacy.fixed_point import decode
-from common.privacy.secure_masks import own_mask, pair_mask, site_mask, threshold
+from common.privacy.secure_masks import from_ring, own_mask, pair_mask, site_mask, threshold
 from common.settings.load import load_config
 from server.privacy.secure_sum import Payload, SecureTotal, secure_total
 from server.transport.reply_checks import ReplySchema
@@ -101,7 +100,7 @@ def test_nobody_lost(tmp_path: Path, count: int) -> None:
     values = values_of(count)
     found = Sites(tmp_path, values).total()
     assert found.vector is not None
-    assert np.allclose(decode(found.vector, BITS), sum(values.values()), atol=1e-10)
+    assert np.allclose(from_ring(found.vector, BITS), sum(values.values()), atol=1e-10)
 
 
 @effort(max_examples=8, deadline=None)
@@ -115,7 +114,7 @@ def test_any_two_of_eight_lost_anywhere(
     assert found.vector is not None, found.reason
     inside = [name for name in values if wire.TRAIN not in lost.get(name, ())]
     assert sorted(found.replies) == inside
-    assert np.allclose(decode(found.vector, BITS), sum(values[name] for name in inside), atol=1e-10)
+    assert np.allclose(from_ring(found.vector, BITS), sum(values[name] for name in inside), atol=1e-10)
 
 
 @pytest.mark.parametrize("when", sorted(AFTER))

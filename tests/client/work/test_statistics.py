@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from client.work.statistics import ClusterSums, cluster_sums, moments, site_sums
+from client.work.statistics import ClusterSums, cluster_sums, site_sums
 from common.clustering.kmeans import unit_rows
 from common.features.cache import Features
 from common.models.head import build_head, init_centroids, state_to_numpy
@@ -74,17 +74,6 @@ def test_lengths_of_centroids_do_not_matter_and_dropout_is_off() -> None:
     assert isinstance(again, ClusterSums)
 
 
-def test_moments_add_up_to_the_pooled_covariance() -> None:
-    data = tokens(images=9)
-    total = moments(Features.from_arrays(data[:4], GRID)) + moments(Features.from_arrays(data[4:], GRID))
-    rows = data.reshape(-1, 6).astype(np.float64)
-    mean = total.total / total.count
-    covariance = total.outer / total.count - np.outer(mean, mean)
-    assert total.count == len(rows)
-    np.testing.assert_allclose(mean, rows.mean(0), atol=1e-12)
-    np.testing.assert_allclose(covariance, np.cov(rows.T, bias=True), atol=1e-10)
-
-
 def test_broken_features_are_named() -> None:
     data = tokens()
     data[3, 0, 0] = np.nan
@@ -99,6 +88,5 @@ def test_the_server_asks_by_name() -> None:
     expected = cluster_sums(features, HEAD, CENTROIDS, CONFIG)
     np.testing.assert_array_equal(found["sums"], expected.sums)
     assert set(found) == {"sums", "counts", "cosines"}
-    assert set(site_sums("moments", features, {}, CONFIG, "north")) == {"total", "outer", "count"}
     with pytest.raises(ValueError, match="north was asked for sums of 'labels'"):
         site_sums("labels", features, groups, CONFIG, "north")

@@ -9,14 +9,14 @@ import pytest
 
 from common.errors import UserError
 from common.settings.unsupervised import Centroids
-from server.centroids.base import RULES as REGISTERED
 from server.centroids.base import (
+    CENTROID_RULES,
     Merged,
     SiteRows,
+    directions,
     displacement,
     merge_centroids,
     stack_sites,
-    unit,
 )
 from server.centroids.matched import geometric_median, match_sites
 
@@ -46,7 +46,7 @@ def around(centres: np.ndarray, sites: int, seed: int = 0, noise: float = 0.1) -
     rng = np.random.default_rng(seed)
     made = {}
     for i in range(sites):
-        rows = unit(centres) + noise * rng.standard_normal(centres.shape)
+        rows = directions(centres) + noise * rng.standard_normal(centres.shape)
         made[f"site-{i:03}"] = site(
             rows * rng.uniform(0.5, 5, (len(rows), 1)), rng.integers(1, 500, len(rows))
         )
@@ -68,7 +68,7 @@ def gaussian(clusters: int, dim: int, seed: int = 0) -> np.ndarray:
 
 
 def cosines(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    return np.einsum("kd,kd->k", unit(a), unit(b))
+    return np.einsum("kd,kd->k", directions(a), directions(b))
 
 
 # --- what holds for all rules -----------------------------------------------------------------------------
@@ -104,10 +104,10 @@ def test_order_of_sites_changes_no_bit(chosen: Centroids) -> None:
 
 @pytest.mark.parametrize("chosen", variants(), ids=label)
 def test_sites_that_agree_change_nothing(chosen: Centroids) -> None:
-    current = unit(gaussian(4, 6)).astype(np.float32)
+    current = directions(gaussian(4, 6)).astype(np.float32)
     sites = {f"s{i}": SiteRows(current, np.full(4, 10)) for i in range(5)}
     merged = merge_centroids(current, sites, chosen)
-    best = (unit(merged.centroids) @ unit(current).T).max(axis=0)
+    best = (directions(merged.centroids) @ directions(current).T).max(axis=0)
     assert np.allclose(best, 1, atol=1e-5)
     if chosen.keep_index or not chosen.merge.startswith("fedcc"):
         assert np.allclose(merged.centroids, current, atol=1e-5)
@@ -200,14 +200,14 @@ def test_dead_rows_are_left_out(how: str, spherical: bool, weighted: bool) -> No
         sent.counts[2] = 0
     chosen = settings(f"fedcc-{how}", spherical=spherical, weighted=weighted)
     merged = merge_centroids(current, sites, chosen)
-    assert np.abs(unit(merged.centroids)[:, 3]).max() < 0.2
+    assert np.abs(directions(merged.centroids)[:, 3]).max() < 0.2
     published = merge_centroids(current, sites, settings(f"fedcc-{how}", spherical=False, weighted=False))
-    assert unit(published.centroids)[:, 3].max() > 0.99
+    assert directions(published.centroids)[:, 3].max() > 0.99
 
 
 @pytest.mark.parametrize("how", ["kmeans", "maximin"])
 def test_too_few_live_rows_leave_the_other_clusters_as_they_are(how: str) -> None:
-    current = unit(gaussian(5, 8)).astype(np.float32)
+    current = directions(gaussian(5, 8)).astype(np.float32)
     rows = current[[3, 1, 0, 2, 4]] * 2
     sites = {"only": SiteRows(rows, np.array([7, 9, 0, 0, 0]))}  # live: what are clusters 3 and 1
     merged = merge_centroids(current, sites, settings(f"fedcc-{how}", keep_index=False))
@@ -226,7 +226,7 @@ def test_too_few_live_rows_leave_the_other_clusters_as_they_are(how: str) -> Non
 def test_equal_rows_do_not_become_several_centroids(
     how: str, spherical: bool, weighted: bool, keep_index: bool
 ) -> None:
-    current = unit(gaussian(4, 5)).astype(np.float32)
+    current = directions(gaussian(4, 5)).astype(np.float32)
     sites = {name: SiteRows(current[[1, 3, 1, 1]], np.array([4, 5, 6, 7])) for name in "ab"}
     options = {"spherical": spherical, "weighted": weighted, "keep_index": keep_index}
     merged = merge_centroids(current, sites, settings(f"fedcc-{how}", **options))
@@ -240,14 +240,14 @@ def test_counts_pull_the_centroids() -> None:
     light = site([[1, -0.3, 0], [0, 1, 0]], [1, 99])
     for how in ("kmeans", "maximin"):
         merged = merge_centroids(current, {"a": heavy, "b": light}, settings(f"fedcc-{how}"))
-        expected = unit(99 * unit(heavy.rows[0]) + unit(light.rows[0]))
-        assert np.allclose(unit(merged.centroids[0]), expected, atol=1e-6), how
+        expected = directions(99 * directions(heavy.rows[0]) + directions(light.rows[0]))
+        assert np.allclose(directions(merged.centroids[0]), expected, atol=1e-6), how
         equal = merge_centroids(current, {"a": heavy, "b": light}, settings(f"fedcc-{how}", weighted=False))
-        assert not np.allclose(unit(equal.centroids[0]), expected, atol=1e-3), how
+        assert not np.allclose(directions(equal.centroids[0]), expected, atol=1e-3), how
 
 
 def test_many_sites_are_clustered_from_a_sample_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
-    current = unit(gaussian(5, 8)).astype(np.float32)
+    current = directions(gaussian(5, 8)).astype(np.float32)
     sites = around(current, 60, noise=0.1)
     whole = merge_centroids(current, sites, settings("fedcc-kmeans"))
     monkeypatch.setattr("server.centroids.fedcc._SAMPLE", 50)
@@ -256,7 +256,7 @@ def test_many_sites_are_clustered_from_a_sample_as_well(monkeypatch: pytest.Monk
 
 
 def test_index_is_kept_only_on_request() -> None:
-    current = unit(gaussian(6, 16)).astype(np.float32)
+    current = directions(gaussian(6, 16)).astype(np.float32)
     sites = shuffled(around(current, 10, noise=0.05), 1)
     for how in ("kmeans", "maximin"):
         kept = merge_centroids(current, sites, settings(f"fedcc-{how}"))
@@ -268,7 +268,7 @@ def test_index_is_kept_only_on_request() -> None:
 
 def test_directions_decide_the_spherical_rules() -> None:
     """Lengths carry no meaning for a cosine argmax; raw maximin follows them all the same."""
-    current = unit(gaussian(4, 8)).astype(np.float32)
+    current = directions(gaussian(4, 8)).astype(np.float32)
     sites = around(current, 6)
     longer = {n: SiteRows(s.rows * np.float32(2.0) ** i, s.counts) for i, (n, s) in enumerate(sites.items())}
     for how in ("kmeans", "maximin"):
@@ -278,7 +278,7 @@ def test_directions_decide_the_spherical_rules() -> None:
             merge_centroids(current, s, settings(f"fedcc-{how}", spherical=False, weighted=False))
             for s in (sites, longer)
         )
-        assert not np.allclose(unit(a.centroids), unit(b.centroids), atol=1e-2)
+        assert not np.allclose(directions(a.centroids), directions(b.centroids), atol=1e-2)
 
 
 # --- matched ----------------------------------------------------------------------------------------------
@@ -289,7 +289,7 @@ def test_matching_equals_brute_force() -> None:
     stack = stack_sites({f"s{i}": site(gaussian(5, 6, i + 1)) for i in range(6)}, current)
     matches = match_sites(current, stack)
     for rows, found in zip(stack.rows, matches, strict=True):
-        similarity = unit(rows) @ unit(current).T
+        similarity = directions(rows) @ directions(current).T
         best = max(
             itertools.permutations(range(5)), key=lambda p: sum(similarity[i, c] for i, c in enumerate(p))
         )
@@ -310,7 +310,7 @@ def test_matched_is_the_count_weighted_direction() -> None:
     current = np.eye(2, dtype=np.float32)
     sites = {"a": site([[0, 10], [3, 0]], [30, 10]), "b": site([[1, 1], [-1, 1]], [10, 0])}
     merged = merge_centroids(current, sites, settings("matched"))
-    expected = unit(10 * np.array([1, 0]) + 10 * np.array([1, 1]) / np.sqrt(2))
+    expected = directions(10 * np.array([1, 0]) + 10 * np.array([1, 1]) / np.sqrt(2))
     assert np.allclose(merged.centroids, [expected, [0, 1]], atol=1e-6)
     assert merged.dead == ()
 
@@ -321,7 +321,7 @@ def test_a_dead_row_does_not_take_the_place_of_a_live_one() -> None:
     stack = stack_sites({"a": site([[1, 0], [0.9, 0.1]], [0, 50])}, current)
     assert match_sites(current, stack).tolist() == [[1, 0]]
     merged = merge_centroids(current, {"a": site([[1, 0], [0.9, 0.1]], [0, 50])}, settings("matched"))
-    assert np.allclose(merged.centroids, [unit(np.array([0.9, 0.1])), [0, 1]], atol=1e-6)
+    assert np.allclose(merged.centroids, [directions(np.array([0.9, 0.1])), [0, 1]], atol=1e-6)
     assert merged.dead == (1,)
 
 
@@ -342,7 +342,7 @@ def test_geometric_median_by_hand_and_by_its_optimality() -> None:
     )
     points = np.random.default_rng(0).standard_normal((15, 4))
     centre = geometric_median(points)
-    assert np.abs(unit(points - centre).sum(axis=0)).max() < 1e-6
+    assert np.abs(directions(points - centre).sum(axis=0)).max() < 1e-6
 
 
 @pytest.mark.parametrize("rule", ["matched-median", "matched-geometric"])
@@ -366,7 +366,7 @@ def e_step(codes: np.ndarray, centroids: np.ndarray) -> SiteRows:
     """One slow E-step: every unit code goes to the centroid of the highest cosine."""
     sums, counts = np.zeros(centroids.shape), np.zeros(len(centroids), np.int64)
     for code in codes:
-        nearest = int(np.argmax(unit(centroids) @ code))
+        nearest = int(np.argmax(directions(centroids) @ code))
         sums[nearest] += code
         counts[nearest] += 1
     return SiteRows(sums, counts)
@@ -375,14 +375,14 @@ def e_step(codes: np.ndarray, centroids: np.ndarray) -> SiteRows:
 @pytest.mark.parametrize("split", ["halves", "one-each-way", "skewed"])
 def test_lloyd_over_sites_equals_pooled_spherical_kmeans(split: str) -> None:
     rng = np.random.default_rng(0)
-    modes = unit(rng.standard_normal((4, 6)))
-    codes = unit(modes[rng.integers(0, 4, 300)] + 0.4 * rng.standard_normal((300, 6)))
+    modes = directions(rng.standard_normal((4, 6)))
+    codes = directions(modes[rng.integers(0, 4, 300)] + 0.4 * rng.standard_normal((300, 6)))
     owner = {
         "halves": np.arange(300) % 2,
         "one-each-way": np.arange(300) % 100,
         "skewed": (codes[:, 0] > 0) + 0,
     }[split]
-    pooled = federated = unit(codes[:4]).astype(np.float64)
+    pooled = federated = directions(codes[:4]).astype(np.float64)
     for _ in range(5):
         whole = e_step(codes, pooled).rows
         pooled = whole / np.linalg.norm(whole, axis=1, keepdims=True)
@@ -392,8 +392,8 @@ def test_lloyd_over_sites_equals_pooled_spherical_kmeans(split: str) -> None:
 
 
 def test_lloyd_never_lowers_the_mean_cosine() -> None:
-    codes = unit(gaussian(200, 5, 1))
-    centroids, values = unit(gaussian(6, 5)), []
+    codes = directions(gaussian(200, 5, 1))
+    centroids, values = directions(gaussian(6, 5)), []
     for _ in range(8):
         values.append(float((codes @ centroids.T).max(axis=1).mean()))
         centroids = kmeans(centroids, e_step(codes, centroids), empty="keep").centroids
@@ -417,7 +417,7 @@ def test_momentum_is_a_running_sum_that_can_be_resumed() -> None:
     second = SiteRows(np.array([[0.0, 3.0], [0.0, 4.0]]), np.array([3, 4]))
     one = kmeans(current, first, momentum=0.5)
     two = kmeans(one.centroids, second, one.state, momentum=0.5)
-    assert np.allclose(two.centroids[0], unit(np.array([2.0, 3.0])))
+    assert np.allclose(two.centroids[0], directions(np.array([2.0, 3.0])))
     assert two.state["counts"].tolist() == [5, 6]
     assert all(value.dtype == np.float64 for value in two.state.values())
     with pytest.raises(UserError, match="another model"):
@@ -427,7 +427,7 @@ def test_momentum_is_a_running_sum_that_can_be_resumed() -> None:
 def two_modes() -> tuple[np.ndarray, np.ndarray]:
     """Codes in two modes that one centroid holds, and a second centroid that nobody is near to."""
     rng = np.random.default_rng(0)
-    codes = unit(
+    codes = directions(
         np.repeat([[1.0, 0.4, 0.0], [1.0, -0.4, 0.0]], 50, axis=0) + 0.02 * rng.standard_normal((100, 3))
     )
     return codes, np.array([[1.0, 0.0, 0.0], [-1.0, 0.3, 0.0]])
@@ -453,15 +453,15 @@ def test_the_widest_cluster_is_the_one_that_is_split() -> None:
     merged = kmeans(current, total)
     assert merged.reseeded == (2,)
     assert np.array_equal(merged.centroids[1], [0, 1, 0])
-    assert np.allclose(merged.centroids[0], unit(np.array([1, 0, -0.05])))
-    assert np.allclose(merged.centroids[2], unit(np.array([1, 0, 0.05])))
+    assert np.allclose(merged.centroids[0], directions(np.array([1, 0, -0.05])))
+    assert np.allclose(merged.centroids[2], directions(np.array([1, 0, 0.05])))
     assert merged.state["counts"].tolist() == [50, 500, 50]
     lengths = np.linalg.norm(merged.state["sums"], axis=1)
     assert np.allclose(lengths, [30, 495, 30])
 
 
 def test_several_empty_clusters_all_find_a_place() -> None:
-    current = unit(gaussian(5, 4))
+    current = directions(gaussian(5, 4))
     total = SiteRows(np.stack([np.array([20.0, 0, 0, 0])] + [np.zeros(4)] * 4), np.array([100, 0, 0, 0, 0]))
     merged = kmeans(current, total)
     assert merged.dead == merged.reseeded == (1, 2, 3, 4)
@@ -499,7 +499,7 @@ def test_an_unknown_rule_is_answered_with_the_known_ones() -> None:
 
 def test_every_rule_is_registered_with_its_facts() -> None:
     """Who needs sums, who compares single sites, and who stands hostile ones."""
-    facts = {entry.name: entry.facts for entry in REGISTERED.entries()}
+    facts = {entry.name: entry.facts for entry in CENTROID_RULES.entries()}
     assert set(facts) == {*RULES, "lloyd"}
     assert [name for name, fact in facts.items() if fact.takes == "sums"] == ["lloyd"]
     assert [name for name, fact in facts.items() if not fact.single_sites] == ["lloyd", "mean"]

@@ -17,7 +17,7 @@ from common.settings.schema import Aggregation
 from common.settings.unsupervised import Centroids
 from common.wire import Update
 from server.aggregation.heads import aggregate
-from server.centroids.base import SiteRows, merge_centroids, unit
+from server.centroids.base import SiteRows, directions, merge_centroids
 from server.states.unsupervised import ModelState
 from server.tasks.unsupervised_merge import lloyd_pass
 
@@ -80,10 +80,9 @@ class World:
 
     @staticmethod
     def means(head: Head, features: np.ndarray, labels: np.ndarray) -> np.ndarray:
-        directions = unit(codes(head, features))
-        return unit(np.stack([directions[labels == c].sum(axis=0) for c in range(CLASSES)])).astype(
-            np.float32
-        )
+        units = directions(codes(head, features))
+        sums = np.stack([units[labels == c].sum(axis=0) for c in range(CLASSES)])
+        return directions(sums).astype(np.float32)
 
     def attacked(self, factor: float | None) -> tuple[dict[str, Head], dict[str, SiteRows]]:
         heads, sites = dict(self.heads), dict(self.sites)
@@ -106,7 +105,7 @@ class World:
         )
         features = self.prototypes[labels] + 0.7 * features
         confusion = Confusion(CLASSES, CLASSES)
-        confusion.update((codes(head, features) @ unit(centroids).T).argmax(axis=1), labels)
+        confusion.update((codes(head, features) @ directions(centroids).T).argmax(axis=1), labels)
         return scores(confusion, match(confusion)).miou
 
 
@@ -146,14 +145,14 @@ def test_polish_passes_keep_to_the_robust_rule_of_the_settings(rule: str) -> Non
         for name, s in world.sites.items()
     }
     claimed = np.full(CLASSES, 10**7)
-    rubbish = unit(rng.standard_normal((CLASSES, DIM))) * claimed[:, None]
+    rubbish = directions(rng.standard_normal((CLASSES, DIM))) * claimed[:, None]
     attacked = honest | {
         name: Update(name, "", {"sums": {"sums": rubbish, "counts": claimed}}) for name in HOSTILE
     }
 
     def polished(merge: str, updates: dict[str, Update]) -> np.ndarray:
         config = load_config({"preset": "fuss-ref", "centroids.merge": merge})
-        return unit(lloyd_pass(state, updates, config).centroids)
+        return directions(lloyd_pass(state, updates, config).centroids)
 
     exact = polished("fedcc-maximin", honest)
     assert (polished("fedcc-maximin", attacked) * exact).sum(axis=1).max() < 0.8

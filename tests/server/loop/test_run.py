@@ -14,7 +14,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message
 
 from common.checkpoint import checkpoint_path, load_checkpoint
 from common.errors import UserError
-from server.centroids.base import unit
+from server.centroids.base import directions
 from server.evaluation.command import evaluate_checkpoint
 from server.loop.run import run
 from tests.support.federation import local_grid, tiny_config
@@ -302,7 +302,10 @@ def test_one_site_is_centralised_training_bit_for_bit(tmp_path: Path, scenes: Pa
     assert all(np.array_equal(own[key], whole.head[key]) for key in whole.head)
     if preset == "fuss-clean":  # the mean on the sphere is a direction: after a round others start from there
         first = [load_checkpoint(checkpoint_path(folder, 1)) for folder in (merged, alone)]
-        centroids = [unit(first[0].centroids), unit(first[1].extra["site/pooled/centroids/centroids"])]
+        centroids = [
+            directions(first[0].centroids),
+            directions(first[1].extra["site/pooled/centroids/centroids"]),
+        ]
         np.testing.assert_allclose(*centroids, atol=1e-6)
         return
     centroids = [whole.centroids, kept["site/pooled/centroids/centroids"]]

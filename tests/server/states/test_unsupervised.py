@@ -27,7 +27,7 @@ def test_what_is_not_shared_stays_with_each_site(share: str, expected: tuple[str
 
 
 def test_a_site_gets_its_own_groups_in_place_of_the_shared_ones() -> None:
-    state = ModelState(HEAD, CENTROIDS).with_own("b", {"head": OWN})
+    state = ModelState(HEAD, CENTROIDS, own={"b": {"head": OWN}})
     assert state.groups_for("a")["head"] is HEAD and state.groups_for("b")["head"] is OWN
     for site in ("a", "b"):
         assert state.groups_for(site)["centroids"]["centroids"] is CENTROIDS
@@ -37,13 +37,6 @@ def test_a_site_gets_its_own_groups_in_place_of_the_shared_ones() -> None:
 def test_shared_arrays_travel_only_where_there_are_any() -> None:
     shared = {"prototypes": np.zeros(2, np.float32)}
     assert ModelState(HEAD, CENTROIDS, shared).groups_for("a")["shared"] is shared
-
-
-def test_adding_a_site_leaves_the_old_state_alone() -> None:
-    old = ModelState(HEAD, CENTROIDS)
-    new = old.with_own("a", {"head": OWN}).with_own("b", {"head": HEAD})
-    assert old.own == {} and set(new.own) == {"a", "b"}
-    assert new.with_own("a", {"head": HEAD}).own["a"]["head"] is HEAD
 
 
 def test_a_state_comes_back_from_a_checkpoints_arrays() -> None:
