@@ -62,6 +62,7 @@ def test_a_new_centroid_rule_is_one_file(
         takes == "sums"
     )  # sites move centroids, or not
     assert "#   still: centroids stay as they are" in checkout.output("-m", "server", "settings", "--explain")
+    assert "centroids stay as they are" in checkout.output("-m", "server", "list", "rules")
     private = checkout.refusal("-m", "server", "settings", *words, "--set", "privacy.secure-sum=true")
     assert "centroids.merge 'still'" in private and "lloyd" in private
     wrong = checkout.refusal("-m", "server", "settings", "--set", "centroids.merge=stil")

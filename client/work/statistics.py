@@ -6,7 +6,7 @@ can be told from them beyond what a sum tells. Accumulated in float64, image chu
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np

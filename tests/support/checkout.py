@@ -14,14 +14,13 @@ from tests.conftest import ROOT
 COPIED = ("server", "client", "common", "partitions", "recipes", "pyproject.toml", "tests/support")
 
 SIMULATE = """
-import sys
+import runpy, sys
 import server.simulate
-from server.__main__ import main
 from server.loop.run import run
 from tests.support.federation import local_grid
 server.simulate.run_in_flower = lambda config, gpus: run(local_grid(config.sites.expected), config)
 sys.argv = ["server", "simulate", *sys.argv[1:]]
-main()
+runpy.run_module("server", run_name="__main__")
 """
 """The command `simulate` with sites in its own process: Ray takes ten seconds to start."""
 
