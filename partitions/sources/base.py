@@ -14,8 +14,7 @@ from common.data.classes import ClassTable, known_table, load_table
 from common.data.images import SUFFIXES
 from common.data.manifest import Entry, natural_key
 from common.errors import UserError
-from common.registry import Entry as Registered
-from common.registry import Registry
+from common.registry import Registered, Registry
 from common.system.progress import Progress
 
 TRAIN_EVAL = "train_eval"
