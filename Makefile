@@ -1,4 +1,5 @@
-# make demo: see it learn, on pictures that it draws itself. make test: every test. Both set up a fresh machine.
+# make demo: see it learn, on images that it draws itself. make test: every test but the long ones. Both set up a
+# fresh machine. make quick: for every save. make test-long: whole recipes and what takes minutes.
 # the first that really runs: a name on the path may be a version manager's empty shell
 PYTHON ?= $(shell for p in python3.12 python3.11 python3; do $$p -c '' 2>/dev/null && echo $$p && break; done)
 VENV := .venv
@@ -7,7 +8,7 @@ export FLWR_TELEMETRY_ENABLED := 0
 export FLWR_DISABLE_UPDATE_CHECK := 1
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: demo test golden lint setup clean
+.PHONY: demo test quick test-long golden lint setup clean
 
 DEMO := local-only fuss-ref default centralised
 
@@ -23,8 +24,20 @@ demo: setup
 	@echo "pictures, classes, sites and bytes of the federation: demo/runs/default/report.html"
 
 # three workers for two cores, a thread each: those whose networks wait leave room for those that compute
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 3 --dist loadfile --no-loadscope-reorder
+
+# at most 10 minutes on two idle cores
 test: setup lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 3 --dist loadfile --no-loadscope-reorder
+	$(PYTEST) -m "not long"
+
+# at most 3 minutes: no real processes, and of the whole runs only the shortest
+quick: setup
+	$(BIN)/ruff check .
+	$(PYTEST) -m "not long and not net and not slow"
+
+# at most 30 minutes: whole recipes, and every figure against five times each setting
+test-long: setup
+	$(PYTEST) -m long
 
 # what the code computes, pinned: a figure that left its tolerance is rewritten and named
 golden: setup

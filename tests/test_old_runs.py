@@ -24,6 +24,8 @@ from server.loop.run import run
 from tests.support.federation import local_grid
 from tests.support.workshop import run_command
 
+pytestmark = pytest.mark.slow
+
 FIXTURES = Path(__file__).parent / "fixtures" / "runs"
 NAMES = ("default", "fuss-ref", "own-centroids", "local-only", "noisy", "supervised", "adaptation")
 SITES = 4

@@ -23,6 +23,8 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import campaign
 
+pytestmark = pytest.mark.slow
+
 SIZE = (48, 64)
 SITES = 4
 OVERRIDES: dict[str, Any] = {

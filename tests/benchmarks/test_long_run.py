@@ -24,6 +24,8 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import long_run
 
+pytestmark = pytest.mark.slow
+
 SITES = 12
 REPLY_BYTES = 700_000
 """What one site sends in a round here; of everything that is kept by mistake the smallest."""

@@ -34,6 +34,8 @@ from tests.support.federation import local_grid, network_config
 from tests.support.local_grid import LocalGrid
 from tests.support.small_network import small_network
 
+pytestmark = pytest.mark.slow
+
 SYNTHETIC = load_table("synthetic")
 
 SITES = 4

@@ -19,6 +19,8 @@ from server.loop.run import run
 from tests.support.federation import local_grid, tiny_config
 from tests.support.local_grid import Answer
 
+pytestmark = pytest.mark.slow
+
 SITES = 8
 WAYS = ("bytes_up", "bytes_down")
 Real = Callable[[Message], Message]
