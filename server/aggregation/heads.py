@@ -107,7 +107,8 @@ def _mean(updates: Heads, weights: Mapping[str, float], settings: Aggregation) -
 
 @HEAD_RULES.register("median", summary="median of every number over the sites, unweighted", facts=HeadFacts())
 def _median(updates: Heads, weights: Mapping[str, float], settings: Aggregation) -> Aggregate:
-    return Aggregate(coordinate_median(updates), tuple(sorted(updates)))
+    """Source: Yin et al., ICML 2018."""
+    return _per_coordinate(updates, lambda values: np.median(values, axis=0))
 
 
 @HEAD_RULES.register(
@@ -116,7 +117,14 @@ def _median(updates: Heads, weights: Mapping[str, float], settings: Aggregation)
     facts=HeadFacts(),
 )
 def _trimmed_mean(updates: Heads, weights: Mapping[str, float], settings: Aggregation) -> Aggregate:
-    return Aggregate(trimmed_mean(updates, settings.trim), tuple(sorted(updates)))
+    """Unweighted (Yin et al., ICML 2018). Nothing is cut where int(trim * sites) is 0, as in Flower."""
+    cut = int(settings.trim * len(updates))
+
+    def mean_of_the_middle(values: NDArray[np.float64]) -> NDArray[np.float64]:
+        values.sort(axis=0)  # the sum then has one fixed order
+        return np.asarray(values[cut : len(values) - cut].mean(axis=0))
+
+    return _per_coordinate(updates, mean_of_the_middle)
 
 
 @HEAD_RULES.register(
@@ -125,7 +133,7 @@ def _trimmed_mean(updates: Heads, weights: Mapping[str, float], settings: Aggreg
     facts=HeadFacts(picks=True),
 )
 def _krum(updates: Heads, weights: Mapping[str, float], settings: Aggregation) -> Aggregate:
-    return krum(updates, settings.malicious)
+    return _closest(updates, settings.malicious, 1)
 
 
 @HEAD_RULES.register(
@@ -134,31 +142,8 @@ def _krum(updates: Heads, weights: Mapping[str, float], settings: Aggregation) -
     facts=HeadFacts(weighted=True, picks=True),
 )
 def _multi_krum(updates: Heads, weights: Mapping[str, float], settings: Aggregation) -> Aggregate:
-    return multi_krum(updates, settings.malicious, settings.keep, weights)
-
-
-def coordinate_median(updates: Heads) -> Arrays:
-    """Return the median of every single number over the sites, unweighted (Yin et al., ICML 2018)."""
-    return _per_coordinate(updates, lambda values: np.median(values, axis=0))
-
-
-def trimmed_mean(updates: Heads, trim: float) -> Arrays:
-    """Return the mean of every single number without its int(trim * sites) smallest and largest values.
-
-    Unweighted (Yin et al., ICML 2018). With so few sites that int(trim * sites) is 0 nothing is cut, as in
-    Flower. Raises `UserError` where ``trim`` would leave no site.
-    """
-    if not 0.0 <= trim < 0.5:
-        raise UserError(
-            f"A trimmed mean that cuts {trim} at either end leaves nothing; give 0 or more, below 0.5."
-        )
-    cut = int(trim * len(updates))
-
-    def mean_of_the_middle(values: NDArray[np.float64]) -> NDArray[np.float64]:
-        values.sort(axis=0)  # the sum then has one fixed order
-        return np.asarray(values[cut : len(values) - cut].mean(axis=0))
-
-    return _per_coordinate(updates, mean_of_the_middle)
+    keep = settings.keep or len(updates) - settings.malicious
+    return _closest(updates, settings.malicious, keep, weights)
 
 
 def krum_scores(updates: Heads, malicious: int) -> dict[str, float]:
@@ -169,8 +154,6 @@ def krum_scores(updates: Heads, malicious: int) -> dict[str, float]:
     """
     sites, layout = _check(updates)
     count = len(sites)
-    if malicious < 0:
-        raise UserError(f"The number of hostile sites is {malicious}; it cannot be negative.")
     if count < 2 * malicious + 3:
         raise UserError(
             f"Krum against {malicious} hostile sites needs at least {2 * malicious + 3} sites but {count} "
@@ -187,28 +170,17 @@ def krum_scores(updates: Heads, malicious: int) -> dict[str, float]:
     return dict(zip(sites, nearest.sum(axis=1).tolist(), strict=True))
 
 
-def krum(updates: Heads, malicious: int) -> Aggregate:
-    """Return the head of the one site that lies closest to its neighbours; ties go to the first name."""
-    return multi_krum(updates, malicious, keep=1)
-
-
-def multi_krum(
-    updates: Heads, malicious: int, keep: int = 0, weights: Mapping[str, float] | None = None
+def _closest(
+    updates: Heads, malicious: int, keep: int, weights: Mapping[str, float] | None = None
 ) -> Aggregate:
-    """Return the weighted mean of the ``keep`` sites with the lowest Krum scores.
-
-    ``keep`` of 0 keeps all but the ``malicious`` ones. Raises `UserError` for too few sites (see
-    `krum_scores`) or if more sites shall be kept than there are.
-    """
+    """Return the weighted mean of the ``keep`` sites with the lowest Krum scores; ties go to the first name."""
     scores = krum_scores(updates, malicious)
-    wanted = keep or len(scores) - malicious
-    if not 1 <= wanted <= len(scores):
+    if keep > len(scores):
         raise UserError(
-            f"Multi-Krum shall keep {wanted} sites but {len(scores)} answered; lower aggregation.keep."
+            f"Multi-Krum shall keep {keep} sites but {len(scores)} answered; lower aggregation.keep."
         )
-    chosen = sorted(sorted(scores, key=lambda site: (scores[site], site))[:wanted])
-    merged = weighted_mean({site: updates[site] for site in chosen}, weights)
-    return Aggregate(merged, tuple(chosen))
+    chosen = sorted(sorted(scores, key=lambda site: (scores[site], site))[:keep])
+    return Aggregate(weighted_mean({site: updates[site] for site in chosen}, weights), tuple(chosen))
 
 
 def _size(shape: Iterable[int]) -> int:
@@ -267,7 +239,7 @@ def _blocks(updates: Heads, sites: list[str], name: str) -> Iterator[tuple[slice
         yield part, np.stack([values[part] for values in flat]).astype(np.float64)
 
 
-def _per_coordinate(updates: Heads, rule: Callable[[NDArray[np.float64]], NDArray[np.float64]]) -> Arrays:
+def _per_coordinate(updates: Heads, rule: Callable[[NDArray[np.float64]], NDArray[np.float64]]) -> Aggregate:
     """Apply a rule [sites, numbers] -> [numbers] to all arrays, run by run."""
     sites, layout = _check(updates)
     merged: Arrays = {}
@@ -276,7 +248,7 @@ def _per_coordinate(updates: Heads, rule: Callable[[NDArray[np.float64]], NDArra
         for part, values in _blocks(updates, sites, name):
             result[part] = _cast(rule(values), dtype)
         merged[name] = result.reshape(shape)
-    return merged
+    return Aggregate(merged, tuple(sites))
 
 
 def _cast(values: NDArray[np.float64], dtype: np.dtype[Any]) -> np.ndarray:

@@ -20,10 +20,8 @@ from common.settings.schema import Aggregation
 from common.wire import Arrays
 
 _Floats = NDArray[np.float64]
-SavedMoments = Callable[[str, float], _Floats]
-"""Returns a saved array of the coordinate's state by name, or one filled with the start value."""
-Optimizer = Callable[[_Floats, SavedMoments, Aggregation], tuple[_Floats, dict[str, _Floats]]]
-"""Takes the pseudo-gradient; returns the step to add to the head, and the arrays of state to keep by name."""
+Optimizer = Callable[[_Floats, _Floats, _Floats, Aggregation], tuple[_Floats, _Floats, _Floats | None]]
+"""Takes the pseudo-gradient and both moments; returns the step to add to the head and the moments to keep."""
 
 OPTIMIZERS: Registry[Optimizer | None, None] = Registry("server optimizer", "server.aggregation")
 
@@ -56,7 +54,7 @@ def server_step(
     if set(current) != set(average):
         differing = ", ".join(sorted(set(current) ^ set(average)))
         raise UserError(f"The averaged head and the server's head differ in: {differing}.")
-    optimizer = OPTIMIZERS.get(settings.optimizer)
+    optimizer, starts = OPTIMIZERS.get(settings.optimizer), {FIRST: 0.0, SECOND: settings.tau**2}
     new: Arrays = {}
     new_state: Arrays = {}
     for name in sorted(current):
@@ -70,15 +68,10 @@ def server_step(
             new[name] = mean.copy()
             continue
         x = old.astype(np.float64)
-
-        def moment(
-            prefix: str, start: float, name: str = name, shape: tuple[int, ...] = old.shape
-        ) -> _Floats:
-            return _moment(state, prefix + name, shape, start)
-
-        step, kept = optimizer(mean.astype(np.float64) - x, moment, settings)
+        first, second = (_moment(state, key + name, x.shape, start) for key, start in starts.items())
+        step, first, kept = optimizer(mean.astype(np.float64) - x, first, second, settings)
         new[name] = (x + step).astype(old.dtype)
-        new_state |= {prefix + name: value for prefix, value in kept.items()}
+        new_state |= {FIRST + name: first} | ({} if kept is None else {SECOND + name: kept})
     return new, new_state
 
 
@@ -87,42 +80,35 @@ OPTIMIZERS.register("none", summary="the average itself", facts=None)(None)
 
 @OPTIMIZERS.register("momentum", summary="running sum of the changes (FedAvgM)", facts=None)
 def _momentum(
-    delta: _Floats, moment: SavedMoments, settings: Aggregation
-) -> tuple[_Floats, dict[str, _Floats]]:
-    first = settings.momentum * moment(FIRST, 0.0) + delta
-    return settings.lr * first, {FIRST: first}
+    delta: _Floats, first: _Floats, second: _Floats, settings: Aggregation
+) -> tuple[_Floats, _Floats, None]:
+    first = settings.momentum * first + delta
+    return settings.lr * first, first, None
 
 
-def _adaptive(
-    delta: _Floats,
-    moment: SavedMoments,
-    settings: Aggregation,
-    second_moment: Callable[[_Floats, _Floats, float], _Floats],
-) -> tuple[_Floats, dict[str, _Floats]]:
-    """Divide the running mean of the changes by the root of their second moment."""
-    first = settings.momentum * moment(FIRST, 0.0) + (1.0 - settings.momentum) * delta
-    second = second_moment(moment(SECOND, settings.tau**2), delta**2, settings.second_moment)
-    return settings.lr * first / (np.sqrt(second) + settings.tau), {FIRST: first, SECOND: second}
+def _adaptive(second_moment: Callable[[_Floats, _Floats, float], _Floats]) -> Optimizer:
+    """Return an optimizer that divides the running mean of the changes by the root of their second moment."""
+
+    def step(
+        delta: _Floats, first: _Floats, second: _Floats, settings: Aggregation
+    ) -> tuple[_Floats, _Floats, _Floats]:
+        first = settings.momentum * first + (1.0 - settings.momentum) * delta
+        second = second_moment(second, delta**2, settings.second_moment)
+        return settings.lr * first / (np.sqrt(second) + settings.tau), first, second
+
+    return step
 
 
-@OPTIMIZERS.register("adam", summary="steps by the running mean of squared changes (FedAdam)", facts=None)
-def _adam(delta: _Floats, moment: SavedMoments, settings: Aggregation) -> tuple[_Floats, dict[str, _Floats]]:
-    return _adaptive(delta, moment, settings, lambda v, square, b2: b2 * v + (1.0 - b2) * square)
-
-
-@OPTIMIZERS.register("yogi", summary="as adam, with steps that grow slowly (FedYogi)", facts=None)
-def _yogi(delta: _Floats, moment: SavedMoments, settings: Aggregation) -> tuple[_Floats, dict[str, _Floats]]:
-    # v moves towards the new square by a step of the square's own size, so it shrinks slowly and stays >= 0
-    return _adaptive(
-        delta, moment, settings, lambda v, square, b2: v - (1.0 - b2) * square * np.sign(v - square)
-    )
-
-
-@OPTIMIZERS.register("adagrad", summary="steps by the sum of squared changes (FedAdagrad)", facts=None)
-def _adagrad(
-    delta: _Floats, moment: SavedMoments, settings: Aggregation
-) -> tuple[_Floats, dict[str, _Floats]]:
-    return _adaptive(delta, moment, settings, lambda v, square, _: v + square)
+OPTIMIZERS.register("adam", summary="steps by the running mean of squared changes (FedAdam)", facts=None)(
+    _adaptive(lambda v, square, b2: b2 * v + (1.0 - b2) * square)
+)
+# v moves towards the new square by a step of the square's own size, so it shrinks slowly and stays >= 0
+OPTIMIZERS.register("yogi", summary="as adam, with steps that grow slowly (FedYogi)", facts=None)(
+    _adaptive(lambda v, square, b2: v - (1.0 - b2) * square * np.sign(v - square))
+)
+OPTIMIZERS.register("adagrad", summary="steps by the sum of squared changes (FedAdagrad)", facts=None)(
+    _adaptive(lambda v, square, _: v + square)
+)
 
 
 def _moment(

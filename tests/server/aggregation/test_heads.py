@@ -14,17 +14,20 @@ from common.errors import UserError
 from common.settings.schema import Aggregation
 from server.aggregation.heads import (
     HEAD_RULES,
+    Aggregate,
     aggregate,
-    coordinate_median,
-    krum,
     krum_scores,
-    multi_krum,
     site_weight,
-    trimmed_mean,
     weighted_mean,
 )
 
 Heads = dict[str, dict[str, np.ndarray]]
+
+
+def merged(rule: str, heads: Heads, weights: Mapping[str, float] | None = None, **given: float) -> Aggregate:
+    """Merge by a rule; equal weights where none are given."""
+    chosen = Aggregation(rule=rule, **given)  # type: ignore[arg-type]
+    return aggregate(heads, weights or dict.fromkeys(heads, 1.0), chosen)
 
 
 def random_heads(count: int, seed: int = 0) -> Heads:
@@ -137,28 +140,22 @@ def test_weights_of_a_site() -> None:
 
 
 def test_median_by_hand() -> None:
-    assert coordinate_median(scalars(1, 100, 3))["x"] == 3
-    assert coordinate_median(scalars(1, 100, 3, 5))["x"] == 4
+    assert merged("median", scalars(1, 100, 3)).arrays["x"] == 3
+    assert merged("median", scalars(1, 100, 3, 5)).arrays["x"] == 4
     table = {
         "a": {"x": np.array([1.0, 9.0])},
         "b": {"x": np.array([2.0, 8.0])},
         "c": {"x": np.array([9.0, 1.0])},
     }
-    assert coordinate_median(table)["x"].tolist() == [2, 8]  # of each number, not of one site
+    assert merged("median", table).arrays["x"].tolist() == [2, 8]  # of each number, not of one site
 
 
 def test_trimmed_mean_by_hand() -> None:
     heads = scalars(-1000, 1, 2, 3, 1000)
-    assert trimmed_mean(heads, 0.2)["x"] == 2
-    assert trimmed_mean(heads, 0.4)["x"] == 2
-    assert trimmed_mean(heads, 0.0)["x"] == np.float32(6 / 5)
-    assert trimmed_mean(heads, 0.39)["x"] == 2  # int(0.39 * 5) = 1 at either end
-
-
-@pytest.mark.parametrize("trim", [0.5, 0.7, 1.0, -0.1])
-def test_a_trim_that_leaves_nothing_is_refused(trim: float) -> None:
-    with pytest.raises(UserError, match="leaves nothing"):
-        trimmed_mean(scalars(1, 2, 3), trim)
+    assert merged("trimmed-mean", heads, trim=0.2).arrays["x"] == 2
+    assert merged("trimmed-mean", heads, trim=0.4).arrays["x"] == 2
+    assert merged("trimmed-mean", heads, trim=0.0).arrays["x"] == np.float32(6 / 5)
+    assert merged("trimmed-mean", heads, trim=0.39).arrays["x"] == 2  # int(0.39 * 5) = 1 at either end
 
 
 def test_krum_by_hand() -> None:
@@ -171,13 +168,13 @@ def test_krum_by_hand() -> None:
         "s3": 9 + 25,
         "s4": 94**2 + 97**2,
     }
-    chosen = krum(heads, 1)
+    chosen = merged("krum", heads, malicious=1)
     assert chosen.sites == ("s1",) and chosen.arrays["x"] == 1
-    three = multi_krum(heads, 1, keep=3)
+    three = merged("multi-krum", heads, malicious=1, keep=3)
     assert three.sites == ("s0", "s1", "s2") and three.arrays["x"] == np.float32(4 / 3)
-    weighted = multi_krum(heads, 1, keep=3, weights={"s0": 1, "s1": 1, "s2": 2, "s3": 1, "s4": 1})
+    weighted = merged("multi-krum", heads, {"s0": 1, "s1": 1, "s2": 2, "s3": 1, "s4": 1}, malicious=1, keep=3)
     assert weighted.arrays["x"] == np.float32(7 / 4)
-    assert multi_krum(heads, 1).sites == ("s0", "s1", "s2", "s3")
+    assert merged("multi-krum", heads, malicious=1).sites == ("s0", "s1", "s2", "s3")
 
 
 def test_krum_equals_a_slow_loop() -> None:
@@ -200,18 +197,18 @@ def test_krum_chooses_as_flowers_strategy_does() -> None:
         for s, h in heads.items()
     ]
     picked = flower.select_multikrum(contents, 2, 4)
-    assert multi_krum(heads, 2, keep=4).sites == tuple(sorted(str(c["who"]["site"]) for c in picked))
+    assert merged("multi-krum", heads, malicious=2, keep=4).sites == tuple(
+        sorted(str(c["who"]["site"]) for c in picked)
+    )
 
 
 def test_krum_with_too_few_sites_is_refused() -> None:
     for count, malicious in ((2, 0), (4, 1), (6, 2)):
         with pytest.raises(UserError, match=f"needs at least {2 * malicious + 3} sites but {count} answered"):
-            krum(scalars(*range(count)), malicious)
-    assert krum(scalars(*range(7)), 2).sites
+            merged("krum", scalars(*range(count)), malicious=malicious)
+    assert merged("krum", scalars(*range(7)), malicious=2).sites
     with pytest.raises(UserError, match="keep 6 sites but 5"):
-        multi_krum(scalars(*range(5)), 1, keep=6)
-    with pytest.raises(UserError, match="negative"):
-        krum_scores(scalars(*range(5)), -1)
+        merged("multi-krum", scalars(*range(5)), malicious=1, keep=6)
 
 
 @pytest.mark.parametrize("rule", HEAD_RULES.names())
@@ -233,7 +230,7 @@ def test_no_rule_depends_on_the_order_of_sites(rule: str) -> None:
 
 def test_ties_of_krum_go_to_the_first_name() -> None:
     heads = {name: {"x": np.ones(3, np.float32)} for name in ("d", "b", "e", "c", "a")}
-    assert krum(heads, 1).sites == ("a",)
+    assert merged("krum", heads, malicious=1).sites == ("a",)
 
 
 @pytest.mark.parametrize("rule", ["median", "trimmed-mean", "krum", "multi-krum"])
@@ -248,9 +245,11 @@ def test_large_arrays_are_cut_into_runs_without_a_seam(monkeypatch: pytest.Monke
     heads = {
         f"s{i}": {"w": np.random.default_rng(i).standard_normal((13, 7)).astype(np.float32)} for i in range(5)
     }
-    whole = [coordinate_median(heads), trimmed_mean(heads, 0.2)]
+    whole = [merged("median", heads).arrays, merged("trimmed-mean", heads, trim=0.2).arrays]
     monkeypatch.setattr("server.aggregation.heads._BLOCK", 20)
-    for a, b in zip(whole, [coordinate_median(heads), trimmed_mean(heads, 0.2)], strict=True):
+    for a, b in zip(
+        whole, [merged("median", heads).arrays, merged("trimmed-mean", heads, trim=0.2).arrays], strict=True
+    ):
         assert same_bits(a, b)
     stacked = np.stack([h["w"] for h in heads.values()]).astype(np.float64)
     assert np.array_equal(whole[0]["w"], np.median(stacked, axis=0).astype(np.float32))
