@@ -27,7 +27,7 @@ from common.features import store
 from common.features.backbone_pass import BackbonePass, in_float16
 from common.features.neighbours import drop_channels, nearest_neighbours
 from common.models import backbone as backbones
-from common.models.inputs import backbone_settings, is_cnn, prepare_image, weights_key
+from common.models.inputs import backbone_entry, backbone_settings, prepare_image, weights_key
 from common.settings.unsupervised import Cache, Model
 from common.system.device import choose_device
 from common.system.progress import Progress
@@ -247,7 +247,11 @@ def open_features(
     views = None
     if cache.views:
         rows = np.asarray(stored.tokens[count:])
-        views = Views(rows.reshape(cache.views, count, *rows.shape[1:]), seed, tiled=not is_cnn(model))
+        views = Views(
+            rows.reshape(cache.views, count, *rows.shape[1:]),
+            seed,
+            tiled=backbone_entry(model).facts.stride is None,
+        )
     return Features(
         stored.tokens[:count],
         stored.pooled[:count],

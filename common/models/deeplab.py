@@ -18,8 +18,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from common.models.deeplab_weights import load_weights
-from common.models.operators import prepare_torchvision
 from common.models.parameter_groups import parameter_keys, statistics_keys
+from common.models.weights import prepare_torchvision
 from common.seeds import derive
 from common.settings.network import Network, numbers
 

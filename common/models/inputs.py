@@ -1,4 +1,4 @@
-"""What goes into the backbone: which pixels, and which weights?
+"""Inputs of a backbone: its pixels, its weights, and the facts of each architecture.
 
 Everything here is cheap and imports neither timm nor torchvision, so that a site that trains from its
 feature cache can tell whether the cache still fits without paying for the backbone.
@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import functools
 import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,20 +19,38 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from common.errors import UserError
+from common.registry import Entry as Registered
+from common.registry import Registry
 from common.settings.unsupervised import Model
 
-MOBILENET = "mobilenet_v2"
-"""The one backbone that is torchvision's and not timm's."""
-
-CNN_STRIDE = 16
-"""Pixels between neighbouring features of the CNN; feature i is centred on pixel 16 i (ViT: patch centres)."""
+VIT = "vit"
+"""The family of timm's vision transformers, to which every name belongs that is not registered itself."""
 
 _FILTERS = {"bilinear": Image.Resampling.BILINEAR, "nearest": Image.Resampling.NEAREST}
 
 
-def is_cnn(model: Model) -> bool:
-    """Tell the convolutional backbone from the transformers."""
-    return model.backbone == MOBILENET
+@dataclass(frozen=True)
+class BackboneFacts:
+    """What others ask of a backbone.
+
+    Attributes:
+        weights_from: the library whose pretrained weights it takes.
+        settings: fields of ``model`` on which its features depend besides size, crop and normalization.
+        stride: pixels between features whose first is centered on pixel 0; None: patches that tile the input.
+    """
+
+    weights_from: str
+    settings: tuple[str, ...]
+    stride: int | None
+
+
+BACKBONES = Registry[Callable[[Model, int], Any], BackboneFacts]("backbone", "common.models.backbones")
+"""Loaders by name: (model, seed of random weights) -> `common.models.backbone.Backbone`, on the CPU."""
+
+
+def backbone_entry(model: Model) -> Registered[Callable[[Model, int], Any], BackboneFacts]:
+    """Return what is registered for a backbone's name."""
+    return BACKBONES.entry(model.backbone if model.backbone in BACKBONES.names() else VIT)
 
 
 def crop_box(height: int, width: int, model: Model) -> tuple[float, float, float, float]:
@@ -74,7 +95,7 @@ def weights_key(model: Model, seed: int) -> str:
     if model.weights == "random":
         return f"random:{seed}"
     if model.weights == "pretrained":
-        return f"{'torchvision' if is_cnn(model) else 'timm'}:{model.backbone}"
+        return f"{backbone_entry(model).facts.weights_from}:{model.backbone}"
     path = weights_path(model)
     try:
         state = path.stat()
@@ -98,17 +119,8 @@ def weights_path(model: Model) -> Path:
 
 def backbone_settings(model: Model) -> dict[str, str | int]:
     """Return the settings on which features depend, and no others: changing one makes new features."""
-    settings: dict[str, str | int] = {
-        "backbone": model.backbone,
-        "height": model.height,
-        "width": model.width,
-        "resize": model.resize,
-        "crop": model.crop,
-        "normalize": model.normalize,
-    }
-    if is_cnn(model):
-        return settings | {"stages": model.stages}
-    return settings | {"depth": model.depth, "feature": model.feature}
+    always = ("backbone", "height", "width", "resize", "crop", "normalize")
+    return {name: getattr(model, name) for name in (*always, *backbone_entry(model).facts.settings)}
 
 
 @functools.lru_cache(maxsize=16)

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from common.checkpoint import Checkpoint, load_checkpoint
-from common.models.inputs import CNN_STRIDE, is_cnn
+from common.models.inputs import backbone_entry
 from common.models.site_models import chosen_model
 from common.settings.unsupervised import Model
 
@@ -47,7 +47,7 @@ class Geometry:
     @classmethod
     def of(cls, model: Model) -> Geometry:
         """Return the geometry of a backbone as configured."""
-        return cls(model.height, model.width, CNN_STRIDE if is_cnn(model) else None)
+        return cls(model.height, model.width, backbone_entry(model).facts.stride)
 
 
 @functools.lru_cache(maxsize=64)

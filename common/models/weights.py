@@ -1,4 +1,4 @@
-"""Where do a backbone's weights come from, and do they fit?"""
+"""Weights of a backbone: where they come from, and whether they fit."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import logging
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,42 @@ import torch
 from torch import nn
 
 from common.errors import UserError
-from common.models.operators import prepare_torchvision
 
-log = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
 PROBE_SECONDS = 4.0
 """How long a server may take to answer before it counts as out of reach."""
+
+
+_DESCRIBED_ON_IMPORT = (
+    "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
+    "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
+)
+
+
+@cache
+def prepare_torchvision() -> torch.library.Library | None:
+    """Make ``import torchvision`` work beside any torch; call it before torchvision or timm is imported.
+
+    The wheel on the default package index is built for CUDA. Beside a CPU build of torch its compiled operators
+    cannot be loaded, and then the import fails while it describes them. The frozen backbones use none of them:
+    declaring their signatures is enough.
+
+    Returns what holds the declarations (they live as long as it does), or None where none were needed.
+    """
+    try:
+        import torchvision
+    except RuntimeError as error:
+        if "operator torchvision::" not in str(error):
+            raise
+    else:
+        return None
+    declared = torch.library.Library("torchvision", "FRAGMENT")  # type: ignore[no-untyped-call]
+    for signature in _DESCRIBED_ON_IMPORT:
+        declared.define(signature)  # type: ignore[no-untyped-call]
+    import torchvision  # noqa: F401
+
+    return declared
 
 
 def read_safetensors(path: Path) -> dict[str, torch.Tensor]:
@@ -134,7 +165,7 @@ def timm_pretrained(name: str, create: Callable[..., nn.Module]) -> nn.Module:
     try:
         return create(pretrained=True)
     except (OSError, RuntimeError) as error:
-        log.debug("download of %s failed", name, exc_info=True)
+        _log.debug("download of %s failed", name, exc_info=True)
         raise offline_error(f"{name} (the download failed with {type(error).__name__})") from error
 
 
@@ -153,7 +184,7 @@ def torchvision_pretrained(setting: str = "model.weights") -> dict[str, torch.Te
     try:
         state: dict[str, torch.Tensor] = dict(weights.get_state_dict(progress=False, check_hash=True))
     except (OSError, RuntimeError) as error:
-        log.debug("download of mobilenet_v2 failed", exc_info=True)
+        _log.debug("download of mobilenet_v2 failed", exc_info=True)
         reason = f"mobilenet_v2 (the download failed with {type(error).__name__})"
         raise offline_error(reason, setting) from error
     return state

@@ -27,8 +27,8 @@ from common.models.deeplab import (
     network_signature,
     network_to_arrays,
 )
-from common.models.operators import prepare_torchvision
 from common.models.parameter_groups import start_training, statistics_keys
+from common.models.weights import prepare_torchvision
 from common.settings.load import load_config
 from common.settings.network import Network
 from common.training.batchnorm import blend_statistics

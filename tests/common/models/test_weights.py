@@ -1,4 +1,4 @@
-"""Does torchvision import beside a torch that cannot load its compiled operators?"""
+"""torchvision imports beside a torch that cannot load its compiled operators."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from common.models import operators
+from common.models import weights as operators
 
 
 @pytest.fixture(autouse=True)
