@@ -273,7 +273,12 @@ def _list(
     if what == "tasks":
         print_table(("task", ""), [(facts.name, facts.summary) for facts in TASKS.values()])
         return
-    keys = {"objectives": ["loss.objective"], "backbones": ["model.backbone"]}
+    if what == "backbones":
+        from common.models.inputs import BACKBONES
+
+        print_table(("model.backbone", ""), [(entry.name, entry.summary) for entry in BACKBONES.entries()])
+        return
+    keys = {"objectives": ["loss.objective"]}
     for key in keys.get(what, ["centroids.merge", "aggregation.rule", "aggregation.optimizer"]):
         print_table((key, ""), [(entry.name, entry.summary) for entry in REGISTRIES[key].entries()])
 

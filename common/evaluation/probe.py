@@ -1,4 +1,4 @@
-"""What can a linear classifier with labels read off frozen codes?
+"""Linear probe: what a classifier with labels can read off frozen codes.
 
 The measure of a representation, not a way to train one: multinomial logistic regression on the codes of
 labelled pixels. The published code trains a 1x1 convolution on codes enlarged to the size of the label; a
@@ -11,13 +11,14 @@ Shapes: B images, D code length, C classes, h x w the feature grid, H x W pixels
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from common.data.manifest import Shard
@@ -33,7 +34,9 @@ PIXELS = 100_000
 MOST_OF_AN_IMAGE = 1000
 """... but no more than these of one image, whose pixels are much alike."""
 RIDGE = 1e-4
-"""Strength of the pull on the weights (of standardised codes) towards 0, which makes the fit unique."""
+"""Strength of the pull on the weights (of standardized codes) towards 0, which makes the fit unique."""
+_NEVER = -1e4
+"""Score of a class that no pixel of the fit shows: finite, as scores are interpolated, and below all others."""
 
 
 @dataclass(frozen=True)
@@ -104,10 +107,10 @@ def sample_pixels(
         if progress is not None:
             progress(indices[-1] + 1, len(shard))
     parts = zip(codes, classes, strict=True)
-    return join([Pixels(code, torch.from_numpy(found), 1) for code, found in parts])
+    return join_pixels([Pixels(code, torch.from_numpy(found), 1) for code, found in parts])
 
 
-def join(parts: Sequence[Pixels]) -> Pixels:
+def join_pixels(parts: Sequence[Pixels]) -> Pixels:
     """Join the pixels of several shards."""
     held = [part for part in parts if len(part.classes)]
     if not held:
@@ -120,38 +123,34 @@ def join(parts: Sequence[Pixels]) -> Pixels:
 
 
 def fit_linear(codes: Tensor, classes: Tensor, num_classes: int, steps: int = 200) -> LinearFit:
-    """Fit multinomial logistic regression of classes int64 [n] on codes [n, D] by L-BFGS.
+    """Fit sklearn's multinomial logistic regression of classes int64 [n] on codes [n, D] by L-BFGS.
 
-    Codes are standardised first (the result takes them as they are), weights start at 0, and all pixels
+    Codes are standardized first (the result takes them as they are), weights start at 0, and all pixels
     count alike: the same input gives the same classifier. Stops earlier where nothing changes any more.
+    At least two classes have to occur; one that does not occur is never predicted.
     """
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.linear_model import LogisticRegression
+
     mean, spread = codes.mean(dim=0), codes.std(dim=0, correction=0).clamp(min=1e-6)
-    inputs = (codes - mean) / spread
-    linear = nn.Linear(codes.shape[1], num_classes)
-    nn.init.zeros_(linear.weight)
-    nn.init.zeros_(linear.bias)
-    optimizer = torch.optim.LBFGS(
-        linear.parameters(),
-        max_iter=steps,
-        max_eval=4 * steps,  # a step's line search takes one or two evaluations, rarely more
-        tolerance_grad=1e-6,
-        line_search_fn="strong_wolfe",
-    )
-
-    def closure() -> Tensor:
-        optimizer.zero_grad()
-        loss = functional.cross_entropy(linear(inputs), classes)
-        total = loss + RIDGE / 2 * linear.weight.square().sum()
-        total.backward()  # type: ignore[no-untyped-call]
-        return total
-
-    optimizer.step(closure)  # type: ignore[no-untyped-call]
-    with torch.no_grad():
-        loss = float(functional.cross_entropy(linear(inputs), classes))
-        weights = linear.weight / spread
-        bias = linear.bias - weights @ mean
-    taken = int(optimizer.state[linear.weight]["n_iter"])
-    return LinearFit(weights, bias, loss, taken)
+    inputs = ((codes - mean) / spread).double().numpy()
+    present = np.unique(classes)
+    # sklearn pulls on one column w of two classes where we pull on two, w / 2 and -w / 2: half as strongly
+    strength = len(codes) * RIDGE / (2 if len(present) == 2 else 1)
+    model = LogisticRegression(C=1 / strength, tol=1e-6, max_iter=steps)
+    with warnings.catch_warnings():  # the number of steps is the caller's choice
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        model.fit(inputs, classes.numpy())
+    columns, offsets = model.coef_, model.intercept_
+    if len(columns) == 1:
+        columns, offsets = np.stack([-columns[0], columns[0]]) / 2, np.array([-offsets[0], offsets[0]]) / 2
+    weights = torch.zeros(num_classes, codes.shape[1], dtype=torch.double)
+    bias = torch.full((num_classes,), _NEVER, dtype=torch.double)
+    weights[present], bias[present] = torch.from_numpy(columns), torch.from_numpy(offsets)
+    loss = float(functional.cross_entropy(torch.from_numpy(inputs) @ weights.T + bias, classes))
+    weights = weights / spread
+    bias = bias - weights @ mean.double()
+    return LinearFit(weights.float(), bias.float(), loss, int(model.n_iter_.max()))
 
 
 class LinearProbe(Segmenter):

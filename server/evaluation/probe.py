@@ -23,7 +23,14 @@ from common.errors import UserError
 from common.evaluation.clusters import evaluate, mirrored_features
 from common.evaluation.crf import refine_logits
 from common.evaluation.metrics import scores
-from common.evaluation.probe import MOST_OF_AN_IMAGE, PIXELS, LinearProbe, fit_linear, join, sample_pixels
+from common.evaluation.probe import (
+    MOST_OF_AN_IMAGE,
+    PIXELS,
+    LinearProbe,
+    fit_linear,
+    join_pixels,
+    sample_pixels,
+)
 from common.evaluation.protocol import Protocol, apply_protocol, check_backbone
 from common.features.cache import Features, open_features
 from common.models.segmenter import Geometry, Segmenter
@@ -99,7 +106,7 @@ def probe_checkpoint(
 
     segmenter = _frozen(saved, model, on).to(chosen)
     per_image = min(MOST_OF_AN_IMAGE, max(1, PIXELS // sum(map(len, fitted_on))))
-    pixels = join(
+    pixels = join_pixels(
         [
             sample_pixels(
                 segmenter,

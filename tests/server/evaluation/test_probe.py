@@ -86,6 +86,14 @@ def test_the_fit_agrees_with_newton_steps_for_two_classes() -> None:
     assert torch.allclose(found.double(), design @ theta, atol=2e-2)
 
 
+def test_a_class_that_the_fit_never_saw_is_never_predicted() -> None:
+    codes, classes = regression(3)
+    classes[classes == 1] = 3
+    fit = fit_linear(codes, classes, 5)
+    scores = codes @ fit.weights.T + fit.bias
+    assert set(scores.argmax(1).tolist()) == {0, 2, 3} and bool(torch.isfinite(scores).all())
+
+
 @pytest.mark.parametrize("stride", [None, 16])
 def test_codes_at_pixels_are_those_of_the_enlarged_map(stride: int | None) -> None:
     generator = torch.Generator().manual_seed(1)
