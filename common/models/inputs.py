@@ -19,8 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from common.errors import UserError
-from common.registry import Entry as Registered
-from common.registry import Registry
+from common.registry import Registered, Registry
 from common.settings.unsupervised import Model
 
 VIT = "vit"
