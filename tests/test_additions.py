@@ -82,3 +82,81 @@ def test_a_new_head_rule_is_one_file(checkout: Checkout, scenes: Path, tmp_path:
     assert "#   first: head of the first site" in checkout.output("-m", "server", "settings", "--explain")
     private = checkout.refusal("-m", "server", "settings", *words, "--set", "privacy.secure-sum=true")
     assert "aggregation.rule 'first'" in private
+
+
+DATA_SET = '''"""Images whose left half is bright."""
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from common.data.manifest import Entry
+from partitions.sources.base import DATASETS, Dataset, Source
+
+
+@DATASETS.register(
+    "halves",
+    summary="images whose left half is bright",
+    facts=Source("Nothing is needed.", "", needs_root=False, classes="halves"),
+)
+def read_halves(job):
+    """Draw six images for each of two domains."""
+    entries = []
+    (job.stage / "data").mkdir(parents=True)
+    for number in range(12):
+        rng = np.random.default_rng(number)
+        pixels = rng.integers(0, 90, (64, 96, 3), dtype=np.uint8)
+        pixels[:, :48] += 120
+        label = np.zeros((64, 96), dtype=np.uint8)
+        label[:, :48] = 9
+        Image.fromarray(pixels).save(job.stage / f"data/{number}.png")
+        Image.fromarray(label).save(job.stage / f"data/{number}-label.png")
+        entries.append(Entry(f"{number}.png", f"{number}-label.png", f"place-{number % 2}"))
+    final = Path(job.args.out).resolve() / "data"
+    return Dataset(entries[:10], job.stage / "data", evaluation={"eval": entries[10:]}, final_root=final)
+'''
+
+CLASS_TABLE = '{"name": "halves", "source": "drawn", "names": ["dark", "bright"], "remap": {"0": 0, "9": 1}}'
+
+BACKBONE = '''"""Mean colors of 8 x 8 pixels."""
+
+import torch
+
+from common.models.backbone import PER_IMAGE, Backbone
+from common.models.inputs import BACKBONES, BackboneFacts
+
+
+@BACKBONES.register(
+    "colors", summary="mean colors of 8 x 8 pixels", facts=BackboneFacts(weights_from="", settings=(), stride=None)
+)
+def load_colors(model, seed):
+    """Return a backbone of three channels."""
+    return Backbone(torch.nn.AvgPool2d(8), (model.height, model.width), *PER_IMAGE)
+'''
+
+
+def test_a_new_data_set_is_one_file_and_its_class_table(checkout: Checkout, tmp_path: Path) -> None:
+    checkout.add("partitions/sources/halves.py", DATA_SET)
+    checkout.add("common/data/tables/halves.json", CLASS_TABLE)
+    listed = checkout.output("-m", "partitions", "list")
+    assert "images whose left half is bright" in listed and "halves" in listed.split("class tables:")[1]
+    shards = tmp_path / "shards"
+    checkout.output("-m", "partitions", "halves", "--out", shards)
+    partition = json.loads((shards / "partition.json").read_text())
+    assert partition["sites"] == {"site-0": 5, "site-1": 5}
+    assert partition["classes"]["names"] == ["dark", "bright"] and partition["histogram"]["site-0"] == [
+        15360,
+        15360,
+    ]
+    checkout.simulate("--shards", shards, "--run-dir", tmp_path / "run", *tiny(local__neighbours=2))
+    assert (tmp_path / "run" / "checkpoints" / "round-0001.safetensors").is_file()
+
+
+def test_a_new_backbone_is_one_file(checkout: Checkout, scenes: Path, tmp_path: Path) -> None:
+    checkout.add("common/models/backbones/colors.py", BACKBONE)
+    assert "mean colors of 8 x 8 pixels" in checkout.output("-m", "server", "list", "backbones")
+    words = tiny(model__backbone="colors", model__weights="random")
+    checkout.simulate("--shards", scenes, "--run-dir", tmp_path / "run", *words)
+    saved = json.loads((tmp_path / "run" / "checkpoints" / "round-0001.json").read_text())
+    assert saved["channels"] == 3

@@ -55,7 +55,7 @@ class Dataset:
 
 
 @dataclass(frozen=True)
-class Job:
+class LoadJob:
     """What a loader is given: the data set's folder and the options.
 
     Attributes:
@@ -73,7 +73,7 @@ class Job:
     progress: Progress | None
 
 
-Read = Callable[[Job], Dataset]
+Read = Callable[[LoadJob], Dataset]
 
 
 @dataclass(frozen=True)
@@ -126,8 +126,8 @@ def load_dataset(name: str, args: SimpleNamespace, stage: Path, progress: Progre
     Args:
         name: a data set's name in `DATASETS`.
         args: the options, those of the data set included.
-        stage: see `Job`.
-        progress: see `Job`.
+        stage: see `LoadJob`.
+        progress: see `LoadJob`.
     """
     check_table(name, args.classes)
     source = DATASETS.facts(name)
@@ -136,7 +136,7 @@ def load_dataset(name: str, args: SimpleNamespace, stage: Path, progress: Progre
         root = need_folder(Path(args.root), "--root", f"expected {source.title}.").resolve()
     chosen = args.classes or source.classes
     table = load_table(chosen) if chosen else None
-    data = DATASETS.get(name)(Job(root, table, args, stage, progress))
+    data = DATASETS.get(name)(LoadJob(root, table, args, stage, progress))
     return replace(data, name=name, root=root if data.root == Path() else data.root, classes=table)
 
 

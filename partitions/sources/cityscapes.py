@@ -10,7 +10,15 @@ from common.data.crops import VIEWS
 from common.data.manifest import Entry
 from common.errors import UserError
 from common.system.cli import option
-from partitions.sources.base import CITYSCAPES_IDS, DATASETS, Dataset, Job, Source, need_files, need_folder
+from partitions.sources.base import (
+    CITYSCAPES_IDS,
+    DATASETS,
+    Dataset,
+    LoadJob,
+    Source,
+    need_files,
+    need_folder,
+)
 
 _IMAGE = "_leftImg8bit.png"
 
@@ -59,7 +67,7 @@ _OPTIONS = (
         tables=CITYSCAPES_IDS,
     ),
 )
-def _read(job: Job) -> Dataset:
+def _read(job: LoadJob) -> Dataset:
     return Dataset(
         _split(job.root, "train"),
         evaluation={"val": _split(job.root, "val")},

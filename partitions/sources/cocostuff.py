@@ -8,7 +8,7 @@ from common.data.manifest import Entry, natural_key
 from common.errors import UserError
 from common.system.cli import option
 from partitions.leaf import read_names
-from partitions.sources.base import DATASETS, Dataset, Job, Source, need_files, need_folder
+from partitions.sources.base import DATASETS, Dataset, LoadJob, Source, need_files, need_folder
 
 TRAIN_LIST = "curated/train2017/Coco164kFull_Stuff_Coarse.txt"
 VAL_LIST = "curated/val2017/Coco164kFull_Stuff_Coarse_7.txt"
@@ -65,7 +65,7 @@ _OPTIONS = (
         classes="cocostuff-27",
     ),
 )
-def _read(job: Job) -> Dataset:
+def _read(job: LoadJob) -> Dataset:
     args, root = job.args, job.root
     if args.site_lists is not None:
         if args.by not in (None, "domain") or args.train_list is not None:

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from common.data.manifest import Entry
 from common.errors import UserError
-from partitions.sources.base import CITYSCAPES_IDS, DATASETS, Dataset, Job, Source, images_below, need_files
+from partitions.sources.base import (
+    CITYSCAPES_IDS,
+    DATASETS,
+    Dataset,
+    LoadJob,
+    Source,
+    images_below,
+    need_files,
+)
 
 _LABEL = "_eval.png"
 
@@ -21,7 +29,7 @@ _LABEL = "_eval.png"
         tables=CITYSCAPES_IDS,
     ),
 )
-def _read(job: Job) -> Dataset:
+def _read(job: LoadJob) -> Dataset:
     root = job.root / "cities" if (job.root / "cities").is_dir() else job.root
     images: list[Entry] = []
     test: list[Entry] = []

@@ -7,7 +7,7 @@ from pathlib import Path
 from common.data.manifest import Entry
 from common.errors import UserError
 from common.system.cli import option
-from partitions.sources.base import DATASETS, Dataset, Job, Source, images_below, need_folder
+from partitions.sources.base import DATASETS, Dataset, LoadJob, Source, images_below, need_folder
 
 _LABEL_SUFFIXES = (".png", ".bmp", ".tif", ".tiff")
 
@@ -49,7 +49,7 @@ _OPTIONS = (
         options=_OPTIONS,
     ),
 )
-def _read(job: Job) -> Dataset:
+def _read(job: LoadJob) -> Dataset:
     args, root = job.args, job.root
     images = _below(root, args.images, "--images")
     labels = None if args.labels is None else _below(root, args.labels, "--labels")

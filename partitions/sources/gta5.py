@@ -12,7 +12,7 @@ from partitions.sources.base import (
     CITYSCAPES_IDS,
     DATASETS,
     Dataset,
-    Job,
+    LoadJob,
     Source,
     images_below,
     need_files,
@@ -65,7 +65,7 @@ _OPTIONS = (
         tables=CITYSCAPES_IDS,
     ),
 )
-def _read(job: Job) -> Dataset:
+def _read(job: LoadJob) -> Dataset:
     args, root = job.args, job.root
     folder = need_folder(root / "images", "The GTA5 folder", "expected images and labels in --root.")
     test = _listed(root, args.test_list, "test.txt")

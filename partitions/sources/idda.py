@@ -19,7 +19,16 @@ from common.system.cli import option
 from partitions.leaf import Clients, Sample
 from partitions.rules import characteristic_class
 from partitions.sources import idda_scenarios
-from partitions.sources.base import DATASETS, DIFFERENT, SAME, Dataset, Job, Source, images_below, need_files
+from partitions.sources.base import (
+    DATASETS,
+    DIFFERENT,
+    SAME,
+    Dataset,
+    LoadJob,
+    Source,
+    images_below,
+    need_files,
+)
 from partitions.sources.idda_lists import in_domains, is_reduced, label_of, listed, reduced
 from partitions.sources.leaf import place, train_eval
 
@@ -65,7 +74,7 @@ _OPTIONS = (
         tables=("idda-16", "idda-23"),
     ),
 )
-def _read(job: Job) -> Dataset:
+def _read(job: LoadJob) -> Dataset:
     args, root, table = job.args, job.root, job.classes
     assert table is not None, "it has a default"
     if is_reduced(root, args.lists is not None):

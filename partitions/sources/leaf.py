@@ -9,7 +9,7 @@ from common.data.manifest import Entry
 from common.errors import UserError
 from common.system.cli import option
 from partitions.leaf import Clients, Sample, read_clients
-from partitions.sources.base import DATASETS, TRAIN_EVAL, Dataset, Job, Source, need_files
+from partitions.sources.base import DATASETS, TRAIN_EVAL, Dataset, LoadJob, Source, need_files
 
 _PLACE = "{id}"
 
@@ -120,7 +120,7 @@ _OPTIONS = (
         rule="lists",
     ),
 )
-def _read(job: Job) -> Dataset:
+def _read(job: LoadJob) -> Dataset:
     args, root = job.args, job.root
     clients = read_clients([Path(name) for name in args.lists])
     images, owner = place(clients, args.image_path, args.label_path)

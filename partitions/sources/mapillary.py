@@ -6,7 +6,7 @@ from pathlib import Path
 
 from common.data.manifest import Entry
 from common.errors import UserError
-from partitions.sources.base import DATASETS, Dataset, Job, Source, images_below, need_files, need_folder
+from partitions.sources.base import DATASETS, Dataset, LoadJob, Source, images_below, need_files, need_folder
 
 
 def _split(root: Path, split: str) -> list[Entry]:
@@ -34,5 +34,5 @@ def _split(root: Path, split: str) -> list[Entry]:
         tables=("mapillary-19",),
     ),
 )
-def _read(job: Job) -> Dataset:
+def _read(job: LoadJob) -> Dataset:
     return Dataset(_split(job.root, "training"), evaluation={"val": _split(job.root, "validation")})

@@ -13,7 +13,7 @@ from common.data.images import read_image
 from common.data.manifest import Entry, natural_key
 from common.errors import UserError
 from common.system.cli import option
-from partitions.sources.base import DATASETS, Dataset, Job, Source
+from partitions.sources.base import DATASETS, Dataset, LoadJob, Source
 
 # Colours of the published label maps, in the order of the raw ids 0..5.
 _COLOURS = ((255, 255, 255), (0, 0, 255), (0, 255, 255), (0, 255, 0), (255, 255, 0), (255, 0, 0))
@@ -52,7 +52,7 @@ _OPTIONS = (option("--tile", "PIXELS", "Side of the images cut (default: 400).",
         classes="potsdam-3",
     ),
 )
-def _read(job: Job) -> Dataset:
+def _read(job: LoadJob) -> Dataset:
     args, root, stage = job.args, job.root, job.stage
     if args.tile < 32:
         raise UserError(f"--tile is {args.tile}; expected at least 32 pixels.")

@@ -15,7 +15,7 @@ from common.data.manifest import Entry
 from common.errors import UserError
 from common.system.cli import option, parse_size
 from partitions.drawing.synthetic import VERSION, make_scenes
-from partitions.sources.base import DATASETS, Dataset, Job, Source
+from partitions.sources.base import DATASETS, Dataset, LoadJob, Source
 
 _RECORD = "scenes.json"
 Drawn = tuple[list[list[Entry]], list[Entry]]  # of every drive, of the unseen one
@@ -45,7 +45,7 @@ def _entry(data: list[str]) -> Entry:
         classes="synthetic",
     ),
 )
-def _read(job: Job) -> Dataset:
+def _read(job: LoadJob) -> Dataset:
     args = job.args
     size: tuple[int, int] = args.size
     if max(size) > 2048:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from common.data.manifest import Entry
 from common.errors import UserError
-from partitions.sources.base import DATASETS, Dataset, Job, Source, need_files
+from partitions.sources.base import DATASETS, Dataset, LoadJob, Source, need_files
 
 
 def read_splits(root: Path) -> dict[str, list[tuple[str, str]]]:
@@ -31,7 +31,7 @@ def read_splits(root: Path) -> dict[str, list[tuple[str, str]]]:
     return splits
 
 
-def _read_splits(job: Job, evaluation: tuple[str, ...]) -> Dataset:
+def _read_splits(job: LoadJob, evaluation: tuple[str, ...]) -> Dataset:
     listed = read_splits(job.root)
     splits = {
         split: [
@@ -57,7 +57,7 @@ def _read_splits(job: Job, evaluation: tuple[str, ...]) -> Dataset:
         classes="camvid",
     ),
 )
-def _read_camvid(job: Job) -> Dataset:
+def _read_camvid(job: LoadJob) -> Dataset:
     return _read_splits(job, ("dev", "val"))
 
 
@@ -72,5 +72,5 @@ def _read_camvid(job: Job) -> Dataset:
         classes="crackforest",
     ),
 )
-def _read_crackforest(job: Job) -> Dataset:
+def _read_crackforest(job: LoadJob) -> Dataset:
     return _read_splits(job, ("val",))

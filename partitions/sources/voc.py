@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from common.data.manifest import Entry
-from partitions.sources.base import DATASETS, Dataset, Job, Source, need_files
+from partitions.sources.base import DATASETS, Dataset, LoadJob, Source, need_files
 from partitions.sources.cocostuff import read_list
 
 
@@ -19,7 +19,7 @@ from partitions.sources.cocostuff import read_list
         classes="voc",
     ),
 )
-def _read(job: Job) -> Dataset:
+def _read(job: LoadJob) -> Dataset:
     root = job.root / "VOC2012" if (job.root / "VOC2012").is_dir() else job.root
     splits = {}
     for split in ("train", "val"):
