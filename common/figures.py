@@ -14,13 +14,12 @@ from functools import lru_cache
 from xml.etree import ElementTree
 
 import numpy as np
-import numpy.typing as npt
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-Pixels = npt.NDArray[np.uint8]
-"""RGB, [H, W, 3]."""
+from common.data.crops import Bytes
+
 Colored = tuple[tuple[str, str], ...]
 """Names with their colors, "#rrggbb"."""
 
@@ -54,7 +53,7 @@ styled = rc_context(
 _SVG = "http://www.w3.org/2000/svg"
 _NOT_XML = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")
 _GAP, _LINE, _LETTER = 12, 20, 0.62
-"""Pixels between images and a line of text; width of a letter, of its size."""
+"""Bytes between images and a line of text; width of a letter, of its size."""
 
 
 def new_figure(width: float, height: float, layout: str | None = "constrained") -> Figure:
@@ -96,7 +95,7 @@ def as_svg(figure: Figure, alt: str) -> str:
 
 
 @styled
-def as_pixels(figure: Figure) -> Pixels:
+def as_pixels(figure: Figure) -> Bytes:
     """Return the figure as uint8 [H, W, 3]."""
     file = io.BytesIO()
     with warnings.catch_warnings():
@@ -106,7 +105,7 @@ def as_pixels(figure: Figure) -> Pixels:
     return np.frombuffer(file.getvalue(), np.uint8).reshape(height, width, 4)[..., :3]
 
 
-def shortened(text: str, width: float, size: float) -> str:
+def fitting(text: str, width: float, size: float) -> str:
     """Return at most as many letters as fit ``width`` pixels, without the middle: names differ at their ends."""
     most = max(3, int(width / (_LETTER * size)))
     return text if len(text) <= most else f"{text[: most // 2]}…{text[len(text) - (most - 1) // 2 :]}"
@@ -144,7 +143,7 @@ def add_legend(figure: Figure, entries: Colored, columns: int, size: float = 14)
 
 @lru_cache(64)  # of a folder of images that are segmented, many have the same one
 @styled
-def legend_image(entries: Colored, width: int, size: int) -> Pixels:
+def legend_image(entries: Colored, width: int, size: int) -> Bytes:
     """Draw a legend in as many rows as ``width`` pixels need: uint8 [h, width, 3]; no entries: h = 0."""
     columns, height = legend_layout(entries, width, size)
     if not height:
@@ -156,7 +155,7 @@ def legend_image(entries: Colored, width: int, size: int) -> Pixels:
 
 @styled
 def image_grid(
-    rows: Sequence[Sequence[Pixels]],
+    rows: Sequence[Sequence[Bytes]],
     heads: Sequence[str],
     cell: int,
     *,
@@ -164,7 +163,7 @@ def image_grid(
     names: Sequence[str] = (),
     legend: Colored = (),
     caption: str = "",
-) -> Pixels:
+) -> Bytes:
     """Lay images in rows below headed columns of ``cell`` pixels: uint8 [H, W, 3].
 
     Args:
@@ -205,20 +204,20 @@ def image_grid(
                 ax.imshow(row[j])
     for j, head in enumerate(heads):
         x = (_GAP + j * (cell + _GAP)) / width
-        figure.text(x, 1 - 24 / height, shortened(head, cell, 15), fontsize=points(15))
+        figure.text(x, 1 - 24 / height, fitting(head, cell, 15), fontsize=points(15))
         if any(notes):
-            figure.text(x, 1 - 44 / height, shortened(notes[j], cell, 13), fontsize=points(13), color=SOFT)
+            figure.text(x, 1 - 44 / height, fitting(notes[j], cell, 13), fontsize=points(13), color=SOFT)
     for i, name in enumerate(names):
         y = axes[i, 0].get_position(original=True).y0 - 16 / height
-        figure.text(_GAP / width, y, shortened(name, width - 2 * _GAP, 13), fontsize=points(13), color=SOFT)
+        figure.text(_GAP / width, y, fitting(name, width - 2 * _GAP, 13), fontsize=points(13), color=SOFT)
     if caption:
-        words = shortened(caption, width - 2 * _GAP, 13)
+        words = fitting(caption, width - 2 * _GAP, 13)
         figure.text(_GAP / width, 8 / height, words, fontsize=points(13), color=SOFT)
     add_legend(figure, legend, columns)
     return as_pixels(figure)
 
 
-def stacked(images: Sequence[Pixels]) -> Pixels:
+def stacked(images: Sequence[Bytes]) -> Bytes:
     """Lay images below one another on white paper, from the left."""
     width = max(image.shape[1] for image in images)
     return np.concatenate(

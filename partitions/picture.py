@@ -14,9 +14,9 @@ from PIL import Image, ImageOps
 
 from common.data.classes import Colour, distinct_colours
 from common.data.images import read_image
-from common.figures import INK, SOFT, add_legend, as_pixels, legend_layout, new_figure, shortened, styled
+from common.figures import INK, SOFT, add_legend, as_pixels, fitting, legend_layout, new_figure, styled
 
-WIDTH = 1480
+_WIDTH = 1480
 _TEXT, _THUMBS, _BAR = 240, 860, 340
 """Pixels of the three columns: words, sample images, mix."""
 _SAMPLES, _GAP = 6, 6
@@ -55,7 +55,7 @@ def _sample_strip(row: Row) -> npt.NDArray[np.uint8]:
 
 
 def _draw_words(ax: Axes, row: Row, most: int) -> None:
-    ax.text(0, 0.98, shortened(row.name, _TEXT - 12, 16), fontsize=12.5, va="top")
+    ax.text(0, 0.98, fitting(row.name, _TEXT - 12, 16), fontsize=12.5, va="top")
     ax.text(0, 0.72, f"{row.images} image{'' if row.images == 1 else 's'}", fontsize=10, va="top")
     ax.barh(0.48, 0.85 * row.images / most, height=0.05, color="#3c6eb4")
     note = textwrap.fill(row.note, 32, max_lines=2, placeholder="…", break_long_words=True)
@@ -95,16 +95,16 @@ def draw_split(
     rows = [*sites[:_MOST_ROWS], *evaluation]
     hidden = len(sites) - len(sites[:_MOST_ROWS])
     legend = tuple(zip(names, hexes, strict=True))
-    columns, bottom = legend_layout(legend, WIDTH, 14)
+    columns, bottom = legend_layout(legend, _WIDTH, 14)
     bottom += 20 + (24 if hidden else 0)
     height = _TOP + _ROW * len(rows) + bottom
-    figure = new_figure(WIDTH, height, layout=None)
+    figure = new_figure(_WIDTH, height, layout=None)
     grid = figure.add_gridspec(
         len(rows),
         3,
         width_ratios=(_TEXT, _THUMBS, _BAR),
-        left=28 / WIDTH,
-        right=1 - 12 / WIDTH,
+        left=28 / _WIDTH,
+        right=1 - 12 / _WIDTH,
         top=1 - _TOP / height,
         bottom=bottom / height,
         wspace=0,
@@ -123,10 +123,10 @@ def draw_split(
         if not i:
             for ax, head in zip((words, samples, bar), ("site", "images, evenly spaced", mix), strict=True):
                 figure.text(ax.get_position().x0, 1 - 104 / height, head, fontsize=9.5, color=SOFT)
-    figure.text(28 / WIDTH, 1 - 46 / height, shortened(title, WIDTH - 56, 26), fontsize=19)
-    figure.text(28 / WIDTH, 1 - 76 / height, shortened(subtitle, WIDTH - 56, 15), fontsize=11, color=SOFT)
+    figure.text(28 / _WIDTH, 1 - 46 / height, fitting(title, _WIDTH - 56, 26), fontsize=19)
+    figure.text(28 / _WIDTH, 1 - 76 / height, fitting(subtitle, _WIDTH - 56, 15), fontsize=11, color=SOFT)
     if hidden:
         more = f"and {hidden} more sites, see partition.json"
-        figure.text(28 / WIDTH, (bottom - 24) / height, more, fontsize=11, color=SOFT)
+        figure.text(28 / _WIDTH, (bottom - 24) / height, more, fontsize=11, color=SOFT)
     add_legend(figure, legend, columns)
     return Image.fromarray(as_pixels(figure))

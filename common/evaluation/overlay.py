@@ -15,8 +15,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from common.data.classes import ClassTable
-
-Bytes = npt.NDArray[np.uint8]
+from common.data.crops import Bytes as Bytes
 
 VOID = 255
 VOID_COLOUR = (232, 234, 238)

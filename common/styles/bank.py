@@ -17,9 +17,10 @@ from pydantic import BaseModel, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
+from common.data.crops import Bytes
 from common.errors import UserError
 from common.settings.network import Style
-from common.styles.style import Bytes, Floats, apply_style, check_style, style_shape, uniform
+from common.styles.style import StyleArray, apply_style, check_style, draw_uniform, style_shape
 from common.system.atomic import atomic_write_bytes, atomic_write_text
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ class StyleBank:
     kind: str
     size: tuple[int, int]
     window: tuple[int, int]
-    styles: dict[str, Floats]
+    styles: dict[str, StyleArray]
 
     @classmethod
     def of(cls, settings: Style, styles: Mapping[str, np.ndarray]) -> StyleBank:
@@ -79,23 +80,23 @@ class StyleBank:
                 f"{_describe(*wanted)}; take the styles again, or set style.* as for the bank."
             )
 
-    def draw(self, generator: torch.Generator) -> tuple[str, Floats]:
+    def draw(self, generator: torch.Generator) -> tuple[str, StyleArray]:
         """Return one site, each as likely as the others, and its style."""
         self._check_not_empty()
-        site = sorted(self.styles)[int(uniform(generator) * len(self.styles))]
+        site = sorted(self.styles)[int(draw_uniform(generator) * len(self.styles))]
         return site, self.styles[site]
 
     def restyle(self, settings: Style, plain: float = 0.0) -> Callable[[Bytes, torch.Generator], Bytes]:
-        """Return what gives a picture, uint8 [H, W, 3], the style of a site drawn with its generator.
+        """Return what gives an image, uint8 [H, W, 3], the style of a site drawn with its generator.
 
-        A share ``plain`` of the pictures stays as it is. Raises `UserError` where the bank was not made for
+        A share ``plain`` of the images stays as it is. Raises `UserError` where the bank was not made for
         these settings or is empty.
         """
         self.check(settings)
         self._check_not_empty()
 
         def change(image: Bytes, generator: torch.Generator) -> Bytes:
-            untouched = uniform(generator) < plain
+            untouched = draw_uniform(generator) < plain
             _, style = self.draw(generator)
             return image if untouched else apply_style(image, style, settings, generator)
 

@@ -1,7 +1,7 @@
 """Colors from sRGB to CIELAB, where distances follow the eye, and back.
 
 sRGB as in IEC 61966-2-1, white D65, CIELAB as in CIE 15: L in 0..100, a and b in about -128..127. Lab is
-float32 [3, H, W], one plane a channel; pictures are uint8 [H, W, 3]. A round trip of 8-bit colours is exact.
+float32 [3, H, W], one plane a channel; images are uint8 [H, W, 3]. A round trip of 8-bit colours is exact.
 """
 
 from __future__ import annotations
@@ -11,8 +11,9 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 
-Bytes = npt.NDArray[np.uint8]
-Floats = npt.NDArray[np.float32]
+from common.data.crops import Bytes
+
+_Floats = npt.NDArray[np.float32]
 
 _RGB_TO_XYZ = (
     (0.4124564, 0.3575761, 0.1804375),
@@ -26,7 +27,7 @@ _STEPS = 1 << 16
 
 
 @lru_cache(maxsize=1)
-def _tables() -> tuple[Floats, Bytes]:
+def _tables() -> tuple[_Floats, Bytes]:
     """Return sRGB -> linear light [256], and linear light in 65535ths -> sRGB [65536]."""
     code = np.arange(256) / 255
     linear = np.where(code <= 0.04045, code / 12.92, ((code + 0.055) / 1.055) ** 2.4)
@@ -36,24 +37,24 @@ def _tables() -> tuple[Floats, Bytes]:
 
 
 @lru_cache(maxsize=1)
-def _matrices() -> tuple[Floats, Floats]:
+def _matrices() -> tuple[_Floats, _Floats]:
     """Return linear RGB -> XYZ in units of the white, and its inverse; grey has X = Y = Z exactly."""
     to_xyz = np.array(_RGB_TO_XYZ)
     to_xyz /= to_xyz.sum(axis=1, keepdims=True)
     return to_xyz.astype(np.float32), np.linalg.inv(to_xyz).astype(np.float32)
 
 
-def to_lab(image: Bytes) -> Floats:
-    """Return the CIELAB planes [3, H, W] of an sRGB picture."""
+def to_lab(image: Bytes) -> _Floats:
+    """Return the CIELAB planes [3, H, W] of an sRGB image."""
     light = _tables()[0][image].reshape(-1, 3)
     xyz = _matrices()[0] @ light.T
     x, y, z = np.where(xyz > _KNEE**3, np.cbrt(xyz), xyz / np.float32(3 * _KNEE**2) + np.float32(4 / 29))
-    lab: Floats = np.stack([116 * y - 16, 500 * (x - y), 200 * (y - z)]).reshape(3, *image.shape[:2])
+    lab: _Floats = np.stack([116 * y - 16, 500 * (x - y), 200 * (y - z)]).reshape(3, *image.shape[:2])
     return lab
 
 
-def from_lab(lab: Floats) -> Bytes:
-    """Return the sRGB picture [H, W, 3] of CIELAB planes; colours that sRGB lacks are clipped in linear light."""
+def from_lab(lab: _Floats) -> Bytes:
+    """Return the sRGB image [H, W, 3] of CIELAB planes; colours that sRGB lacks are clipped in linear light."""
     lightness, a, b = lab.reshape(3, -1).astype(np.float32, copy=False)
     y = (lightness + 16) / 116
     roots = np.stack([y + a / 500, y, y - b / 200])

@@ -20,8 +20,8 @@ from common.errors import UserError
 from common.seeds import derive
 from common.settings.network import Clusters
 
-Doubles = npt.NDArray[np.float64]
-Ints = npt.NDArray[np.int64]
+_Doubles = npt.NDArray[np.float64]
+_Ints = npt.NDArray[np.int64]
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +57,7 @@ class StyleClusters:
         note: a sentence where the number was not chosen by silhouettes, else empty.
     """
 
-    centres: Doubles
+    centres: _Doubles
     assignment: dict[str, int]
     silhouettes: dict[int, float] = field(default_factory=dict)
     note: str = ""
@@ -154,7 +154,7 @@ def cluster_styles(styles: Mapping[str, np.ndarray], clusters: Clusters, seed: i
 
 
 def _search(
-    sites: list[str], points: Doubles, different: int, clusters: Clusters, seed: int
+    sites: list[str], points: _Doubles, different: int, clusters: Clusters, seed: int
 ) -> StyleClusters:
     smallest, largest = clusters.smallest, min(clusters.largest, len(points) - 1, different)
     note = ""
@@ -172,7 +172,7 @@ def _search(
     return _result(sites, points, labels_of_best, scores, note)
 
 
-def silhouette(points: Doubles, labels: Ints) -> float:
+def silhouette(points: _Doubles, labels: _Ints) -> float:
     """Return the mean silhouette of [n, d] points in 2 to n - 1 clusters (Euclidean; 0 for a lone point)."""
     from sklearn.metrics import silhouette_score
 
@@ -194,12 +194,12 @@ def purity(assignment: Mapping[str, int], domains: Mapping[str, str]) -> float:
     return right / len(assignment)
 
 
-def _flat(style: npt.NDArray[np.floating]) -> Doubles:
+def _flat(style: npt.NDArray[np.floating]) -> _Doubles:
     # float32 amplitudes of 1e8 would lose the small ones in squared distances
     return np.asarray(style, dtype=np.float64).reshape(-1)
 
 
-def _stack(styles: Mapping[str, np.ndarray], sites: list[str]) -> Doubles:
+def _stack(styles: Mapping[str, np.ndarray], sites: list[str]) -> _Doubles:
     if not sites:
         raise UserError("No site sent a style; expected at least one, so see why sites did not answer.")
     for site in sites:
@@ -212,7 +212,7 @@ def _stack(styles: Mapping[str, np.ndarray], sites: list[str]) -> Doubles:
     return np.stack([_flat(styles[site]) for site in sites])
 
 
-def _group(points: Doubles, number: int, starts: int, seed: int) -> Ints:
+def _group(points: _Doubles, number: int, starts: int, seed: int) -> _Ints:
     """Return the cluster of each point: sklearn's k-means, best of many starts, run until nothing moves."""
     from sklearn.cluster import KMeans
 
@@ -222,13 +222,13 @@ def _group(points: Doubles, number: int, starts: int, seed: int) -> Ints:
     return np.asarray(fitted.labels_, dtype=np.int64)
 
 
-def _nearest(points: Doubles, centres: Doubles) -> Ints:
-    distances: Doubles = np.square(points[:, None] - centres[None]).sum(axis=2)
+def _nearest(points: _Doubles, centres: _Doubles) -> _Ints:
+    distances: _Doubles = np.square(points[:, None] - centres[None]).sum(axis=2)
     return np.asarray(distances.argmin(axis=1), dtype=np.int64)
 
 
 def _result(
-    sites: list[str], points: Doubles, labels: Ints, scores: dict[int, float], note: str
+    sites: list[str], points: _Doubles, labels: _Ints, scores: dict[int, float], note: str
 ) -> StyleClusters:
     """Number the clusters by their first site, whatever k-means called them."""
     _, first = np.unique(labels, return_index=True)

@@ -2,17 +2,17 @@
 
 A style is a few numbers, and all that a site says about the look of its images:
 
-* ``fourier``  amplitudes of the lowest frequencies, [3, 2b+1, 2b+1]; a picture takes them on and keeps its
+* ``fourier``  amplitudes of the lowest frequencies, [3, 2b+1, 2b+1]; an image takes them on and keeps its
   phases (FDA: Yang and Soatto, CVPR 2020);
-* ``lab``      mean and standard deviation of each CIELAB channel, [2, 3]; a picture's are shifted and scaled to
+* ``lab``      mean and standard deviation of each CIELAB channel, [2, 3]; an image's are shifted and scaled to
   them (Reinhard et al., 2001, in CIELAB);
-* ``spectra``  amplitudes as above, [3, 2bh+1, 2bw+1]; the picture's own are mixed with them at a random share
+* ``spectra``  amplitudes as above, [3, 2bh+1, 2bw+1]; the image's own are mixed with them at a random share
   (CFSI of FedDG: Liu et al., CVPR 2021), from the window only: nothing else of a spectrum is used, so
   nothing else is kept.
 
 Amplitudes are taken at one common size, ``style.height x style.width``, because they grow with the number of
 pixels: those of an unscaled transform, whose middle one is the sum over all pixels. Means and deviations do
-not, and are taken of a picture as it is: a resize would take contrast from it. Styles are float32, pictures
+not, and are taken of an image as it is: a resize would take contrast from it. Styles are float32, images
 uint8 [H, W, 3].
 """
 
@@ -26,6 +26,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from common.data.crops import Bytes
 from common.settings.network import Style
 from common.styles.cielab import from_lab, to_lab
 from common.styles.fourier import half_window, synthesise, upper_half, whole_window
@@ -33,8 +34,7 @@ from common.styles.fourier import half_window, synthesise, upper_half, whole_win
 if TYPE_CHECKING:
     import torch
 
-Bytes = npt.NDArray[np.uint8]
-Floats = npt.NDArray[np.float32]
+StyleArray = npt.NDArray[np.float32]
 
 _QUIET = 1e-6
 """Amplitudes below this share of the mean are rounding errors, whose phase says nothing."""
@@ -43,7 +43,7 @@ _QUIET = 1e-6
 def half_sizes(settings: Style) -> tuple[int, int]:
     """Return the window's half-sizes (bh, bw) in bins.
 
-    A window given as a share is a square for ``fourier`` (of the shorter side) and has the picture's own
+    A window given as a share is a square for ``fourier`` (of the shorter side) and has the image's own
     aspect for ``spectra``, as published; one given in bins is a square for both.
     """
     if settings.transfer == "spectra" and settings.fraction > 0:
@@ -66,7 +66,7 @@ def style_shape(settings: Style) -> tuple[int, ...]:
     return 3, 2 * rows + 1, 2 * columns + 1
 
 
-def check_style(style: npt.NDArray[np.generic], settings: Style) -> Floats:
+def check_style(style: npt.NDArray[np.generic], settings: Style) -> StyleArray:
     """Return a style as float32; raises ValueError unless it can be one of these settings.
 
     Looks at the type, the shape, that all numbers are finite, and that amplitudes and deviations are not
@@ -78,7 +78,7 @@ def check_style(style: npt.NDArray[np.generic], settings: Style) -> Floats:
             f"A style is {style.dtype} of shape {list(style.shape)}; expected float32 of shape {list(shape)} "
             f"for style.transfer {settings.transfer!r} and this window."
         )
-    checked: Floats = np.ascontiguousarray(style, dtype=np.float32)
+    checked: StyleArray = np.ascontiguousarray(style, dtype=np.float32)
     sizes = checked[1] if settings.transfer == "lab" else checked
     if not np.isfinite(checked).all() or float(sizes.min()) < 0:
         what = "deviations" if settings.transfer == "lab" else "amplitudes"
@@ -86,8 +86,8 @@ def check_style(style: npt.NDArray[np.generic], settings: Style) -> Floats:
     return checked
 
 
-def extract_style(image: Bytes, settings: Style) -> Floats:
-    """Return the style of one picture of any size (amplitudes: resized, bicubic, to the common size first)."""
+def extract_style(image: Bytes, settings: Style) -> StyleArray:
+    """Return the style of one image of any size (amplitudes: resized, bicubic, to the common size first)."""
     style_shape(settings)  # raises where there is no transfer
     if settings.transfer == "lab":
         return np.stack(_moments(to_lab(image))).astype(np.float32)
@@ -99,7 +99,7 @@ def extract_style(image: Bytes, settings: Style) -> Floats:
     return whole_window(amplitudes).astype(np.float32)
 
 
-def mean_style(styles: Iterable[npt.NDArray[np.floating]]) -> Floats:
+def mean_style(styles: Iterable[npt.NDArray[np.floating]]) -> StyleArray:
     """Return the mean of styles, summed in float64 in their order; raises ValueError where there is none."""
     total, count = np.zeros(()), 0
     for style in styles:
@@ -110,7 +110,7 @@ def mean_style(styles: Iterable[npt.NDArray[np.floating]]) -> Floats:
     return (total / count).astype(np.float32)
 
 
-def style_of(images: Iterable[Bytes], settings: Style) -> Floats:
+def style_of(images: Iterable[Bytes], settings: Style) -> StyleArray:
     """Return a site's style: the mean over its first ``style.images`` images, or over all.
 
     Images are asked for one at a time, so that a generator may read them from disk.
@@ -125,10 +125,10 @@ def apply_style(
     settings: Style,
     generator: torch.Generator | None = None,
 ) -> Bytes:
-    """Return the picture in another style, at its own size.
+    """Return the image in another style, at its own size.
 
-    A frequency is a number of waves over the whole picture at any size, and an amplitude grows with the
-    number of pixels. So amplitudes are scaled by the ratio of pixels, and the picture is spared two resizes;
+    A frequency is a number of waves over the whole image at any size, and an amplitude grows with the
+    number of pixels. So amplitudes are scaled by the ratio of pixels, and the image is spared two resizes;
     at the common size this is the published transfer. Only the change is transformed back and added.
 
     Args:
@@ -143,7 +143,7 @@ def apply_style(
         return _apply_lab(image, style)
     share = 1.0
     if settings.transfer == "spectra":
-        share = settings.mix * (1.0 if generator is None else uniform(generator))
+        share = settings.mix * (1.0 if generator is None else draw_uniform(generator))
     scale = image.shape[0] * image.shape[1] / (settings.height * settings.width)
     own = half_window(image, half_sizes(settings))
     wanted = scale * upper_half(style)
@@ -153,7 +153,7 @@ def apply_style(
     return styled
 
 
-def uniform(generator: torch.Generator) -> float:
+def draw_uniform(generator: torch.Generator) -> float:
     """Draw a number in [0, 1)."""
     import torch  # not at import time: styles are taken without it
 
@@ -171,16 +171,16 @@ def _amplitude_change(
     return np.asarray(share * (wanted - amplitude) * phases, dtype=np.complex128)
 
 
-def _moments(lab: Floats) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+def _moments(lab: StyleArray) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
     """Return mean and standard deviation (of the whole, not of a sample) of each plane: [3], [3]."""
     planes = lab.reshape(3, -1)
     return planes.mean(axis=1).astype(np.float64), planes.std(axis=1).astype(np.float64)
 
 
-def _apply_lab(image: Bytes, style: Floats) -> Bytes:
+def _apply_lab(image: Bytes, style: StyleArray) -> Bytes:
     lab = to_lab(image)
     mean, deviation = _moments(lab)
-    # a picture of one colour has no contrast to scale; float32 leaves it about 1e-6
+    # an image of one colour has no contrast to scale; float32 leaves it about 1e-6
     factor = np.where(deviation > 1e-4, style[1] / np.maximum(deviation, 1e-4), 1.0)
     offset = style[0] - factor * mean
     moved = lab * factor.astype(np.float32)[:, None, None] + offset.astype(np.float32)[:, None, None]

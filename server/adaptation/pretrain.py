@@ -130,19 +130,19 @@ def pretrain(
     settings = config.source
     transferred = bank is not None and config.style.transfer != "none"
     restyle = bank.restyle(config.style, settings.plain) if bank is not None and transferred else None
-    pictures = ImageDataset(
+    images = ImageDataset(
         shard, config.transforms, (config.seed, "source"), True, shard.classes, device=device, restyle=restyle
     )
     if bank is not None and transferred:
-        draw_styles(pictures, bank, config, run_dir)
+        draw_styles(images, bank, config, run_dir)
     model = build_network(
         table.num_classes, config.network.model_copy(update={"weights": "random"}), config.seed
     )
     load_arrays(model, *split_flat(model, start))
     model.to(device)
     crucial = crucial_classes(config.reduction, table).to(device)
-    steps = settings.steps or settings.epochs * math.ceil(len(pictures) / settings.batch)
-    log.info("pretraining on %d labelled images, %d steps", len(pictures), steps)
+    steps = settings.steps or settings.epochs * math.ceil(len(images) / settings.batch)
+    log.info("pretraining on %d labelled images, %d steps", len(images), steps)
     kept = state_file(run_dir)
     styles = arrays_hash(dict(bank.styles)) if bank is not None and transferred else ""
     inputs = {IMAGES: images_hash(shard), WEIGHTS: arrays_hash(dict(start)), STYLES: styles}
@@ -159,11 +159,11 @@ def pretrain(
         stepper = ResumableStepper(model, sgd, first_step=0, total_steps=steps, seed=config.seed)
         before = load_snapshot(kept, origin) if kept.is_file() else None
         if before is not None:
-            go_on(stepper, before, kept, config.seed)
+            _resume(stepper, before, kept, config.seed)
         done = stepper.taken
         found = take_steps(
             stepper,
-            pictures.batches(steps - done, settings.batch, skip=done),
+            images.batches(steps - done, settings.batch, skip=done),
             lambda logits, labels: labelled_loss(logits, labels, config.reduction, crucial),
             summed=0.0 if before is None else before.loss,
             keep=keep,
@@ -174,10 +174,10 @@ def pretrain(
     return weights | statistics
 
 
-def go_on(stepper: ResumableStepper, before: Snapshot, file: Path, seed: int) -> None:
+def _resume(stepper: ResumableStepper, before: Snapshot, file: Path, seed: int) -> None:
     """Bring a new training to where a stopped one was, and say so."""
     try:
-        stepper.go_on(before, seed)
+        stepper.resume(before, seed)
     except ValueError as error:
         raise UserError(
             f"The stopped pretraining {file} cannot be taken up: {error}; remove it to pretrain anew."
@@ -185,11 +185,11 @@ def go_on(stepper: ResumableStepper, before: Snapshot, file: Path, seed: int) ->
     log.info("going on with the pretraining in %s after step %d", file, before.step)
 
 
-def draw_styles(pictures: ImageDataset, bank: StyleBank, config: RunConfig, run_dir: Path) -> Path:
+def draw_styles(source: ImageDataset, bank: StyleBank, config: RunConfig, run_dir: Path) -> Path:
     """Draw a few source images in every site's style."""
-    from server.adaptation.style_picture import write_style_picture
+    from server.adaptation.style_picture import write_style_picture  # matplotlib is slow to load
 
-    count = min(SHOWN_IMAGES, len(pictures))
-    chosen = [round(i * (len(pictures) - 1) / max(count - 1, 1)) for i in range(count)]
-    images = {Path(pictures.shard.entries[index].image).stem: pictures.image(index) for index in chosen}
+    count = min(SHOWN_IMAGES, len(source))
+    chosen = [round(i * (len(source) - 1) / max(count - 1, 1)) for i in range(count)]
+    images = {Path(source.shard.entries[index].image).stem: source.image(index) for index in chosen}
     return write_style_picture(run_dir / "pictures" / STYLES_PICTURE, images, bank, config.style)

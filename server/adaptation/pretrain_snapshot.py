@@ -27,7 +27,7 @@ from common.styles.bank import BANK_FILE
 from common.system.atomic import atomic_path, atomic_write_bytes
 from common.wire import Arrays
 
-FORMAT = 1
+_FORMAT = 1
 _HEADER = "pretraining"
 _FILE = "pretraining.safetensors"
 
@@ -106,7 +106,7 @@ def state_file(run_dir: Path) -> Path:
 
 def stopped_pretraining(config: RunConfig) -> Path | None:
     """Return the state that ``config.resume`` names: the file, or a run directory with one and no round yet."""
-    if config.task != "adaptation" or not config.resume:
+    if not (config.facts.pretrains and config.resume):
         return None
     given = Path(config.resume)
     file = state_file(given) if given.is_dir() else given
@@ -118,7 +118,7 @@ def stopped_pretraining(config: RunConfig) -> Path | None:
 def save_snapshot(file: Path, snapshot: Snapshot, origin: Origin) -> None:
     """Replace ``file`` in one step; raises `UserError` where the disk is full."""
     described = {
-        "format": FORMAT,
+        "format": _FORMAT,
         "step": snapshot.step,
         "loss": snapshot.loss,
         "skipped": snapshot.skipped,
@@ -160,7 +160,7 @@ def check_origin(file: Path, origin: Origin) -> None:
             )
 
 
-def carry_over(file: Path, run_dir: Path) -> None:
+def migrate_pretraining(file: Path, run_dir: Path) -> None:
     """Take a stopped pretraining, and the styles that it was made in, into the directory in which it goes on."""
     styles = file.parents[1] / BANK_FILE
     target = run_dir / BANK_FILE
@@ -187,7 +187,7 @@ def _described(file: Path) -> dict[str, Any]:
             described = json.loads((opened.metadata() or {}).get(_HEADER, "null"))
     except (SafetensorError, OSError, ValueError) as error:
         described, reason = None, str(error)
-    if not isinstance(described, dict) or described.get("format") != FORMAT:
+    if not isinstance(described, dict) or described.get("format") != _FORMAT:
         raise UserError(
             f"The stopped pretraining {file} cannot be read ({reason}); remove it to pretrain anew."
         )

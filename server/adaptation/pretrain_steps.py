@@ -34,7 +34,7 @@ class ResumableStepper(Stepper):
         scaler = self._scaler.state_dict()
         return Snapshot(self.taken, loss, self.skipped, self._device, scaler, arrays)
 
-    def go_on(self, snapshot: Snapshot, seed: int) -> None:
+    def resume(self, snapshot: Snapshot, seed: int) -> None:
         """Be where the snapshot was taken: the next step is the one that followed it, bit for bit.
 
         On another kind of device no generator goes on: dropout then draws anew, from ``seed`` and the step. Raises

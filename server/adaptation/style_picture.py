@@ -8,15 +8,16 @@ from pathlib import Path
 
 from PIL import Image
 
+from common.data.crops import Bytes
 from common.data.manifest import natural_key
-from common.figures import Pixels, image_grid, stacked
+from common.figures import image_grid, stacked
 from common.settings.network import Style
 from common.styles.bank import StyleBank
 from common.styles.style import apply_style
 from common.system.atomic import atomic_path
 
 _WIDTH, _WIDEST = 1640, 380
-"""Pixels of a sheet, and at most of a column."""
+"""Bytes of a sheet, and at most of a column."""
 _ABREAST = 8
 """Sites beside one another; more stand in bands below."""
 _ON_A_SHEET = 32
@@ -24,14 +25,14 @@ _ON_A_SHEET = 32
 
 
 def style_sheet(
-    images: Mapping[str, Pixels],
+    images: Mapping[str, Bytes],
     bank: StyleBank,
     settings: Style,
     *,
     sites: Sequence[str] | None = None,
     notes: Mapping[str, str] | None = None,
     caption: str = "",
-) -> Pixels:
+) -> Bytes:
     """Draw one row an image: as it is | in the style of one site after the other; many sites in several bands.
 
     Each band starts with the images as they are. A transfer that mixes is shown at its largest share,
@@ -65,7 +66,7 @@ def style_sheet(
 
 def write_style_picture(
     path: str | Path,
-    images: Mapping[str, Pixels],
+    images: Mapping[str, Bytes],
     bank: StyleBank,
     settings: Style,
     *,
@@ -91,7 +92,7 @@ def write_style_picture(
 
 
 def _checked(
-    images: Mapping[str, Pixels], bank: StyleBank, settings: Style, sites: Sequence[str] | None
+    images: Mapping[str, Bytes], bank: StyleBank, settings: Style, sites: Sequence[str] | None
 ) -> list[str]:
     """Return the sites to draw; raises ValueError for ones that the bank lacks, and where there is nothing to draw."""
     bank.check(settings)

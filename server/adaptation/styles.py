@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 
 def wants_styles(config: RunConfig) -> bool:
     """Say whether a run asks the sites for their styles: for its source images, or for clusters."""
-    pretrains = config.task == "adaptation" and not (config.source.checkpoint or config.source.styles)
+    pretrains = config.facts.pretrains and not (config.source.checkpoint or config.source.styles)
     return (pretrains and config.style.transfer != "none") or config.clusters.layers != "none"
 
 

@@ -16,7 +16,7 @@ from common.evaluation.overlay import label_image, legend_entries, overlay, pres
 from common.system.atomic import atomic_path, atomic_write_text
 from server.inference.base import Cluster
 from server.inference.load import load_predictor
-from server.report.render import render
+from server.report.render import render_page
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ def segment(
         *predictor.words(),
     ]
     shown = sorted({index for ids in used for index in ids})
-    page = render(
+    page = render_page(
         "segment",
         facts=words,
         named=predictor.named,

@@ -26,8 +26,7 @@ from common.records import RoundRecord
 from common.settings.schema import RunConfig
 from common.system.atomic import DISK_ERRORS
 from common.system.device import set_deterministic
-from server.adaptation.pretrain_snapshot import carry_over as carry_pretraining
-from server.adaptation.pretrain_snapshot import drop_snapshot, stopped_pretraining
+from server.adaptation.pretrain_snapshot import drop_snapshot, migrate_pretraining, stopped_pretraining
 from server.loop.secure_rounds import add_account, polish_totals, train_totals
 from server.loop.strategy import Gathered, SegmentationStrategy
 from server.preflight.clusters import check_resumable
@@ -129,7 +128,7 @@ def run_in(
 
         check_start(config, run_dir, resumed_from)
         if resumed_from is not None:
-            carry_pretraining(resumed_from, run_dir)
+            migrate_pretraining(resumed_from, run_dir)
     current = prepare(grid, config, run_dir, checkpoint)
     if checkpoint is None:
         strategy, names = current.strategy, sorted(current.registry.sites)

@@ -12,13 +12,13 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 from scipy.optimize import isotonic_regression
 
-from common.figures import INK, RULE, SOFT, TITLE, as_svg, new_figure, shortened, styled
+from common.figures import INK, RULE, SOFT, TITLE, as_svg, fitting, new_figure, styled
 from server.report.data import Curve
 from server.report.render import percent, short
 
 Series = tuple[str, str, Curve]
 """A curve's name, its color and its points."""
-Groups = Sequence[tuple[str, str, Sequence[float]]]
+_Groups = Sequence[tuple[str, str, Sequence[float]]]
 """Names with colors and values."""
 
 SERIES_COLOURS = (
@@ -96,7 +96,7 @@ def _label_ends(ax: Axes, series: Sequence[Series], label: Callable[[float], str
 
 def _names(names: Sequence[str]) -> list[str]:
     """Return names as an axis has room for them."""
-    return [shortened(name, _NAME, 13) for name in names]
+    return [fitting(name, _NAME, 13) for name in names]
 
 
 def _rows(groups: Sequence[str], width: float, row: float, extra: float) -> tuple[Figure, Axes]:
@@ -112,7 +112,7 @@ def _rows(groups: Sequence[str], width: float, row: float, extra: float) -> tupl
 
 
 @styled
-def dot_plot(groups: Groups, alt: str) -> str:
+def dot_plot(groups: _Groups, alt: str) -> str:
     """Draw one row a method: a dot per seed, a bar from 0 to the mean; values are shares."""
     figure, ax = _rows([name for name, _, _ in groups], 900, 34, 40)
     ax.grid(axis="x")

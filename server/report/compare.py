@@ -16,14 +16,21 @@ from common.settings.schema import RunConfig
 from common.settings.section import flatten
 from common.system.atomic import atomic_write_text
 from server.report.charts import SERIES_COLOURS, dot_plot, frequency_chart, line_chart
-from server.report.data import class_shares, rarest, read_run, trained_shares
-from server.report.methods import Method, all_sets, group
-from server.report.render import MISSING, byte_text, mean_and_spread, percent, render, short
+from server.report.data import rarest, read_run
+from server.report.methods import (
+    Method,
+    Table,
+    all_sets,
+    comparable,
+    group,
+    has_networks,
+    pixel_shares,
+    rare_table,
+)
+from server.report.render import MISSING, byte_text, mean_and_spread, percent, render_page, short
 
 Columns = list[tuple[str, list[str]]]
 """Headings, each with a cell a method."""
-Table = tuple[list[str], list[list[str]]]
-"""Head and rows."""
 
 _DIFFER_FREELY = (
     "seed",
@@ -70,7 +77,7 @@ def compare(run_dirs: Sequence[str | Path], out: str | Path) -> Path:
         end = 1 + len(_score_columns(methods))
         results = [(head[:end], [(color, row[:end]) for color, row in named])]
         results.append((head[:1] + head[end:], [(color, row[:1] + row[end:]) for color, row in named]))
-    page = render(
+    page = render_page(
         "compare",
         methods=methods,
         results=results,
@@ -86,10 +93,6 @@ def compare(run_dirs: Sequence[str | Path], out: str | Path) -> Path:
     path = Path(out) / "compare.html"
     atomic_write_text(path, page)
     return path
-
-
-def _has_networks(methods: Sequence[Method]) -> bool:
-    return any(run.is_network for method in methods for run in method.runs)
 
 
 def _is_clustered(methods: Sequence[Method], test_set: str) -> bool:
@@ -120,7 +123,7 @@ def _score_columns(methods: Sequence[Method]) -> Columns:
     """
     accuracy = ("accuracy %", [mean_and_spread(method.finals("accuracy")) for method in methods])
     sets = all_sets(methods)
-    if not _has_networks(methods) or not sets:
+    if not has_networks(methods) or not sets:
         return [("mIoU %", [mean_and_spread(method.finals("miou")) for method in methods]), accuracy]
     columns: Columns = []
     for index, name in enumerate(sets):
@@ -147,7 +150,7 @@ def _notes(methods: Sequence[Method]) -> list[str]:
     splits = sorted({row.split for m in methods for run in m.runs for row in run.rows if row.split})
     notes += [f"Scored on: {', '.join(splits)}."] if splits else []
     notes += ["Careful: the runs were scored on different splits."] if len(splits) > 1 else []
-    networks = _has_networks(methods)
+    networks = has_networks(methods)
     if any(method.own_models for method in methods):
         matched = "" if networks else ", each matched by itself"
         notes.append(f"* no whole model is shared: the mean over the sites' own models{matched}.")
@@ -191,7 +194,7 @@ def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def _class_tables(methods: Sequence[Method]) -> list[tuple[str, list[str], list[list[str]]]]:
     """Return a table of classes for every test set, and for the clusters' networks: (name, methods, rows)."""
-    sets: list[str | None] = [*all_sets(methods)] if _has_networks(methods) else [None]
+    sets: list[str | None] = [*all_sets(methods)] if has_networks(methods) else [None]
     tables = []
     for name in sets:
         for clusters in (False, True) if name is not None and _is_clustered(methods, name) else (False,):
@@ -225,7 +228,7 @@ def _marked(methods: Sequence[Method], title: str, head: list[str], rows: list[l
 def _shown_sets(methods: Sequence[Method]) -> list[tuple[str, str | None]]:
     """Return (title, test set) of what is drawn; runs without several sets have one, which has no name."""
     sets = all_sets(methods)
-    if not _has_networks(methods) or len(sets) < 2:
+    if not has_networks(methods) or len(sets) < 2:
         return [("mIoU", None)]
     return [(f"mIoU, {name}", name) for name in sets]
 
@@ -256,40 +259,6 @@ def _curves(methods: Sequence[Method], colors: Mapping[str, str]) -> list[tuple[
             label = percent if key == "miou" else short
             charts.append((title, line_chart(series, f"{title} over the rounds", label, key == "miou")))
     return charts
-
-
-def pixel_shares(method: Method) -> tuple[dict[str, float], dict[str, float]]:
-    """Return the share by class of the scored pixels, and of those trained on where they are known."""
-    return next(
-        ((found, trained_shares(run)) for run in method.runs if (found := class_shares(run))), ({}, {})
-    )
-
-
-def comparable(methods: Sequence[Method]) -> list[Method]:
-    """Return the methods that were trained and scored on the very pixels of the first one with any."""
-    shares = [pixel_shares(method) for method in methods]
-    first = next((one for one in shares if one[0]), None)
-    return [method for method, one in zip(methods, shares, strict=True) if one == first]
-
-
-def rare_table(methods: Sequence[Method]) -> Table | None:
-    """Return the mean IoU of the rarest classes, and of the others, by method; None without networks."""
-    fits = comparable(methods)
-    if not _has_networks(methods) or not fits:
-        return None
-    scored, trained = pixel_shares(fits[0])
-    shares = trained or scored
-    rare = rarest(shares)
-    rows = []
-    for method in fits:
-        cells = [method.name]
-        for names in (rare, [name for name in shares if name not in rare]):
-            by_class = [values for name in names if (values := method.class_iou(name))]
-            # a seed after the other: the mean over classes, whose spread over seeds is told
-            seeds = zip(*by_class, strict=True) if len(set(map(len, by_class))) == 1 else ()
-            cells.append(mean_and_spread([fmean(values) for values in seeds]))
-        rows.append(cells)
-    return ["mean IoU %", f"{len(rare)} rarest classes", "other classes"], rows
 
 
 def _rare(methods: Sequence[Method], colors: Mapping[str, str]) -> dict[str, Any] | None:

@@ -21,8 +21,9 @@ from common.data.manifest import natural_key, read_partition
 from common.errors import UserError
 from common.evaluation.overlay import cluster_colours, hex_colour
 from common.records import RoundRecord, SetRecord
-from common.settings.schema import Eval
+from common.settings.schema import Eval, RunConfig
 from common.settings.section import flatten
+from common.settings.tasks import TASKS, TaskFacts
 from common.styles.bank import STYLES_PICTURE
 from common.styles.clusters import CLUSTERS_FILE, ClustersRecord
 
@@ -85,9 +86,14 @@ class RunRecord:
         return dict(flatten(self.config))
 
     @property
+    def facts(self) -> TaskFacts:
+        """What is true of the run's task; a run that names none had the default."""
+        return TASKS.get(str(self.settings.get("task")), RunConfig().facts)
+
+    @property
     def is_network(self) -> bool:
         """Whether the run trained a whole network."""
-        return str(self.settings.get("task", "unsupervised")) != "unsupervised"
+        return not self.facts.frozen_backbone
 
     def scored(self, key: str = "miou") -> list[RoundRecord]:
         """Rows that carry a number under ``key``, in the order of rounds."""
@@ -259,7 +265,7 @@ def trained_shares(run: RunRecord) -> dict[str, float]:
 
     Known where sites open labels and the shards' ``partition.json`` is at hand. Classes without pixels are left out.
     """
-    if run.settings.get("task") != "supervised" or not run.settings.get("simulation.shards"):
+    if not (run.facts.opens_labels and run.settings.get("simulation.shards")):
         return {}
     try:
         partition = read_partition(str(run.settings["simulation.shards"]))

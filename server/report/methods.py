@@ -8,7 +8,11 @@ from statistics import fmean
 from typing import Any
 
 from common.errors import UserError
-from server.report.data import Curve, RunRecord, TestSet
+from server.report.data import Curve, RunRecord, TestSet, class_shares, rarest, trained_shares
+from server.report.render import mean_and_spread
+
+Table = tuple[list[str], list[list[str]]]
+"""Head and rows."""
 
 
 @dataclass(frozen=True)
@@ -107,3 +111,42 @@ def group(runs: Sequence[RunRecord]) -> list[Method]:
 def all_sets(methods: Sequence[Method]) -> list[str]:
     """Return the names of the test sets of all methods, in the order of the first that has them."""
     return list(dict.fromkeys(one.name for method in methods for run in method.runs for one in run.sets))
+
+
+def has_networks(methods: Sequence[Method]) -> bool:
+    """Say whether any run trained a whole network."""
+    return any(run.is_network for method in methods for run in method.runs)
+
+
+def pixel_shares(method: Method) -> tuple[dict[str, float], dict[str, float]]:
+    """Return the share by class of the scored pixels, and of those trained on where they are known."""
+    return next(
+        ((found, trained_shares(run)) for run in method.runs if (found := class_shares(run))), ({}, {})
+    )
+
+
+def comparable(methods: Sequence[Method]) -> list[Method]:
+    """Return the methods that were trained and scored on the very pixels of the first one with any."""
+    shares = [pixel_shares(method) for method in methods]
+    first = next((one for one in shares if one[0]), None)
+    return [method for method, one in zip(methods, shares, strict=True) if one == first]
+
+
+def rare_table(methods: Sequence[Method]) -> Table | None:
+    """Return the mean IoU of the rarest classes, and of the others, by method; None without networks."""
+    fits = comparable(methods)
+    if not has_networks(methods) or not fits:
+        return None
+    scored, trained = pixel_shares(fits[0])
+    shares = trained or scored
+    rare = rarest(shares)
+    rows = []
+    for method in fits:
+        cells = [method.name]
+        for names in (rare, [name for name in shares if name not in rare]):
+            by_class = [values for name in names if (values := method.class_iou(name))]
+            # a seed after the other: the mean over classes, whose spread over seeds is told
+            seeds = zip(*by_class, strict=True) if len(set(map(len, by_class))) == 1 else ()
+            cells.append(mean_and_spread([fmean(values) for values in seeds]))
+        rows.append(cells)
+    return ["mean IoU %", f"{len(rare)} rarest classes", "other classes"], rows

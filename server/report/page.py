@@ -12,7 +12,7 @@ from common.records import RoundRecord
 from common.system.atomic import atomic_write_text
 from server.report.charts import SERIES_COLOURS, Series, bar_chart, confusion_chart, line_chart
 from server.report.data import RunRecord, TestSet, confusion_shares, read_run, style_clusters, style_sheets
-from server.report.render import MISSING, byte_text, mean_and_spread, percent, render, short
+from server.report.render import MISSING, byte_text, mean_and_spread, percent, render_page, short
 
 
 def write_report(run_dir: str | Path) -> Path:
@@ -22,7 +22,7 @@ def write_report(run_dir: str | Path) -> Path:
     no run directory or holds no round yet.
     """
     run = read_run(run_dir)
-    text = render(
+    text = render_page(
         "run",
         run=run,
         facts=_facts(run),
@@ -51,7 +51,7 @@ def _facts(run: RunRecord) -> list[str]:
         usual = (("network.batchnorm", "shared", "batch norms"), ("style.transfer", "none", "styles"))
         for key, off, name in (*usual, ("clusters.layers", "none", "clusters own")):
             facts += [f"{name}: {get(key)}"] if get(key) not in (None, off) else []
-        facts += [f"teacher: {get('teacher.update')}"] if get("task") == "adaptation" else []
+        facts += [f"teacher: {get('teacher.update')}"] if run.facts.self_trains else []
     else:
         facts = [f"preset {get('preset')}", str(get("model.backbone")).replace("_", " ")]
         facts += [f"{get('model.clusters')} clusters", f"centroids merged by {get('centroids.merge')}"]

@@ -57,6 +57,6 @@ def _environment() -> Environment:
     return made
 
 
-def render(template: str, **values: Any) -> str:
+def render_page(template: str, **values: Any) -> str:
     """Fill a template of ``templates/``; every value is escaped but where the template says that it is markup."""
     return _environment().get_template(f"{template}.html.md").render(values)

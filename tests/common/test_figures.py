@@ -9,11 +9,11 @@ import pytest
 
 from common.figures import (
     as_svg,
+    fitting,
     image_grid,
     legend_image,
     legend_layout,
     new_figure,
-    shortened,
     stacked,
     styled,
 )
@@ -49,10 +49,10 @@ def test_words_make_room_for_themselves(extra: dict[str, object]) -> None:
 
 
 def test_names_that_are_too_long_lose_their_middle() -> None:
-    assert shortened("site-1", 100, 10) == "site-1"
-    found = shortened("a-town-with-a-very-long-name-17", 100, 10)
+    assert fitting("site-1", 100, 10) == "site-1"
+    found = fitting("a-town-with-a-very-long-name-17", 100, 10)
     assert len(found) == 16 and found.startswith("a-town") and found.endswith("name-17") and "…" in found
-    assert 1 <= len(shortened("abcdefgh", 1, 10)) <= 3
+    assert 1 <= len(fitting("abcdefgh", 1, 10)) <= 3
 
 
 def test_a_legend_takes_the_rows_that_it_needs() -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from partitions.picture import WIDTH, Row, draw_split
+from partitions.picture import Row, draw_split
 
 COLOURS = ((10, 20, 200), (200, 30, 10))
 
@@ -31,7 +31,7 @@ def count(pixels: np.ndarray, color: tuple[int, ...]) -> int:
 
 def test_bars_have_the_lengths_of_the_shares_and_images_are_shown(row: Row) -> None:
     drawn = draw(row)
-    assert drawn.shape[1] == WIDTH
+    assert drawn.shape[1] == 1480
     inside = drawn[116:220]
     first, second = (count(inside, color) for color in COLOURS)
     assert first == pytest.approx(3 * second, rel=0.1)

@@ -79,5 +79,5 @@ def test_large_pictures_keep_six_digits() -> None:
 
 @pytest.mark.parametrize("half", [(4, 0), (0, 6)])
 def test_the_nyquist_frequency_stays_out(half: tuple[int, int]) -> None:
-    with pytest.raises(ValueError, match="does not fit a picture of 8 x 12 pixels"):
+    with pytest.raises(ValueError, match="does not fit an image of 8 x 12 pixels"):
         half_window(picture((8, 12)), half)

@@ -178,7 +178,7 @@ def test_results_beyond_eight_bits_are_clipped_not_wrapped() -> None:
 
 def test_a_picture_smaller_than_the_window_is_refused() -> None:
     chosen = settings(side=9)
-    with pytest.raises(ValueError, match="9 x 9 frequencies does not fit a picture of 8 x 40"):
+    with pytest.raises(ValueError, match="9 x 9 frequencies does not fit an image of 8 x 40"):
         apply_style(soft((8, 40)), extract_style(soft((24, 40)), chosen), chosen)
 
 

@@ -16,9 +16,9 @@ from common.data.classes import load_table
 from common.settings.load import load_config
 from common.styles.bank import STYLES_PICTURE
 from common.styles.clusters import CLUSTERS_FILE
-from server.report.compare import comparable, compare, comparison_text, pixel_shares, rare_table
+from server.report.compare import compare, comparison_text
 from server.report.data import class_shares, rarest, read_run, trained_shares
-from server.report.methods import group
+from server.report.methods import comparable, group, pixel_shares, rare_table
 from server.report.page import write_report
 from tests.server.report.test_page import Page
 
