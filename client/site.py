@@ -1,4 +1,4 @@
-"""Who is this site, where are its pictures, and what may it use?
+"""A site's own settings: where its images are, who it is, and what it may use.
 
 A site's engineer decides this on the site: ``--node-config`` first, then environment variables
 (``SITESEG_SHARD`` and so on). Only a simulated site, which has neither, takes it from the run's settings.

@@ -1,4 +1,4 @@
-"""What must a site remember from one round to the next?
+"""A site's state on disk between rounds, one file per run and round.
 
 In deployment every message starts a new process, so memory lives on the site's disk: one file per run
 and round. A run that is resumed from round r finds the state as it was after round r.
@@ -16,7 +16,7 @@ from safetensors.numpy import load_file, save
 
 from common.system.atomic import atomic_write_bytes
 
-log = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
 
 def run_folder(state_dir: Path, run_key: str) -> Path:
@@ -38,7 +38,7 @@ def load_state(state_dir: Path, run_key: str, before_round: int) -> dict[str, np
             try:
                 return load_file(path)
             except (SafetensorError, OSError) as error:
-                log.warning("site state %s cannot be read (%s): starting this round without it", path, error)
+                _log.warning("site state %s cannot be read (%s): starting this round without it", path, error)
                 return {}
     return {}
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Is this container doing its work? Exit code 0 if every address given answers as it should, else 1.
+"""Health check of a container: exit code 0 if every address given answers as it should, else 1.
 
     health.py http://control:8000/health tcp://superlink:9092
     health.py --ca /certificates/ca.crt https://control:8000/health

@@ -17,12 +17,12 @@ from common.errors import UserError
 from common.system.cli import CommandLine, FlexibleCommand, escaped, need_name, option, print_table
 from common.system.progress import progress_line
 from partitions import domains
-from partitions.adaptation import adapt, parse_roles
+from partitions.domains import adapt, parse_roles
 from partitions.export import export_lists
 from partitions.leaf import Form
 from partitions.output import staged_folder
 from partitions.plan import Request, Split, plan, write
-from partitions.rules import RULES
+from partitions.rules import DIVISIONS
 from partitions.sources.base import Dataset, Source, check_table, datasets, load_dataset
 
 _INTRODUCTION = """\
@@ -58,7 +58,7 @@ def _common_options(source: Source) -> list[Option]:
         option("--quick", None, "Check no file and count no class.", is_flag=True),
         option("--skip-unreadable", None, "Leave damaged images out.", is_flag=True),
         divide("--sites", "N", "Number of sites; --by domain: one per domain if absent.", type=int),
-        divide("--by", "RULE", f"{', '.join(RULES)}: see `list` (default: {source.rule})."),
+        divide("--by", "RULE", f"{', '.join(DIVISIONS)}: see `list` (default: {source.rule})."),
         divide("--seed", "S", "Seed of every draw (default: 0).", type=IntRange(0), default=0),
         divide("--alpha", "A", "dirichlet: 0.1 skews, 100 hardly (default: 0.5).", type=float, default=0.5),
         divide(
@@ -139,7 +139,7 @@ def _divide(dataset: str, **given: Any) -> None:
     """Divide one data set as the options say; nothing is left behind where that fails."""
     args = SimpleNamespace(**given)
     if args.by is not None:
-        need_name(args.by, RULES, "rule")
+        need_name(args.by, DIVISIONS, "rule")
     chosen = [name for name in ("domain_csv", "domain_regex", "domain_level") if given[name] is not None]
     if len(chosen) > 1:
         first, second = (f"--{name.replace('_', '-')}" for name in chosen[:2])
@@ -208,7 +208,7 @@ def _list() -> None:
     """List data sets, rules to divide by, and class tables."""
     print_table(("data set", ""), [(entry.name, entry.summary) for entry in datasets()])
     print()
-    print_table(("rule", ""), RULES.items())
+    print_table(("rule", ""), DIVISIONS.items())
     print("\nclass tables: " + ", ".join(table_names()))
 
 

@@ -8,7 +8,7 @@ from pathlib import Path, PurePosixPath
 
 from common.data.manifest import PARTITION_FILE, Entry, read_partition, read_shard, read_sites
 from common.errors import UserError
-from partitions.leaf import Clients, Form, Sample, write_clients
+from partitions.leaf import Clients, Form, ListedImage, write_clients
 
 
 def export_lists(folder: Path, out: Path, form: Form, manifest: str | None = None) -> str:
@@ -44,13 +44,13 @@ def shards_to_clients(folder: Path, manifest: str | None = None) -> Clients:
     return clients
 
 
-def _samples(entries: Sequence[Entry], name: str) -> list[Sample]:
+def _samples(entries: Sequence[Entry], name: str) -> list[ListedImage]:
     if any(entry.view is not None for entry in entries):
         raise UserError(
             f"{name}.jsonl holds views of images, which lists of other systems cannot name; make the split "
             "without --crops."
         )
-    return [Sample(entry.image, entry.label, entry.domain) for entry in entries]
+    return [ListedImage(entry.image, entry.label, entry.domain) for entry in entries]
 
 
 def _bare_names(clients: Clients) -> Clients:

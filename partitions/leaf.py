@@ -1,4 +1,4 @@
-"""How do client lists of other federated systems, as LEAF JSON, flat JSON or text, become lists and files?
+"""Client lists of other federated systems: reads and writes LEAF JSON, flat JSON and text.
 
 LEAF: ``{"users": [id, ...], "num_samples": [n, ...], "user_data": {id: {"x": [path, ...], "y": [...]}}}``, often
 cut into several files of a folder. Flat: ``{id: [name, ...]}``. Text: one name a line.
@@ -21,7 +21,7 @@ Form = Literal["leaf", "flat", "text"]
 
 
 @dataclass(frozen=True)
-class Sample:
+class ListedImage:
     """An image as a list names it (``x``: a path, in flat lists a bare name), its label map, its domain."""
 
     x: str
@@ -29,7 +29,7 @@ class Sample:
     domain: str | None = None
 
 
-Clients = dict[str, list[Sample]]
+Clients = dict[str, list[ListedImage]]
 
 
 def read_names(path: Path) -> list[str]:
@@ -88,7 +88,7 @@ def _check_images(clients: Clients) -> None:
 
 def _read_file(path: Path) -> Clients:
     if path.suffix == ".txt":
-        return {path.stem: [Sample(name) for name in read_names(path)]}
+        return {path.stem: [ListedImage(name) for name in read_names(path)]}
     try:
         data = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_once)
     except OSError as error:
@@ -120,7 +120,8 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _from_flat(data: Mapping[str, Any], path: Path) -> Clients:
     return {
-        client: [Sample(x) for x in _texts(names, path, client, "images")] for client, names in data.items()
+        client: [ListedImage(x) for x in _texts(names, path, client, "images")]
+        for client, names in data.items()
     }
 
 
@@ -188,7 +189,7 @@ def _described(value: Any) -> str:
     return json.dumps(value)
 
 
-def _samples(content: Any, path: Path, client: str) -> list[Sample]:
+def _samples(content: Any, path: Path, client: str) -> list[ListedImage]:
     if not isinstance(content, dict) or "x" not in content:
         raise UserError(f"The list {path} has no 'x' for client {client!r}; expected a list of image paths.")
     images = _texts(content["x"], path, client, "'x'")
@@ -203,7 +204,7 @@ def _samples(content: Any, path: Path, client: str) -> list[Sample]:
                 f"The list {path} gives client {client!r} {len(images)} images in 'x' but {len(others[key])} "
                 f"entries in {key!r}; make both equally long."
             )
-    return [Sample(x, y, city) for x, y, city in zip(images, others["y"], others["city"], strict=True)]
+    return [ListedImage(x, y, city) for x, y, city in zip(images, others["y"], others["city"], strict=True)]
 
 
 def _texts(values: Any, path: Path, client: str, what: str) -> list[str]:

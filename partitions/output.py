@@ -1,4 +1,4 @@
-"""How does an output folder appear completely or not at all?"""
+"""Output folder that appears completely or not at all."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How does a data set on disk become a checked split: sites, histograms, pictures?"""
+"""Plans a split: checks a data set's files, divides its images over sites, and writes the result."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ from common.data.check import inspect_shard
 from common.data.manifest import REPAIR_SIZES, Entry, Partition, Shard, write_manifest, write_partition
 from common.errors import UserError
 from common.system.progress import Progress
+from partitions.domains import check_roles
 from partitions.rules import by_domain, characteristic_class, check_sites, dirichlet, iid
-from partitions.sources.base import SOURCE, TRAIN_EVAL, Dataset
+from partitions.sources.base import TRAIN_EVAL, Dataset
 
 Histograms = npt.NDArray[np.int64]
 NO_DOMAIN = "(none)"
@@ -197,30 +198,6 @@ def _assign(data: Dataset, histograms: Histograms | None, request: Request) -> l
     return dirichlet(groups, request.sites, request.alpha, request.seed)
 
 
-def check_apart(data: Dataset) -> None:
-    """Refuse an image that has two roles: trained on and scored, or twice in one list.
-
-    A source of adaptation is trained on as well. The manifest `TRAIN_EVAL` is the exception: it is there to be
-    the images that sites train on.
-    """
-    sites = {entry.image for entry in data.images}
-    source = {entry.image for entry in data.evaluation.get(SOURCE, [])}
-    for name, entries in {"the training images": data.images, **data.evaluation}.items():
-        seen: set[str] = set()
-        for entry in entries:
-            if entry.image in seen:
-                raise UserError(
-                    f"The image {entry.image!r} of {data.name} stands in {name} more than once; name it once."
-                )
-            seen.add(entry.image)
-        trained = set() if name not in data.evaluation else sites if name == SOURCE else sites | source
-        both = sorted(trained & seen) if name != TRAIN_EVAL else []
-        if both:
-            raise UserError(
-                f"The lists train on {both[0]!r} and score it in {name}; an image has one role, so restore the lists."
-            )
-
-
 def _check_labelled(counts: Mapping[str, Histograms | None], data: Dataset) -> None:
     """Refuse label maps that have no class at all: another table was meant, or other maps."""
     for name, histograms in counts.items():
@@ -236,7 +213,7 @@ def plan(data: Dataset, request: Request, progress: Progress | None = None) -> S
 
     Raises `UserError` for files that cannot be used and for a request that cannot be met.
     """
-    check_apart(data)
+    check_roles(data)
     if request.sites is not None:
         check_sites(request.sites, len(data.images))
     images = data.images
@@ -263,7 +240,7 @@ def plan(data: Dataset, request: Request, progress: Progress | None = None) -> S
     )
 
 
-def draw(split: Split) -> object:
+def _draw(split: Split) -> object:
     """Return the picture of the split (PIL image)."""
     from partitions.picture import Row, draw_split  # not at import time: matplotlib is slow to load
 
@@ -321,4 +298,4 @@ def write(split: Split, folder: Path, final: Path) -> None:
     for name in split.dataset.evaluation:
         write_manifest(folder / f"{name}.jsonl", split.evaluation(name))
     write_partition(folder, split.partition(), final)
-    draw(split).save(folder / "split.png", optimize=True)  # type: ignore[attr-defined]
+    _draw(split).save(folder / "split.png", optimize=True)  # type: ignore[attr-defined]

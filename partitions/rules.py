@@ -1,4 +1,4 @@
-"""Which image goes to which site?
+"""Rules that divide images over sites.
 
 Pure functions: they take what is known about the images and return, for every site, the indices of
 its images in ascending order. All are deterministic; draws follow from the seed alone.
@@ -15,13 +15,13 @@ import numpy.typing as npt
 from common.errors import UserError
 from common.seeds import numpy_generator
 
-RULES = {
+DIVISIONS = {
     "domain": "every site is one domain (camera, place, drive); grouped or split if --sites says so",
     "lists": "every site is one client of the data set's own lists, where it has such",
     "iid": "images are dealt out at random: the easy case, for comparison",
     "dirichlet": "skewed at random: class (or domain) shares per site drawn from Dirichlet(alpha)",
 }
-Sites = list[list[int]]
+_Sites = list[list[int]]
 
 
 def check_sites(sites: int, images: int) -> None:
@@ -35,14 +35,14 @@ def check_sites(sites: int, images: int) -> None:
         )
 
 
-def iid(images: int, sites: int, seed: int) -> Sites:
+def iid(images: int, sites: int, seed: int) -> _Sites:
     """Deal images out at random; sizes differ by at most one."""
     check_sites(sites, images)
     order = numpy_generator(seed, "partition", "iid").permutation(images)
     return [sorted(part.tolist()) for part in np.array_split(order, sites)]
 
 
-def by_domain(domains: Sequence[str], sites: int | None = None) -> Sites:
+def by_domain(domains: Sequence[str], sites: int | None = None) -> _Sites:
     """Give every domain a site, in order of first appearance.
 
     Fewer sites than domains: neighbouring domains share a site, equally many each. More: the domain
@@ -83,7 +83,7 @@ def characteristic_class(histograms: npt.NDArray[np.int64]) -> npt.NDArray[np.in
     return np.asarray(residual.argmax(axis=1), dtype=np.int64)
 
 
-def dirichlet(groups: Sequence[int | str], sites: int, alpha: float, seed: int) -> Sites:
+def dirichlet(groups: Sequence[int | str], sites: int, alpha: float, seed: int) -> _Sites:
     """Split every group of images over the sites in shares drawn from Dirichlet(alpha, ..., alpha).
 
     ``groups`` names the group (class or domain) of each image. Small alpha: a group sits on few
@@ -98,7 +98,7 @@ def dirichlet(groups: Sequence[int | str], sites: int, alpha: float, seed: int) 
     members: dict[int | str, list[int]] = {}
     for index, group in enumerate(groups):
         members.setdefault(group, []).append(index)
-    result: Sites = [[] for _ in range(sites)]
+    result: _Sites = [[] for _ in range(sites)]
     for group, indices in sorted(members.items(), key=lambda item: str(item[0])):
         rng = numpy_generator(seed, "partition", "dirichlet", str(group))
         exact = rng.dirichlet(np.full(sites, alpha)) * len(indices)

@@ -1,4 +1,4 @@
-"""Can this site reach the server, and do its certificate and key serve?"""
+"""Connection to the server: checks its address, TLS, certificates, and this node's key."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How does a process start children by fork, learn how they ended, and end them?
+"""Child processes by fork: starts them, reads how they ended, and ends them.
 
 A forked child shares the memory of its parent, so that what the parent has imported costs the child nothing.
 In return the parent has to be alone with itself: no other threads, no CUDA.
@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable
 
-log = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
 STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
 _LOOK_SECONDS = 0.02
@@ -43,7 +43,7 @@ def fork(work: Callable[[], None]) -> int:
     except SystemExit as stop:
         code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
     except BaseException:  # nothing may climb into the parent's code, which would run twice from there
-        log.exception("process %d failed", os.getpid())
+        _log.exception("process %d failed", os.getpid())
     finally:
         sys.stdout.flush()
         sys.stderr.flush()

@@ -1,4 +1,4 @@
-"""How does a site take part with torch imported once, not once for every message?
+"""Serves a site with torch imported once: a SuperNode and the executor of its tasks.
 
 A SuperNode and, in the place of Flower's executor, `client.join.warm.WarmTasks`: both are this process and its
 forks, and end with it. ``flower-supernode`` does the same work, seconds slower for every message.

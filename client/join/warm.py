@@ -1,4 +1,4 @@
-"""How does a task start in milliseconds instead of the seconds that importing torch takes?
+"""Executor of a SuperNode whose tasks are forks that have torch imported already.
 
 Flower starts a fresh Python process for every message. Here one process imports torch once, asks the
 SuperNode for tasks in the place of Flower's executor (SuperNode with ``--isolation process``), and forks for
@@ -40,9 +40,9 @@ from flwr.supernode.runtime import run_clientapp as flower
 from client.join.forks import end, exit_code, fork
 from common import wire
 
-log = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
-PROJECT = frozenset({"client", "common", "server", "partitions"})
+_PROJECT = frozenset({"client", "common", "server", "partitions"})
 HEAVY = ("torch", "torchvision", "client.work.unsupervised")
 """What tasks import; the last for the sake of the libraries behind it."""
 
@@ -64,7 +64,7 @@ def preload(modules: tuple[str, ...] = HEAVY) -> None:
 
 def forget_project() -> None:
     """Make this process import the project anew: from the run's code, which Flower puts first on the path."""
-    for name in [name for name in sys.modules if name.partition(".")[0] in PROJECT]:
+    for name in [name for name in sys.modules if name.partition(".")[0] in _PROJECT]:
         del sys.modules[name]
 
 
@@ -178,7 +178,7 @@ def report_death(address: str, task: Started, receipt: bytes, reason: str) -> No
     else:
         waiting = client.PullMessages(PullAppMessagesRequest()).messages_list
         if not waiting:
-            log.warning("task %d: the server will learn of it within a minute", task.task_id)
+            _log.warning("task %d: the server will learn of it within a minute", task.task_id)
             return
         asked = waiting[0]
     request = message_from_proto(asked)

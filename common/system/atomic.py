@@ -1,4 +1,4 @@
-"""How is a file written so that nobody ever sees half of it?"""
+"""Atomic writes: a file appears whole or not at all."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which device does the work run on, how much of it may it take, and does it give the same bits every time?"""
+"""The torch device of a process: its choice, its share of memory, and bitwise reproducibility."""
 
 from __future__ import annotations
 

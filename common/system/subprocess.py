@@ -1,4 +1,4 @@
-"""How is memory-hungry work done without the process that waits for it keeping the memory?
+"""Memory-hungry work in a process of its own, whose memory returns to the system with it.
 
 A backbone with its libraries takes some 300 MB, once, while features are cached. Done in a process of its
 own, the server stays small for the hours that follow.
@@ -14,11 +14,11 @@ from typing import ParamSpec, TypeVar
 
 from common.errors import UserError
 
-P = ParamSpec("P")
-R = TypeVar("R")
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
 
 
-def run_apart(function: Callable[P, R], *arguments: P.args, **options: P.kwargs) -> R:
+def run_in_subprocess(function: Callable[_P, _R], *arguments: _P.args, **options: _P.kwargs) -> _R:
     """Call a module-level function in a fresh process and return its result; its errors are raised here.
 
     Arguments and result pass between two processes of one machine and have to be plain data.

@@ -16,7 +16,7 @@ from common.data.images import read_label
 from common.data.manifest import Entry
 from common.errors import UserError
 from common.system.cli import option
-from partitions.leaf import Clients, Sample
+from partitions.leaf import Clients, ListedImage
 from partitions.rules import characteristic_class
 from partitions.sources import idda_scenarios
 from partitions.sources.base import (
@@ -180,8 +180,8 @@ def _drawn(
     else:
         clients = train
 
-    def samples(images: list[str]) -> list[Sample]:
-        return in_domains([Sample(image) for image in images])
+    def samples(images: list[str]) -> list[ListedImage]:
+        return in_domains([ListedImage(image) for image in images])
 
     tests = {SAME: samples([i for found in test.values() for i in found]), DIFFERENT: samples(unseen)}
     return {client: samples(images) for client, images in clients.items()}, tests

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
 from common.errors import UserError
-from partitions.leaf import Clients, Sample, read_clients, read_names
+from partitions.leaf import Clients, ListedImage, read_clients, read_names
 from partitions.sources.base import DIFFERENT, SAME, need_folder
 
 _TRAIN = "train.json"
@@ -37,10 +37,10 @@ def _image_of(name: str) -> str:
     return f"{domain_of(name)}/RGB/{name}.jpg"
 
 
-def in_domains(samples: list[Sample]) -> list[Sample]:
+def in_domains(samples: list[ListedImage]) -> list[ListedImage]:
     """Place samples in the folders of domains; add domains, and label maps where a list names none."""
     images = [_image_of(sample.x) for sample in samples]
-    return [Sample(x, s.y or label_of(x), domain_of(x)) for x, s in zip(images, samples, strict=True)]
+    return [ListedImage(x, s.y or label_of(x), domain_of(x)) for x, s in zip(images, samples, strict=True)]
 
 
 def is_reduced(root: Path, other_lists: bool) -> bool:
@@ -58,7 +58,7 @@ def reduced(root: Path) -> tuple[Clients, Clients]:
 
     def placed(clients: Clients) -> Clients:
         return {
-            client: [Sample(f"images/{s.x}.jpg", f"labels/{s.x}.png", domain_of(s.x)) for s in samples]
+            client: [ListedImage(f"images/{s.x}.jpg", f"labels/{s.x}.png", domain_of(s.x)) for s in samples]
             for client, samples in clients.items()
         }
 
@@ -81,7 +81,7 @@ def listed(folder: Path) -> tuple[Clients, Clients]:
 
 def _names(folder: Path, tests: Iterable[str]) -> tuple[Clients, Clients]:
     """Read {client: [name]}, and the ``tests`` of `_TESTS`, one name a line."""
-    scored = {test: [Sample(name) for name in read_names(folder / _TESTS[test])] for test in tests}
+    scored = {test: [ListedImage(name) for name in read_names(folder / _TESTS[test])] for test in tests}
     return read_clients([folder / _TRAIN]), scored
 
 

@@ -8,7 +8,7 @@ from pathlib import Path, PurePosixPath
 from common.data.manifest import Entry
 from common.errors import UserError
 from common.system.cli import option
-from partitions.leaf import Clients, Sample, read_clients
+from partitions.leaf import Clients, ListedImage, read_clients
 from partitions.sources.base import DATASETS, TRAIN_EVAL, Dataset, LoadJob, Source, need_files
 
 _PLACE = "{id}"
@@ -25,7 +25,7 @@ def _fill(pattern: str, name: str, option: str) -> str:
     return path
 
 
-def entry_of(sample: Sample, image: str, label: str | None) -> Entry:
+def entry_of(sample: ListedImage, image: str, label: str | None) -> Entry:
     """Place what a list names below the root.
 
     ``image`` and ``label`` are patterns with ``{id}``: for ``x``, and for ``y`` or, where a list has

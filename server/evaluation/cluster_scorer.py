@@ -18,7 +18,7 @@ from common.models.segmenter import Segmenter
 from common.settings.schema import RunConfig
 from common.system.device import choose_device
 from common.system.progress import progress_line
-from common.system.subprocess import run_apart
+from common.system.subprocess import run_in_subprocess
 from common.wire import Groups
 from server.evaluation.scorer import Examples, Scorer
 from server.evaluation.shards import evaluation_shard, known_classes
@@ -64,7 +64,7 @@ class ClusterScorer(Scorer):
         folder = cache_folder(config, shard)
         if find_cache(shard, config.model, config.cache, folder, config.seed) is None:
             log.info("caching features of %s: %d images", shard.name, len(shard))
-            run_apart(cache_features, config)  # this process stays small
+            run_in_subprocess(cache_features, config)  # this process stays small
         features = open_features(
             shard, config.model, config.cache, folder, device=choose_device("auto"), seed=config.seed
         )

@@ -16,7 +16,7 @@ from common.errors import UserError
 from common.features.preflight import backbone_needs, check_folder, check_shard_size, find_cache
 from common.settings.schema import RunConfig
 from common.system.progress import progress_line
-from common.system.subprocess import run_apart
+from common.system.subprocess import run_in_subprocess
 from server.evaluation.shards import evaluation_shard, known_classes, site_shards
 from server.run_dir import prepare_run_dir
 from server.settings.applicability import refuse_foreign
@@ -65,7 +65,7 @@ def check_features(config: RunConfig, shards: Sequence[Shard]) -> tuple[int, str
         counts: dict[Path, int] = {}
         for shard, folder in missing:
             counts[folder] = counts.get(folder, 0) + len(shard)
-        channels, weights_hash, needed = run_apart(
+        channels, weights_hash, needed = run_in_subprocess(
             backbone_needs, config.model, config.cache, config.seed, list(counts.values())
         )
         for folder, size in zip(counts, needed, strict=True):

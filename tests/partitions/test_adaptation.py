@@ -9,7 +9,7 @@ import pytest
 from common.data.manifest import Entry, read_partition, read_shard, read_sites
 from common.errors import UserError
 from partitions.__main__ import partitions_main as main
-from partitions.adaptation import Roles, adapt, parse_roles
+from partitions.domains import Roles, adapt, parse_roles
 from partitions.sources.base import Dataset
 from tests.support.replicas import put_label, put_picture
 

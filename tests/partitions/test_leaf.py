@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from common.data.manifest import read_partition, read_shard
 from common.errors import UserError
 from partitions.__main__ import partitions_main as main
-from partitions.leaf import Clients, Sample, flat_json, leaf_json, read_clients, write_clients
+from partitions.leaf import Clients, ListedImage, flat_json, leaf_json, read_clients, write_clients
 from tests.support.replicas import put_label, put_picture
 
 
@@ -34,7 +34,10 @@ TWO = {"a": {"x": ["1.jpg", "2.jpg"], "y": ["1.png", "2.png"]}, "b": {"x": ["3.j
 
 def test_images_labels_and_clients_without_labels(tmp_path: Path) -> None:
     found = read_clients([_write(tmp_path / "l.json", _leaf(TWO))])
-    assert found == {"a": [Sample("1.jpg", "1.png"), Sample("2.jpg", "2.png")], "b": [Sample("3.jpg")]}
+    assert found == {
+        "a": [ListedImage("1.jpg", "1.png"), ListedImage("2.jpg", "2.png")],
+        "b": [ListedImage("3.jpg")],
+    }
 
 
 def test_files_of_a_folder_are_merged_in_natural_order(tmp_path: Path) -> None:
@@ -76,7 +79,7 @@ def test_counts_that_are_no_whole_numbers_are_refused(tmp_path: Path, counts: An
 def test_users_may_be_whole_numbers_as_their_keys_cannot(tmp_path: Path) -> None:
     data = {"users": [2, "x", 1], "user_data": {name: {"x": [f"{name}.jpg"]} for name in ("1", "2", "x")}}
     found = read_clients([_write(tmp_path / "l.json", data)])
-    assert found == {name: [Sample(f"{name}.jpg")] for name in ("2", "x", "1")}
+    assert found == {name: [ListedImage(f"{name}.jpg")] for name in ("2", "x", "1")}
     assert list(found) == ["2", "x", "1"]
 
 
@@ -177,7 +180,7 @@ def test_what_is_written_is_read_back(
     path = tmp_path_factory.mktemp("round") / "l.json"
     clients: Clients = {}
     for i, (x, y) in enumerate(pairs):
-        clients.setdefault(f"c{i % 3}", []).append(Sample(x, y if labels else None))
+        clients.setdefault(f"c{i % 3}", []).append(ListedImage(x, y if labels else None))
     write_clients(path, clients, "leaf")
     assert read_clients([path]) == clients
     assert leaf_json(clients)["num_samples"] == [len(samples) for samples in clients.values()]
