@@ -81,10 +81,10 @@ class Split:
     def clients(self) -> dict[str, str]:
         """Return which clients of the data set's own lists make up each site."""
         owner = self.dataset.clients
-        found = ([owner[entry.image] for entry in self.photos(i)] for i in range(len(self.sites)))
-        return {
-            name: ", ".join(dict.fromkeys(clients)) for name, clients in zip(self.names(), found, strict=True)
-        }
+        found = [
+            dict.fromkeys(owner[entry.image] for entry in self.photos(i)) for i in range(len(self.sites))
+        ]
+        return {name: ", ".join(clients) for name, clients in zip(self.names(), found, strict=True)}
 
     def domains(self, site: int) -> dict[str, int]:
         """Return the number of manifest lines per domain of a site, largest first."""
