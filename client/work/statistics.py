@@ -16,7 +16,8 @@ from common.features.source import FeatureSource, tokens_of
 from common.losses.base import unit
 from common.models.head import SegmentationHead, load_numpy
 from common.settings.schema import RunConfig
-from common.system.progress import Progress
+
+_BATCH = 32  # images in memory at a time; another number changes sums by rounding alone
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,10 @@ class ClusterSums:
         """Join the sums of disjoint sets of images."""
         return ClusterSums(self.sums + other.sums, self.counts + other.counts, self.cosines + other.cosines)
 
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Return the arrays as they travel."""
+        return {"sums": self.sums, "counts": self.counts, "cosines": self.cosines}
+
     @property
     def mean_cosine(self) -> float:
         """The mean cosine of a patch to its centroid, the quantity that k-means raises."""
@@ -48,31 +53,19 @@ def chunks(count: int, size: int) -> Iterator[list[int]]:
 
 
 def spherical_sums(directions: torch.Tensor, centroids: torch.Tensor) -> ClusterSums:
-    """Assign unit vectors [M, D] to unit centroids [K, D] (float64) and add them up; ties go to the lower
-    index.
-    """
+    """Assign unit vectors [M, D] to unit centroids [K, D] (float64) and add them up; ties go to the lower index."""
     cosines, assignment = (directions @ centroids.T).max(dim=1)
-    clusters = len(centroids)
     sums = torch.zeros_like(centroids).index_add_(0, assignment, directions)
-    totals = torch.zeros(clusters, dtype=cosines.dtype, device=cosines.device).index_add_(
-        0, assignment, cosines
-    )
-    counts = torch.bincount(assignment, minlength=clusters)
+    totals = cosines.new_zeros(len(centroids)).index_add_(0, assignment, cosines)
+    counts = torch.bincount(assignment, minlength=len(centroids))
     return ClusterSums(sums.cpu().numpy(), counts.cpu().numpy(), totals.cpu().numpy())
 
 
 @torch.no_grad()
-def sums_under(
-    features: FeatureSource,
-    head: SegmentationHead,
-    centroids: np.ndarray,
-    batch: int = 32,
-    progress: Progress | None = None,
-) -> ClusterSums:
+def sums_under(features: FeatureSource, head: SegmentationHead, centroids: np.ndarray) -> ClusterSums:
     """Run one exact E-step of spherical k-means over all patches of a shard, with dropout off.
 
-    ``centroids`` is [K, D] of any length per row; ``batch`` images are in memory at a time and do not
-    change the result beyond rounding. Raises ValueError where the codes are not finite.
+    ``centroids`` is [K, D] of any length per row. Raises ValueError where the codes are not finite.
     """
     training = head.training
     head.eval()
@@ -80,7 +73,7 @@ def sums_under(
     clusters, dim = means.shape
     total = ClusterSums(np.zeros((clusters, dim)), np.zeros(clusters, dtype=np.int64), np.zeros(clusters))
     try:
-        for indices in chunks(len(features), batch):
+        for indices in chunks(len(features), _BATCH):
             codes = head.project(tokens_of(features, indices)).flatten(0, 1).double()
             if not torch.isfinite(codes).all():
                 raise ValueError(
@@ -88,8 +81,6 @@ def sums_under(
                     "its parameters or the cached features are broken."
                 )
             total += spherical_sums(unit(codes), means)
-            if progress is not None:
-                progress(indices[-1] + 1, len(features))
     finally:
         head.train(training)
     return total
