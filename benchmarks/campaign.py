@@ -17,7 +17,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from common.errors import UserError
-from common.settings.load import load_config, read_recipe
+from common.settings.load import from_record, load_config, read_recipe
 from common.settings.schema import RunConfig
 from server.run_dir import sole_writer
 
@@ -94,7 +94,7 @@ def differing(run_dir: Path, wanted: RunConfig) -> list[str]:
     if not file.is_file():
         return []
     try:
-        found = _comparable(RunConfig.from_json(file.read_text(encoding="utf-8")))
+        found = _comparable(from_record(json.loads(file.read_text(encoding="utf-8"))))
     except ValueError:
         return ["config.json"]
     asked = _comparable(wanted)

@@ -19,6 +19,7 @@ from safetensors.numpy import load_file, save
 
 from common.data.classes import ClassTable
 from common.errors import UserError, user_error
+from common.settings.load import from_record
 from common.settings.schema import RunConfig
 from common.system.atomic import atomic_write_bytes, atomic_write_text
 
@@ -163,7 +164,7 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     except ValidationError as error:
         raise user_error(error, f"{sidecar} is not complete:", "use another round's checkpoint") from None
     try:
-        config = RunConfig.model_validate(known.config)
+        config = from_record(known.config)
     except ValidationError as error:
         where = f"Checkpoint {file} has settings that this version does not accept:"
         raise user_error(error, where, "use the version that wrote it") from None

@@ -36,6 +36,59 @@ def first(updates, weights, settings):
     return Aggregate(dict(updates[name]), (name,))
 '''
 
+OBJECTIVE = '''"""Compactness objective: codes stay near their image's mean."""
+
+from pydantic import Field
+
+from common.losses.base import Objective
+from common.settings.objectives import OBJECTIVES, ObjectiveFacts
+from common.settings.section import Section
+
+
+class CompactSettings(Section):
+    """Settings ``loss.compact``."""
+
+    pull: float = Field(0.5, gt=0, description="strength of the pull to the mean")
+
+
+@OBJECTIVES.register(
+    "compact",
+    summary="codes stay near the mean of their image",
+    facts=ObjectiveFacts(settings=CompactSettings, single_sites={single_sites}),
+)
+class Compact(Objective):
+    """The mean squared distance to the image's mean code."""
+
+    def __init__(self, config, channels):
+        super().__init__()
+        self.pull = config.loss.own(CompactSettings).pull
+
+    def forward(self, batch, head, generator):
+        """Return the weighted distance."""
+        codes = batch.anchor.codes
+        return self.pull * (codes - codes.mean(dim=1, keepdim=True)).square().mean()
+'''
+
+CLOSED = '''"""Mirrored spectral objective: the spectral one with its head turned round."""
+
+from common.losses.spectral import Spectral
+from common.settings.objectives import OBJECTIVES, ObjectiveFacts
+
+
+@OBJECTIVES.register(
+    "mirrored", summary="the spectral head, turned round", facts=ObjectiveFacts(steps=False, clips=("clip_scatter",))
+)
+class Mirrored(Spectral):
+    """Sends the same sums under another name."""
+
+    kind = "mirror"
+
+    def merge(self, parts):
+        """Turn the head round."""
+        head, centroids = super().merge(parts)
+        return {name: -array for name, array in head.items()}, centroids
+'''
+
 
 @pytest.fixture
 def checkout(tmp_path: Path) -> Checkout:
@@ -160,3 +213,34 @@ def test_a_new_backbone_is_one_file(checkout: Checkout, scenes: Path, tmp_path: 
     checkout.simulate("--shards", scenes, "--run-dir", tmp_path / "run", *words)
     saved = json.loads((tmp_path / "run" / "checkpoints" / "round-0001.json").read_text())
     assert saved["channels"] == 3
+
+
+def test_a_new_objective_is_one_file(checkout: Checkout, scenes: Path, tmp_path: Path) -> None:
+    checkout.add("common/losses/compact.py", OBJECTIVE.format(single_sites=True))
+    words = [*tiny(loss__objective="compact"), "--set", "loss.compact.pull=2.0"]
+    checkout.simulate("--shards", scenes, "--run-dir", tmp_path / "run", *words)
+    (line,) = [json.loads(text) for text in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert line["counted"] and line["loss"] > 0
+    described = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert described["loss"]["compact"] == {"pull": 2.0}
+    assert "codes stay near the mean" in checkout.output("-m", "server", "list", "objectives")
+    explained = checkout.output("-m", "server", "settings", "--explain")
+    assert "#   compact: codes stay near the mean" in explained
+    assert "# strength of the pull to the mean (> 0)\nloss.compact.pull = 0.5" in explained
+    private = checkout.refusal("-m", "server", "settings", *words, "--set", "privacy.secure-sum=true")
+    assert "loss.objective 'compact'" in private and "single sites" in private
+    wrong = checkout.refusal("-m", "server", "settings", "--set", "loss.compact.pull=-1")
+    assert "'loss.compact.pull' is -1" in wrong
+
+
+@pytest.mark.parametrize("secure", [False, True])
+def test_a_new_objective_in_closed_form_is_one_file(
+    checkout: Checkout, scenes: Path, tmp_path: Path, secure: bool
+) -> None:
+    checkout.add("common/losses/mirrored.py", CLOSED)
+    words = tiny(
+        preset="default", rounds=2, loss__objective="mirrored", privacy__secure_sum=str(secure).lower()
+    )
+    checkout.simulate("--shards", scenes, "--run-dir", tmp_path / "run", *words)
+    lines = [json.loads(text) for text in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["counted"] for line in lines] == [True, True]

@@ -17,7 +17,9 @@ import pytest
 from PIL import Image
 
 from common.checkpoint import load_checkpoint
+from common.settings.load import from_record as read_record
 from common.settings.load import load_config
+from common.settings.migration import migrated
 from common.settings.schema import RunConfig
 from common.settings.section import flatten
 from server.loop.run import run
@@ -124,11 +126,11 @@ def test_every_old_setting_is_read(old: Path, name: str) -> None:
     """Recipe, ``config.json`` and checkpoint of a run say the same under today's keys."""
     from_recipe = settings(old, name).to_flat()
     record = json.loads((old / "runs" / name / "config.json").read_text())
-    from_record = RunConfig.from_json(json.dumps(record)).to_flat()
+    from_record = read_record(record).to_flat()
     places = {key for key in from_recipe if key.startswith("simulation.")} | {"run-dir", "sites.expected"}
     for key in from_recipe.keys() - places:
         assert from_recipe[key] == from_record[key], key
-    given = flatten(record)
+    given = migrated(flatten(record))
     for key in given.keys() & from_record.keys():
         assert from_record[key] == given[key], key
     if name in NAMES:

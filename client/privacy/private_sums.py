@@ -17,9 +17,9 @@ import torch
 from numpy.typing import NDArray
 
 from client.work.statistics import chunks, spherical_sums
-from common.clustering.spectral import RELEASE_SCALES, pair_weights, pairs
-from common.features.source import Coloured, FeatureSource, tokens_of
-from common.losses.base import unit
+from common.features.source import FeatureSource, tokens_of
+from common.losses.base import ClosedForm, unit
+from common.losses.objective import clipping_bound
 from common.models.head import SegmentationHead, load_numpy
 from common.privacy.keystream import KEY_BYTES, normals, subkey
 from common.privacy.packed_sums import Arrays, PackedSums
@@ -121,36 +121,18 @@ def bounded_cluster_sums(
 
 
 @torch.no_grad()
-def bounded_scatter(features: FeatureSource, config: RunConfig) -> PackedSums:
-    """Add up the scatter of a shard, each image's share bounded by ``privacy.clip-scatter``.
+def bounded_sums(closed: ClosedForm, features: FeatureSource, config: RunConfig) -> PackedSums:
+    """Add up a closed form's sums over a shard, each image's part bounded by the objective's clipping norm.
 
-    Features longer than R = ``privacy.feature-norm`` are shortened to it. An image's share is its mean feature
-    over R, the means of x x^T and w d d^T over R^2 (one triangle each), and the mean weight of its pairs, each times
-    its factor of `RELEASE_SCALES`. Returns ``scatter/total`` [C], ``outer``, ``difference`` [C(C+1)/2], ``weight`` [1].
+    Returns ``kind/name`` for every array of `ClosedForm.image_sums`.
     """
-    if not isinstance(features, Coloured):
-        raise ValueError("These features carry no colours; the spectral objective needs them.")
-    privacy, radius = config.privacy, config.privacy.feature_norm
-    left, right = pairs(features.grid)
-    channels = features.channels
-    triangle = np.triu_indices(channels)
-    ends = np.cumsum([channels, len(triangle[0]), len(triangle[0])])
-    total = np.zeros(ends[-1] + 1)
-    for index in range(len(features)):
-        tokens = tokens_of(features, [index])[0].cpu().double()
-        tokens = tokens / (tokens.norm(dim=1, keepdim=True) / radius).clamp(min=1) / radius
-        weights = pair_weights(
-            features.colours([index]).cpu(), features.grid, config.loss.spectral_tolerance
-        )[0]
-        differences = (tokens[left] - tokens[right]) * weights.sqrt().unsqueeze(-1)
-        outer = (tokens.T @ tokens / len(tokens)).numpy()[triangle]
-        difference = (differences.T @ differences / len(weights)).numpy()[triangle]
-        means = (tokens.mean(0).numpy(), outer, difference, np.array([float(weights.mean())]))
-        scaled = [factor * part for factor, part in zip(RELEASE_SCALES.values(), means, strict=True)]
-        total += shortened(np.concatenate(scaled), privacy.clip_scatter)
-    total /= len(features) if privacy.unit == "site" else 1
-    parts = np.split(total, ends)
-    return {f"scatter/{name}": part for name, part in zip(RELEASE_SCALES, parts, strict=True)}
+    total: NDArray[np.float64] | float = 0.0
+    shapes = closed.noisy_shapes(closed.shapes(features.channels))
+    for parts in closed.image_sums(features):
+        total = total + shortened(np.concatenate([parts[name] for name in shapes]), clipping_bound(config))
+    total = np.asarray(total) / (len(features) if config.privacy.unit == "site" else 1)
+    ends = np.cumsum([int(np.prod(shape)) for shape in shapes.values()])[:-1]
+    return {f"{closed.kind}/{name}": part for name, part in zip(shapes, np.split(total, ends), strict=True)}
 
 
 def noise_share(config: RunConfig, fewest: int) -> float:
@@ -163,10 +145,10 @@ def noise_share(config: RunConfig, fewest: int) -> float:
 
 
 def add_noise(parts: Mapping[str, PackedSums], config: RunConfig, share: float, key: bytes) -> PackedSums:
-    """Return all parts with noise: by ``head``, ``sums`` and ``scatter``, each of its own bound."""
+    """Return all parts with noise: ``sums``, and ``head`` or what a closed form adds up, each of its own bound."""
     privacy = config.privacy
-    bounds = {"head": privacy.clip_norm, "sums": privacy.clip_sums, "scatter": privacy.clip_scatter}
     found: PackedSums = {}
     for name, values in parts.items():
-        found |= noisy(values, share * privacy.noise_multiplier * bounds[name], key, name)
+        bound = privacy.clip_sums if name == "sums" else clipping_bound(config)
+        found |= noisy(values, share * privacy.noise_multiplier * bound, key, name)
     return found

@@ -15,6 +15,8 @@ import numpy as np
 from client.site import SiteConfig
 from client.work import unsupervised as handlers
 from common import wire
+from common.losses.base import CLUSTERS, TRAIN
+from common.losses.objective import closed_form
 from common.privacy.packed_sums import PackedSums, pack, pack_sums, summed_groups
 from common.settings.schema import RunConfig
 
@@ -23,12 +25,12 @@ Handler = Callable[[wire.Task, RunConfig, SiteConfig], wire.Update]
 
 def answer_train(task: wire.Task, settings: RunConfig, site: SiteConfig) -> wire.Update:
     """Do the work of a round (`client.work.unsupervised.answer_train`) and send as much of it as the settings allow."""
-    return _answer(handlers.answer_train, str(task.options.get("phase", "train")), task, settings, site)
+    return _answer(handlers.answer_train, str(task.options.get("phase", TRAIN)), task, settings, site)
 
 
 def answer_sums(task: wire.Task, settings: RunConfig, site: SiteConfig) -> wire.Update:
     """Answer a request for sums (`client.work.unsupervised.answer_sums`) likewise."""
-    return _answer(handlers.answer_sums, "clusters", task, settings, site)
+    return _answer(handlers.answer_sums, CLUSTERS, task, settings, site)
 
 
 def _answer(
@@ -86,21 +88,22 @@ def _with_noise(
     from client.privacy.private_sums import (
         add_noise,
         bounded_cluster_sums,
-        bounded_scatter,
+        bounded_sums,
         noise_key,
         noise_share,
     )
 
     features = handlers.site_features(settings, site, site.load_shard())
     parts: dict[str, PackedSums] = {}
-    if phase == "scatter":
-        parts["scatter"] = bounded_scatter(features, settings)
+    closed = closed_form(settings)
+    if closed is not None and phase == closed.kind:
+        parts[closed.kind] = bounded_sums(closed, features, settings)
     else:
         centroids = task.groups["centroids"]["centroids"]
         parts["sums"] = bounded_cluster_sums(features, task.groups["head"], centroids, settings)
     facts: wire.Options = {"images": len(features), "batches": -(-len(features) // settings.local.batch)}
     update = wire.Update(site=site.name, weights_hash=features.weights_hash, facts=facts)
-    if phase == "train":
+    if phase == TRAIN:
         update = bounded(plain(task, settings, site), task, settings)
         trained = {name: update.groups[name] for name in ("head", "shared") if name in update.groups}
         parts["head"] = {

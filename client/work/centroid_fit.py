@@ -7,7 +7,7 @@ from torch import nn
 
 from common.losses.base import Batch, Objective
 from common.losses.centroids import cosine_cluster_loss
-from common.losses.modularity import modularity_loss, one_per_cell
+from common.losses.modularity import ModularitySettings, modularity_loss, one_per_cell
 from common.settings.schema import RunConfig
 
 
@@ -42,5 +42,7 @@ class CentroidFit:
     def _loss(self, codes: torch.Tensor, batch: Batch, generator: torch.Generator) -> torch.Tensor:
         if self.settings.centroids.local == "cosine":
             return cosine_cluster_loss(codes.flatten(0, 1), self.means)
-        chosen = one_per_cell(batch.grid, self.settings.loss.cell, generator).to(codes.device)
+        chosen = one_per_cell(batch.grid, self.settings.loss.own(ModularitySettings).cell, generator).to(
+            codes.device
+        )
         return modularity_loss(codes[:, chosen], self.means)

@@ -14,6 +14,8 @@ from common.data.manifest import Shard
 from common.errors import UserError
 from common.features.cache import Features, open_features
 from common.features.preflight import check_shard_size
+from common.losses.base import CLUSTERS, TRAIN
+from common.losses.objective import closed_form
 from common.settings.schema import RunConfig
 
 log = logging.getLogger(__name__)
@@ -60,22 +62,21 @@ def answer_hello(task: wire.Task, settings: RunConfig, site: SiteConfig) -> wire
 
 
 def answer_train(task: wire.Task, settings: RunConfig, site: SiteConfig) -> wire.Update:
-    """Do the work of the round that the task names (see `common.settings.phases`)."""
+    """Do the work of the round that the task names (see `common.losses.base`)."""
     if settings.task != "unsupervised":
         from client.work import network
 
         return network.answer_train(task, settings, site)
-    phase = task.options.get("phase", "train")
-    if phase == "train":
+    phase = task.options.get("phase", TRAIN)
+    if phase == TRAIN:
         return answer_steps(task, settings, site)
     features = site_features(settings, site, site.load_shard())
     groups: wire.Groups
     metrics: dict[str, float] = {}
-    if phase == "scatter":
-        from common.clustering.spectral import patch_scatter
-
-        groups = {"scatter": patch_scatter(features, settings.loss.spectral_tolerance).to_arrays()}
-    elif phase == "clusters":
+    closed = closed_form(settings)
+    if closed is not None and phase == closed.kind:
+        groups = {closed.kind: closed.site(features)}
+    elif phase == CLUSTERS:
         from client.work.statistics import cluster_sums
 
         found = cluster_sums(features, task.groups["head"], task.groups["centroids"]["centroids"], settings)

@@ -27,12 +27,6 @@ from common.features.source import Coloured, FeatureSource, tokens_of
 
 Array = NDArray[np.float64]
 
-RELEASE_SCALES = {"total": 0.2, "outer": 1.0, "difference": 8.0, "weight": 0.1}
-"""Factors of an image's mean feature, mean x x^T, mean difference of neighbours and mean pair weight where noise
-covers all four as one vector. Their usual lengths (CamVid: 0.37, 0.16, 0.011 and 0.20 of the feature norm's powers)
-are not what they are worth: the projection hangs on the two matrices, the shorter one most of all.
-"""
-
 _TINY = 1e-8
 
 

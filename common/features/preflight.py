@@ -14,23 +14,20 @@ from common.data.manifest import Shard
 from common.errors import UserError
 from common.features import store
 from common.features.cache import features_header, features_key
-from common.losses.objective import build_objective
 from common.models.backbone import Backbone, load_backbone
+from common.settings.objectives import OBJECTIVES
 from common.settings.schema import RunConfig
 from common.settings.unsupervised import Cache, Model
 from common.system.device import choose_device
 
-CLOSED_FORM = frozenset({"spectral"})
-"""Objectives that are solved from sums over the whole shard: they know neither batches nor neighbours."""
-
 
 def check_shard_size(images: int, name: str, config: RunConfig) -> None:
     """Raise `UserError` where a shard has fewer images than a batch, or than the neighbours of one and itself."""
-    if config.loss.objective in CLOSED_FORM:
+    if not config.loss.facts.steps:  # sums over a whole shard know neither batches nor neighbors
         return
     local = config.local
     needs = {"local.batch": local.batch}
-    if build_objective(config, channels=8).wants_positives:
+    if OBJECTIVES.get(config.loss.objective).needs_neighbours(config):
         needs["local.neighbours"] = local.neighbours + 1
     key = max(needs, key=lambda name: needs[name])
     if images < needs[key]:

@@ -1,4 +1,4 @@
-"""Which terms keep a local head from drifting away from the others'? (FedProx, MOON)"""
+"""Anchors of local training: terms that keep a head from drifting away from the others (FedProx, MOON)."""
 
 from __future__ import annotations
 

@@ -1,21 +1,35 @@
-"""What is an objective to the local trainer?
+"""Objectives: what one has to offer to the local trainer, or to the sums of all sites.
 
-The trainer knows batches, optimisers and rounds; an objective knows the loss. It is a module: what it owns
-beyond the head (prototypes, a codebook, a decoder) are its own named parameters and buffers, which travel
-and are averaged beside the head. The arithmetic lives in pure functions, one file an objective.
+An objective is one file of this folder. It registers itself in `common.settings.objectives.OBJECTIVES` with its facts
+and its own settings; nothing else lists it. `Objective` takes gradient steps, `ClosedForm` is solved from sums.
+The arithmetic lives in pure functions beside the class.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 from torch.nn import functional
 
+from common.features.source import FeatureSource
 from common.models.head import SegmentationHead, channel_mask
+from common.settings.schema import RunConfig
 from common.settings.unsupervised import Local
 
+Arrays = Mapping[str, np.ndarray]
+Shapes = dict[str, tuple[int, ...]]
+ShapesOf = Mapping[str, tuple[int, ...]]
+Sums = Mapping[str, NDArray[np.float64]]
+
+TRAIN, CLUSTERS = "train", "clusters"
+"""Kinds of rounds that the task knows itself: gradient steps, and one pass of exact k-means."""
 EPSILON = 1e-10
 """Norms below this count as this, as in the published code."""
 
@@ -69,9 +83,26 @@ class Batch:
     augmented: tuple[View, torch.Tensor] | None = None
 
 
-class Objective(nn.Module):
-    """Base of the objectives: turns a batch and the head into a loss.
+class ObjectiveRules:
+    """What settings are asked for an objective before there is one."""
 
+    @classmethod
+    def conflict(cls, config: RunConfig) -> str | None:
+        """Return why settings do not go with this objective, a sentence without its full stop, or None."""
+        return None
+
+    @classmethod
+    def needs_neighbours(cls, config: RunConfig) -> bool:
+        """Say whether a step compares an image with a neighbour of it."""
+        return False
+
+
+class Objective(nn.Module, ObjectiveRules):
+    """Base of the objectives that take gradient steps: turns a batch and the head into a loss.
+
+    The trainer knows batches, optimizers and rounds; an objective knows the loss. It is made from all settings and
+    the number of feature channels, and its starting state follows from the seed alone. What it holds beyond
+    the head (prototypes, a codebook, a decoder) are its own named parameters and buffers.
     The state of the module is the objective's shared state, averaged over the sites beside the head;
     what is private to a site or lasts one round only is a plain attribute, made in `start_round`.
     """
@@ -100,3 +131,73 @@ class Objective(nn.Module):
         fits them.
         """
         return None
+
+
+class ClosedForm(ABC, ObjectiveRules):
+    """Base of the objectives that are solved from sums over all images of all sites, without a step.
+
+    The first round adds the sums up and solves for the head and the first centroids; every later one is a pass of
+    exact k-means. ``kind`` names that first round, and the group of arrays in which a site sends its sums. With noise
+    the sums of a round are one vector, hence one release; `ObjectiveFacts.clips` names the bound of an image's part.
+    """
+
+    kind: ClassVar[str]
+
+    def __init__(self, config: RunConfig) -> None:
+        self.config = config
+
+    def round_kind(self, number: int) -> str:
+        """Return what the sites do in a round, counted from 1."""
+        return self.kind if number == 1 else CLUSTERS
+
+    @abstractmethod
+    def site(self, features: FeatureSource) -> dict[str, np.ndarray]:
+        """Return what a site sends in the first round; raises ValueError for features that do not do."""
+
+    @abstractmethod
+    def image_sums(self, features: FeatureSource) -> Iterator[dict[str, NDArray[np.float64]]]:
+        """Yield each image's part of the sums, in the form of `noisy_shapes`, for bounds and noise."""
+
+    @abstractmethod
+    def merge(self, parts: Sequence[Arrays]) -> tuple[dict[str, np.ndarray], np.ndarray]:
+        """Return the head's arrays and the first centroids [K, D] from what sites sent, in the order given.
+
+        Raises ValueError where there is no solution.
+        """
+
+    @abstractmethod
+    def denoise(self, sums: Sums, units: int, patches: int, deviation: float) -> dict[str, np.ndarray]:
+        """Return, in the form of `site`, a total of ``units`` vectors of bounded length over ``patches`` patches.
+
+        ``deviation`` is that of the noise on every number.
+        """
+
+    @staticmethod
+    @abstractmethod
+    def shapes(channels: int) -> Shapes:
+        """Return the shapes of what `site` returns, for features of C channels."""
+
+    @staticmethod
+    @abstractmethod
+    def noisy_shapes(plain: ShapesOf) -> Shapes:
+        """Return the shapes of what `image_sums` yields, from those of what `site` returns."""
+
+    @staticmethod
+    @abstractmethod
+    def packed_shapes(plain: ShapesOf) -> Shapes:
+        """Return the shapes of what `pack` returns, from those of what `site` returns."""
+
+    @staticmethod
+    @abstractmethod
+    def pack(arrays: Arrays) -> dict[str, np.ndarray]:
+        """Return what adds up over sites, from what `site` returned."""
+
+    @staticmethod
+    @abstractmethod
+    def unpack(sums: Arrays) -> dict[str, np.ndarray]:
+        """Undo `pack`, in float64: a total is not rounded a second time."""
+
+    @staticmethod
+    @abstractmethod
+    def largest(patches: float, feature: float) -> dict[str, float]:
+        """Return bounds on the magnitude of each packed array, for features of that magnitude at most."""

@@ -1,5 +1,4 @@
-"""How does the head learn from correspondences between features? (STEGO, eq. 2 to 5; FUSS's local
-objective)
+"""Correspondence objective: codes agree where features do (STEGO, eq. 2 to 5; FUSS's local objective).
 
 Where two patches' frozen features agree more than a shift, their codes are pulled together, elsewhere they
 are pushed apart. Per pair of maps, with fd and cd the cosines of features and of codes at sampled
@@ -11,8 +10,10 @@ positions,
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
+from pydantic import Field
 
 from common.losses.base import Batch, Objective, View, unit
 from common.losses.sampling import (
@@ -24,10 +25,35 @@ from common.losses.sampling import (
     uniform_coords,
 )
 from common.models.head import SegmentationHead
-from common.settings.unsupervised import Loss
+from common.settings.objectives import OBJECTIVES, ObjectiveFacts
+from common.settings.schema import RunConfig
+from common.settings.section import Section
 
 AUTO_NEGATIVE_FACTOR = 3.5
 """EAGLE's factor on the automatic shift of the negative term."""
+
+
+class CorrespondenceSettings(Section):
+    """Settings ``loss.correspondence``."""
+
+    weight: float = Field(1.0, ge=0, description="of the three terms together")
+    intra_weight: float = Field(0.67, ge=0, description="weight of an image against itself")
+    inter_weight: float = Field(0.25, ge=0, description="weight of an image against a neighbor")
+    negative_weight: float = Field(0.63, ge=0, description="weight of an image against others of the batch")
+    shift: Literal["fixed", "auto"] = Field("fixed", description="auto: shifts follow the batch statistics")
+    intra_shift: float = Field(0.18, description="shift within an image")
+    inter_shift: float = Field(0.12, description="shift against a similar image")
+    negative_shift: float = Field(0.46, description="shift against any other image")
+    samples: int = Field(11, ge=2, description="side of the grid of random positions per image")
+    negatives: int = Field(5, ge=1, description="random partners per step in the negative term")
+    negative_draw: Literal["derangement", "published"] = Field(
+        "derangement",
+        description="published: STEGO's draw, where an image may be drawn twice, and a single one meets itself",
+    )
+    salience: bool = Field(False, description="draw 90 % of the positions from patches that stand out")
+    pointwise: bool = Field(True, description="center the feature correlations row by row")
+    zero_clamp: bool = Field(True, description="no gradient where code correlations are below 0")
+    stabilize: bool = Field(False, description="clamp code correlations at 0.8")
 
 
 @dataclass(frozen=True)
@@ -47,7 +73,7 @@ class Draw:
 
 def draw(
     batch: int,
-    settings: Loss,
+    settings: CorrespondenceSettings,
     generator: torch.Generator,
     salience: tuple[torch.Tensor, torch.Tensor] | None = None,
 ) -> Draw:
@@ -87,7 +113,7 @@ def pair_losses(
     features: torch.Tensor,
     codes: torch.Tensor,
     shifts: torch.Tensor | None,
-    settings: Loss,
+    settings: CorrespondenceSettings,
     positives: int,
 ) -> torch.Tensor:
     """Return one loss for each of T pairings from cosines [T, B, P, Q] of features and of codes: [T].
@@ -112,7 +138,7 @@ def pair_losses(
 
 
 def correspondence_loss(
-    anchor: View, positive: View | None, grid: tuple[int, int], draw: Draw, settings: Loss
+    anchor: View, positive: View | None, grid: tuple[int, int], draw: Draw, settings: CorrespondenceSettings
 ) -> Terms:
     """Return the correspondence loss of a batch.
 
@@ -162,7 +188,7 @@ def correspondence_loss(
     parts = values.detach()
     has_intra = bool(settings.intra_weight)
     return Terms(
-        total=settings.correspondence_weight * (weights * values).sum(),
+        total=settings.weight * (weights * values).sum(),
         intra=parts[0] if has_intra else zero.detach(),
         inter=parts[positives - 1] if positives > has_intra else zero.detach(),
         negative=parts[positives:].mean() if negatives else zero.detach(),
@@ -197,13 +223,34 @@ def standing_out(features: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
     return (likeness < likeness.mean(dim=1, keepdim=True)).view(-1, *grid)
 
 
+@OBJECTIVES.register(
+    "correspondence",
+    summary="codes agree where features do: within an image, with a neighbor, against others (STEGO)",
+    facts=ObjectiveFacts(settings=CorrespondenceSettings),
+)
 class Correspondence(Objective):
     """The correspondence loss on images and their neighbours."""
 
-    def __init__(self, settings: Loss) -> None:
+    def __init__(self, config: RunConfig, channels: int) -> None:
         super().__init__()
-        self.settings = settings
-        self.wants_positives = settings.inter_weight > 0
+        self.settings = config.loss.own(CorrespondenceSettings)
+        self.wants_positives = self.needs_neighbours(config)
+
+    @classmethod
+    def conflict(cls, config: RunConfig) -> str | None:
+        """Name a draw that nothing uses."""
+        settings = config.loss.own(CorrespondenceSettings)
+        if settings.negative_draw == "published" and not settings.negative_weight:
+            return (
+                "loss.correspondence.negative-draw is 'published' but negative-weight is 0, so that nothing is drawn; "
+                "set it to 'derangement'"
+            )
+        return None
+
+    @classmethod
+    def needs_neighbours(cls, config: RunConfig) -> bool:
+        """Only the inter term compares with one."""
+        return config.loss.own(CorrespondenceSettings).inter_weight > 0
 
     def forward(self, batch: Batch, head: SegmentationHead, generator: torch.Generator) -> torch.Tensor:
         """Draw positions and partners, compare."""

@@ -1,6 +1,4 @@
-"""Which terms may be added to any objective: reconstruction, alignment, contrastive CRF? (options of
-STEGO)
-"""
+"""Extra terms for any objective that takes steps: reconstruction, alignment, contrastive CRF (options of STEGO)."""
 
 from __future__ import annotations
 
@@ -11,8 +9,9 @@ from common.losses.base import Batch, Objective, unit
 from common.losses.sampling import bilinear, gather
 from common.models.head import SegmentationHead, initialise
 from common.seeds import torch_generator
+from common.settings.objectives import Loss
 from common.settings.schema import RunConfig
-from common.settings.unsupervised import Local, Loss
+from common.settings.unsupervised import Local
 
 CRF_SIDE = 56
 """The published term works on maps of 56 x 56 and measures distances in their pixels; here the shorter

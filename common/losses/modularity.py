@@ -1,5 +1,4 @@
-"""How does the head learn from a codebook of communities and a contrast? (after CAUSE-MLP, arXiv
-2310.07379)
+"""Modularity objective: a codebook of communities, then a contrast by it (CAUSE-MLP, arXiv 2310.07379).
 
 Two phases. First a codebook c of M directions in feature space is fitted so that the patches of an image
 that share a code are communities of its similarity graph (soft modularity). With A the positive cosines
@@ -18,12 +17,15 @@ from __future__ import annotations
 import copy
 
 import torch
+from pydantic import Field
 from torch import nn
 
 from common.losses.base import Batch, Objective, unit
 from common.models.head import SegmentationHead, frozen_copy, initialise
 from common.seeds import torch_generator
+from common.settings.objectives import OBJECTIVES, ObjectiveFacts
 from common.settings.schema import RunConfig
+from common.settings.section import Section
 from common.settings.unsupervised import Local
 
 SHARPNESS = 0.1
@@ -35,6 +37,15 @@ TEACHER_MOMENTUM = 0.99
 BANK_PER_CODE = 100
 CHUNK = 16
 """Patches per image whose best shared code is searched at a time, which bounds the memory."""
+
+
+class ModularitySettings(Section):
+    """Settings ``loss.modularity``."""
+
+    codebook: int = Field(256, ge=2, description="codes in the codebook")
+    codebook_rounds: int = Field(1, ge=0, description="rounds that fit the codebook before the head")
+    projection: int = Field(128, ge=2, description="length of the vectors that are contrasted")
+    cell: int = Field(2, ge=1, description="one patch of every square of this side is looked at")
 
 
 def modularity_matrix(vectors: torch.Tensor) -> torch.Tensor:
@@ -120,21 +131,26 @@ def one_per_cell(grid: tuple[int, int], side: int, generator: torch.Generator) -
     return torch.tensor([first[key] for key in sorted(first)])
 
 
+@OBJECTIVES.register(
+    "modularity",
+    summary="a codebook of communities of patches, then codes contrasted by it (CAUSE)",
+    facts=ObjectiveFacts(settings=ModularitySettings),
+)
 class Modularity(Objective):
-    """The codebook in the first ``loss.codebook-rounds`` rounds, the contrast after that.
+    """The codebook in the first ``loss.modularity.codebook-rounds`` rounds, the contrast after that.
 
     Shared state: ``codebook`` [M, C] and the student's ``projection``. Teacher and bank are made anew
     from the received head every round and stay on the site; the published code keeps them for the whole
     training.
     """
 
-    def __init__(self, settings: RunConfig, channels: int) -> None:
+    def __init__(self, config: RunConfig, channels: int) -> None:
         super().__init__()
-        self.settings = settings.loss
-        generator = torch_generator(settings.seed, "modularity")
-        count = settings.loss.codebook
+        self.settings = config.loss.own(ModularitySettings)
+        generator = torch_generator(config.seed, "modularity")
+        count = self.settings.codebook
         self.codebook = nn.Parameter((torch.rand(count, channels, generator=generator) * 2 - 1) / count)
-        self.projection = nn.Linear(settings.model.dim, settings.loss.projection)
+        self.projection = nn.Linear(config.model.dim, self.settings.projection)
         initialise(self.projection, generator)
         self.fitting_codebook = True
         self.teacher: tuple[SegmentationHead, nn.Linear] | None = None

@@ -1,4 +1,4 @@
-"""How does the head learn from smoothness, with momentum prototypes? (after SmooSeg, NeurIPS 2023)
+"""Smoothness objective: like patches get like assignments to momentum prototypes (SmooSeg, NeurIPS 2023).
 
 Patches with like features should get like assignments. With y the softmax of a code's cosines to the
 teacher prototypes T, and fd, yd the cosines of features (rows centred) and of assignments,
@@ -13,6 +13,7 @@ the server merges, and what predicts. No neighbours and no augmentation.
 from __future__ import annotations
 
 import torch
+from pydantic import Field
 from torch import nn
 from torch.nn import functional
 
@@ -20,8 +21,21 @@ from common.losses.base import Batch, Objective, unit
 from common.losses.correspondence import centre_rows, correlate
 from common.losses.sampling import derangements
 from common.models.head import SegmentationHead, init_centroids
+from common.settings.objectives import OBJECTIVES, ObjectiveFacts
 from common.settings.schema import RunConfig
-from common.settings.unsupervised import Local, Loss
+from common.settings.section import Section
+from common.settings.unsupervised import Local
+
+
+class SmoothnessSettings(Section):
+    """Settings ``loss.smoothness``."""
+
+    intra_shift: float = Field(-0.02, description="shift within an image")
+    negative_shift: float = Field(0.5, description="shift against another image")
+    temperature: float = Field(0.1, gt=0, description="of the soft assignment to prototypes")
+    momentum: float = Field(0.998, ge=0, le=1, description="how slowly the teacher prototypes follow")
+    samples: int = Field(11, ge=2, description="root of the number of random patches per image")
+    pointwise: bool = Field(True, description="center the feature correlations row by row")
 
 
 def assignments(codes: torch.Tensor, prototypes: torch.Tensor, temperature: float) -> torch.Tensor:
@@ -32,7 +46,7 @@ def assignments(codes: torch.Tensor, prototypes: torch.Tensor, temperature: floa
 
 
 def smoothness_loss(
-    features: torch.Tensor, soft: torch.Tensor, partners: torch.Tensor, settings: Loss
+    features: torch.Tensor, soft: torch.Tensor, partners: torch.Tensor, settings: SmoothnessSettings
 ) -> torch.Tensor:
     """Return the smoothness of assignments.
 
@@ -42,8 +56,8 @@ def smoothness_loss(
     """
     directions, soft = unit(features), unit(soft)
     loss = torch.zeros((), device=soft.device)
-    sides = [(settings.smooth_intra_shift, torch.arange(len(soft), device=soft.device), 1.0)]
-    sides += [(settings.smooth_negative_shift, other, 1 / len(partners)) for other in partners]
+    sides = [(settings.intra_shift, torch.arange(len(soft), device=soft.device), 1.0)]
+    sides += [(settings.negative_shift, other, 1 / len(partners)) for other in partners]
     for shift, other, weight in sides:
         with torch.no_grad():
             likeness = correlate(directions, [directions[other]])
@@ -64,16 +78,21 @@ def prototype_loss(codes: torch.Tensor, student: torch.Tensor, teacher: torch.Te
     return functional.cross_entropy(directions @ unit(student).T, target)
 
 
+@OBJECTIVES.register(
+    "smoothness",
+    summary="like patches get like assignments to prototypes, which are the centroids (SmooSeg)",
+    facts=ObjectiveFacts(settings=SmoothnessSettings),
+)
 class Smoothness(Objective):
     """The smoothness objective; ``prototypes`` [K, D] is its shared state, the teacher is the run's
     centroids.
     """
 
-    def __init__(self, settings: RunConfig) -> None:
+    def __init__(self, config: RunConfig, channels: int) -> None:
         super().__init__()
-        self.settings = settings.loss
-        model = settings.model
-        start = torch.from_numpy(init_centroids(model.clusters, model.dim, settings.seed))
+        self.settings = config.loss.own(SmoothnessSettings)
+        model = config.model
+        start = torch.from_numpy(init_centroids(model.clusters, model.dim, config.seed))
         self.prototypes = nn.Parameter(unit(start))
         self.teacher = self.prototypes.detach().clone()
 

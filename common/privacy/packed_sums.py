@@ -14,7 +14,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from common.clustering.spectral import PatchScatter, symmetric
+from common.losses.objective import sums_form
 
 Arrays = Mapping[str, np.ndarray]
 Groups = Mapping[str, Mapping[str, np.ndarray]]
@@ -52,7 +52,8 @@ def pack_sums(groups: Groups, metrics: Mapping[str, float], weight: float) -> Pa
     found: PackedSums = {WEIGHT: np.array([weight], dtype=np.float64)}
     found[_METRICS] = weight * np.array([metrics.get(key, 0.0) for key in METRICS], dtype=np.float64)
     for group, arrays in groups.items():
-        for key, value in (pack_scatter(arrays) if group == "scatter" else arrays).items():
+        form = sums_form(group)
+        for key, value in (form.pack(arrays) if form else arrays).items():
             factor = weight if group in AVERAGED and key != _COUNTS else 1.0
             found[f"{group}/{key}"] = factor * np.asarray(value, dtype=np.float64)
     return found
@@ -63,10 +64,8 @@ def packed_shapes(shapes: Mapping[str, Mapping[str, tuple[int, ...]]]) -> Shapes
     found: Shapes = {WEIGHT: (1,), _METRICS: (len(METRICS),)}
     for group, arrays in shapes.items():
         inner = dict(arrays)
-        if group == "scatter":
-            channels = arrays["mean"][0]
-            triangle = (channels * (channels + 1) // 2,)
-            inner = {"total": (channels,), "outer": triangle, "difference": triangle, "weights": (2,)}
+        if form := sums_form(group):
+            inner = form.packed_shapes(arrays)
         found |= {f"{group}/{key}": shape for key, shape in inner.items()}
     return found
 
@@ -100,32 +99,8 @@ def unpack_sums(totals: PackedSums, sites: int) -> Total:
         else:
             array = (value / weight).astype(np.float32) if group in AVERAGED else value
         groups.setdefault(group, {})[key] = array
-    if "scatter" in groups:
-        groups["scatter"] = unpack_scatter(groups["scatter"]).to_arrays(np.float64)  # no second rounding
+    for group in groups:
+        if form := sums_form(group):
+            groups[group] = form.unpack(groups[group])
     metrics = dict(zip(METRICS, (totals[_METRICS] / weight).tolist(), strict=True))
     return Total(groups, {key: value for key, value in metrics.items() if value}, weight)
-
-
-def pack_scatter(arrays: Arrays) -> dict[str, np.ndarray]:
-    """Return the sums behind a scatter as it travels (`PatchScatter.to_arrays`), one triangle of the matrices."""
-    scatter = PatchScatter.from_arrays(arrays)
-    triangle = np.triu_indices(len(scatter.total))
-    return {
-        "total": scatter.total,
-        "outer": scatter.outer[triangle],
-        "difference": scatter.difference[triangle],
-        "weights": np.array([scatter.count, scatter.weight]),
-    }
-
-
-def unpack_scatter(arrays: Arrays) -> PatchScatter:
-    """Rebuild a scatter from sums as `pack_scatter` returns them."""
-    count, weight = (float(value) for value in arrays["weights"])
-    channels = len(arrays["total"])
-    return PatchScatter(
-        count,
-        arrays["total"],
-        symmetric(arrays["outer"], channels),
-        weight,
-        symmetric(arrays["difference"], channels),
-    )

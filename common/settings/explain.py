@@ -1,4 +1,4 @@
-"""What does each setting mean, and which values does it take?
+"""Settings documentation: what each key means, and which values it takes.
 
 Both are read from the fields of `RunConfig`, so that they are what the program checks.
 """
@@ -13,6 +13,7 @@ from annotated_types import Ge, Gt, Le, Lt
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from common.settings.objectives import Loss
 from common.settings.schema import RunConfig
 from common.settings.section import kebab
 
@@ -31,6 +32,9 @@ def explanations(model: type[BaseModel] = RunConfig, prefix: str = "") -> dict[s
             found[key] = " ".join(
                 part for part in (field.description or "", f"({allowed})" if allowed else "") if part
             )
+    if issubclass(model, Loss):
+        for name, section in model.sections().items():
+            found |= explanations(section, f"{prefix}{name}.")
     return found
 
 

@@ -12,6 +12,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from common.errors import UserError, user_error
+from common.settings.migration import MOVED, migrated
 from common.settings.presets import FROM_PRESET, PRESETS
 from common.settings.rules import conflict_of
 from common.settings.schema import RunConfig
@@ -22,9 +23,13 @@ BASE = "base"
 
 
 def default_flat() -> dict[str, Scalar]:
-    """Return what ``pyproject.toml`` has to list: every key, ``"preset"`` where a preset may decide."""
+    """Return what ``pyproject.toml`` has to list: every key, ``"preset"`` where a preset may decide.
+
+    Keys of earlier versions follow their section, as ``"preset"``, which says nothing until somebody sets them.
+    """
     governed = {key for preset in PRESETS.values() for key in preset}
-    return {key: FROM_PRESET if key in governed else value for key, value in RunConfig().to_flat().items()}
+    default = {key: FROM_PRESET if key in governed else value for key, value in RunConfig().to_flat().items()}
+    return default | dict.fromkeys(MOVED, FROM_PRESET)
 
 
 def load_config(*layers: Mapping[str, Any]) -> RunConfig:
@@ -35,12 +40,12 @@ def load_config(*layers: Mapping[str, Any]) -> RunConfig:
     """
     given: dict[str, Any] = {}
     for layer in layers:
-        given |= flatten(layer)
+        given |= migrated(flatten(layer))
     known = RunConfig().to_flat()
     for key in given:
         if key not in known:
             close = difflib.get_close_matches(key, known, n=1)
-            hint = f"did you mean '{close[0]}'?" if close else "see common/settings/schema.py for the list."
+            hint = f"did you mean '{close[0]}'?" if close else "see common/settings/ for the list."
             raise UserError(f"Unknown settings key '{key}': {hint}")
     given = {key: value for key, value in given.items() if value != FROM_PRESET}
     preset = given.get("preset", "default")
@@ -126,3 +131,11 @@ def from_wire(text: str) -> RunConfig:
             "The settings in the server's message are not JSON; run the same release on both sides."
         )
     return load_config(given)
+
+
+def from_record(given: Any) -> RunConfig:
+    """Read what `RunConfig.to_json` wrote, parsed, in this version or an earlier one.
+
+    Raises pydantic's `ValidationError`. Conflicts are no matter: that run is over.
+    """
+    return RunConfig.model_validate(unflatten(migrated(flatten(given))) if isinstance(given, dict) else given)

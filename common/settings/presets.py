@@ -1,6 +1,6 @@
-"""What does each preset of task `unsupervised` set?
+"""Presets of task `unsupervised`: the settings that each one changes.
 
-A preset is the difference to the defaults of `common/settings/schema.py`, which are preset ``default``. Facts on
+A preset is the difference to the defaults of the sections, which are preset ``default``. Facts on
 the published method: FUSS (federated unsupervised semantic segmentation) on STEGO's objective.
 """
 
@@ -12,13 +12,13 @@ FROM_PRESET = "preset"
 _FUSS_OBJECTIVE: dict[str, str | int | float | bool] = {
     # the Cityscapes configuration of the published code
     "loss.objective": "correspondence",
-    "loss.intra-weight": 1.0,
-    "loss.inter-weight": 0.577453,
-    "loss.negative-weight": 0.905876,
-    "loss.shift": "fixed",
-    "loss.intra-shift": 0.458285,
-    "loss.inter-shift": 0.175435,
-    "loss.negative-shift": 0.313612,
+    "loss.correspondence.intra-weight": 1.0,
+    "loss.correspondence.inter-weight": 0.577453,
+    "loss.correspondence.negative-weight": 0.905876,
+    "loss.correspondence.shift": "fixed",
+    "loss.correspondence.intra-shift": 0.458285,
+    "loss.correspondence.inter-shift": 0.175435,
+    "loss.correspondence.negative-shift": 0.313612,
     "local.neighbours": 2,
     # the head of STEGO, which FUSS federates
     "model.dim": 70,
@@ -37,7 +37,7 @@ PRESETS: dict[str, dict[str, str | int | float | bool]] = {
         "model.crop": "center",
         "local.neighbour-dropout": 0.1,  # the features of the search still pass the head's dropout
         "local.prox-parameters": "nonlinear",  # where FedProx is switched on
-        "loss.negative-draw": "published",
+        "loss.correspondence.negative-draw": "published",
         "centroids.merge": "fedcc-maximin",
         "centroids.spherical": False,
         "centroids.weighted": False,

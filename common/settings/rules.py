@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from common.settings.objectives import OBJECTIVES
 from common.settings.schema import RunConfig
+from common.settings.section import kebab
 
 
 def conflict_of(config: RunConfig) -> str | None:
@@ -63,33 +65,24 @@ def unsupervised_conflict(config: RunConfig) -> str | None:
     """Return why these settings do not go together, in one sentence, or None."""
     if not config.facts.frozen_backbone:
         return None
-    spectral = config.loss.objective == "spectral"
+    objective: str | None = OBJECTIVES.get(config.loss.objective).conflict(config)
     return (
-        (_spectral_conflict(config) if spectral else None)
+        objective
+        or (None if config.loss.facts.steps else _closed_form_conflict(config))
         or _keeper_conflict(config)
         or _draw_conflict(config)
     )
 
 
-def _spectral_conflict(config: RunConfig) -> str | None:
+def _closed_form_conflict(config: RunConfig) -> str | None:
     """Name what the closed form, which takes no step and averages no head, has no use or no room for."""
-    model = config.model
-    if model.nonlinear:
-        return (
-            "loss.objective 'spectral' finds a linear head but model.nonlinear is true; set it to false, or choose "
-            "another objective"
-        )
-    if model.clusters > 2 * model.dim**2:
-        return (
-            f"loss.objective 'spectral' starts k-means from {2 * model.dim**2} directions of codes of length "
-            f"{model.dim} but model.clusters is {model.clusters}; raise model.dim"
-        )
+    name = config.loss.objective
     if config.rounds < 2:
-        return "loss.objective 'spectral' needs 2 rounds (projection, k-means), rounds is 1; raise it"
+        return f"loss.objective '{name}' needs 2 rounds (sums, k-means), rounds is {config.rounds}; raise it"
     for key, value, off in _steps_only(config):
         if value != off:
             return (
-                f"{key} is {_shown(value)}, but loss.objective 'spectral' solves for the head from sums: it takes no "
+                f"{key} is {_shown(value)}, but loss.objective '{name}' solves for the head from sums: it takes no "
                 f"step and averages no head; set it to {_shown(off)}, or choose another objective"
             )
     return None
@@ -126,17 +119,11 @@ def _keeper_conflict(config: RunConfig) -> str | None:
 
 def _draw_conflict(config: RunConfig) -> str | None:
     """Name the setting of the published method that has nothing to act on."""
-    loss, local = config.loss, config.local
-    corresponds = loss.objective == "correspondence"
-    if loss.negative_draw == "published" and not (corresponds and loss.negative_weight):
+    local, objective = config.local, config.loss.objective
+    if local.neighbour_dropout and not OBJECTIVES.get(objective).needs_neighbours(config):
         return (
-            "loss.negative-draw is 'published' but there is no negative term of objective 'correspondence'; "
-            "set it to 'derangement'"
-        )
-    if local.neighbour_dropout and not (corresponds and loss.inter_weight):
-        return (
-            f"local.neighbour-dropout is {local.neighbour_dropout:g} but no neighbours are searched without "
-            "the inter term of objective 'correspondence'; set it to 0"
+            f"local.neighbour-dropout is {local.neighbour_dropout:g} but objective '{objective}' searches no "
+            "neighbours with these settings; set it to 0"
         )
     if local.prox_mu and local.prox_parameters == "nonlinear" and not config.model.nonlinear:
         return (
@@ -162,6 +149,11 @@ def privacy_conflict(config: RunConfig) -> str | None:
 def _needs_single_sites(config: RunConfig, why: str) -> str | None:
     if not config.facts.private_totals:
         return f"{why} covers heads and centroid sums of task 'unsupervised', not task '{config.task}'; switch it off"
+    if config.loss.facts.single_sites:
+        return (
+            f"loss.objective '{config.loss.objective}' needs the replies of single sites, but with {why} the server "
+            "knows their total only; choose another objective, or switch it off"
+        )
     if config.centroids.share != "both":
         return (
             f"centroids.share is '{config.centroids.share}', for which the server keeps parts of single sites, but "
@@ -181,33 +173,27 @@ def _needs_single_sites(config: RunConfig, why: str) -> str | None:
 
 def _not_covered(config: RunConfig) -> str | None:
     """Name what would leave a site without noise, or with noise of no known meaning."""
-    privacy, spectral = config.privacy, config.loss.objective == "spectral"
+    privacy, facts = config.privacy, config.loss.facts
     if config.eval.where == "sites":
         return (
             "eval.where is 'sites', which sends confusion matrices without noise, but privacy.noise-multiplier is "
             f"{privacy.noise_multiplier:g}; use 'server' or 'none'"
         )
-    if not spectral and privacy.unit == "image":
+    if facts.steps and privacy.unit == "image":
         return (
             f"privacy.unit is 'image', but the change of a head by loss.objective '{config.loss.objective}' is "
-            "clipped for a site as a whole; use 'site', or objective 'spectral'"
+            "clipped for a site as a whole; use 'site', or an objective in closed form"
         )
-    if not spectral and config.aggregation.weights != "uniform":
+    if facts.steps and config.aggregation.weights != "uniform":
         return (
             f"aggregation.weights is '{config.aggregation.weights}', but noise is measured for sites that weigh the "
             "same; use 'uniform'"
         )
-    clipped = {"privacy.clip-sums": privacy.clip_sums}
-    if spectral:
-        clipped |= {
-            "privacy.clip-scatter": privacy.clip_scatter,
-            "privacy.feature-norm": privacy.feature_norm,
-        }
-    else:
-        clipped |= {"privacy.clip-norm": privacy.clip_norm}
-    missing = [key for key, bound in clipped.items() if not bound]
+    missing = [name for name in ("clip_sums", *facts.clips) if not getattr(privacy, name)]
     if missing:
-        return f"{missing[0]} is 0, but noise only hides what is clipped; give the bound a value"
+        return (
+            f"privacy.{kebab(missing[0])} is 0, but noise only hides what is clipped; give the bound a value"
+        )
     return None
 
 

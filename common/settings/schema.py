@@ -14,10 +14,11 @@ from typing import Literal
 from pydantic import Field
 
 from common.settings.network import Clusters, Network, Reduction, Sgd, Source, Style, Teacher, Transforms
+from common.settings.objectives import Loss
 from common.settings.privacy import Privacy
 from common.settings.section import Scalar, Section, flatten
 from common.settings.tasks import TASKS, TaskFacts
-from common.settings.unsupervised import Cache, Centroids, Local, Loss, Model
+from common.settings.unsupervised import Cache, Centroids, Local, Model
 
 
 class Sites(Section):
@@ -127,7 +128,7 @@ class RunConfig(Section):
     model: Model = Model()
     cache: Cache = Cache()
     local: Local = Local()
-    loss: Loss = Loss()
+    loss: Loss = Field(default_factory=Loss)  # made late, since objectives import this module
     centroids: Centroids = Centroids()
     aggregation: Aggregation = Aggregation()
     network: Network = Network()
@@ -168,8 +169,3 @@ class RunConfig(Section):
     def to_toml(self) -> str:
         """Return the settings as dotted TOML keys, which `read_recipe` and ``flwr run`` take."""
         return "".join(f"{key} = {json.dumps(value)}\n" for key, value in self.to_flat().items())
-
-    @classmethod
-    def from_json(cls, text: str) -> RunConfig:
-        """Read what `to_json` wrote."""
-        return cls.model_validate_json(text)

@@ -5,7 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler
+from pydantic_core import CoreSchema, core_schema
+
+from common.errors import UserError
+from common.registry import Registry
 
 Scalar = str | int | float | bool
 
@@ -44,3 +48,21 @@ def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
             target = target.setdefault(group, {})
         target[leaf] = value
     return nested
+
+
+class NameIn:
+    """Annotation of a field that holds a name of a registry: ``Annotated[str, NameIn(OBJECTIVES)]``."""
+
+    def __init__(self, registry: Registry[Any, Any]) -> None:
+        self.registry = registry
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        """Check the name when settings are read, not when this module is: registries fill themselves lazily."""
+        return core_schema.no_info_after_validator_function(self._known, handler(source))
+
+    def _known(self, name: str) -> str:
+        try:
+            self.registry.entry(name)
+        except UserError as error:
+            raise ValueError(str(error).rstrip(".?")) from None
+        return name

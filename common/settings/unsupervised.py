@@ -1,4 +1,4 @@
-"""Settings sections of task `unsupervised`: frozen model, feature cache, local steps, objective, centroids."""
+"""Settings sections of task `unsupervised`: frozen model, feature cache, local steps, centroids."""
 
 from __future__ import annotations
 
@@ -78,61 +78,6 @@ class Local(Section):
     prox_parameters: Literal["all", "nonlinear"] = Field("all", description="what FedProx pulls back")
     moon_weight: float = Field(0.0, ge=0, description="weight of the model-contrastive term; 0: off")
     moon_temperature: float = Field(0.5, gt=0, description="temperature of the model-contrastive term")
-
-
-class Loss(Section):
-    """The self-supervised objective of the head."""
-
-    objective: Literal["spectral", "correspondence", "smoothness", "modularity"] = Field(
-        "spectral", description="what the head is fitted to; spectral: in closed form, from sums"
-    )
-    spectral_tolerance: float = Field(
-        0.1, gt=0, description="spectral: colour difference of like neighbours, in medians of the image"
-    )
-    spectral_ridge: float = Field(0.02, gt=0, description="spectral: share of the identity in the noise")
-    spectral_whiten: float = Field(
-        0.0, ge=0, le=1, description="spectral: 0 weighs directions by signal to noise, 1 all alike"
-    )
-    correspondence_weight: float = Field(1.0, ge=0, description="of the correspondence loss")
-    intra_weight: float = Field(0.67, ge=0, description="weight of an image against itself")
-    inter_weight: float = Field(0.25, ge=0, description="weight of an image against a neighbour")
-    negative_weight: float = Field(0.63, ge=0, description="weight of an image against others of the batch")
-    shift: Literal["fixed", "auto"] = Field("fixed", description="auto: shifts follow the batch statistics")
-    intra_shift: float = Field(0.18, description="correspondence: shift within an image")
-    inter_shift: float = Field(0.12, description="correspondence: shift against a similar image")
-    negative_shift: float = Field(0.46, description="correspondence: shift against any other image")
-    samples: int = Field(11, ge=2, description="side of the grid of random positions per image")
-    negatives: int = Field(5, ge=1, description="random partners per step in the negative term")
-    negative_draw: Literal["derangement", "published"] = Field(
-        "derangement",
-        description="published: STEGO's draw, where an image may be drawn twice, and a single one meets itself",
-    )
-    salience: bool = Field(False, description="draw 90 % of the positions from patches that stand out")
-    pointwise: bool = Field(True, description="centre the feature correlations row by row")
-    zero_clamp: bool = Field(True, description="no gradient where code correlations are below 0")
-    stabilize: bool = Field(False, description="clamp code correlations at 0.8")
-    smooth_intra_shift: float = Field(-0.02, description="smoothness: shift within an image")
-    smooth_negative_shift: float = Field(0.5, description="smoothness: shift against another image")
-    temperature: float = Field(0.1, gt=0, description="smoothness: of the soft assignment to prototypes")
-    momentum: float = Field(
-        0.998, ge=0, le=1, description="smoothness: how slowly the teacher prototypes follow"
-    )
-    codebook: int = Field(256, ge=2, description="modularity: codes in the codebook")
-    codebook_rounds: int = Field(
-        1, ge=0, description="modularity: rounds that fit the codebook before the head"
-    )
-    projection: int = Field(128, ge=2, description="modularity: length of the vectors that are contrasted")
-    cell: int = Field(2, ge=1, description="modularity: one patch of every square of this side is looked at")
-    reconstruction_weight: float = Field(0.0, ge=0, description="decoding features from codes; 0: off")
-    augmentation_weight: float = Field(0.0, ge=0, description="codes of augmented views agree; 0: off")
-    crf_weight: float = Field(0.0, ge=0, description="near patches of like colour agree; 0: off")
-    crf_samples: int = Field(1000, ge=2, description="crf: patches compared per step")
-    crf_appearance: float = Field(10.0, ge=0, description="crf: weight of the kernel on place and colour")
-    crf_closeness: float = Field(3.0, ge=0, description="crf: weight of the kernel on place alone")
-    crf_alpha: float = Field(0.5, gt=0, description="crf: squared reach in place, with colour")
-    crf_beta: float = Field(0.15, gt=0, description="crf: squared reach in colour")
-    crf_gamma: float = Field(0.05, gt=0, description="crf: squared reach in place alone")
-    crf_shift: float = Field(0.0, description="crf: affinity at which attraction turns into repulsion")
 
 
 class Centroids(Section):

@@ -17,17 +17,16 @@ from scipy.optimize import brentq
 from scipy.special import log_ndtr
 
 from common.errors import UserError
+from common.losses.base import TRAIN
 from common.settings.privacy import Privacy
 from common.system.atomic import atomic_write_text
 
 FILE = "privacy.json"
 
-_RELEASES = {"scatter": 1, "clusters": 1, "train": 2}  # train: the head's change, and the centroid sums
-
 
 def releases_of(phase: str) -> int:
-    """Return how many noisy sums a site gives away in a phase (`common.settings.phases`)."""
-    return _RELEASES[phase]
+    """Return how many noisy sums a site gives away in a round of a kind (`common.losses.base`)."""
+    return 2 if phase == TRAIN else 1  # steps: the head's change, and the centroid sums
 
 
 def read_releases(run_dir: Path) -> dict[str, int]:

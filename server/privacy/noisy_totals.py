@@ -1,8 +1,8 @@
 """Cleans totals with noise, so that the merge rules can use them.
 
 Nothing here looks at data again: whatever is done to a private total leaves it as private as it was.
-Negative counts, sums longer than their counts and matrices with negative eigenvalues are noise by their very
-form; they are cut off at the level that noise alone reaches.
+Negative counts, and sums longer than their counts, are noise by their very form; they are cut off at the level that
+noise alone reaches. A closed form does the same to its own sums (`ClosedForm.denoise`).
 """
 
 from __future__ import annotations
@@ -12,12 +12,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from common.clustering.spectral import RELEASE_SCALES, PatchScatter, symmetric
+from common.losses.objective import clipping_bound, closed_form
 from common.privacy.packed_sums import PackedSums
 from common.settings.privacy import Privacy
+from common.settings.schema import RunConfig
 from common.wire import Groups
-
-_TINY = 1e-8
 
 
 @dataclass(frozen=True)
@@ -43,8 +42,9 @@ class NoisyTotal:
         return self.images if privacy.unit == "image" else self.sites
 
 
-def clean_groups(noisy: NoisyTotal, privacy: Privacy) -> Groups:
+def clean_groups(noisy: NoisyTotal, config: RunConfig) -> Groups:
     """Return the groups of the update that stands for all sites."""
+    privacy, closed = config.privacy, closed_form(config)
     groups: Groups = {}
     for name in ("head", "shared"):
         if arrays := noisy.group(name):
@@ -55,8 +55,9 @@ def clean_groups(noisy: NoisyTotal, privacy: Privacy) -> Groups:
         groups["sums"] = clean_sums(
             scale * sums["sums"], scale * sums["counts"], deviation, privacy.minimum_count
         )
-    if scatter := noisy.group("scatter"):
-        groups["scatter"] = clean_scatter(noisy, scatter, privacy).to_arrays()
+    if closed is not None and (sums := noisy.group(closed.kind)):
+        patches, deviation = noisy.images * noisy.patches, noisy.deviation * clipping_bound(config)
+        groups[closed.kind] = closed.denoise(sums, noisy.units(privacy), patches, deviation)
     return groups
 
 
@@ -74,34 +75,3 @@ def clean_sums(
         "sums": np.where(heard[:, None], sums, 0.0),
         "counts": np.where(heard, np.maximum(counts, lengths), 0.0),
     }
-
-
-def clean_scatter(noisy: NoisyTotal, scatter: PackedSums, privacy: Privacy) -> PatchScatter:
-    """Return a scatter whose matrices have no negative eigenvalue.
-
-    Directions in which neighbours differ by less than noise alone would (2 deviation sqrt(C), the edge of
-    the semicircle law) count as different by that much: none of them may win by an accident of the noise.
-    """
-    units, radius = noisy.units(privacy), privacy.feature_norm
-    means = {name: scatter[name] / (factor * units) for name, factor in RELEASE_SCALES.items()}
-    mean, channels = means["total"], len(means["total"])
-    second = symmetric(means["outer"], channels)
-    covariance = _floored(second - np.outer(mean, mean), 0.0)
-    deviation = noisy.deviation * privacy.clip_scatter / (RELEASE_SCALES["difference"] * units)
-    edge = 2 * deviation * np.sqrt(channels)
-    share = max(float(means["weight"][0]), _TINY)
-    difference = _floored(symmetric(means["difference"], channels), edge)
-    patches = float(noisy.images * noisy.patches)
-    return PatchScatter(
-        patches,
-        mean * radius * patches,
-        (covariance + np.outer(mean, mean)) * radius**2 * patches,
-        share * patches,
-        difference * radius**2 * patches,
-    )
-
-
-def _floored(matrix: NDArray[np.float64], least: float) -> NDArray[np.float64]:
-    """Return the symmetric matrix with its eigenvalues raised to ``least``."""
-    values, vectors = np.linalg.eigh(matrix)
-    return np.asarray((vectors * np.maximum(values, least)) @ vectors.T)

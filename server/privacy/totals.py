@@ -14,6 +14,7 @@ from dataclasses import replace
 import numpy as np
 
 from common import wire
+from common.losses.objective import clipping_bound, closed_form, sums_form
 from common.privacy.packed_sums import PackedSums, Shapes, packed_shapes, summed_groups, unpack, unpack_sums
 from common.privacy.secure_masks import digits_of, fraction_bits, from_ring
 from common.settings.schema import RunConfig
@@ -44,10 +45,8 @@ def total_shapes(expectation: ReplySchema, config: RunConfig) -> Shapes:
         inner = dict(arrays)
         if group == "sums":
             inner.pop("cosines")  # a figure that no rule needs costs no noise
-        if group == "scatter":
-            channels = arrays["mean"][0]
-            triangle = (channels * (channels + 1) // 2,)
-            inner = {"total": (channels,), "outer": triangle, "difference": triangle, "weight": (1,)}
+        if form := sums_form(group):
+            inner = form.noisy_shapes(arrays)
         shapes |= {f"{group}/{key}": shape for key, shape in inner.items()}
     return shapes
 
@@ -68,19 +67,17 @@ def digits(sites: Mapping[str, SiteInfo], config: RunConfig, exponent: int = 0) 
         "shared": weight * _LARGEST_WEIGHT,
         "centroids": max(weight * _LARGEST_WEIGHT, patches),
         "sums": patches,
-        "scatter/total": patches * feature,
-        "scatter/outer": patches * feature**2,
-        "scatter/difference": 2 * patches * (2 * feature) ** 2,  # at most two pairs a patch
-        "scatter/weights": 2 * patches,
     }
-    privacy = config.privacy
+    closed, privacy = closed_form(config), config.privacy
     if privacy.noise_multiplier:
         reach = _NOISE_REACH * privacy.noise_multiplier
         largest["head"] += reach * privacy.clip_norm
         largest["shared"] += reach * privacy.clip_norm
         largest["sums"] = (images + reach) * max(privacy.clip_sums, _LEAST)
-        largest = {name: bound for name, bound in largest.items() if not name.startswith("scatter")}
-        largest["scatter"] = (images + reach) * max(privacy.clip_scatter, _LEAST)
+        if closed is not None:
+            largest[closed.kind] = (images + reach) * max(clipping_bound(config), _LEAST)
+    elif closed is not None:
+        largest |= {f"{closed.kind}/{name}": b for name, b in closed.largest(patches, feature).items()}
     rounding = 1 + 1e-6  # a sum of features that were rounded on their way
     return {kind: fraction_bits(bound * rounding, len(sites)) for kind, bound in largest.items()}
 
@@ -113,8 +110,11 @@ def total_round(
     length = sum(int(np.prod(shape)) for shape in shapes.values())
     asked = {name: sites[name] for name in letters}
     if config.privacy.secure_sum:
+        closed = closed_form(config)  # whose sums are of features, of a size that only the sites know
         features = (
-            any(key.startswith("scatter/outer") for key in shapes) and not config.privacy.noise_multiplier
+            closed is not None
+            and any(key.startswith(f"{closed.kind}/") for key in shapes)
+            and not config.privacy.noise_multiplier
         )
         found = secure_total(
             letters,
@@ -189,4 +189,4 @@ def _as_update(
         patches=height * width,
         deviation=privacy.noise_multiplier * float(np.sqrt(len(replies) / parts)),
     )
-    return replace(total, groups=clean_groups(noisy, privacy))
+    return replace(total, groups=clean_groups(noisy, config))

@@ -12,6 +12,7 @@ from statistics import fmean
 from typing import Any
 
 from common.errors import UserError
+from common.settings.migration import migrated
 from common.settings.schema import RunConfig
 from common.settings.section import flatten
 from common.system.atomic import atomic_write_text
@@ -166,7 +167,7 @@ def _notes(methods: Sequence[Method]) -> list[str]:
     known = RunConfig().to_flat()  # what an older release could not be told, it did as is usual today
     for method in methods:
         settings = [
-            {k: v for k, v in (known | flatten(run.config)).items() if k not in _DIFFER_FREELY}
+            {k: v for k, v in (known | migrated(flatten(run.config))).items() if k not in _DIFFER_FREELY}
             for run in method.runs
         ]
         odd = sorted({k for one in settings for k in one if one[k] != settings[0].get(k)})

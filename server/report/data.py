@@ -21,6 +21,7 @@ from common.data.manifest import natural_key, read_partition
 from common.errors import UserError
 from common.evaluation.overlay import cluster_colours, hex_colour
 from common.records import RoundRecord, SetRecord
+from common.settings.migration import migrated
 from common.settings.schema import Eval, RunConfig
 from common.settings.section import flatten
 from common.settings.tasks import TASKS, TaskFacts
@@ -83,7 +84,7 @@ class RunRecord:
     @cached_property
     def settings(self) -> dict[str, Any]:
         """Settings by dotted key."""
-        return dict(flatten(self.config))
+        return migrated(flatten(self.config))
 
     @property
     def facts(self) -> TaskFacts:

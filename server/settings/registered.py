@@ -6,6 +6,7 @@ from typing import Any
 
 from common.errors import UserError
 from common.registry import Registry
+from common.settings.objectives import OBJECTIVES
 from common.settings.schema import RunConfig
 from server.aggregation.heads import HEAD_RULES
 from server.aggregation.server_optimizers import OPTIMIZERS
@@ -15,6 +16,7 @@ REGISTRIES: dict[str, Registry[Any, Any]] = {
     "centroids.merge": CENTROID_RULES,
     "aggregation.rule": HEAD_RULES,
     "aggregation.optimizer": OPTIMIZERS,
+    "loss.objective": OBJECTIVES,
 }
 """The registry in which the value of a key is looked up."""
 
@@ -55,10 +57,10 @@ def rule_conflict(config: RunConfig) -> str | None:
             )
         if privacy.noise_multiplier and facts.takes != "sums":
             return f"centroids.merge '{merge}' sends centroids, for which there is no noise; use 'lloyd'"
-    if config.loss.objective == "spectral" and facts.takes != "sums":
+    if not config.loss.facts.steps and facts.takes != "sums":
         return (
-            f"loss.objective 'spectral' needs centroids.merge 'lloyd', not '{merge}'; its sites send sums, not "
-            "centroids of their own"
+            f"loss.objective '{config.loss.objective}' needs centroids.merge 'lloyd', not '{merge}'; its sites send "
+            "sums, not centroids of their own"
         )
     if config.aggregation.keep_least_moved and facts.takes == "sums":
         return (

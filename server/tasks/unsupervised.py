@@ -8,10 +8,9 @@ from pathlib import Path
 
 from common import wire
 from common.checkpoint import Checkpoint
-from common.clustering.spectral import PatchScatter
-from common.losses.objective import build_objective
+from common.losses.base import CLUSTERS
+from common.losses.objective import build_objective, closed_form, round_kind
 from common.models.head import build_head, init_centroids, state_to_numpy
-from common.settings.phases import Phase, phase_of
 from common.settings.schema import RunConfig
 from server.centroids.base import CENTROID_RULES
 from server.states.unsupervised import ModelState, own_groups
@@ -46,9 +45,9 @@ class UnsupervisedWork:
         """Nothing comes before a round."""
         return state
 
-    def phase(self, number: int) -> Phase:
+    def phase(self, number: int) -> str:
         """Return the work of a round."""
-        return phase_of(self.config, number)
+        return round_kind(self.config, number)
 
     def greeting(self) -> Options:
         """Nothing beside the settings."""
@@ -68,11 +67,12 @@ class UnsupervisedWork:
     def expect(self, state: ModelState, phase: str, weights_hash: str) -> ReplySchema:
         """Return the groups, names and shapes of a training reply."""
         clusters, dim = state.centroids.shape
-        if phase == "scatter":
-            channels = state.head["linear.weight"].shape[1]
-            return ReplySchema({"scatter": PatchScatter.shapes(channels)}, weights_hash)
-        if phase == "clusters":
+        if phase == CLUSTERS:
             return self.expect_sums(state, weights_hash)
+        closed = closed_form(self.config)
+        if closed is not None:
+            channels = state.head["linear.weight"].shape[1]
+            return ReplySchema({closed.kind: closed.shapes(channels)}, weights_hash)
         shapes: dict[str, Mapping[str, tuple[int, ...]]] = {
             "head": {key: value.shape for key, value in state.head.items()},
             "centroids": {"centroids": (clusters, dim), "counts": (clusters,)},
@@ -115,9 +115,9 @@ def initial_state(config: RunConfig, channels: int) -> ModelState:
 
     ``channels`` is the length of the backbone's features, as the sites report it.
     """
-    spectral = config.loss.objective == "spectral"  # has no steps, hence nothing to share beside the head
     return ModelState(
         head=state_to_numpy(build_head(channels, config.model, config.seed)),
         centroids=init_centroids(config.model.clusters, config.model.dim, config.seed),
-        shared={} if spectral else state_to_numpy(build_objective(config, channels)),
+        # a closed form has no steps, hence nothing to share beside the head
+        shared=state_to_numpy(build_objective(config, channels)) if config.loss.facts.steps else {},
     )

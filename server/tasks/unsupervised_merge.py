@@ -9,7 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
-from common.settings.phases import Phase
+from common.errors import UserError
+from common.losses.base import CLUSTERS, TRAIN
+from common.losses.objective import closed_form
 from common.settings.schema import Aggregation, RunConfig
 from common.wire import Arrays, Groups, Update
 from server.aggregation.heads import HEAD_RULES, aggregate, site_weight, weighted_mean
@@ -25,7 +27,6 @@ from server.centroids.base import (
 )
 from server.centroids.lloyd import merge_lloyd
 from server.states.unsupervised import ModelState, own_groups
-from server.tasks.spectral import solve
 
 _OPTIMIZER = "optimizer/"
 _CENTROIDS = "centroids/"
@@ -42,16 +43,16 @@ def weights_of(updates: Mapping[str, Update], config: RunConfig) -> dict[str, fl
 
 
 def merge_round(
-    state: ModelState, updates: Mapping[str, Update], config: RunConfig, phase: Phase = "train"
+    state: ModelState, updates: Mapping[str, Update], config: RunConfig, phase: str = TRAIN
 ) -> ModelState:
     """Merge one round of checked updates, at least one, into the next state."""
     own = own_groups(config)
-    if phase == "scatter":
-        return solve(state, updates, config)
-    if phase == "clusters":
+    if phase == CLUSTERS:
         if "centroids" in own:
             return own_lloyd_pass(state, state, updates, config)
         return lloyd_pass(state, updates, config)
+    if phase != TRAIN:
+        return solve(state, updates, config)
     merged = state
     weights = weights_of(updates, config)
     if "head" not in own:
@@ -69,6 +70,31 @@ def merge_round(
         groups = own_parts(updates[least], ("head", "shared", "centroids"))
         merged = replace(merged, own={least: groups})
     return merged
+
+
+def solve(state: ModelState, updates: Mapping[str, Update], config: RunConfig) -> ModelState:
+    """Return a state whose head and first centroids a closed form made of all sites' sums, or of each site's own."""
+    closed = closed_form(config)
+    assert closed is not None, "only closed forms have rounds of sums of their own"
+
+    def solved(names: Iterable[str]) -> Groups:
+        try:
+            head, centroids = closed.merge([updates[name].groups[closed.kind] for name in sorted(names)])
+        except ValueError as error:
+            raise UserError(f"The projection cannot be found: {error}") from None
+        return {"head": head, "centroids": {"centroids": centroids}}
+
+    own = own_groups(config)
+    kept = dict(state.own)
+    for name in updates if own else ():
+        parts = solved([name])
+        kept[name] = kept.get(name, {}) | {group: parts[group] for group in own if group in parts}
+    if "head" in own and "centroids" in own:
+        return replace(state, own=kept)
+    found = solved(updates)
+    head = state.head if "head" in own else found["head"]
+    centroids = state.centroids if "centroids" in own else found["centroids"]["centroids"]
+    return replace(state, head=head, centroids=centroids, own=kept)
 
 
 def own_parts(update: Update, groups: Iterable[str]) -> Groups:

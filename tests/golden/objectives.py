@@ -16,11 +16,11 @@ from common.losses.labelled import labelled_loss
 from common.losses.objective import build_objective
 from common.losses.region_terms import max_square_loss
 from common.losses.self_training import distillation_loss, entropy_loss, kept_pixels, pseudo_label_loss
+from common.losses.spectral import SpectralSettings
 from common.models.head import build_head, init_centroids, state_to_numpy
 from common.settings.load import load_config
 from common.settings.network import Reduction
 from common.settings.schema import RunConfig
-from common.settings.unsupervised import Loss
 from tests.golden.figures import Golden, Tolerance, hash_of
 
 TOLERANCE = Tolerance(relative=3e-4, absolute=1e-6)
@@ -156,12 +156,10 @@ def local_rounds(case: str, **changes: Any) -> dict[str, Any]:
 def spectral_figures() -> dict[str, Any]:
     """Return the spectral projection [D, C], its bias and eigenvalues, and the weight of all pairs, by whitening."""
     found: dict[str, Any] = {}
-    for name, given in {"as-is": {}, "whiten": {"spectral_whiten": 0.5}}.items():
-        settings = Loss(**given)
-        scatter = patch_scatter(drawn_features(), settings.spectral_tolerance)
-        weight, bias, values = separating_projection(
-            scatter, DIM, settings.spectral_whiten, settings.spectral_ridge
-        )
+    for name, given in {"as-is": {}, "whiten": {"whiten": 0.5}}.items():
+        settings = SpectralSettings(**given)
+        scatter = patch_scatter(drawn_features(), settings.tolerance)
+        weight, bias, values = separating_projection(scatter, DIM, settings.whiten, settings.ridge)
         found[name] = {"values": values, "weight": weight, "bias": bias, "pair-weight": scatter.weight}
     return found
 

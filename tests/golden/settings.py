@@ -11,25 +11,26 @@ from typing import Any
 from pydantic import BaseModel
 
 from common.errors import UserError
+from common.settings.objectives import Loss
 from common.settings.schema import RunConfig
 
 FACTOR = 5.0
 """A typing error or a lost default changes a setting by less than this only rarely."""
 
 RUNS: dict[str, tuple[str, ...]] = {
-    "default": ("loss.spectral-tolerance", "loss.spectral-ridge"),
+    "default": ("loss.spectral.tolerance", "loss.spectral.ridge"),
     "fuss-ref": (
         "model.dropout",
         "local.lr",
         "local.centroid-lr",
         "local.neighbour-dropout",
-        "loss.correspondence-weight",
-        "loss.intra-weight",
-        "loss.inter-weight",
-        "loss.negative-weight",
-        "loss.intra-shift",
-        "loss.inter-shift",
-        "loss.negative-shift",
+        "loss.correspondence.weight",
+        "loss.correspondence.intra-weight",
+        "loss.correspondence.inter-weight",
+        "loss.correspondence.negative-weight",
+        "loss.correspondence.intra-shift",
+        "loss.correspondence.inter-shift",
+        "loss.correspondence.negative-shift",
     ),
     "supervised": (
         "network.dropout",
@@ -55,10 +56,10 @@ RUNS: dict[str, tuple[str, ...]] = {
 ROUNDS: dict[str, tuple[str, ...]] = {
     "anchors/moon": ("local.moon-temperature",),
     "smoothness": (
-        "loss.smooth-intra-shift",
-        "loss.smooth-negative-shift",
-        "loss.temperature",
-        "loss.momentum",
+        "loss.smoothness.intra-shift",
+        "loss.smoothness.negative-shift",
+        "loss.smoothness.temperature",
+        "loss.smoothness.momentum",
     ),
     "correspondence/crf": (
         "loss.crf-appearance",
@@ -105,6 +106,9 @@ def float_settings(model: type[BaseModel] = RunConfig, prefix: str = "") -> Iter
             yield from float_settings(kind, f"{key}.")
         elif kind is float:
             yield key
+    if issubclass(model, Loss):
+        for name, section in model.sections().items():
+            yield from float_settings(section, f"{prefix}{name}.")
 
 
 def altered(key: str, config_of: Callable[..., RunConfig]) -> RunConfig:

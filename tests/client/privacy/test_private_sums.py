@@ -11,7 +11,7 @@ import torch
 from client.privacy.private_sums import (
     add_noise,
     bounded_cluster_sums,
-    bounded_scatter,
+    bounded_sums,
     clipped_change,
     noise_key,
     noise_share,
@@ -19,7 +19,8 @@ from client.privacy.private_sums import (
     without_small_cells,
 )
 from client.work.statistics import cluster_sums
-from common.clustering.spectral import RELEASE_SCALES, patch_scatter, symmetric
+from common.clustering.spectral import patch_scatter, symmetric
+from common.losses.spectral import RELEASE_SCALES, Spectral
 from common.models.head import build_head, state_to_numpy
 from common.privacy.packed_sums import PackedSums
 from common.settings.load import load_config
@@ -74,6 +75,10 @@ def flat(parts: dict[str, np.ndarray]) -> np.ndarray:
     return np.concatenate([np.ravel(parts[key]) for key in sorted(parts)])
 
 
+def scatter_of(features: Any, config: RunConfig) -> PackedSums:
+    return bounded_sums(Spectral(config), features, config)
+
+
 def test_without_a_bound_that_bites_the_sums_are_the_exact_ones() -> None:
     config, images = config_of(), Images(7)
     found = bounded_cluster_sums(images, *model(config), config)
@@ -85,7 +90,7 @@ def test_without_a_bound_that_bites_the_sums_are_the_exact_ones() -> None:
 
 def test_without_a_bound_that_bites_the_scatter_is_the_exact_one() -> None:
     radius, images = 1e3, Images(5)
-    sent = bounded_scatter(images, config_of(feature_norm=radius))
+    sent = scatter_of(images, config_of(feature_norm=radius))
     found = {f"scatter/{name}": sent[f"scatter/{name}"] / factor for name, factor in RELEASE_SCALES.items()}
     exact = patch_scatter(images, 0.1)
     patches = GRID[0] * GRID[1]
@@ -106,7 +111,7 @@ def test_an_image_or_a_site_changes_a_sum_by_the_bound_at_most(unit: str, scale:
     fewer = Images(6, scale=scale)
     fewer.features, fewer._colours = fewer.features[1:], fewer._colours[1:]
     for whole, rest in (
-        (flat(bounded_scatter(images, config)), flat(bounded_scatter(fewer, config))),
+        (flat(scatter_of(images, config)), flat(scatter_of(fewer, config))),
         (
             flat(bounded_cluster_sums(images, *model(config), config)),
             flat(bounded_cluster_sums(fewer, *model(config), config)),

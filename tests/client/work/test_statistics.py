@@ -11,8 +11,9 @@ from client.work.statistics import ClusterSums, cluster_sums, site_sums
 from common.clustering.kmeans import unit_rows
 from common.features.cache import Features
 from common.models.head import build_head, init_centroids, state_to_numpy
+from common.settings.objectives import Loss
 from common.settings.schema import RunConfig
-from common.settings.unsupervised import Loss, Model
+from common.settings.unsupervised import Model
 
 CONFIG = RunConfig(model=Model(dim=5, clusters=4, nonlinear=True), loss=Loss(objective="correspondence"))
 GRID = (2, 3)

@@ -12,7 +12,14 @@ from torch.nn import functional
 
 from common.losses.base import Batch, View
 from common.losses.centroids import cosine_cluster_loss
-from common.losses.correspondence import Correspondence, Draw, correspondence_loss, draw, standing_out
+from common.losses.correspondence import (
+    Correspondence,
+    CorrespondenceSettings,
+    Draw,
+    correspondence_loss,
+    draw,
+    standing_out,
+)
 from common.losses.sampling import (
     bilinear,
     derangements,
@@ -22,7 +29,9 @@ from common.losses.sampling import (
     uniform_coords,
 )
 from common.models.head import build_head, channel_mask
-from common.settings.unsupervised import Loss, Model
+from common.settings.objectives import Loss
+from common.settings.schema import RunConfig
+from common.settings.unsupervised import Model
 
 GRID = (3, 5)
 
@@ -55,7 +64,7 @@ def slow_pair(
     c2: np.ndarray,
     shift: float | None,
     positive: bool,
-    s: Loss,
+    s: CorrespondenceSettings,
 ) -> float:
     """One term of the loss, number by number, from [B, P, C] samples."""
 
@@ -82,7 +91,7 @@ def slow_pair(
     return total / fd.size
 
 
-def slow_loss(anchor: View, positive: View, chosen: Draw, s: Loss) -> dict[str, float]:
+def slow_loss(anchor: View, positive: View, chosen: Draw, s: CorrespondenceSettings) -> dict[str, float]:
     """The published loss: drop channels, sample whole maps by grid_sample, permute, compare."""
 
     def sample(image: torch.Tensor, coords: torch.Tensor) -> np.ndarray:
@@ -112,7 +121,7 @@ def slow_loss(anchor: View, positive: View, chosen: Draw, s: Loss) -> dict[str, 
         "intra": intra,
         "inter": inter,
         "negative": negative,
-        "total": s.correspondence_weight * weighted,
+        "total": s.weight * weighted,
     }
 
 
@@ -124,8 +133,8 @@ def slow_loss(anchor: View, positive: View, chosen: Draw, s: Loss) -> dict[str, 
 def test_equals_the_slow_loop_with_every_switch(
     shift: Any, pointwise: bool, zero_clamp: bool, stabilize: bool
 ) -> None:
-    s = Loss(
-        samples=2, negatives=2, correspondence_weight=1.7, shift=shift, pointwise=pointwise,
+    s = CorrespondenceSettings(
+        samples=2, negatives=2, weight=1.7, shift=shift, pointwise=pointwise,
         zero_clamp=zero_clamp, stabilize=stabilize,
     )  # fmt: skip
     anchor, positive, chosen = maps(1), maps(2), draw(3, s, generator(3))
@@ -136,7 +145,7 @@ def test_equals_the_slow_loop_with_every_switch(
 
 
 def test_gradient_equals_autograd_through_the_published_operations() -> None:
-    s = Loss(samples=2, negatives=2)
+    s = CorrespondenceSettings(samples=2, negatives=2)
     anchor, positive, chosen = maps(1), maps(2), draw(3, s, generator(3))
     correspondence_loss(anchor, positive, GRID, chosen, s).total.backward()
 
@@ -166,7 +175,7 @@ def test_gradient_equals_autograd_through_the_published_operations() -> None:
 
 
 def test_a_batch_of_one_has_no_negative_term_and_no_self_pair() -> None:
-    s = Loss(samples=3)
+    s = CorrespondenceSettings(samples=3)
     chosen = draw(1, s, generator())
     assert chosen.negatives.shape == (0, 1)
     found = correspondence_loss(maps(1, batch=1), maps(2, batch=1), GRID, chosen, s)
@@ -178,26 +187,30 @@ def test_a_batch_of_one_has_no_negative_term_and_no_self_pair() -> None:
 @pytest.mark.parametrize("only", ["intra", "inter", "negative"])
 def test_a_term_of_weight_zero_is_left_out(only: str) -> None:
     weights = {f"{name}_weight": float(name == only) for name in ("intra", "inter", "negative")}
-    s = Loss(samples=2, negatives=2, **weights)
+    s = CorrespondenceSettings(samples=2, negatives=2, **weights)
     anchor, positive, chosen = maps(1), maps(2), draw(3, s, generator(3))
     found = correspondence_loss(anchor, positive, GRID, chosen, s)
-    everything = correspondence_loss(anchor, positive, GRID, chosen, Loss(samples=2, negatives=2))
+    everything = correspondence_loss(
+        anchor, positive, GRID, chosen, CorrespondenceSettings(samples=2, negatives=2)
+    )
     assert found.total.item() == pytest.approx(float(getattr(everything, only)), rel=1e-6)
     assert sum(float(getattr(found, name)) != 0 for name in ("intra", "inter", "negative")) == 1
 
 
 def test_without_positives_and_without_anything_the_loss_is_still_a_number_with_a_gradient() -> None:
     anchor = maps(1)
-    chosen = draw(3, Loss(samples=2), generator())
-    assert correspondence_loss(anchor, None, GRID, chosen, Loss(samples=2)).inter.item() == 0
-    nothing = Loss(samples=2, intra_weight=0, inter_weight=0, negative_weight=0)
+    chosen = draw(3, CorrespondenceSettings(samples=2), generator())
+    assert (
+        correspondence_loss(anchor, None, GRID, chosen, CorrespondenceSettings(samples=2)).inter.item() == 0
+    )
+    nothing = CorrespondenceSettings(samples=2, intra_weight=0, inter_weight=0, negative_weight=0)
     total = correspondence_loss(anchor, None, GRID, chosen, nothing).total
     total.backward()
     assert total.item() == 0 and anchor.codes.grad is not None and not anchor.codes.grad.any()
 
 
 def test_lengths_of_features_and_codes_do_not_matter_nor_does_the_order_of_images() -> None:
-    s = Loss(samples=3, negatives=2)
+    s = CorrespondenceSettings(samples=3, negatives=2)
     anchor, positive, chosen = maps(1), maps(2), draw(3, s, generator(3))
     reference = correspondence_loss(anchor, positive, GRID, chosen, s).total.item()
     longer = View(anchor.features * 7, anchor.codes * 0.2, anchor.mask)
@@ -218,7 +231,9 @@ def test_lengths_of_features_and_codes_do_not_matter_nor_does_the_order_of_image
 
 
 def test_agreeing_features_pull_codes_together_and_others_push_them_apart() -> None:
-    s = Loss(samples=2, pointwise=False, zero_clamp=False, inter_weight=0, negative_weight=0, intra_weight=1)
+    s = CorrespondenceSettings(
+        samples=2, pointwise=False, zero_clamp=False, inter_weight=0, negative_weight=0, intra_weight=1
+    )
     chosen = draw(1, s, generator())
     one = torch.ones(1, 15, 3)
     codes = torch.randn(1, 15, 4, generator=generator(4))
@@ -281,7 +296,9 @@ def test_a_single_image_is_its_own_negative_only_as_published() -> None:
     anchor = maps(2, 1)
     losses = {}
     for how in ("derangement", "published"):
-        settings = Loss(negative_draw=how, intra_weight=0, inter_weight=0, negative_weight=1)
+        settings = CorrespondenceSettings(
+            negative_draw=how, intra_weight=0, inter_weight=0, negative_weight=1
+        )
         losses[how] = correspondence_loss(anchor, None, GRID, draw(1, settings, generator(1)), settings)
     assert losses["derangement"].total == 0
     assert losses["published"].total != 0 and losses["published"].total == losses["published"].negative
@@ -295,7 +312,7 @@ def test_salient_positions_fall_on_salient_patches() -> None:
     assert float(hits) == pytest.approx(0.9, abs=0.03)
     assert coords.abs().max() <= 1
     assert len(torch.unique(coords[1], dim=0)) > 15
-    settings = Loss(samples=40)
+    settings = CorrespondenceSettings(samples=40)
     steered = draw(2, settings, generator(), (salience, salience)).anchor
     assert float((steered[0] == torch.tensor([1.0, 0.0])).all(-1).float().mean()) > 0.8
 
@@ -335,8 +352,9 @@ def test_the_published_three_masks_are_independent_and_the_third_reaches_the_los
     torch.testing.assert_close(view.codes, head.project(tokens, first, second))
     torch.testing.assert_close(view.dropped, tokens * third)
     # the objective is the slow loop on these views
-    s = Loss(samples=2, negatives=2)
-    found = Correspondence(s)(Batch(view, view, GRID), head, generator(9)).item()
+    s = CorrespondenceSettings(samples=2, negatives=2)
+    config = RunConfig(loss=Loss(objective="correspondence", correspondence=s))
+    found = Correspondence(config, 6)(Batch(view, view, GRID), head, generator(9)).item()
     assert found == pytest.approx(slow_loss(view, view, draw(3, s, generator(9)), s)["total"], abs=1e-6)
 
 

@@ -21,7 +21,8 @@ from common.losses.sampling import uniform_coords
 from common.losses.smoothness import Smoothness
 from common.models.head import build_head
 from common.settings.load import load_config
-from common.settings.unsupervised import Local, Loss
+from common.settings.objectives import Loss
+from common.settings.unsupervised import Local
 
 GRID = (2, 3)
 

@@ -11,10 +11,16 @@ import pytest
 import torch
 
 from common.losses.base import Batch, View
-from common.losses.smoothness import Smoothness, assignments, prototype_loss, smoothness_loss
+from common.losses.smoothness import (
+    Smoothness,
+    SmoothnessSettings,
+    assignments,
+    prototype_loss,
+    smoothness_loss,
+)
 from common.models.head import build_head
 from common.settings.load import load_config
-from common.settings.unsupervised import Local, Loss
+from common.settings.unsupervised import Local
 
 
 def draw(seed: int, *shape: int) -> torch.Tensor:
@@ -28,7 +34,7 @@ def cosine(a: np.ndarray, b: np.ndarray) -> float:
 @pytest.mark.parametrize("pointwise", [True, False])
 @pytest.mark.parametrize("partners", [[[2, 0, 1]], [[2, 0, 1], [1, 2, 0]], []])
 def test_smoothness_equals_the_slow_loop(pointwise: bool, partners: list[list[int]]) -> None:
-    settings = Loss(pointwise=pointwise, smooth_intra_shift=-0.02, smooth_negative_shift=0.5)
+    settings = SmoothnessSettings(pointwise=pointwise, intra_shift=-0.02, negative_shift=0.5)
     features, soft = draw(1, 3, 4, 5) + 0.5, draw(2, 3, 4, 6).softmax(-1)
     f, y = features.numpy().astype(float), soft.numpy().astype(float)
 
@@ -53,7 +59,7 @@ def test_like_patches_want_like_assignments() -> None:
     none = torch.empty(0, 1, dtype=torch.long)
     good = torch.eye(2)[[0, 0, 1, 1]].unsqueeze(0)
     bad = torch.eye(2)[[0, 1, 0, 1]].unsqueeze(0)
-    settings = Loss(smooth_intra_shift=0.3)
+    settings = SmoothnessSettings(intra_shift=0.3)
     assert smoothness_loss(features, good, none, settings) < smoothness_loss(features, bad, none, settings)
     swapped = good.flip(-1)  # the names of clusters do not matter
     assert float(smoothness_loss(features, swapped, none, settings)) == pytest.approx(
@@ -91,7 +97,7 @@ def batch_for(seed: int = 0) -> tuple[Any, Any, Batch]:
 
 def test_prototypes_learn_from_the_data_term_only_and_the_head_from_smoothness_only() -> None:
     config, head, batch = batch_for()
-    objective = Smoothness(config)
+    objective = Smoothness(config, 5)
     objective.start_round(1, head, draw(5, 3, 4))
     loss = objective(batch, head, torch.Generator().manual_seed(0))
     head_gradient = torch.autograd.grad(loss, head.linear.weight, retain_graph=True)[0]
@@ -103,7 +109,7 @@ def test_prototypes_learn_from_the_data_term_only_and_the_head_from_smoothness_o
 
 def test_the_teacher_is_what_was_received_and_follows_slowly() -> None:
     config, head, _ = batch_for()
-    objective = Smoothness(config)
+    objective = Smoothness(config, 5)
     received = draw(5, 3, 4) * 3
     objective.start_round(1, head, received)
     before = objective.centroids().clone()
@@ -118,7 +124,7 @@ def test_the_teacher_is_what_was_received_and_follows_slowly() -> None:
 def test_positions_are_thinned_out_but_all_are_used_where_there_are_few() -> None:
     """With samples^2 of at least all patches the random order does not change the loss."""
     config, head, batch = batch_for()
-    objective = Smoothness(config)
+    objective = Smoothness(config, 5)
     objective.start_round(1, head, draw(5, 3, 4))
     one = Batch(
         View(batch.anchor.features[:1], batch.anchor.codes[:1]), None, batch.grid

@@ -5,8 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from common.clustering.spectral import RELEASE_SCALES, PatchScatter, separating_projection
+from common.clustering.spectral import PatchScatter, separating_projection
+from common.losses.spectral import RELEASE_SCALES
 from common.settings.privacy import Privacy
+from common.settings.schema import RunConfig
 from server.privacy.noisy_totals import NoisyTotal, clean_groups, clean_sums
 
 RNG = np.random.default_rng(0)
@@ -49,7 +51,7 @@ def noisy_scatter(
     for name, factor in RELEASE_SCALES.items():
         totals[f"scatter/{name}"] = factor * totals[f"scatter/{name}"]
     totals = {name: value + deviation * RNG.normal(size=value.shape) for name, value in totals.items()}
-    groups = clean_groups(NoisyTotal(totals, 4, images, 1, deviation), privacy)
+    groups = clean_groups(NoisyTotal(totals, 4, images, 1, deviation), RunConfig(privacy=privacy))
     return exact, PatchScatter.from_arrays(groups["scatter"])
 
 
@@ -70,6 +72,8 @@ def test_noise_never_breaks_the_projection(deviation: float) -> None:
 def test_heads_are_averaged_over_sites() -> None:
     totals = {"head/w": np.array([4.0, 8.0]), "sums/sums": np.ones((1, 2)), "sums/counts": np.ones(1)}
     privacy = Privacy(clip_sums=1.0)
-    groups = clean_groups(NoisyTotal(totals, sites=4, images=40, patches=10, deviation=0.0), privacy)
+    groups = clean_groups(
+        NoisyTotal(totals, sites=4, images=40, patches=10, deviation=0.0), RunConfig(privacy=privacy)
+    )
     assert groups["head"]["w"].tolist() == [1.0, 2.0]
     assert groups["sums"]["counts"].tolist() == [100 * np.sqrt(2)]  # 40 images of 10 patches, over 4 sites

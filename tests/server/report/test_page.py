@@ -266,13 +266,13 @@ def test_seeds_that_differ_in_more_are_named(tmp_path: Path) -> None:
 def test_a_setting_that_an_older_release_did_not_have_is_no_difference(tmp_path: Path) -> None:
     runs = [make_run(tmp_path, "toy", seed) for seed in (0, 1)]
     older = json.loads((runs[0] / "config.json").read_text())
-    del older["privacy"], older["loss"]["spectral-whiten"]
+    del older["privacy"], older["loss"]["spectral"]
     (runs[0] / "config.json").write_text(json.dumps(older))
     assert "differ in" not in comparison_text(runs)
     newer = json.loads((runs[1] / "config.json").read_text())
-    newer["loss"]["spectral-whiten"] = 0.5
+    newer["loss"]["spectral"]["whiten"] = 0.5
     (runs[1] / "config.json").write_text(json.dumps(newer))
-    assert "differ in loss.spectral-whiten as well" in comparison_text(runs)
+    assert "differ in loss.spectral.whiten as well" in comparison_text(runs)
 
 
 def test_spread_and_bytes_by_hand() -> None:

@@ -58,7 +58,7 @@ FOREIGN: list[tuple[str, str, Any, str]] = [
     ("supervised", "model.clusters", 11, "leave it at 27."),
     ("supervised", "cache.dtype", "float32", "leave it at 'float16'."),
     ("supervised", "loss.objective", "correspondence", "leave it at 'spectral' and use reduction.kind."),
-    ("supervised", "loss.intra-shift", 0.5, "leave it at 0.18."),
+    ("supervised", "loss.correspondence.intra-shift", 0.5, "leave it at 0.18."),
     ("supervised", "centroids.merge", "matched", "leave it at 'lloyd' and use aggregation.rule."),
     ("supervised", "centroids.polish-passes", 2, "leave it at 0."),
     ("supervised", "privacy.quorum", 0.8, "leave it at 0.66."),
@@ -127,12 +127,12 @@ def test_a_simulation_refuses_before_it_looks_at_pictures(scenes: Any, tmp_path:
 
 
 def test_all_are_named_at_once() -> None:
-    given = {"task": "supervised", "local.lr": 0.1, "loss.samples": 5}
-    assert sentence_of(load_config(given)).endswith("and use sgd.lr (likewise loss.samples).")
+    given = {"task": "supervised", "local.lr": 0.1, "loss.cell": 5}
+    assert sentence_of(load_config(given)).endswith("and use sgd.lr (likewise loss.modularity.cell).")
     given |= {"cache.views": 1, "model.dim": 8, "teacher.every": 2}
     assert sentence_of(load_config(given)) == (
         "model.dim is 8, which acts in task 'unsupervised' alone, but task is 'supervised'; leave it at 24 (likewise "
-        "cache.views, local.lr, loss.samples and 1 more)."
+        "cache.views, local.lr, loss.modularity.cell and 1 more)."
     )
 
 

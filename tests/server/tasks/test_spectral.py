@@ -8,10 +8,11 @@ import pytest
 from common.clustering.spectral import patch_scatter
 from common.errors import UserError
 from common.features.cache import Features
+from common.losses.spectral import axis_directions
 from common.settings.load import load_config
 from common.wire import Update
 from server.states.unsupervised import ModelState
-from server.tasks.spectral import axis_directions, solve
+from server.tasks.unsupervised_merge import solve
 
 GRID = (4, 5)
 
