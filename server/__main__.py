@@ -267,20 +267,17 @@ def _list(
     ],
 ) -> None:
     """List the names that settings know: rules, objectives, backbones or tasks, with a line about each."""
+    from common.models.inputs import BACKBONES
     from common.settings.tasks import TASKS
     from server.settings.registered import REGISTRIES
 
-    if what == "tasks":
-        print_table(("task", ""), [(facts.name, facts.summary) for facts in TASKS.values()])
-        return
-    if what == "backbones":
-        from common.models.inputs import BACKBONES
-
-        print_table(("model.backbone", ""), [(entry.name, entry.summary) for entry in BACKBONES.entries()])
-        return
-    keys = {"objectives": ["loss.objective"]}
+    known: dict[str, list[Any]] = {
+        key: registry.entries() for key, registry in {**REGISTRIES, "model.backbone": BACKBONES}.items()
+    }
+    known["task"] = list(TASKS.values())
+    keys = {"tasks": ["task"], "objectives": ["loss.objective"], "backbones": ["model.backbone"]}
     for key in keys.get(what, ["centroids.merge", "aggregation.rule", "aggregation.optimizer"]):
-        print_table((key, ""), [(entry.name, entry.summary) for entry in REGISTRIES[key].entries()])
+        print_table((key, ""), [(entry.name, entry.summary) for entry in known[key]])
 
 
 @_line.command("runs/camvid-*")
