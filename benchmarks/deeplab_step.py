@@ -36,7 +36,7 @@ from common.errors import report_user_errors
 if TYPE_CHECKING:
     import torch
 
-    from common.data.dataset import Batch
+    from common.data.dataset import ImageBatch
     from common.models.deeplab import DeepLab
 
 CLASSES = 16
@@ -44,17 +44,17 @@ MEMORY_BATCH, MEMORY_HEIGHT, MEMORY_WIDTH = 4, 512, 928
 BAR_GB = 8.0
 
 
-def synthetic(batch: int, height: int, width: int, device: torch.device) -> Batch:
+def synthetic(batch: int, height: int, width: int, device: torch.device) -> ImageBatch:
     """Return one batch of random images and labels, a tenth of them ignored."""
     import torch
 
-    from common.data.dataset import Batch
+    from common.data.dataset import ImageBatch
 
     generator = torch.Generator().manual_seed(0)
     images = torch.rand(batch, 3, height, width, generator=generator)
     labels = torch.randint(CLASSES, (batch, height, width), generator=generator)
     labels[torch.rand(labels.shape, generator=generator) < 0.1] = 255
-    return Batch(images.to(device), labels.to(device), list(range(batch)))
+    return ImageBatch(images.to(device), labels.to(device), list(range(batch)))
 
 
 def network(options: argparse.Namespace, device: torch.device) -> DeepLab:
@@ -72,7 +72,7 @@ def cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     return F.cross_entropy(logits, labels, ignore_index=255)
 
 
-def our_step(options: argparse.Namespace, batch: Batch, model: DeepLab) -> Callable[[], float]:
+def our_step(options: argparse.Namespace, batch: ImageBatch, model: DeepLab) -> Callable[[], float]:
     """Return a function that takes one step of `common.training.steps`."""
     from common.settings.network import Sgd
     from common.training.steps import Stepper
@@ -88,7 +88,7 @@ def our_step(options: argparse.Namespace, batch: Batch, model: DeepLab) -> Calla
     return step
 
 
-def plain_step(options: argparse.Namespace, batch: Batch, model: DeepLab) -> Callable[[], float]:
+def plain_step(options: argparse.Namespace, batch: ImageBatch, model: DeepLab) -> Callable[[], float]:
     """Return a function that takes one step as written by hand, from the same weights."""
     import torch
     from torch import nn
@@ -170,7 +170,7 @@ def measure_memory(stride: int, device_name: str) -> dict[str, Any]:
 
     device = choose_device(device_name)
     options = argparse.Namespace(stride=stride)
-    batches: Iterator[Batch] = repeat(synthetic(MEMORY_BATCH, MEMORY_HEIGHT, MEMORY_WIDTH, device))
+    batches: Iterator[ImageBatch] = repeat(synthetic(MEMORY_BATCH, MEMORY_HEIGHT, MEMORY_WIDTH, device))
     train_steps(network(options, device), batches, cross_entropy, Sgd(), steps=2, total_steps=2, seed=0)
     resident, *_ = peak_memory().split()
     gpu = torch.cuda.max_memory_allocated() if device.type == "cuda" else 0

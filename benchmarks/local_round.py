@@ -66,10 +66,11 @@ def measure(how: str, backbone: str, folder: Path, options: argparse.Namespace) 
 
     from client.work.trainer import train_local
     from common.data.manifest import read_shard
-    from common.features.cache import Features, UncachedFeatures, open_features
+    from common.features.cache import Features, open_features
     from common.features.source import FeatureSource
     from common.models.head import build_head, init_centroids, state_to_numpy
     from common.settings.load import load_config
+    from tests.support.uncached import UncachedFeatures
 
     if options.threads:
         torch.set_num_threads(options.threads)

@@ -13,7 +13,7 @@ from client.site import SiteConfig
 from client.work.teachers import Teachers, collect_teachers
 from common import wire
 from common.data.classes import ClassTable, known_table
-from common.data.dataset import Batch, ImageDataset
+from common.data.dataset import ImageBatch, ImageDataset
 from common.data.manifest import Shard
 from common.data.reading import entry_image
 from common.errors import UserError
@@ -168,7 +168,7 @@ def crucial_of(task: wire.Task, network: DeepLab) -> torch.Tensor:
 
 
 def train_on_labels(
-    network: DeepLab, batches: Iterator[Batch], settings: RunConfig, schedule: Schedule, task: wire.Task
+    network: DeepLab, batches: Iterator[ImageBatch], settings: RunConfig, schedule: Schedule, task: wire.Task
 ) -> dict[str, float]:
     """Train on the site's labels and return the metrics of the round."""
     crucial = crucial_of(task, network)
@@ -200,7 +200,7 @@ def measure_statistics(network: DeepLab, shard: Shard, settings: RunConfig, devi
 
 def train_on_teacher(
     network: DeepLab,
-    batches: Iterator[Batch],
+    batches: Iterator[ImageBatch],
     settings: RunConfig,
     schedule: Schedule,
     teachers: Teachers,

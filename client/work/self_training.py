@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from common.data.classes import IGNORE
-from common.data.dataset import Batch
+from common.data.dataset import ImageBatch
 from common.losses.region_terms import max_square_loss
 from common.losses.self_training import (
     MEAN,
@@ -59,7 +59,7 @@ class AdaptationLoss:
     crucial: Tensor | None = None
     sums: dict[str, float] = field(default_factory=lambda: dict.fromkeys(METRICS, 0.0))
 
-    def __call__(self, logits: Tensor, batch: Batch) -> Tensor:
+    def __call__(self, logits: Tensor, batch: ImageBatch) -> Tensor:
         """Return the weighted sum of all terms for the student's logits [B, C, H, W]."""
         settings = self.config.teacher
         seen = batch.images if batch.plain is None else batch.plain
@@ -83,7 +83,7 @@ class AdaptationLoss:
         self.sums["steps"] += 1
         return torch.stack(list(terms.values())).sum()
 
-    def believed(self, logits: Tensor, batch: Batch) -> Tensor:
+    def believed(self, logits: Tensor, batch: ImageBatch) -> Tensor:
         """Return the labels of sure pixels, int64 [B, H, W], 255 elsewhere."""
         settings = self.config.teacher
         return kept_pixels(logits, settings.confidence, settings.fraction, batch.valid)
@@ -103,7 +103,7 @@ class AdaptationLoss:
 
 
 def self_train(
-    student: DeepLab, batches: Iterable[Batch], loss: AdaptationLoss, stepper: Stepper
+    student: DeepLab, batches: Iterable[ImageBatch], loss: AdaptationLoss, stepper: Stepper
 ) -> dict[str, float]:
     """Train the student on all batches and return the metrics of the round.
 

@@ -1,4 +1,4 @@
-"""How do the images of a shard, and their labels where a task may open them, become training batches?
+"""Data loader: images of a shard, and labels where a task may open them, as training batches.
 
 What a batch holds follows from (seed parts, epoch, image index) alone: neither the number of workers nor
 what is in memory already, nor the images before it, change a pixel.
@@ -24,18 +24,18 @@ from common.errors import UserError
 from common.seeds import torch_generator
 from common.settings.network import Transforms
 
-MEMORY = 512 * 2**20
-AHEAD = 1
+_MEMORY = 512 * 2**20
+_AHEAD = 1
 """Batches that are made while the one before them is being used."""
 
 Restyle = Callable[[Bytes, torch.Generator], Bytes]
-Visit = tuple[int, int]
+_Visit = tuple[int, int]
 """An epoch, and the image that is looked at in it."""
-Sample = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+_Sample = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 
 @dataclass(frozen=True)
-class Batch:
+class ImageBatch:
     """Images of one step, on one device.
 
     images: float32 [B, 3, h, w] in 0..1.
@@ -82,7 +82,7 @@ class ImageDataset:
         *,
         device: torch.device | str = "cpu",
         workers: int = 1,
-        memory: int = MEMORY,
+        memory: int = _MEMORY,
         plain: bool = False,
         restyle: Restyle | None = None,
     ) -> None:
@@ -115,56 +115,49 @@ class ImageDataset:
             raise PermissionError(f"the labels of {self.shard.name} are closed: this task may not open them")
         return label
 
-    def batches_per_epoch(self, batch: int) -> int:
-        """Return how many batches hold every image once; the last may be smaller."""
-        return -(-len(self) // batch)
-
-    def order(self, epoch: int) -> list[int]:
+    def _order(self, epoch: int) -> list[int]:
         """Return the images in the order of an epoch: each of them, exactly once."""
         return torch.randperm(len(self), generator=self._generator("order", epoch)).tolist()
 
-    def epoch_batches(self, epoch: int, batch: int) -> Iterator[Batch]:
-        """Yield every image once; the last batch may be smaller."""
-        return self._stream(self._plan(epoch, batch))
+    def batches(self, steps: int, batch: int, first_epoch: int = 0, skip: int = 0) -> Iterator[ImageBatch]:
+        """Yield ``steps`` batches, epoch after epoch from ``first_epoch`` on.
 
-    def batches(self, steps: int, batch: int, first_epoch: int = 0, skip: int = 0) -> Iterator[Batch]:
-        """Yield ``steps`` batches, epoch after epoch from ``first_epoch`` on, as `epoch_batches` would.
-
-        ``skip`` batches come first and are left out, unread: who goes on where another call stopped reads every
-        image in every epoch, however few batches a call has.
+        An epoch has every image once; its last batch may be smaller. ``skip`` batches come first and are left out,
+        unread: who goes on where another call stopped reads every image in every epoch, however few batches a call
+        has.
         """
         past, begun = divmod(skip, -(-len(self) // max(batch, 1)))
         plan = (visits for epoch in count(first_epoch + past) for visits in self._plan(epoch, batch))
         return self._stream(islice(plan, begun, begun + steps))
 
-    def _plan(self, epoch: int, batch: int) -> Iterator[list[Visit]]:
+    def _plan(self, epoch: int, batch: int) -> Iterator[list[_Visit]]:
         if batch < 1:
             raise ValueError(f"a batch of {batch} images; expected at least 1")
-        order = self.order(epoch)
+        order = self._order(epoch)
         for start in range(0, len(order), batch):
             yield [(epoch, index) for index in order[start : start + batch]]
 
-    def _stream(self, plan: Iterator[list[Visit]]) -> Iterator[Batch]:
+    def _stream(self, plan: Iterator[list[_Visit]]) -> Iterator[ImageBatch]:
         if not self._workers:
             for visits in plan:
                 yield self._stack(visits, [self._sample(visit) for visit in visits])
             return
         pool = ThreadPoolExecutor(self._workers, thread_name_prefix="pictures")
-        waiting: deque[tuple[list[Visit], list[Future[Sample]]]] = deque()
+        waiting: deque[tuple[list[_Visit], list[Future[_Sample]]]] = deque()
         try:
             for visits in plan:
                 waiting.append((visits, [pool.submit(self._sample, visit) for visit in visits]))
-                if len(waiting) > AHEAD:
+                if len(waiting) > _AHEAD:
                     yield self._collect(*waiting.popleft())
             while waiting:
                 yield self._collect(*waiting.popleft())
         finally:  # also where the reader stops early: no thread goes on decoding for nobody
             pool.shutdown(cancel_futures=True)
 
-    def _collect(self, visits: list[Visit], samples: list[Future[Sample]]) -> Batch:
+    def _collect(self, visits: list[_Visit], samples: list[Future[_Sample]]) -> ImageBatch:
         return self._stack(visits, [sample.result() for sample in samples])
 
-    def _sample(self, visit: Visit) -> Sample:
+    def _sample(self, visit: _Visit) -> _Sample:
         """Return image uint8 [3, h, w], its plain form, and label: 0, and 255 outside the image, where closed."""
         epoch, index = visit
         pixels, label = self._read(index)
@@ -176,7 +169,7 @@ class ImageDataset:
         assert changed is not None
         return image, plain, changed
 
-    def _stack(self, visits: list[Visit], samples: Sequence[Sample]) -> Batch:
+    def _stack(self, visits: list[_Visit], samples: Sequence[_Sample]) -> ImageBatch:
         indices = [index for _, index in visits]
         first = samples[0][0].shape
         for index, (image, _, _) in zip(indices, samples, strict=True):
@@ -190,8 +183,8 @@ class ImageDataset:
         plain = self._floats([plain for _, plain, _ in samples]) if self._plain else None
         marks = self._move(torch.stack([label for _, _, label in samples]))
         if self.with_labels:
-            return Batch(images, marks.long(), indices, plain=plain)
-        return Batch(images, None, indices, marks != IGNORE, plain)
+            return ImageBatch(images, marks.long(), indices, plain=plain)
+        return ImageBatch(images, None, indices, marks != IGNORE, plain)
 
     def _floats(self, images: Sequence[torch.Tensor]) -> torch.Tensor:
         return self._move(torch.stack(list(images))).float().div_(255)

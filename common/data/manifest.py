@@ -121,19 +121,12 @@ class Partition:
         A root inside the folder is written relative to it, so that the folder can be moved or
         mounted elsewhere as a whole; any other root is absolute.
         """
-        inside = self.root.is_relative_to(folder)
-        return {
-            "dataset": self.dataset,
-            "rule": self.rule,
-            "seed": self.seed,
-            "root": self.root.relative_to(folder).as_posix() if inside else str(self.root),
-            "settings": self.settings,
-            "sites": self.sites,
-            "evaluation": self.evaluation,
-            "domains": self.domains,
-            "histogram": self.histogram,
-            "classes": None if self.classes is None else self.classes.to_json(),
-        }
+        root = (
+            self.root.relative_to(folder).as_posix() if self.root.is_relative_to(folder) else str(self.root)
+        )
+        order = "dataset rule seed root settings sites evaluation domains histogram classes"
+        data = {name: getattr(self, name) for name in order.split()}
+        return data | {"root": root, "classes": self.classes and self.classes.to_json()}
 
 
 def natural_key(text: str) -> tuple[tuple[int, int | str], ...]:
@@ -229,12 +222,8 @@ def read_shard(
             f"{source} is a folder; give one manifest in it, for example {source / 'site-0.jsonl'}."
         )
     partition = read_partition(source.parent) if (source.parent / PARTITION_FILE).is_file() else None
-    if data_root is not None:
-        root = Path(data_root)
-    elif partition is not None:
-        root = partition.root
-    else:
-        root = source.parent
+    known = source.parent if partition is None else partition.root
+    root = known if data_root is None else Path(data_root)
     if not root.is_dir():
         raise UserError(
             f"The data root {root} of {source} is no folder; say where the data lie now (--data-root)."
@@ -283,10 +272,10 @@ def read_sites(folder: str | Path, data_root: str | Path | None = None) -> list[
     base = Path(folder)
     if not base.is_dir():
         raise UserError(f"The shards folder {base} does not exist; make it with `python -m partitions`.")
-    if (base / PARTITION_FILE).is_file():
-        names = list(read_partition(base).sites)
-    else:
-        names = [path.stem for path in base.glob("site-*.jsonl")]
+    recorded = (base / PARTITION_FILE).is_file()
+    names = (
+        list(read_partition(base).sites) if recorded else [path.stem for path in base.glob("site-*.jsonl")]
+    )
     if not names:
         raise UserError(f"{base} holds no site-*.jsonl; make shards with `python -m partitions`.")
     return [read_shard(base / f"{name}.jsonl", data_root) for name in sorted(names, key=natural_key)]

@@ -1,16 +1,12 @@
-"""Where does training get the features of a site's images, without running the backbone again?
+"""The feature cache: features of a site's images from its disk, made once where no cache fits.
 
-`open_features` answers from the site's disk; only where the disk has no fitting answer is the backbone
-loaded, once. Both classes here satisfy `common.features.source.FeatureSource`. On a hit neither timm nor
-torchvision is imported.
+`Features` satisfies `common.features.source.FeatureSource`. On a hit neither timm nor torchvision is imported.
 """
 
 from __future__ import annotations
 
 import functools
-import os
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -21,13 +17,12 @@ from numpy.typing import NDArray
 
 from common.data.augment import Augmentation
 from common.data.manifest import Shard
-from common.data.reading import entry_image
 from common.errors import UserError
 from common.features import store
-from common.features.backbone_pass import BackbonePass, in_float16
+from common.features.backbone_pass import BackbonePass, encode_images, in_float16
 from common.features.neighbours import drop_channels, nearest_neighbours
 from common.models import backbone as backbones
-from common.models.inputs import backbone_entry, backbone_settings, prepare_image, weights_key
+from common.models.inputs import backbone_entry, backbone_settings, weights_key
 from common.settings.unsupervised import Cache, Model
 from common.system.device import choose_device
 from common.system.progress import Progress
@@ -37,9 +32,7 @@ Indices = Sequence[int] | NDArray[np.integer] | torch.Tensor
 
 @dataclass(frozen=True)
 class Views:
-    """Features of V augmented views of N images: tokens [V, N, h*w, C], drawn by ``seed`` (see
-    `Augmentation`).
-    """
+    """Features of V augmentations of N images: tokens [V, N, h*w, C], drawn by ``seed`` (see `Augmentation`)."""
 
     tokens: NDArray[Any]
     seed: int
@@ -133,51 +126,6 @@ class Features:
     def neighbours(self, k: int, dropout: float = 0.0, seed: int = 0) -> NDArray[np.int64]:
         """Return each image's k most similar other images, int64 [N, k] (see `nearest_neighbours`)."""
         return nearest_neighbours(drop_channels(self.pooled, dropout, seed), k, self.name)
-
-
-class UncachedFeatures:
-    """The same features, computed by the backbone every time: the reference that the cache must match."""
-
-    def __init__(self, shard: Shard, model: Model, device: str | torch.device | None, seed: int) -> None:
-        """Load the backbone; images are read when asked for."""
-        self.device = choose_device(device)
-        self._shard = shard
-        self._model = model
-        self._backbone = backbones.load_backbone(model, seed, self.device)
-        self._pooled: NDArray[np.float32] | None = None
-        self.grid = self._backbone.grid
-        self.channels = self._backbone.channels
-        self.weights_hash = self._backbone.weights_hash
-
-    def __len__(self) -> int:
-        """Return N."""
-        return len(self._shard)
-
-    @property
-    def pooled(self) -> NDArray[np.float32]:
-        """Mean of an image's tokens, float32 [N, C]; one pass over the shard when first asked for."""
-        if self._pooled is None:
-            self._pooled = np.concatenate(
-                [tokens.mean(dim=1).cpu().numpy() for _, tokens, _ in self._encode(range(len(self)))]
-            )
-        return self._pooled
-
-    def batch(self, indices: Indices) -> torch.Tensor:
-        """Return the features of some images, float32 [B, C, h, w]."""
-        tokens = torch.cat([part for _, part, _ in self._encode([int(i) for i in indices])])
-        return tokens.transpose(1, 2).unflatten(2, self.grid)  # type: ignore[no-untyped-call,no-any-return]
-
-    def colours(self, indices: Indices) -> torch.Tensor:
-        """Return the mean colour of each cell, in 0..1: float32 [B, h*w, 3]."""
-        pictures = [prepare_image(entry_image(self._shard, int(index)), self._model) for index in indices]
-        return cell_colours(torch.stack(pictures), self.grid).to(self.device)
-
-    def neighbours(self, k: int, dropout: float = 0.0, seed: int = 0) -> NDArray[np.int64]:
-        """Return each image's k most similar other images, int64 [N, k]."""
-        return nearest_neighbours(drop_channels(self.pooled, dropout, seed), k, self._shard.name)
-
-    def _encode(self, indices: Sequence[int]) -> Iterator[tuple[Sequence[int], torch.Tensor, torch.Tensor]]:
-        return encode(BackbonePass(self._backbone, self.device), self._shard, self._model, indices)
 
 
 def features_key(shard: Shard, model: Model, cache: Cache, seed: int, device: torch.device) -> store.Key:
@@ -282,7 +230,7 @@ def _build(
         done = 0
         for view in range(-1, cache.views):  # -1: the picture as it is
             seen = None if view < 0 else functools.partial(_augment, seed=seed, view=view)
-            for indices, tokens, colours in encode(run, shard, model, range(len(shard)), seen):
+            for indices, tokens, colours in encode_images(run, shard, model, range(len(shard)), seen):
                 values = tokens.cpu().numpy()
                 _check_finite(values, cache.dtype, shard, indices, run.float16)
                 writer.append(values, tokens.mean(dim=1).cpu().numpy(), colours.numpy())
@@ -293,37 +241,6 @@ def _build(
 
 def _augment(picture: torch.Tensor, index: int, seed: int, view: int) -> torch.Tensor:
     return Augmentation.draw(seed, index, view).apply(picture)
-
-
-def encode(
-    run: BackbonePass,
-    shard: Shard,
-    model: Model,
-    indices: Sequence[int],
-    change: Callable[[torch.Tensor, int], torch.Tensor] | None = None,
-) -> Iterator[tuple[Sequence[int], torch.Tensor, torch.Tensor]]:
-    """Yield (indices, tokens float32 [b, h*w, C], colours [b, h*w, 3]) for a few images at a
-    time, as many as ``run`` takes at once.
-
-    ``change`` makes another picture of picture [3, H, W] and index, before the backbone sees it.
-    """
-
-    def load(index: int) -> torch.Tensor:
-        picture = prepare_image(entry_image(shard, index), model)
-        return picture if change is None else change(picture, index)
-
-    # decoding releases the interpreter lock, so that threads help wherever there are cores
-    with ThreadPoolExecutor(max_workers=min(run.batch, os.cpu_count() or 1)) as pool:
-        left = indices
-        while len(left):
-            part, left = left[: run.batch], left[run.batch :]
-            pictures = torch.stack(list(pool.map(load, part)))
-            yield part, run(pictures), cell_colours(pictures, run.backbone.grid)
-
-
-def cell_colours(pictures: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
-    """Return the mean colour in each cell of the grid: pictures [B, 3, H, W] -> [B, h*w, 3]."""
-    return torch.nn.functional.adaptive_avg_pool2d(pictures, grid).flatten(2).transpose(1, 2)
 
 
 def _check_finite(

@@ -1,4 +1,4 @@
-"""How do features lie on a site's disk, so that a crash, a full disk or a second process does no harm?
+"""Feature cache on disk, safe against a crash, a full disk and a second process.
 
 A cache is a folder ``SHARD-MODEL-IMAGES`` (three parts of its key) that appears in one step, complete:
 
@@ -27,7 +27,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Any, BinaryIO, Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,9 +38,9 @@ from common.errors import UserError
 from common.models.inputs import backbone_settings
 from common.settings.unsupervised import Model
 
-log = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
-FORMAT = 2
+_FORMAT: Final = 2
 KEEP = 4
 """Caches of one shard that may lie side by side (other backbones or sizes); the least recently used go."""
 
@@ -64,7 +64,7 @@ class Header(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    format: int = FORMAT
+    format: Literal[2] = 2
     images: int
     grid: tuple[int, int]
     channels: int
@@ -113,9 +113,7 @@ class Header(BaseModel):
 
 @dataclass(frozen=True)
 class Stored:
-    """An opened cache: tokens [N, h*w, C] stay on disk; pooled [N, C] and colours [N, h*w, 3] are in
-    memory.
-    """
+    """An opened cache: tokens [N, h*w, C] stay on disk; pooled [N, C] and colours [N, h*w, 3] are in memory."""
 
     header: Header
     tokens: NDArray[Any]
@@ -126,8 +124,9 @@ class Stored:
 def cache_key(
     shard: Shard, model: Model, weights: str, dtype: str, views: str = "", arithmetic: str = ""
 ) -> Key:
-    """Identify a cache by all that its content follows from; ``views`` tells augmented views, if there
-    are any, ``arithmetic`` in what the backbone computes, if that is not float32.
+    """Identify a cache by all that its content follows from.
+
+    ``views`` tells augmentations, if there are any, ``arithmetic`` in what the backbone computes, if not float32.
 
     Images count by path below the root, view, size and modification time, in the order of the shard, so that
     a data root may be mounted elsewhere. Raises `UserError` where an image is missing.
@@ -145,7 +144,7 @@ def cache_key(
             ) from None
         shown = [entry.image] if entry.view is None else [entry.image, entry.view]
         images.update(json.dumps([*shown, state.st_size, state.st_mtime_ns]).encode())
-    parts = [FORMAT, weights, backbone_settings(model), dtype, views]
+    parts = [_FORMAT, weights, backbone_settings(model), dtype, views]
     features = json.dumps(parts + ([arithmetic] if arithmetic else []), sort_keys=True)
     return Key(f"{slug}-{_short(f'{where}|{shard.name}', 8)}", _short(features, 16), images.hexdigest()[:16])
 
@@ -167,10 +166,10 @@ def read(cache_dir: Path, key: Key) -> Stored | None:
             os.utime(folder)  # last use
     except (FileNotFoundError, NotADirectoryError):
         if folder.is_dir():
-            log.warning("feature cache %s is incomplete; it is made anew", folder)
+            _log.warning("feature cache %s is incomplete; it is made anew", folder)
         return None
     except (ValidationError, ValueError) as error:
-        log.warning("feature cache %s is damaged (%s); it is made anew", folder, error)
+        _log.warning("feature cache %s is damaged (%s); it is made anew", folder, error)
         return None
     except PermissionError:
         raise UserError(f"The feature cache {folder} may not be read; give this user access to it.") from None
@@ -195,7 +194,7 @@ def shard_lock(cache_dir: Path, key: Key) -> Iterator[None]:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            log.info("another process makes the features of %s; waiting for it", key.shard)
+            _log.info("another process makes the features of %s; waiting for it", key.shard)
             fcntl.flock(handle, fcntl.LOCK_EX)
         for stale in cache_dir.glob(f".{key.shard}-*.partial"):
             shutil.rmtree(stale, ignore_errors=True)
@@ -212,7 +211,7 @@ def prune(cache_dir: Path, key: Key) -> None:
     current.sort(key=lambda path: (path.stat().st_mtime_ns, path.name), reverse=True)
     for path in others:
         if path not in current[: KEEP - 1]:
-            log.info("removing the old feature cache %s", path)
+            _log.info("removing the old feature cache %s", path)
             shutil.rmtree(path, ignore_errors=True)
 
 
@@ -229,9 +228,7 @@ class Writer:
     def append(
         self, tokens: NDArray[np.float32], pooled: NDArray[np.float32], colours: NDArray[np.float32]
     ) -> None:
-        """Write tokens [B, h*w, C], pooled [B, C], colours [B, h*w, 3]; plain writes, as a full disk
-        kills a memory map.
-        """
+        """Write tokens [B, h*w, C], pooled [B, C], colours [B, h*w, 3]; a full disk would kill a memory map."""
         self._tokens.write(np.ascontiguousarray(tokens, dtype=self._dtype).data)
         self._pooled.write(np.ascontiguousarray(pooled, dtype=np.float32).data)
         self._colours.write(np.ascontiguousarray(colours, dtype=np.float16).data)

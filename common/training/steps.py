@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from common.data.dataset import Batch
+from common.data.dataset import ImageBatch
 from common.models.deeplab import DeepLab
 from common.models.parameter_groups import start_training
 from common.settings.network import Sgd
@@ -191,7 +191,7 @@ class Stepper:
 
 def train_steps(
     model: DeepLab,
-    batches: Iterator[Batch],
+    batches: Iterator[ImageBatch],
     loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
     sgd: Sgd,
     *,

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import torch
 
-from common.data.dataset import Batch
+from common.data.dataset import ImageBatch
 from common.models.deeplab import SeededDropout
 from common.seeds import derive
 from common.training.steps import Stepper, TrainedSteps
@@ -73,7 +73,7 @@ class ResumableStepper(Stepper):
 
 def take_steps(
     stepper: ResumableStepper,
-    batches: Iterator[Batch],
+    batches: Iterator[ImageBatch],
     loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
     *,
     summed: float = 0.0,

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from client.work.self_training import METRICS, AdaptationLoss, self_train
-from common.data.dataset import Batch
+from common.data.dataset import ImageBatch
 from common.losses.labelled import labelled_loss
 from common.losses.region_terms import max_square_loss
 from common.losses.self_training import entropy_loss
@@ -52,7 +52,7 @@ class Says(nn.Module):
         return self.logits
 
 
-class Closed(Batch):
+class Closed(ImageBatch):
     """A batch whose labels nobody may look at."""
 
     def __getattribute__(self, name: str) -> Any:
@@ -61,7 +61,7 @@ class Closed(Batch):
         return super().__getattribute__(name)
 
 
-def batch(valid: Tensor | None = None) -> Batch:
+def batch(valid: Tensor | None = None) -> ImageBatch:
     return Closed(torch.rand(2, 3, *SIZE), None, [0, 1], valid)
 
 
@@ -224,7 +224,7 @@ def test_a_round_moves_the_student_and_nobody_else() -> None:
     before = {name: value.clone() for part in (student, teacher) for name, value in part.state_dict().items()}
     kept = {name: value.clone() for name, value in teacher.state_dict().items()}
     stepper = Stepper(student, config.sgd, first_step=0, total_steps=4, seed=0)
-    batches = [Batch(torch.rand(2, 3, 48, 48), None, [0, 1]) for _ in range(2)]
+    batches = [ImageBatch(torch.rand(2, 3, 48, 48), None, [0, 1]) for _ in range(2)]
     found = self_train(student, batches, AdaptationLoss(config, teacher, teacher), stepper)
     assert set(found) == set(METRICS) and found["steps"] == stepper.taken == 2
     assert found["prox"] == 0 and found["loss"] > 0
@@ -242,7 +242,9 @@ def test_a_loss_that_is_not_finite_stops_the_round_by_its_number() -> None:
     images[0, 0, 0, 0] = math.nan
     teacher = Says(torch.zeros(2, CLASSES, 48, 48))
     with pytest.raises(ValueError, match=r"step 7 of the run.*the images hold NaN"):
-        self_train(student, [Batch(images, None, [0, 1])], AdaptationLoss(config, teacher, None), stepper)
+        self_train(
+            student, [ImageBatch(images, None, [0, 1])], AdaptationLoss(config, teacher, None), stepper
+        )
 
 
 class Watched(nn.Module):
@@ -261,7 +263,7 @@ class Watched(nn.Module):
 
 
 def test_the_teacher_sees_the_plain_cut_where_there_is_one() -> None:
-    given = Batch(torch.rand(2, 3, *SIZE), None, [0, 1], None, torch.rand(2, 3, *SIZE))
+    given = ImageBatch(torch.rand(2, 3, *SIZE), None, [0, 1], None, torch.rand(2, 3, *SIZE))
     teacher = Watched()
     AdaptationLoss(settings(), teacher, None)(draws(1, 2, CLASSES, *SIZE), given)
     assert len(teacher.seen) == 1 and given.plain is not None and torch.equal(teacher.seen[0], given.plain)

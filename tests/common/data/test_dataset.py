@@ -18,7 +18,7 @@ from common.data import images
 from common.data import reading as pairs
 from common.data.classes import ClassTable, load_table
 from common.data.crops import Bytes
-from common.data.dataset import Batch, ImageDataset
+from common.data.dataset import ImageBatch, ImageDataset
 from common.data.manifest import Entry, Shard, read_shard, write_manifest
 from common.errors import UserError
 from common.settings.network import Transforms
@@ -49,7 +49,7 @@ def make(shard: Shard, transforms: Transforms = PLAIN, labels: bool = True, **gi
     )
 
 
-def same(one: Batch, other: Batch) -> bool:
+def same(one: ImageBatch, other: ImageBatch) -> bool:
     return (
         one.indices == other.indices
         and torch.equal(one.images, other.images)
@@ -58,26 +58,35 @@ def same(one: Batch, other: Batch) -> bool:
     )
 
 
+def epoch_batches(source: ImageDataset, epoch: int, batch: int) -> Iterator[ImageBatch]:
+    """Yield every image of an epoch once."""
+    return source.batches(-(-len(source) // batch), batch, first_epoch=epoch)
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("batch", [1, 3, 10, 16])
 def test_every_image_comes_once_in_every_epoch(shard: Shard, batch: int, workers: int) -> None:
     """Also the last of a shard that the batch does not divide, and all of one smaller than the batch."""
     source = make(shard, workers=workers)
     for epoch in range(3):
-        batches = list(source.epoch_batches(epoch, batch))
-        assert len(batches) == source.batches_per_epoch(batch)
+        batches = list(epoch_batches(source, epoch, batch))
+        assert len(batches) == -(-10 // batch)
         assert sorted(i for one in batches for i in one.indices) == list(range(10))
         assert all(len(one.indices) == batch for one in batches[:-1]) and batches[-1].indices
 
 
 def test_orders_differ_between_epochs_rounds_and_sites(shard: Shard) -> None:
-    orders = [tuple(make(shard).order(epoch)) for epoch in range(3)]
-    orders += [tuple(make(shard, parts=parts).order(0)) for parts in ((7, "site-2", 4), (7, "site-1", 3))]
-    assert len(set(orders)) == 5 and tuple(make(shard).order(0)) == orders[0]
+    def order(epoch: int, **given: Any) -> tuple[int, ...]:
+        (whole,) = epoch_batches(make(shard, **given), epoch, 10)
+        return tuple(whole.indices)
+
+    orders = [order(epoch) for epoch in range(3)]
+    orders += [order(0, parts=parts) for parts in ((7, "site-2", 4), (7, "site-1", 3))]
+    assert len(set(orders)) == 5 and order(0) == orders[0]
 
 
 def test_a_batch_holds_what_the_files_hold(shard: Shard) -> None:
-    batch = next(make(shard).epoch_batches(0, 4))
+    batch = next(epoch_batches(make(shard), 0, 4))
     assert batch.images.dtype == torch.float32 and batch.images.shape == (4, 3, 40, 50)
     assert batch.labels is not None and batch.labels.dtype == torch.int64
     assert batch.labels.shape == (4, 40, 50) and batch.valid is None
@@ -89,7 +98,7 @@ def test_a_batch_holds_what_the_files_hold(shard: Shard) -> None:
 
 def test_steps_go_on_through_epochs(shard: Shard) -> None:
     source = make(shard, BUSY)
-    expected = [one for epoch in (5, 6, 7) for one in source.epoch_batches(epoch, 4)][:8]
+    expected = [one for epoch in (5, 6, 7) for one in epoch_batches(source, epoch, 4)][:8]
     found = list(source.batches(8, 4, first_epoch=5))
     assert len(found) == 8 and all(map(same, found, expected))
     assert list(source.batches(0, 4)) == []
@@ -105,10 +114,10 @@ def test_neither_threads_nor_memory_change_a_pixel(shard: Shard, given: dict[str
 
 def test_what_happens_to_an_image_does_not_depend_on_its_batch(shard: Shard) -> None:
     source = make(shard, BUSY)
-    small = {b.indices[0]: b.images[0] for b in source.epoch_batches(1, 1)}
-    for batch in source.epoch_batches(1, 4):
+    small = {b.indices[0]: b.images[0] for b in epoch_batches(source, 1, 1)}
+    for batch in epoch_batches(source, 1, 4):
         assert all(torch.equal(image, small[i]) for i, image in zip(batch.indices, batch.images, strict=True))
-    other = {b.indices[0]: b.images[0] for b in source.epoch_batches(2, 1)}
+    other = {b.indices[0]: b.images[0] for b in epoch_batches(source, 2, 1)}
     assert not any(torch.equal(small[i], other[i]) for i in range(1, 10))
 
 
@@ -116,7 +125,7 @@ def test_images_of_one_epoch_are_changed_each_in_its_own_way(shard: Shard) -> No
     noise = np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)
     for i in range(10):
         Image.fromarray(noise).save(shard.root / f"{i}.png")
-    (batch,) = make(shard, BUSY).epoch_batches(0, 10)
+    (batch,) = epoch_batches(make(shard, BUSY), 0, 10)
     assert len({image.numpy().tobytes() for image in batch.images}) == 10
 
 
@@ -138,22 +147,22 @@ def test_closed_labels_are_never_opened(shard: Shard, workers: int, monkeypatch:
     with pytest.raises(PermissionError, match="the labels of site-2 are closed"):
         source.label(0)
     with pytest.raises(AssertionError, match="a label was opened"):  # by the doors that are shut above
-        next(make(shard, BUSY).epoch_batches(0, 1))
+        next(epoch_batches(make(shard, BUSY), 0, 1))
 
 
 def test_closed_labels_need_not_exist_and_change_no_image(shard: Shard) -> None:
-    expected = list(make(shard, BUSY).epoch_batches(0, 4))
+    expected = list(epoch_batches(make(shard, BUSY), 0, 4))
     for path in shard.root.glob("l*.png"):
         path.unlink()
     bare = replace(shard, entries=tuple(replace(entry, label=None) for entry in shard.entries))
     for source in (make(shard, BUSY, labels=False), make(bare, BUSY, labels=False)):
-        for batch, twin in zip(source.epoch_batches(0, 4), expected, strict=True):
+        for batch, twin in zip(epoch_batches(source, 0, 4), expected, strict=True):
             assert torch.equal(batch.images, twin.images)
 
 
 def test_without_labels_a_mask_says_where_the_image_is(shard: Shard) -> None:
     wide = Transforms(height=64, width=50, crop="random")
-    batch = next(make(shard, wide, labels=False).epoch_batches(0, 10))
+    batch = next(epoch_batches(make(shard, wide, labels=False), 0, 10))
     assert batch.valid is not None and batch.valid.dtype == torch.bool and batch.valid.shape == (10, 64, 50)
     assert batch.valid.sum(dim=(1, 2)).tolist() == [40 * 50] * 10
     assert bool((batch.images.movedim(1, -1)[~batch.valid] == 0).all())
@@ -173,7 +182,7 @@ def test_labels_that_are_missing_are_named_before_training(shard: Shard) -> None
 def test_labels_of_another_size_are_named(shard: Shard, workers: int) -> None:
     Image.fromarray(np.zeros((41, 50), np.uint8)).save(shard.root / "l4.png")
     with pytest.raises(UserError, match=r"4\.png is 50 x 40 but its label map .*l4\.png is 50 x 41 pixels"):
-        list(make(shard, workers=workers).epoch_batches(0, 4))
+        list(epoch_batches(make(shard, workers=workers), 0, 4))
 
 
 def test_a_data_set_may_ask_for_images_of_the_size_of_their_labels(shard: Shard) -> None:
@@ -181,7 +190,7 @@ def test_a_data_set_may_ask_for_images_of_the_size_of_their_labels(shard: Shard)
     source = make(replace(shard, repair_sizes=True))
     sizes = {
         batch.indices[0]: (batch.images.shape[2:], None if batch.labels is None else batch.labels.shape[1:])
-        for batch in source.epoch_batches(0, 1)
+        for batch in epoch_batches(source, 0, 1)
     }
     assert sizes[4] == ((20, 25), (20, 25)) and sizes[5] == ((40, 50), (40, 50))
 
@@ -196,10 +205,10 @@ def test_images_of_several_sizes_need_a_crop_or_a_batch_of_one(shard: Shard) -> 
     Image.fromarray(np.zeros((30, 50, 3), np.uint8)).save(shard.root / "4.png")
     Image.fromarray(np.zeros((30, 50), np.uint8)).save(shard.root / "l4.png")
     with pytest.raises(UserError, match=r"differ in size.*50 x [34]0 pixels and .*set transforms\.crop"):
-        list(make(shard).epoch_batches(0, 10))
-    assert len(list(make(shard).epoch_batches(0, 1))) == 10
+        list(epoch_batches(make(shard), 0, 10))
+    assert len(list(epoch_batches(make(shard), 0, 1))) == 10
     cropped = Transforms(height=32, width=32)
-    assert next(make(shard, cropped).epoch_batches(0, 10)).images.shape == (10, 3, 32, 32)
+    assert next(epoch_batches(make(shard, cropped), 0, 10)).images.shape == (10, 3, 32, 32)
 
 
 @pytest.fixture
@@ -230,7 +239,7 @@ def test_what_fits_into_memory_is_decoded_once(
     memory = images_kept * 40 * 50 * (4 if labels else 3)
     source = make(shard, labels=labels, memory=memory, workers=0)
     for epoch in range(3):
-        list(source.epoch_batches(epoch, 4))
+        list(epoch_batches(source, epoch, 4))
     assert len(decoded) == expected
 
 
@@ -252,9 +261,9 @@ def test_restyling_comes_first_and_has_draws_of_its_own(shard: Shard) -> None:
         return np.full_like(image, 90)
 
     crop = Transforms(height=64, width=50)
-    plain = list(make(shard, crop, workers=0).epoch_batches(0, 5))
+    plain = list(epoch_batches(make(shard, crop, workers=0), 0, 5))
     for batch, twin in zip(
-        make(shard, crop, restyle=restyle, workers=0).epoch_batches(0, 5), plain, strict=True
+        epoch_batches(make(shard, crop, restyle=restyle, workers=0), 0, 5), plain, strict=True
     ):
         assert batch.labels is not None and twin.labels is not None
         assert torch.equal(batch.labels, twin.labels)  # so the crops are the same
@@ -265,7 +274,7 @@ def test_restyling_comes_first_and_has_draws_of_its_own(shard: Shard) -> None:
 
 def test_views_of_a_photo_are_cut(shard: Shard) -> None:
     entry = Entry("3.png", "l3.png", None, "top-left")
-    batch = next(make(replace(shard, entries=(entry,))).epoch_batches(0, 1))
+    batch = next(epoch_batches(make(replace(shard, entries=(entry,))), 0, 1))
     assert batch.labels is not None and batch.images.shape == (1, 3, 20, 25)
     assert batch.labels[0, 0].unique().tolist() == [255] and batch.labels[0, 1:].unique().tolist() == [3]
 
@@ -278,7 +287,7 @@ def test_single_pictures_can_be_looked_at(shard: Shard) -> None:
 
 def test_a_batch_needs_an_image(shard: Shard) -> None:
     with pytest.raises(ValueError, match="a batch of 0 images"):
-        next(make(shard).epoch_batches(0, 0))
+        next(make(shard).batches(1, 0))
 
 
 @pytest.mark.gpu
@@ -288,7 +297,7 @@ def test_batches_arrive_on_the_device(shard: Shard) -> None:
     expected = list(make(shard, BUSY).batches(6, 3))
     for batch, twin in zip(make(shard, BUSY, device="cuda").batches(6, 3), expected, strict=True):
         assert batch.images.is_cuda and batch.labels is not None and batch.labels.is_cuda
-        moved = Batch(batch.images.cpu(), batch.labels.cpu(), batch.indices)
+        moved = ImageBatch(batch.images.cpu(), batch.labels.cpu(), batch.indices)
         torch.testing.assert_close(moved.images, twin.images)
         assert same(moved, replace(twin, images=moved.images))
 
@@ -309,7 +318,9 @@ def test_real_frames_keep_their_labels(shared_data: Path) -> None:
 
 
 def _labels_at(shard: Shard, settings: Transforms, table: ClassTable) -> torch.Tensor:
-    batches = list(ImageDataset(shard, settings, (0, shard.name, 0), True, table).epoch_batches(0, 3))
+    batches = list(
+        ImageDataset(shard, settings, (0, shard.name, 0), True, table).batches(-(-len(shard) // 3), 3)
+    )
     assert all(batch.images.shape[1:] == (3, 256, 464) for batch in batches)
     return torch.cat([batch.labels for batch in batches if batch.labels is not None])
 
@@ -317,9 +328,9 @@ def _labels_at(shard: Shard, settings: Transforms, table: ClassTable) -> torch.T
 def test_the_plain_form_is_the_same_cut_in_its_own_colours(shard: Shard) -> None:
     """What the plain form shows is what comes where colours are never changed."""
     still = Transforms(**BUSY.model_dump(exclude={"jitter"}))
-    changed = next(make(shard, BUSY, plain=True).epoch_batches(0, 10))
-    untouched = next(make(shard, still).epoch_batches(0, 10))
+    changed = next(epoch_batches(make(shard, BUSY, plain=True), 0, 10))
+    untouched = next(epoch_batches(make(shard, still), 0, 10))
     assert changed.plain is not None
     assert torch.equal(changed.plain, untouched.images)
     assert not torch.equal(changed.images, changed.plain)
-    assert next(make(shard, BUSY).epoch_batches(0, 10)).plain is None
+    assert next(epoch_batches(make(shard, BUSY), 0, 10)).plain is None

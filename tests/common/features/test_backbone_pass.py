@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from common.errors import UserError
-from common.features.backbone_pass import BATCH, BackbonePass, in_float16
+from common.features.backbone_pass import GPU_BATCH, BackbonePass, in_float16
 from common.models.backbone import Backbone, load_backbone
 from common.settings.unsupervised import Cache, Model
 
@@ -30,7 +30,7 @@ class Crowded(BackbonePass):
 
     def __init__(self, backbone: Backbone, room: int) -> None:
         super().__init__(backbone, torch.device("cpu"))
-        self.batch, self.room = BATCH, room
+        self.batch, self.room = GPU_BATCH, room
         self.sizes: list[int] = []
 
         def crowded(images: torch.Tensor) -> torch.Tensor:

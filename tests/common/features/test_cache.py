@@ -25,13 +25,14 @@ from common.data.manifest import Entry, Shard, read_shard, write_manifest
 from common.errors import UserError
 from common.features import store
 from common.features.backbone_pass import CPU_BATCH
-from common.features.cache import Features, UncachedFeatures, features_key, open_features
+from common.features.cache import Features, features_key, open_features
 from common.features.neighbours import nearest_neighbours
 from common.models import backbone as backbones
 from common.models.inputs import prepare_image, weights_key
 from common.seeds import numpy_generator
 from common.settings.load import load_config
 from common.settings.unsupervised import Cache, Model
+from tests.support.uncached import UncachedFeatures
 
 ROOT = Path(__file__).resolve().parents[3]
 MODEL = Model(backbone="test_vit", weights="random", depth=1, height=32, width=48, clusters=4, dim=8)

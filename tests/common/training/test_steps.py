@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from common.data.dataset import Batch
+from common.data.dataset import ImageBatch
 from common.models.deeplab import DeepLab, SeededDropout, network_to_arrays
 from common.settings.network import Sgd
 from common.training import steps as network_training
@@ -40,13 +40,13 @@ class Tiny(DeepLab):
         self.register_buffer("std", torch.full((1, 3, 1, 1), 0.5), persistent=False)
 
 
-def batches(count: int, seed: int = 0) -> list[Batch]:
+def batches(count: int, seed: int = 0) -> list[ImageBatch]:
     """Random images whose brighter pixels are another class."""
     generator = torch.Generator().manual_seed(seed)
     made = []
     for index in range(count):
         images = torch.rand(2, 3, 8, 12, generator=generator)
-        made.append(Batch(images, (images.mean(1) * CLASSES).long(), [2 * index, 2 * index + 1]))
+        made.append(ImageBatch(images, (images.mean(1) * CLASSES).long(), [2 * index, 2 * index + 1]))
     return made
 
 
@@ -219,10 +219,10 @@ def test_progress_is_told() -> None:
 # --- faults ---------------------------------------------------------------------------------------------
 
 
-def spoiled(batch: Batch) -> Iterator[Batch]:
+def spoiled(batch: ImageBatch) -> Iterator[ImageBatch]:
     """A good batch, then one whose images hold a NaN."""
     yield batch
-    yield Batch(
+    yield ImageBatch(
         batch.images.clone().index_fill_(3, torch.tensor([0]), float("nan")), batch.labels, batch.indices
     )
 
@@ -249,7 +249,7 @@ def test_a_loss_without_pixels_is_named_and_moves_nothing() -> None:
     before = copy.deepcopy(dict(model.named_parameters()))
     nothing = batches(1)[0]
     assert nothing.labels is not None
-    empty = Batch(nothing.images, torch.full_like(nothing.labels, 255), [0, 1])
+    empty = ImageBatch(nothing.images, torch.full_like(nothing.labels, 255), [0, 1])
     with pytest.raises(ValueError, match="no pixel to look at"):
         train_steps(
             model,
@@ -266,7 +266,7 @@ def test_a_loss_without_pixels_is_named_and_moves_nothing() -> None:
 def test_batches_have_to_last_and_to_be_labelled() -> None:
     with pytest.raises(ValueError, match="ended after 2 of 3 steps"):
         train_steps(Tiny(), iter(batches(2)), loss_of, Sgd(), steps=3, total_steps=3, seed=0)
-    unlabelled = Batch(batches(1)[0].images, None, [0, 1])
+    unlabelled = ImageBatch(batches(1)[0].images, None, [0, 1])
     with pytest.raises(ValueError, match="without labels"):
         train_steps(Tiny(), iter([unlabelled]), loss_of, Sgd(), steps=1, total_steps=1, seed=0)
     with pytest.raises(ValueError, match="3 steps after 8 do not fit into a run of 10"):
