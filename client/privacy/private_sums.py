@@ -18,11 +18,11 @@ from numpy.typing import NDArray
 
 from client.work.statistics import chunks, spherical_sums
 from common.features.source import FeatureSource, tokens_of
-from common.losses.base import ClosedForm, unit
+from common.losses.base import Arrays, ClosedForm, unit
 from common.losses.objective import clipping_bound
 from common.models.head import SegmentationHead, load_numpy
 from common.privacy.keystream import KEY_BYTES, normals, subkey
-from common.privacy.packed_sums import Arrays, PackedSums
+from common.privacy.packed_sums import PackedSums
 from common.settings.schema import RunConfig
 
 _BATCH = 16

@@ -82,7 +82,7 @@ def plus_plus(
 
 
 @dataclass(frozen=True)
-class Sums:
+class DirectionSums:
     """What one E-step leaves of a set of points: sums of directions [K, D], their weights [K], their
     cosines [K].
     """
@@ -91,9 +91,11 @@ class Sums:
     weights: _Floats
     cosines: _Floats
 
-    def __add__(self, other: Sums) -> Sums:
+    def __add__(self, other: DirectionSums) -> DirectionSums:
         """Join disjoint sets of points."""
-        return Sums(self.sums + other.sums, self.weights + other.weights, self.cosines + other.cosines)
+        return DirectionSums(
+            self.sums + other.sums, self.weights + other.weights, self.cosines + other.cosines
+        )
 
 
 def assign(points: npt.ArrayLike, centres: npt.ArrayLike) -> tuple[_Ints, _Floats]:
@@ -101,12 +103,14 @@ def assign(points: npt.ArrayLike, centres: npt.ArrayLike) -> tuple[_Ints, _Float
     return _assign(unit_rows(points), unit_rows(centres))
 
 
-def expectation(points: npt.ArrayLike, centres: npt.ArrayLike, weights: npt.ArrayLike | None = None) -> Sums:
+def expectation(
+    points: npt.ArrayLike, centres: npt.ArrayLike, weights: npt.ArrayLike | None = None
+) -> DirectionSums:
     """Assign every row to its centre and add up what the next centres need."""
     rows, means = unit_rows(points), unit_rows(centres)
     mass = _weights_of(len(rows), weights)
     labels, cosines = _assign(rows, means)
-    return Sums(
+    return DirectionSums(
         _sum_rows(rows, labels, mass, len(means)),
         _sum_by(labels, mass, len(means)),
         _sum_by(labels, cosines * mass, len(means)),

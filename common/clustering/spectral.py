@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from common.features.source import Coloured, FeatureSource, tokens_of
 
-Array = NDArray[np.float64]
+_Array = NDArray[np.float64]
 
 _TINY = 1e-8
 
@@ -39,10 +39,10 @@ class PatchScatter:
     """
 
     count: float
-    total: Array
-    outer: Array
+    total: _Array
+    outer: _Array
     weight: float
-    difference: Array
+    difference: _Array
 
     def __add__(self, other: PatchScatter) -> PatchScatter:
         """Join the sums of disjoint sets of images."""
@@ -99,7 +99,7 @@ class PatchScatter:
         }
 
 
-def symmetric(triangle: np.ndarray, size: int) -> Array:
+def symmetric(triangle: np.ndarray, size: int) -> _Array:
     """Fill a symmetric matrix [size, size] from its upper triangle, row by row."""
     full = np.zeros((size, size))
     rows, columns = np.triu_indices(size)
@@ -163,7 +163,7 @@ def join(parts: Sequence[PatchScatter]) -> PatchScatter:
 
 def separating_projection(
     scatter: PatchScatter, dim: int, whiten: float = 0.0, ridge: float = 0.02
-) -> tuple[Array, Array, Array]:
+) -> tuple[_Array, _Array, _Array]:
     """Solve C v = lambda N v on standardised channels.
 
     Args:

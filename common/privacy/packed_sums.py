@@ -14,18 +14,17 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from common.losses.base import Shapes
 from common.losses.objective import sums_form
 
-Arrays = Mapping[str, np.ndarray]
-Groups = Mapping[str, Mapping[str, np.ndarray]]
-Shapes = dict[str, tuple[int, ...]]
+_Groups = Mapping[str, Mapping[str, np.ndarray]]
 PackedSums = dict[str, NDArray[np.float64]]
 
 Inner = TypeVar("Inner")
 
 AVERAGED = ("head", "shared", "centroids")
-"""Groups whose total is divided by the sum of the weights."""
-METRICS = ("loss", "mean_cosine", "displacement")
+"""_Groups whose total is divided by the sum of the weights."""
+SUMMED_METRICS = ("loss", "mean_cosine", "displacement")
 """Metrics of a site that are averaged over sites; others stay at the site."""
 WEIGHT = "weight"
 _METRICS = "metrics"
@@ -34,7 +33,7 @@ _COUNTS = "counts"
 
 @dataclass(frozen=True)
 class Total:
-    """Groups and metrics as one site that holds all images would send them, and the sum of the weights."""
+    """_Groups and metrics as one site that holds all images would send them, and the sum of the weights."""
 
     groups: dict[str, dict[str, np.ndarray]]
     metrics: dict[str, float]
@@ -47,10 +46,10 @@ def summed_groups(groups: Mapping[str, Inner]) -> dict[str, Inner]:
     return {name: inner for name, inner in groups.items() if name not in unused}
 
 
-def pack_sums(groups: Groups, metrics: Mapping[str, float], weight: float) -> PackedSums:
+def pack_sums(groups: _Groups, metrics: Mapping[str, float], weight: float) -> PackedSums:
     """Return what adds up, by ``group/key``, in float64. Metrics that are missing count as 0."""
     found: PackedSums = {WEIGHT: np.array([weight], dtype=np.float64)}
-    found[_METRICS] = weight * np.array([metrics.get(key, 0.0) for key in METRICS], dtype=np.float64)
+    found[_METRICS] = weight * np.array([metrics.get(key, 0.0) for key in SUMMED_METRICS], dtype=np.float64)
     for group, arrays in groups.items():
         form = sums_form(group)
         for key, value in (form.pack(arrays) if form else arrays).items():
@@ -61,7 +60,7 @@ def pack_sums(groups: Groups, metrics: Mapping[str, float], weight: float) -> Pa
 
 def packed_shapes(shapes: Mapping[str, Mapping[str, tuple[int, ...]]]) -> Shapes:
     """Return the shapes of `pack_sums` for groups of these shapes."""
-    found: Shapes = {WEIGHT: (1,), _METRICS: (len(METRICS),)}
+    found: Shapes = {WEIGHT: (1,), _METRICS: (len(SUMMED_METRICS),)}
     for group, arrays in shapes.items():
         inner = dict(arrays)
         if form := sums_form(group):
@@ -102,5 +101,5 @@ def unpack_sums(totals: PackedSums, sites: int) -> Total:
     for group in groups:
         if form := sums_form(group):
             groups[group] = form.unpack(groups[group])
-    metrics = dict(zip(METRICS, (totals[_METRICS] / weight).tolist(), strict=True))
+    metrics = dict(zip(SUMMED_METRICS, (totals[_METRICS] / weight).tolist(), strict=True))
     return Total(groups, {key: value for key, value in metrics.items() if value}, weight)
