@@ -271,18 +271,15 @@ def _draw(split: Split) -> object:
         row(f"{name} (evaluation)", entries, split.evaluation_histograms.get(name))
         for name, entries in data.evaluation.items()
     ]
-    skew = (
-        f", alpha {split.request.alpha:g} over {split.request.over}"
-        if split.request.rule == "dirichlet"
-        else ""
-    )
+    request = split.request
+    skew = f", alpha {request.alpha:g} over {request.over}" if request.rule == "dirichlet" else ""
     labels = "labels stand in the site manifests" if split.keeps_labels else "site manifests without labels"
     if not _labelled(data.images):
         labels = "no labels"
     views = f", {len(data.views)} views of each" if data.views else ""
     return draw_split(
-        title=f"{data.name}: {len(sites)} sites by {split.request.rule}{skew}",
-        subtitle=f"{len(data.images)} images{views}, seed {split.request.seed}; {labels}",
+        title=f"{data.name}: {len(sites)} sites by {request.rule}{skew}",
+        subtitle=f"{len(data.images)} images{views}, seed {request.seed}; {labels}",
         sites=sites,
         evaluation=evaluation,
         names=classes.names if classes is not None else domains if len(domains) > 1 else (),

@@ -249,13 +249,10 @@ def _settings(
     ] = False,
 ) -> None:
     """Print all settings of a recipe, what it leaves to preset, base and defaults included, as TOML."""
-    config = _load(recipe, assignments, {})
-    if explain:
-        from server.settings.registered import explained_names
+    from server.settings.registered import explained_names
 
-        print(explained_toml(config, explained_names()), end="")
-    else:
-        print(config.to_toml(), end="")
+    config = _load(recipe, assignments, {})
+    print(explained_toml(config, explained_names()) if explain else config.to_toml(), end="")
 
 
 @_line.command("rules")
@@ -271,9 +268,8 @@ def _list(
     from common.settings.tasks import TASKS
     from server.settings.registered import REGISTRIES
 
-    known: dict[str, list[Any]] = {
-        key: registry.entries() for key, registry in {**REGISTRIES, "model.backbone": BACKBONES}.items()
-    }
+    registries = {**REGISTRIES, "model.backbone": BACKBONES}
+    known: dict[str, list[Any]] = {key: registry.entries() for key, registry in registries.items()}
     known["task"] = list(TASKS.values())
     keys = {"tasks": ["task"], "objectives": ["loss.objective"], "backbones": ["model.backbone"]}
     for key in keys.get(what, ["centroids.merge", "aggregation.rule", "aggregation.optimizer"]):
