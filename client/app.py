@@ -1,4 +1,4 @@
-"""The Flower ClientApp: which message does a site answer, and with what?
+"""The Flower ClientApp: one handler for each kind of message.
 
 In deployment every message starts a new process, so heavy imports stay inside the handlers that need
 them, and whatever goes wrong becomes an answer that names the reason instead of a silent site.
@@ -10,6 +10,7 @@ import logging
 import re
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING
 
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
@@ -21,42 +22,48 @@ from common.errors import UserError
 from common.settings.load import from_wire
 from common.settings.schema import RunConfig
 
+if TYPE_CHECKING:
+    from client.work.base import SiteTask
+
 log = logging.getLogger(__name__)
 app = ClientApp()
 
 Handler = Callable[[wire.Task, RunConfig, SiteConfig], wire.Update]
 
 
+def by_task(choose: Callable[[SiteTask], Handler]) -> Handler:
+    """Return a handler that does what the run's task does for a kind of message."""
+
+    def handle(task: wire.Task, settings: RunConfig, site: SiteConfig) -> wire.Update:
+        from client.work.registry import site_task
+
+        return choose(site_task(settings))(task, settings, site)
+
+    return handle
+
+
 @app.query("hello")
 def hello(message: Message, context: Context) -> Message:
     """Say who this site is, after making sure that its features are cached."""
-    from client.work.unsupervised import answer_hello
-
-    return answer(message, context, wire.HELLO, answer_hello)
+    return answer(message, context, wire.HELLO, by_task(lambda chosen: chosen.hello))
 
 
 @app.train()
 def train(message: Message, context: Context) -> Message:
     """One round of local training."""
-    from client.privacy.totals import answer_train
-
-    return answer(message, context, wire.TRAIN, answer_train)
+    return answer(message, context, wire.TRAIN, by_task(lambda chosen: chosen.train))
 
 
 @app.query("style")
 def style(message: Message, context: Context) -> Message:
     """The style of this site's images: a few numbers."""
-    from client.work.unsupervised import answer_style
-
-    return answer(message, context, wire.STYLE, answer_style)
+    return answer(message, context, wire.STYLE, by_task(lambda chosen: chosen.style))
 
 
 @app.query("sums")
 def sums(message: Message, context: Context) -> Message:
     """Sufficient statistics of this site's codes under the model in the message."""
-    from client.privacy.totals import answer_sums
-
-    return answer(message, context, wire.SUMS, answer_sums)
+    return answer(message, context, wire.SUMS, by_task(lambda chosen: chosen.sums))
 
 
 @app.query("secure_keys")
@@ -86,9 +93,7 @@ def secure_unmask(message: Message, context: Context) -> Message:
 @app.evaluate()
 def evaluate(message: Message, context: Context) -> Message:
     """Score the model in the message on this site's labelled evaluation shard."""
-    from client.work.unsupervised import answer_evaluate
-
-    return answer(message, context, wire.EVALUATE, answer_evaluate)
+    return answer(message, context, wire.EVALUATE, by_task(lambda chosen: chosen.evaluate))
 
 
 def answer(message: Message, context: Context, action: str, handler: Handler) -> Message:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import importlib.util
 import pkgutil
 import threading
 from collections.abc import Callable
@@ -78,8 +79,12 @@ class Registry(Generic[T, F]):
 
     def entry(self, name: str) -> Registered[T, F]:
         """Return what is registered under a name; raises `UserError` with the known names for another."""
-        names = self.names()
         if name not in self._entries:
+            self._import_namesake(name)
+        if name not in self._entries:
+            names = self.names()
+            if name in self._entries:
+                return self._entries[name]
             close = difflib.get_close_matches(name, names, n=1)
             hint = f" Did you mean '{close[0]}'?" if close else ""
             raise UserError(f"Unknown {self.kind} '{name}'; known are {', '.join(names)}.{hint}")
@@ -92,6 +97,12 @@ class Registry(Generic[T, F]):
     def facts(self, name: str) -> F:
         """Return the facts of a name; raises `UserError` as `entry` does."""
         return self.entry(name).facts
+
+    def _import_namesake(self, name: str) -> None:
+        """Import the module that is called like the entry, if there is one: to import all may take seconds."""
+        module = name.replace("-", "_")
+        if module.isidentifier() and importlib.util.find_spec(f"{self.package}.{module}"):
+            importlib.import_module(f"{self.package}.{module}")
 
     def _discover(self) -> None:
         with self._lock:

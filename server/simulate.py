@@ -16,7 +16,7 @@ from typing import Any
 from common.data.manifest import Shard, pool_shards, read_sites
 from common.errors import UserError
 from common.settings.schema import RunConfig
-from server.tasks.registry import check_task
+from server.tasks.registry import task_of
 
 PROJECT = Path(__file__).resolve().parents[1]
 OBJECT_STORE_BYTES = 512 << 20  # messages are heads and sums; Ray would reserve a third of the memory
@@ -105,7 +105,7 @@ def check_run(config: RunConfig, gpus_per_site: float = 0.0) -> None:
     check_gpus(gpus_per_site)
     shards = training_shards(config)
     check_merge_rule(config, len(shards))
-    check_task(config, shards)
+    task_of(config).check_run(config, shards)
 
 
 def check_gpus(gpus_per_site: float) -> None:

@@ -82,7 +82,7 @@ def check_site(site: SiteConfig, asked: Questions) -> Iterator[Finding]:
 def _check_data(site: SiteConfig, asked: Questions) -> Iterator[Finding]:
     shard: Shard | None = None
     config = asked.config
-    supervised = config.task == "supervised"
+    opens_labels = config.facts.opens_labels
 
     def manifest() -> str:
         nonlocal shard
@@ -93,7 +93,7 @@ def _check_data(site: SiteConfig, asked: Questions) -> Iterator[Finding]:
     if shard is not None:
         pictures: Shard = shard
         yield check_images(pictures)
-        if asked.labels or supervised:  # that task opens them anyway
+        if asked.labels or opens_labels:  # that task opens them anyway
             yield check_labels(
                 pictures, asked.classes or (None if pictures.classes else config.eval.classes or None)
             )
@@ -101,7 +101,7 @@ def _check_data(site: SiteConfig, asked: Questions) -> Iterator[Finding]:
     else:
         yield Finding("images", "left out", "the manifest has to be readable first")
     yield examine("device", lambda: describe_device(site.device, site.gpu_share))
-    if config.task == "unsupervised":
+    if config.facts.frozen_backbone:
         yield from _check_features(site, shard, config)
     else:
         yield Finding("weights", "ok", f"none needed: task '{config.task}' sends the whole network")
@@ -162,7 +162,7 @@ def _many_faults(name: str, faults: list[str], total: int) -> Finding:
 
 def check_size(shard: Shard, config: RunConfig) -> str:
     """Compare number and sizes of images with what a training step needs."""
-    if config.task != "unsupervised":
+    if not config.facts.frozen_backbone:
         check_batches(shard, config)
         return f"{count_text(len(shard), 'image')} can be stacked for task '{config.task}'"
     check_shard_size(len(shard), shard.name, config)
@@ -172,7 +172,7 @@ def check_size(shard: Shard, config: RunConfig) -> str:
 def check_state(site: SiteConfig, config: RunConfig) -> str:
     """Is there room for what a site remembers: in adaptation, for the networks that label its pixels?"""
     free = check_folder(site.state_dir, 0, "state folder")
-    needed = 2 * NETWORK_BYTES if config.task == "adaptation" else 0
+    needed = 2 * NETWORK_BYTES if config.facts.self_trains else 0
     if free < needed:
         raise UserError(
             f"Two networks need {megabytes(needed)} but the disk of the state folder {site.state_dir} has "

@@ -1,6 +1,6 @@
-"""What does a site send where the server may learn totals only?
+"""Replies of sites where the server may learn totals only.
 
-The plain answer of the round (`client.work.unsupervised`) becomes numbers that add up over sites, with clipping and
+The plain update of a round (`client.work.unsupervised`) becomes numbers that add up over sites, with clipping and
 noise where the settings ask for it, and masked under secure summation (`client.privacy.secure_site`). Clipping of
 the head and small counts apply to plain answers as well.
 """
@@ -13,9 +13,9 @@ from dataclasses import replace
 import numpy as np
 
 from client.site import SiteConfig
-from client.work import unsupervised as handlers
+from client.work.features import site_features
 from common import wire
-from common.losses.base import CLUSTERS, TRAIN
+from common.losses.base import TRAIN
 from common.losses.objective import closed_form
 from common.privacy.packed_sums import PackedSums, pack, pack_sums, summed_groups
 from common.settings.schema import RunConfig
@@ -23,21 +23,10 @@ from common.settings.schema import RunConfig
 Handler = Callable[[wire.Task, RunConfig, SiteConfig], wire.Update]
 
 
-def answer_train(task: wire.Task, settings: RunConfig, site: SiteConfig) -> wire.Update:
-    """Do the work of a round (`client.work.unsupervised.answer_train`) and send as much of it as the settings allow."""
-    return _answer(handlers.answer_train, str(task.options.get("phase", TRAIN)), task, settings, site)
-
-
-def answer_sums(task: wire.Task, settings: RunConfig, site: SiteConfig) -> wire.Update:
-    """Answer a request for sums (`client.work.unsupervised.answer_sums`) likewise."""
-    return _answer(handlers.answer_sums, CLUSTERS, task, settings, site)
-
-
-def _answer(
+def limited(
     plain: Handler, phase: str, task: wire.Task, settings: RunConfig, site: SiteConfig
 ) -> wire.Update:
-    if settings.task != "unsupervised":
-        return plain(task, settings, site)
+    """Do the work of a phase by its handler ``plain``, and send as much of what came of it as the settings allow."""
     if not settings.privacy.totals_only:
         return bounded(plain(task, settings, site), task, settings)
     if settings.privacy.noise_multiplier:
@@ -93,7 +82,7 @@ def _with_noise(
         noise_share,
     )
 
-    features = handlers.site_features(settings, site, site.load_shard())
+    features = site_features(settings, site, site.load_shard())
     parts: dict[str, PackedSums] = {}
     closed = closed_form(settings)
     if closed is not None and phase == closed.kind:

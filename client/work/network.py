@@ -1,4 +1,4 @@
-"""What does a site compute when a whole network is trained, with its labels or without any?"""
+"""What sites of the tasks that train a whole network have in common."""
 
 from __future__ import annotations
 
@@ -10,35 +10,27 @@ from dataclasses import dataclass, replace
 import torch
 
 from client.site import SiteConfig
-from client.work.teachers import Teachers, collect_teachers
+from client.work.base import SiteTask
 from common import wire
 from common.data.classes import ClassTable, known_table
 from common.data.dataset import ImageBatch, ImageDataset
 from common.data.manifest import Shard
 from common.data.reading import entry_image
 from common.errors import UserError
-from common.losses.labelled import labelled_loss
 from common.models.deeplab import DeepLab, build_network, load_arrays, network_signature, network_to_arrays
 from common.seeds import derive
 from common.settings.schema import RunConfig
 from common.styles.style import style_kind, style_of
-from common.training.steps import Anchor, Stepper, train_steps
+from common.training.batchnorm import blend_statistics, whole_images
+from common.training.steps import Anchor, Stepper
 
 HOLDS = "holds"
+"""The fact in which a site names the networks that lie on its disk, by hash."""
 
 
 def task_classes(task: wire.Task) -> int:
     """Return the number of classes that the server trains."""
     return int(task.options.get("classes", 0))
-
-
-def training_shard(settings: RunConfig, site: SiteConfig, task: wire.Task) -> Shard:
-    """Read the manifest and check that it serves the task; paths of labels stay for supervised training only."""
-    shard = with_table(site.load_shard(), settings)
-    if settings.task != "supervised":
-        return unlabelled(shard)
-    check_classes(labelled_shard(shard, site.name), task, site.name)
-    return shard
 
 
 def unlabelled(shard: Shard) -> Shard:
@@ -49,22 +41,6 @@ def unlabelled(shard: Shard) -> Shard:
 def with_table(shard: Shard, settings: RunConfig) -> Shard:
     """Return a shard that knows its classes: by its ``partition.json``, else by a name in the run's settings."""
     return shard if shard.classes is not None else replace(shard, classes=known_table(settings.eval.classes))
-
-
-def labelled_shard(shard: Shard, site: str) -> ClassTable:
-    """Return the class table of a shard; raises `UserError` where an image has no label or there is no table."""
-    missing = sum(entry.label is None for entry in shard.entries)
-    if missing:
-        raise UserError(
-            f"{missing} of {len(shard)} images of {site} have no label; task 'supervised' needs one for every image, "
-            "so add them or leave those images out."
-        )
-    if shard.classes is None:
-        raise UserError(
-            f"{site} has labels but no class table; write its manifest with `python -m partitions`, whose "
-            "partition.json names one, or let the run name one by eval.classes."
-        )
-    return shard.classes
 
 
 def check_classes(table: ClassTable, task: wire.Task, site: str) -> None:
@@ -80,34 +56,6 @@ def check_classes(table: ClassTable, task: wire.Task, site: str) -> None:
         raise UserError(
             f"{site} calls a class '{ours}' ({table.name}) that the server calls '{theirs}'; use the same class table."
         )
-
-
-def answer_hello(task: wire.Task, settings: RunConfig, site: SiteConfig) -> wire.Update:
-    """Tell the server this site's name, size and architecture."""
-    classes = task_classes(task)
-    shard = training_shard(settings, site, task)
-    return wire.Update(
-        site=site.name,
-        weights_hash=network_signature(classes, settings.network),
-        facts={
-            "images": len(shard),
-            "channels": classes,
-            "grid-height": settings.transforms.height,
-            "grid-width": settings.transforms.width,
-        },
-    )
-
-
-def answer_style(task: wire.Task, settings: RunConfig, site: SiteConfig) -> wire.Update:
-    """Return this site's style: a few numbers, the mean over its images."""
-    shard = unlabelled(site.load_shard())
-    images = (entry_image(shard, index) for index in range(len(shard)))
-    return wire.Update(
-        site=site.name,
-        weights_hash=network_signature(task_classes(task), settings.network),
-        groups={"style": {"style": style_of(images, style_kind(settings.style))}},
-        facts={"images": len(shard)},
-    )
 
 
 def received_network(task: wire.Task, settings: RunConfig, device: str) -> DeepLab:
@@ -167,111 +115,115 @@ def crucial_of(task: wire.Task, network: DeepLab) -> torch.Tensor:
     return crucial.to(network.mean.device)
 
 
-def train_on_labels(
-    network: DeepLab, batches: Iterator[ImageBatch], settings: RunConfig, schedule: Schedule, task: wire.Task
+def measure_statistics(
+    network: DeepLab, shard: Shard, settings: RunConfig, device: str, share: float
 ) -> dict[str, float]:
-    """Train on the site's labels and return the metrics of the round."""
-    crucial = crucial_of(task, network)
-    found = train_steps(
-        network,
-        batches,
-        lambda logits, labels: labelled_loss(logits, labels, settings.reduction, crucial),
-        settings.sgd,
-        steps=schedule.steps,
-        first_step=schedule.first_step,
-        total_steps=schedule.total_steps,
-        seed=schedule.seed,
-        freeze=schedule.freeze,
-        anchor=schedule.anchor,
-        clip_norm=schedule.clip_norm,
-    )
-    return {"loss": found.loss + found.prox, "prox": found.prox, "steps": float(found.steps)}
-
-
-def measure_statistics(network: DeepLab, shard: Shard, settings: RunConfig, device: str) -> dict[str, float]:
-    """Move the batch norms of the network to the site's images, or towards them; there is no loss to report."""
-    from common.training.batchnorm import blend_statistics, whole_images
-
-    images = whole_images(shard, settings.transforms, device)
-    share = settings.network.site_statistics if settings.task == "adaptation" else 1.0
-    blend_statistics(network, images, share)
+    """Move the batch norms of the network by ``share`` towards the site's images; there is no loss to report."""
+    blend_statistics(network, whole_images(shard, settings.transforms, device), share)
     return {}
 
 
-def train_on_teacher(
-    network: DeepLab,
-    batches: Iterator[ImageBatch],
-    settings: RunConfig,
-    schedule: Schedule,
-    teachers: Teachers,
-    crucial: torch.Tensor,
-) -> dict[str, float]:
-    """Train on what the teacher is sure of and return the metrics of the round."""
-    from client.work.self_training import AdaptationLoss, self_train
+@dataclass(frozen=True)
+class LocalRound:
+    """What a site has at hand in a round: the received network on ``device``, its images, and its schedule."""
 
-    loss = AdaptationLoss(settings, teachers.teacher, teachers.pretrained, crucial)
-    return self_train(network, batches, loss, schedule.stepper(network, settings))
+    task: wire.Task
+    settings: RunConfig
+    site: SiteConfig
+    device: str
+    shard: Shard
+    network: DeepLab
+    batches: Iterator[ImageBatch]
+    schedule: Schedule
 
-
-def answer_train(task: wire.Task, settings: RunConfig, site: SiteConfig) -> wire.Update:
-    """Train the received network for a round: on labels, or on what a teacher makes of unlabelled images."""
-    device = site.torch_device()
-    shard = training_shard(settings, site, task)
-    supervised = settings.task == "supervised"
-    pictures = ImageDataset(
-        shard,
-        settings.transforms,
-        (settings.seed, site.name),  # and the epoch
-        supervised,
-        shard.classes if supervised else None,
-        device=device,
-        plain=not supervised and settings.teacher.view == "plain",
-    )
-    network = received_network(task, settings, device)
-    per_epoch = math.ceil(len(pictures) / settings.local.batch)
-    schedule = schedule_of(task, settings, site, per_epoch)
-    # a site goes on where its own last round stopped, which the server counts: its memory survives a resumed run
-    skip = int(task.options.get("trained", 0)) * schedule.steps
-    batches = pictures.batches(schedule.steps, settings.local.batch, skip=skip)
-    measuring = settings.measures(task.round)
-    teachers = Teachers(None, None, ()) if supervised else collect_teachers(task, settings, site, device)
-    if measuring:
-        metrics = measure_statistics(network, shard, settings, device)
-    elif supervised:
-        metrics = train_on_labels(network, batches, settings, schedule, task)
-    else:
-        metrics = train_on_teacher(network, batches, settings, schedule, teachers, crucial_of(task, network))
-    weights, statistics = network_to_arrays(network)
-    groups = {"weights": weights, "statistics": statistics}
-    if measuring and supervised:
-        del groups["weights"]  # they are as they came
-    return wire.Update(
-        site=site.name,
-        weights_hash=network_signature(task_classes(task), settings.network),
-        groups=groups,
-        metrics=metrics,
-        facts={"images": len(pictures), "batches": per_epoch, HOLDS: ",".join(teachers.held)},
-    )
+    @property
+    def measuring(self) -> bool:
+        """Whether the round takes no step and measures batch norm statistics."""
+        return self.settings.measures(self.task.round)
 
 
-def answer_evaluate(task: wire.Task, settings: RunConfig, site: SiteConfig) -> wire.Update:
-    """Score the received network on this site's own labelled shard: counts leave, nothing else."""
-    from common.evaluation.networks import evaluate_network
+class NetworkSite(SiteTask):
+    """A site that trains a whole network; see `client.work.base.SiteTask`."""
 
-    shard = site.load_eval_shard()
-    shard = None if shard is None else with_table(shard, settings)
-    if shard is None or not shard.labelled or shard.classes is None:
-        raise UserError(
-            f"{site.name} has no labelled evaluation shard; set eval-shard in its node config, or eval.where."
+    def training_shard(self, task: wire.Task, settings: RunConfig, site: SiteConfig) -> Shard:
+        """Read the manifest and check that it serves the task."""
+        raise NotImplementedError
+
+    def images(self, shard: Shard, settings: RunConfig, site: SiteConfig, device: str) -> ImageDataset:
+        """Return the images that the site trains on."""
+        raise NotImplementedError
+
+    def learn(self, local: LocalRound) -> tuple[dict[str, float], tuple[str, ...]]:
+        """Train the network; returns the metrics of the round, and the hashes of networks that stay on disk."""
+        raise NotImplementedError
+
+    def hello(self, task: wire.Task, settings: RunConfig, site: SiteConfig) -> wire.Update:
+        """Tell this site's name, size and architecture."""
+        classes = task_classes(task)
+        shard = self.training_shard(task, settings, site)
+        return wire.Update(
+            site=site.name,
+            weights_hash=network_signature(classes, settings.network),
+            facts={
+                "images": len(shard),
+                "channels": classes,
+                "grid-height": settings.transforms.height,
+                "grid-width": settings.transforms.width,
+            },
         )
-    check_classes(shard.classes, task, site.name)
-    network = received_network(task, settings, site.torch_device()).eval()
-    found = evaluate_network(
-        lambda _: network, shard, shard.classes, settings.transforms, flip=settings.eval.flip
-    )
-    return wire.Update(
-        site=site.name,
-        weights_hash=network_signature(task_classes(task), settings.network),
-        groups={"confusion": {"confusion": found.confusion.matrix}},
-        facts={"images": found.num_images},
-    )
+
+    def style(self, task: wire.Task, settings: RunConfig, site: SiteConfig) -> wire.Update:
+        """Return this site's style: a few numbers, the mean over its images."""
+        shard = unlabelled(site.load_shard())
+        images = (entry_image(shard, index) for index in range(len(shard)))
+        return wire.Update(
+            site=site.name,
+            weights_hash=network_signature(task_classes(task), settings.network),
+            groups={"style": {"style": style_of(images, style_kind(settings.style))}},
+            facts={"images": len(shard)},
+        )
+
+    def train(self, task: wire.Task, settings: RunConfig, site: SiteConfig) -> wire.Update:
+        """Train the received network for a round, or measure its statistics."""
+        device = site.torch_device()
+        shard = self.training_shard(task, settings, site)
+        images = self.images(shard, settings, site, device)
+        network = received_network(task, settings, device)
+        per_epoch = math.ceil(len(images) / settings.local.batch)
+        schedule = schedule_of(task, settings, site, per_epoch)
+        # a site goes on where its own last round stopped, which the server counts: its memory survives a resumed run
+        skip = int(task.options.get("trained", 0)) * schedule.steps
+        batches = images.batches(schedule.steps, settings.local.batch, skip=skip)
+        metrics, held = self.learn(
+            LocalRound(task, settings, site, device, shard, network, batches, schedule)
+        )
+        weights, statistics = network_to_arrays(network)
+        return wire.Update(
+            site=site.name,
+            weights_hash=network_signature(task_classes(task), settings.network),
+            groups={"weights": weights, "statistics": statistics},
+            metrics=metrics,
+            facts={"images": len(images), "batches": per_epoch, HOLDS: ",".join(held)},
+        )
+
+    def evaluate(self, task: wire.Task, settings: RunConfig, site: SiteConfig) -> wire.Update:
+        """Score the received network on this site's own labelled shard: counts leave, nothing else."""
+        from common.evaluation.networks import evaluate_network  # sites that score nothing do without
+
+        shard = site.load_eval_shard()
+        shard = None if shard is None else with_table(shard, settings)
+        if shard is None or not shard.labelled or shard.classes is None:
+            raise UserError(
+                f"{site.name} has no labelled evaluation shard; set eval-shard in its node config, or eval.where."
+            )
+        check_classes(shard.classes, task, site.name)
+        network = received_network(task, settings, site.torch_device()).eval()
+        found = evaluate_network(
+            lambda _: network, shard, shard.classes, settings.transforms, flip=settings.eval.flip
+        )
+        return wire.Update(
+            site=site.name,
+            weights_hash=network_signature(task_classes(task), settings.network),
+            groups={"confusion": {"confusion": found.confusion.matrix}},
+            facts={"images": found.num_images},
+        )

@@ -1,75 +1,102 @@
-"""What does a site compute for each kind of task?"""
+"""Task `unsupervised` at a site: gradient steps or sums on the features of a frozen backbone."""
 
 from __future__ import annotations
 
-import logging
-import time
-
 import numpy as np
 
+from client.privacy.totals import limited
 from client.site import SiteConfig
 from client.state import load_state, save_state
+from client.work.base import SiteTask
+from client.work.features import site_features
+from client.work.registry import SITE_TASKS
 from common import wire
-from common.data.manifest import Shard
 from common.errors import UserError
-from common.features.cache import Features, open_features
 from common.features.preflight import check_shard_size
 from common.losses.base import CLUSTERS, TRAIN
 from common.losses.objective import closed_form
 from common.settings.schema import RunConfig
+from common.settings.tasks import TASKS
 
-log = logging.getLogger(__name__)
-
-
-def site_features(settings: RunConfig, site: SiteConfig, shard: Shard) -> Features:
-    """Open the cached features of a shard; the backbone runs only where there is no cache yet."""
-    started = time.monotonic()
-
-    def progress(done: int, total: int) -> None:
-        left = (time.monotonic() - started) / max(done, 1) * (total - done)
-        log.info("caching features of %s: %d of %d images, %.0f s left", shard.name, done, total, left)
-
-    return open_features(
-        shard,
-        site.apply_weights(settings.model),
-        settings.cache,
-        site.cache_dir,
-        device=site.torch_device(),
-        seed=settings.seed,
-        progress=progress,
-    )
+_FACTS = TASKS["unsupervised"]
 
 
-def answer_hello(task: wire.Task, settings: RunConfig, site: SiteConfig) -> wire.Update:
-    """Tell the server this site's name, size and model; build the feature cache on the way, where one is used."""
-    if settings.task != "unsupervised":
-        from client.work import network
+@SITE_TASKS.register(_FACTS.name, summary=_FACTS.summary, facts=_FACTS)
+class UnsupervisedSite(SiteTask):
+    """See `client.work.base.SiteTask`; what leaves is as much as the privacy settings allow (`client.privacy`)."""
 
-        return network.answer_hello(task, settings, site)
-    shard = site.load_shard()
-    check_shard_size(len(shard), shard.name, settings)
-    features = site_features(settings, site, shard)
-    return wire.Update(
-        site=site.name,
-        weights_hash=features.weights_hash,
-        facts={
-            "images": len(features),
-            "channels": features.channels,
-            "grid-height": features.grid[0],
-            "grid-width": features.grid[1],
-        },
-    )
+    def hello(self, task: wire.Task, settings: RunConfig, site: SiteConfig) -> wire.Update:
+        """Tell this site's name, size and backbone; build the feature cache on the way."""
+        shard = site.load_shard()
+        check_shard_size(len(shard), shard.name, settings)
+        features = site_features(settings, site, shard)
+        return wire.Update(
+            site=site.name,
+            weights_hash=features.weights_hash,
+            facts={
+                "images": len(features),
+                "channels": features.channels,
+                "grid-height": features.grid[0],
+                "grid-width": features.grid[1],
+            },
+        )
+
+    def train(self, task: wire.Task, settings: RunConfig, site: SiteConfig) -> wire.Update:
+        """Do the work of the phase that the server names."""
+        return limited(train_plainly, str(task.options.get("phase", TRAIN)), task, settings, site)
+
+    def sums(self, task: wire.Task, settings: RunConfig, site: SiteConfig) -> wire.Update:
+        """Return the sums that one exact pass of k-means, or an initialisation, needs."""
+        return limited(sum_plainly, CLUSTERS, task, settings, site)
+
+    def evaluate(self, task: wire.Task, settings: RunConfig, site: SiteConfig) -> wire.Update:
+        """Score the received model on this site's own labelled shard: one confusion matrix leaves."""
+        from common.evaluation.clusters import evaluate, mirrored_features
+        from common.evaluation.crf import refine
+        from common.models.segmenter import Segmenter
+
+        shard = site.load_eval_shard()
+        if shard is None:
+            raise UserError(
+                "This site has no evaluation shard; set eval-shard in its node config, or eval.where."
+            )
+        features = site_features(settings, site, shard)
+        segmenter = Segmenter.from_arrays(
+            task.groups["head"], task.groups["centroids"]["centroids"], features.channels, settings.model
+        )
+        model = site.apply_weights(settings.model)
+        mirrored = mirrored_features(shard, model, settings.seed, site.torch_device())
+        found = evaluate(
+            segmenter,
+            features,
+            shard,
+            model,
+            mirrored=mirrored if settings.eval.flip else None,
+            refine=refine if settings.eval.crf else None,
+        )
+        if found.confusion is None:
+            raise UserError(
+                f"The evaluation shard of {site.name} has no labels; give one whose lines name label files."
+            )
+        matrix = found.confusion.matrix
+        if settings.privacy.minimum_count:
+            from client.privacy.private_sums import without_small_cells
+
+            matrix = without_small_cells(matrix, found.patches, settings.privacy.minimum_count)
+        return wire.Update(
+            site=site.name,
+            weights_hash=features.weights_hash,
+            groups={"confusion": {"confusion": matrix}},
+            metrics={"mean_cosine": found.mean_cosine},
+            facts={"images": found.num_images},
+        )
 
 
-def answer_train(task: wire.Task, settings: RunConfig, site: SiteConfig) -> wire.Update:
-    """Do the work of the round that the task names (see `common.losses.base`)."""
-    if settings.task != "unsupervised":
-        from client.work import network
-
-        return network.answer_train(task, settings, site)
+def train_plainly(task: wire.Task, settings: RunConfig, site: SiteConfig) -> wire.Update:
+    """Do the work of a round (see `common.losses.base`) and return all that came of it."""
     phase = task.options.get("phase", TRAIN)
     if phase == TRAIN:
-        return answer_steps(task, settings, site)
+        return train_steps(task, settings, site)
     features = site_features(settings, site, site.load_shard())
     groups: wire.Groups
     metrics: dict[str, float] = {}
@@ -95,7 +122,7 @@ def answer_train(task: wire.Task, settings: RunConfig, site: SiteConfig) -> wire
     )
 
 
-def answer_steps(task: wire.Task, settings: RunConfig, site: SiteConfig) -> wire.Update:
+def train_steps(task: wire.Task, settings: RunConfig, site: SiteConfig) -> wire.Update:
     """Train the received head on the local shard for one round by gradient steps."""
     from client.work.statistics import cluster_sums
     from client.work.trainer import train_local
@@ -137,14 +164,7 @@ def answer_steps(task: wire.Task, settings: RunConfig, site: SiteConfig) -> wire
     )
 
 
-def answer_style(task: wire.Task, settings: RunConfig, site: SiteConfig) -> wire.Update:
-    """Return the style of this site's images."""
-    from client.work import network
-
-    return network.answer_style(task, settings, site)
-
-
-def answer_sums(task: wire.Task, settings: RunConfig, site: SiteConfig) -> wire.Update:
+def sum_plainly(task: wire.Task, settings: RunConfig, site: SiteConfig) -> wire.Update:
     """Return the sums that one exact Lloyd pass, or an initialisation, needs."""
     from client.work.statistics import site_sums
 
@@ -154,51 +174,4 @@ def answer_sums(task: wire.Task, settings: RunConfig, site: SiteConfig) -> wire.
         weights_hash=features.weights_hash,
         groups={"sums": site_sums(str(task.options["what"]), features, task.groups, settings, site.name)},
         facts={"images": len(features)},
-    )
-
-
-def answer_evaluate(task: wire.Task, settings: RunConfig, site: SiteConfig) -> wire.Update:
-    """Score the received model on this site's own labelled shard: one confusion matrix leaves."""
-    if settings.task != "unsupervised":
-        from client.work import network
-
-        return network.answer_evaluate(task, settings, site)
-    from common.evaluation.clusters import evaluate, mirrored_features
-    from common.evaluation.crf import refine
-    from common.models.segmenter import Segmenter
-
-    shard = site.load_eval_shard()
-    if shard is None:
-        raise UserError(
-            "This site has no evaluation shard; set eval-shard in its node config, or eval.where."
-        )
-    features = site_features(settings, site, shard)
-    segmenter = Segmenter.from_arrays(
-        task.groups["head"], task.groups["centroids"]["centroids"], features.channels, settings.model
-    )
-    model = site.apply_weights(settings.model)
-    mirrored = mirrored_features(shard, model, settings.seed, site.torch_device())
-    found = evaluate(
-        segmenter,
-        features,
-        shard,
-        model,
-        mirrored=mirrored if settings.eval.flip else None,
-        refine=refine if settings.eval.crf else None,
-    )
-    if found.confusion is None:
-        raise UserError(
-            f"The evaluation shard of {site.name} has no labels; give one whose lines name label files."
-        )
-    matrix = found.confusion.matrix
-    if settings.privacy.minimum_count:
-        from client.privacy.private_sums import without_small_cells
-
-        matrix = without_small_cells(matrix, found.patches, settings.privacy.minimum_count)
-    return wire.Update(
-        site=site.name,
-        weights_hash=features.weights_hash,
-        groups={"confusion": {"confusion": matrix}},
-        metrics={"mean_cosine": found.mean_cosine},
-        facts={"images": found.num_images},
     )

@@ -12,14 +12,11 @@ from common.checkpoint import load_checkpoint
 from common.data.classes import load_table
 from common.data.manifest import read_shard
 from common.evaluation.protocol import Matching, Protocol
-from common.models.site_models import chosen_model, refuse_site, unshared
 from common.system.atomic import atomic_write_text
-from server.evaluation.clusters import evaluate_clusters, evaluate_own_models
-from server.evaluation.networks import evaluate_network_checkpoint, network_lines, refuse_matching
-from server.inference.base import Cluster, refuse_cluster
-
-ALL_SITES = "all"
-"""The word for every site's own model, one after the other."""
+from server.evaluation.networks import network_lines
+from server.evaluation.options import ALL_SITES, Scoring
+from server.inference.base import Cluster
+from server.tasks.registry import task_of
 
 
 def evaluate_checkpoint(
@@ -69,28 +66,8 @@ def evaluate_checkpoint(
     table = load_table(classes) if classes is not None else None
     pictures = read_shard(shard, data_root, table)
     where = str(checkpoint)
-    if saved.config.task == "unsupervised":
-        refuse_cluster(saved, where, cluster)
-        every = site == ALL_SITES and bool(unshared(saved))
-        score = evaluate_own_models if every else evaluate_clusters
-        found = score(
-            saved if every else chosen_model(saved, where, site),
-            where,
-            pictures,
-            crf=crf,
-            flip=flip,
-            matching=matching,
-            protocol=protocol,
-            cache_dir=cache_dir,
-            device=device,
-            progress=progress,
-        )
-    else:
-        refuse_site(saved, where, site)
-        refuse_matching(saved, where, matching, protocol)
-        found = evaluate_network_checkpoint(
-            saved, where, pictures, crf=crf, flip=flip, cluster=cluster, device=device, progress=progress
-        )
+    how = Scoring(crf, flip, matching, protocol, cluster, site, cache_dir, device, progress)
+    found = task_of(saved.config).evaluate(saved, where, pictures, how)
     record = {
         "checkpoint": where,
         "round": saved.round,

@@ -83,7 +83,7 @@ def probe_checkpoint(
     """
     started = time.monotonic()
     saved = load_checkpoint(checkpoint)
-    if saved.config.task != "unsupervised":
+    if not saved.config.facts.frozen_backbone:
         raise UserError(
             f"Checkpoint {checkpoint} is of task '{saved.config.task}': a network that was trained with labels has "
             "no frozen features to probe; score it with `evaluate`."

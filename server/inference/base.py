@@ -2,22 +2,33 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import Literal, Protocol
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from common.checkpoint import Checkpoint
 from common.data.classes import ClassTable
 from common.errors import UserError
 from common.evaluation.overlay import Bytes, Legend
 
-if TYPE_CHECKING:
-    pass
-
-
 Cluster = int | Literal["auto", "global"]
 """Which network of a run with style clusters: a cluster's by number, the shared one, or per picture that of the
 cluster nearest to the picture's own style (where the run has none, "auto" is the shared one)."""
+
+
+Size = tuple[int, int]
+"""Height and width of an image in pixels."""
+
+
+class Exportable(nn.Module):
+    """A whole model from images fp32 [B, 3, H, W] in 0..1 to scores; ``output`` names them, ``size`` is (H, W)."""
+
+    output: str
+    size: Size
+
+
+Exported = tuple[Exportable, dict[str, str]]
+"""A model as one module, and what its file says of it by key."""
 
 
 class Predictor(Protocol):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from common.checkpoint import Checkpoint, load_checkpoint
 from common.errors import UserError
@@ -22,8 +22,9 @@ from common.models.segmenter import Segmenter
 from common.models.site_models import chosen_model, refuse_site
 from common.seeds import torch_generator
 from common.system.atomic import atomic_path
-from server.inference.base import Cluster, need_classes, refuse_cluster
+from server.inference.base import Cluster, Exportable, Exported, Size, need_classes, refuse_cluster
 from server.inference.networks import assemble_network, choose_networks, read_state
+from server.tasks.registry import task_of
 
 if TYPE_CHECKING:
     from common.models.backbone import Backbone
@@ -36,7 +37,7 @@ AGREEMENT = 0.999
 """Smallest share of pixels that must get the same cluster or class."""
 
 
-class WholeModel(nn.Module):
+class WholeModel(Exportable):
     """Images fp32 [B, 3, H, W] in 0..1, RGB, of the configured size -> cosines [B, K, H, W].
 
     Normalisation is inside. The cluster of a pixel is the argmax over K.
@@ -91,7 +92,7 @@ def export_onnx(
             "install the extra: pip install '.[export]'."
         ) from None
     saved = load_checkpoint(checkpoint)
-    model, metadata = _prepare(saved, str(checkpoint), cluster, site, size)
+    model, metadata = task_of(saved.config).export(saved, str(checkpoint), cluster, site, size)
     target = Path(out)
     example = torch.rand(2, 3, *model.size, generator=torch_generator(saved.config.seed, "export"))
     with atomic_path(target) as temporary:
@@ -119,14 +120,10 @@ def export_onnx(
     return target
 
 
-def _prepare(
+def export_clusters(
     saved: Checkpoint, where: str, cluster: Cluster, site: str | None, size: Size | None
-) -> tuple[WholeModel | WholeNetwork, dict[str, str]]:
-    """Return the module of a checkpoint of any task, and what the file says of itself."""
-    if saved.config.task != "unsupervised":
-        refuse_site(saved, where, site)
-        network = whole_network(saved, where, cluster, size)
-        return network, network_metadata(saved, where, cluster, network.size)
+) -> Exported:
+    """Return backbone, head and centroids of a checkpoint as one module, and what the file says of them."""
     refuse_cluster(saved, where, cluster)
     if size is not None:
         raise UserError(
@@ -135,6 +132,15 @@ def _prepare(
         )
     chosen = chosen_model(saved, where, site)
     return _whole_model(chosen, where), _metadata(chosen) | ({} if site is None else {"site": site})
+
+
+def export_network(
+    saved: Checkpoint, where: str, cluster: Cluster, site: str | None, size: Size | None
+) -> Exported:
+    """Return a network of a checkpoint as one module, and what the file says of it."""
+    refuse_site(saved, where, site)
+    network = whole_network(saved, where, cluster, size)
+    return network, network_metadata(saved, where, cluster, network.size)
 
 
 def _whole_model(saved: Checkpoint, where: str) -> WholeModel:
@@ -163,7 +169,7 @@ def _metadata(saved: Checkpoint) -> dict[str, str]:
 
 
 @torch.no_grad()
-def _compare(model: WholeModel | WholeNetwork, session: Any, images: Tensor, target: Path) -> None:
+def _compare(model: Exportable, session: Any, images: Tensor, target: Path) -> None:
     """Raise `UserError` where ONNX Runtime and torch do not say the same."""
     expected = model(images).numpy()
     (given,) = session.run([model.output], {"images": images.numpy()})
@@ -177,10 +183,7 @@ def _compare(model: WholeModel | WholeNetwork, session: Any, images: Tensor, tar
         )
 
 
-Size = tuple[int, int]
-
-
-class WholeNetwork(nn.Module):
+class WholeNetwork(Exportable):
     """Images fp32 [B, 3, H, W] in 0..1, RGB, of one size -> logits [B, C, H, W]; the class is the argmax over C."""
 
     output = "logits"

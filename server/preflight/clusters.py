@@ -19,7 +19,6 @@ from common.system.progress import progress_line
 from common.system.subprocess import run_in_subprocess
 from server.evaluation.shards import evaluation_shard, known_classes, site_shards
 from server.run_dir import prepare_run_dir
-from server.settings.applicability import refuse_foreign
 
 
 def check_cluster_run(config: RunConfig, shards: Sequence[Shard]) -> None:
@@ -28,7 +27,6 @@ def check_cluster_run(config: RunConfig, shards: Sequence[Shard]) -> None:
     Images are decoded only where no feature cache vouches for them, labels only those that score. The
     backbone is loaded only where features are missing.
     """
-    refuse_foreign(config)
     for shard in shards:
         check_shard_size(len(shard), shard.name, config)
     known_classes(config)

@@ -50,7 +50,7 @@ def check_network_run(config: RunConfig, shards: Sequence[Shard], table: ClassTa
     ``shards`` are what the sites will train on. Their labels are looked at for supervised training only.
     """
     check_clusters(config, len(shards))
-    supervised = config.task == "supervised"
+    supervised = config.facts.opens_labels
     for shard in _with_table(config, shards):
         if supervised:
             check_labelled(shard, table, "task 'supervised' trains with labels")
@@ -58,7 +58,7 @@ def check_network_run(config: RunConfig, shards: Sequence[Shard], table: ClassTa
         check_batches(shard, config)
     stopped = stopped_pretraining(config)
     checkpoint = load_checkpoint(config.resume) if config.resume and stopped is None else None
-    prepares = config.task == "adaptation" and checkpoint is None  # else the source has done its part
+    prepares = config.facts.pretrains and checkpoint is None  # else the source has done its part
     if prepares:
         check_source(config, table)
         if stopped is None:

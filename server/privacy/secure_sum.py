@@ -30,18 +30,11 @@ from common.privacy.secure_masks import (
     pair_mask,
     threshold,
 )
+from server.transport.exchange import Payload
 from server.transport.reply_checks import ReplySchema
 
 _CURVE = ec.SECP256R1()
 _SEALED_BYTES = 201  # Fernet of two shares of 52 bytes and a label of 32
-
-
-@dataclass(frozen=True)
-class Payload:
-    """What one site is sent beside the settings."""
-
-    groups: wire.Groups = field(default_factory=dict)
-    options: wire.Options = field(default_factory=dict)
 
 
 class Dispatch(Protocol):

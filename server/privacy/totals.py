@@ -20,7 +20,8 @@ from common.privacy.packed_sums import PackedSums, packed_shapes, summed_groups,
 from common.privacy.secure_masks import digits_of, fraction_bits, from_ring
 from common.settings.schema import RunConfig
 from server.privacy.noisy_totals import NoisyTotal, clean_groups
-from server.privacy.secure_sum import Dispatch, Payload, SecureTotal, secure_total
+from server.privacy.secure_sum import Dispatch, SecureTotal, secure_total
+from server.transport.exchange import Payload
 from server.transport.registry import SiteInfo
 from server.transport.reply_checks import ReplySchema
 

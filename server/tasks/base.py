@@ -1,13 +1,13 @@
-"""What does a kind of task add to the round loop?
+"""Interfaces of a task at the server: the task itself, and its part of one run.
 
-The loop (`rounds`), the hooks (`strategy`), checking, talking and writing are the same for every task. A
-`Work` says where a run starts, what a site is sent, how its answer has to look, and how answers become the
-next state.
+The loop, the strategy, checks of replies and the files of a run are the same for every task. A `Task` has what
+commands need of it; a `Training` says where a run starts, what a site is sent, how its reply has to look, and how
+replies become the next state.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -17,12 +17,55 @@ import numpy as np
 from common import wire
 from common.checkpoint import Checkpoint
 from common.data.classes import ClassTable
+from common.data.manifest import Shard
 from server.transport.reply_checks import Ask, ReplySchema
 
 if TYPE_CHECKING:
-    from common.evaluation.score import Score
+    # heavy (torch), and wanted by no command before it has begun to work
+    from common.settings.schema import RunConfig
+    from server.evaluation.options import Scoring
+    from server.evaluation.scorer import Scorer
+    from server.inference.base import Cluster, Exported, Predictor, Size
 
 Options = wire.Options
+
+
+class Task(Protocol):
+    """A task as commands see it; it holds nothing of any run."""
+
+    def check_settings(self, config: RunConfig) -> None:
+        """Raise `UserError` for settings that this task cannot honour, alone or together."""
+
+    def check_run(self, config: RunConfig, shards: Sequence[Shard]) -> None:
+        """Raise `UserError` for what would stop a simulation; ``shards`` are what the sites train on.
+
+        Makes the run directory last.
+        """
+
+    def unfinished(self, config: RunConfig) -> Path | None:
+        """Return the file of a preparation that was stopped, where ``config.resume`` names one."""
+
+    def begin_run(self, config: RunConfig, run_dir: Path, unfinished: Path | None) -> None:
+        """Check, before sites are greeted, that a run without a checkpoint can start; take over what is unfinished."""
+
+    def scorer(self, config: RunConfig) -> Scorer:
+        """Open the labelled shards that the server scores on."""
+
+    def training(self, config: RunConfig, classes: ClassTable | None) -> Training:
+        """Return the task's part of a run; raises `UserError` for settings that it cannot honour."""
+
+    def predictor(
+        self, saved: Checkpoint, where: str, device: str, cluster: Cluster, site: str | None
+    ) -> Predictor:
+        """Return what segments images as a checkpoint says; ``where`` is its path, for messages."""
+
+    def evaluate(self, saved: Checkpoint, where: str, shard: Shard, how: Scoring) -> dict[str, Any]:
+        """Score a checkpoint on a labelled shard; returns fields of the record of ``evaluate --json``."""
+
+    def export(
+        self, saved: Checkpoint, where: str, cluster: Cluster, site: str | None, size: Size | None
+    ) -> Exported:
+        """Return a checkpoint's model as one module, with what its ONNX file says of it."""
 
 
 @dataclass(frozen=True)
@@ -34,8 +77,16 @@ class Saved:
     extra: wire.Arrays = field(default_factory=dict)
 
 
-class Work(Protocol):
-    """The part of a run that depends on ``config.task``. States are immutable."""
+class Training(Protocol):
+    """A task's part of one run. States are immutable."""
+
+    @property
+    def buffers_replies(self) -> bool:
+        """Whether replies are so large that they wait on disk for the end of a round."""
+
+    @property
+    def polish_passes(self) -> int:
+        """How often all sites are asked for sums after the last round, to `polish` its state."""
 
     def initial(self, channels: int) -> Any:
         """Return the state that follows from the settings alone; ``channels`` as the sites report it."""
@@ -64,42 +115,20 @@ class Work(Protocol):
     def expect(self, state: Any, phase: str, weights_hash: str) -> ReplySchema:
         """Return how the reply to a round has to look."""
 
+    def expect_sums(self, state: Any, weights_hash: str) -> ReplySchema:
+        """Return how the reply to a request for sums has to look."""
+
     def expect_confusion(self, state: Any, classes: int) -> ReplySchema:
         """Return how the reply to a request for scores has to look."""
 
     def merge(self, state: Any, updates: Mapping[str, wire.Update], number: int) -> Any:
         """Return the state after a round of checked updates, at least one."""
 
+    def polish(self, state: Any, updates: Mapping[str, wire.Update]) -> Any:
+        """Return the state after one more pass over checked sums, at least those of one site."""
+
+    def checkpointed(self, run_dir: Path) -> None:
+        """Remove what the checkpoint that was just written takes the place of."""
+
     def summary(self) -> str:
         """Return in a line what the task will do."""
-
-
-class Scorer(Protocol):
-    """Scores states on labelled images that nobody trains on, where the server has any."""
-
-    classes: ClassTable | None
-
-    @property
-    def split(self) -> str | None:
-        """Name of what is scored."""
-
-    @property
-    def weights_hash(self) -> str:
-        """Hash of the server's own model; empty where it has none."""
-
-    @property
-    def channels(self) -> int:
-        """Channels of the server's own features; 0 where it has none."""
-
-    @property
-    def grid(self) -> tuple[int, int] | None:
-        """Grid of the server's own features."""
-
-    def score(self, state: Any) -> Score:
-        """Score a state."""
-
-    def score_confusions(self, confusions: Mapping[str, np.ndarray]) -> Score:
-        """Score the sites' own counts, summed."""
-
-    def draw(self, run_dir: Path, round_number: int, state: Any) -> Path | None:
-        """Draw a few images with their prediction."""

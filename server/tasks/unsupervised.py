@@ -1,123 +1,105 @@
-"""What does task `unsupervised` add to the round loop: a head and K semantic centroids?"""
+"""Task `unsupervised`: a head on a frozen backbone and K semantic centroids, without labels.
+
+Hooks import what they need themselves: to check settings must not take the time of loading torch.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from common import wire
-from common.checkpoint import Checkpoint
-from common.losses.base import CLUSTERS
-from common.losses.objective import build_objective, closed_form, round_kind
-from common.models.head import build_head, init_centroids, state_to_numpy
-from common.settings.schema import RunConfig
-from server.centroids.base import CENTROID_RULES
-from server.states.unsupervised import ModelState, own_groups
-from server.tasks.base import Options, Saved
-from server.tasks.unsupervised_merge import merge_round
-from server.transport.reply_checks import Ask, ReplySchema
+from common.settings.tasks import TASKS as FACTS
+from server.tasks.registry import TASKS
+
+if TYPE_CHECKING:
+    from common.checkpoint import Checkpoint
+    from common.data.classes import ClassTable
+    from common.data.manifest import Shard
+    from common.settings.schema import RunConfig
+    from server.evaluation.options import Scoring
+    from server.evaluation.scorer import Scorer
+    from server.inference.base import Cluster, Exported, Predictor, Size
+    from server.tasks.base import Training
+
+_FACTS = FACTS["unsupervised"]
 
 
-@dataclass(frozen=True)
-class UnsupervisedWork:
-    """Arithmetic is in `unsupervised_merge`; see `server.tasks.base.Work` for the meaning of each part."""
+@TASKS.register(_FACTS.name, summary=_FACTS.summary, facts=_FACTS)
+class UnsupervisedTask:
+    """See `server.tasks.base.Task` for each hook."""
 
-    config: RunConfig
+    def check_settings(self, config: RunConfig) -> None:
+        """Refuse settings of other tasks; conflicts among its own are refused while settings are loaded."""
+        from server.settings.applicability import refuse_foreign
 
-    def initial(self, channels: int) -> ModelState:
-        """Return head and centroids drawn from the seed."""
-        return initial_state(self.config, channels)
+        refuse_foreign(config)
 
-    def restore(self, checkpoint: Checkpoint) -> ModelState:
-        """Return the state of a checkpoint."""
-        return ModelState.from_arrays(checkpoint.head, checkpoint.centroids, checkpoint.extra)
+    def check_run(self, config: RunConfig, shards: Sequence[Shard]) -> None:
+        """Check shards, features, weights and checkpoint."""
+        from server.preflight.clusters import check_cluster_run
 
-    def saved(self, state: ModelState) -> Saved:
-        """Return head, centroids, and the rest by name."""
-        return Saved(state.head, state.centroids, state.to_extra())
+        self.check_settings(config)
+        check_cluster_run(config, shards)
 
-    def prepare(self, state: ModelState, ask: Ask, names: list[str], run_dir: Path) -> ModelState:
-        """Nothing comes before the first round."""
-        return state
+    def unfinished(self, config: RunConfig) -> Path | None:
+        """Nothing comes before the first round that could be stopped."""
+        return None
 
-    def begin(self, state: ModelState, number: int, ask: Ask, names: list[str]) -> ModelState:
-        """Nothing comes before a round."""
-        return state
+    def begin_run(self, config: RunConfig, run_dir: Path, unfinished: Path | None) -> None:
+        """Nothing to check or to take over."""
 
-    def phase(self, number: int) -> str:
-        """Return the work of a round."""
-        return round_kind(self.config, number)
+    def scorer(self, config: RunConfig) -> Scorer:
+        """Score clusters, matched to classes."""
+        from server.evaluation.cluster_scorer import ClusterScorer
 
-    def greeting(self) -> Options:
-        """Nothing beside the settings."""
-        return {}
+        return ClusterScorer.open(config)
 
-    def parts(self, state: ModelState, site: str, number: int, action: str) -> tuple[wire.Groups, Options]:
-        """Return the shared model, the site's own parts in their place.
+    def training(self, config: RunConfig, classes: ClassTable | None) -> Training:
+        """Train head and centroids; classes play no part."""
+        from server.tasks.unsupervised_training import UnsupervisedTraining
 
-        Under ``keep-least-moved`` one site trains a model of its own, but counts and scores for the shared one:
-        what it sends is added to what the others found under that.
-        """
-        kept_aside = action != wire.TRAIN and not own_groups(self.config)
-        groups = state.shared_groups() if kept_aside else state.groups_for(site)
-        sends = CENTROID_RULES.facts(self.config.centroids.merge).takes
-        return groups, {"phase": self.phase(number), "sends": sends}
+        self.check_settings(config)
+        return UnsupervisedTraining(config)
 
-    def expect(self, state: ModelState, phase: str, weights_hash: str) -> ReplySchema:
-        """Return the groups, names and shapes of a training reply."""
-        clusters, dim = state.centroids.shape
-        if phase == CLUSTERS:
-            return self.expect_sums(state, weights_hash)
-        closed = closed_form(self.config)
-        if closed is not None:
-            channels = state.head["linear.weight"].shape[1]
-            return ReplySchema({closed.kind: closed.shapes(channels)}, weights_hash)
-        shapes: dict[str, Mapping[str, tuple[int, ...]]] = {
-            "head": {key: value.shape for key, value in state.head.items()},
-            "centroids": {"centroids": (clusters, dim), "counts": (clusters,)},
-        }
-        if CENTROID_RULES.facts(self.config.centroids.merge).takes == "sums":
-            shapes |= self.expect_sums(state, weights_hash).shapes
-        if state.shared:
-            shapes["shared"] = {key: value.shape for key, value in state.shared.items()}
-        return ReplySchema(shapes, weights_hash)
+    def predictor(
+        self, saved: Checkpoint, where: str, device: str, cluster: Cluster, site: str | None
+    ) -> Predictor:
+        """Segment by the shared head, or by that of a site which keeps its own."""
+        from common.models.site_models import chosen_model
+        from server.inference.base import refuse_cluster
+        from server.inference.clusters import ClusterPredictor
 
-    def expect_sums(self, state: ModelState, weights_hash: str) -> ReplySchema:
-        """Return the shapes of a reply to one exact pass of k-means."""
-        clusters, dim = state.centroids.shape
-        sums: dict[str, tuple[int, ...]] = {
-            "sums": (clusters, dim),
-            "counts": (clusters,),
-            "cosines": (clusters,),
-        }
-        return ReplySchema({"sums": sums}, weights_hash)
+        refuse_cluster(saved, where, cluster)
+        return ClusterPredictor(chosen_model(saved, where, site), where, device)
 
-    def expect_confusion(self, state: ModelState, classes: int) -> ReplySchema:
-        """Return the shape of an evaluation reply: clusters by classes."""
-        return ReplySchema({"confusion": {"confusion": (len(state.centroids), classes)}})
+    def evaluate(self, saved: Checkpoint, where: str, shard: Shard, how: Scoring) -> dict[str, Any]:
+        """Score clusters: of the shared model, of one site's, or of every site's by itself."""
+        from common.models.site_models import chosen_model, unshared
+        from server.evaluation.clusters import evaluate_clusters, evaluate_own_models
+        from server.evaluation.options import ALL_SITES
+        from server.inference.base import refuse_cluster
 
-    def merge(self, state: ModelState, updates: Mapping[str, wire.Update], number: int) -> ModelState:
-        """Merge one round."""
-        return merge_round(state, updates, self.config, self.phase(number))
-
-    def summary(self) -> str:
-        """Return objective and merge rules."""
-        c = self.config
-        return (
-            f"preset {c.preset}: {c.loss.objective} objective, share {c.centroids.share}, heads by "
-            f"{c.aggregation.rule} ({c.aggregation.weights}), centroids by {c.centroids.merge}"
+        refuse_cluster(saved, where, how.cluster)
+        every = how.site == ALL_SITES and bool(unshared(saved))
+        score = evaluate_own_models if every else evaluate_clusters
+        return score(
+            saved if every else chosen_model(saved, where, how.site),
+            where,
+            shard,
+            crf=how.crf,
+            flip=how.flip,
+            matching=how.matching,
+            protocol=how.protocol,
+            cache_dir=how.cache_dir,
+            device=how.device,
+            progress=how.progress,
         )
 
+    def export(
+        self, saved: Checkpoint, where: str, cluster: Cluster, site: str | None, size: Size | None
+    ) -> Exported:
+        """Export backbone, head and centroids as one module."""
+        from server.inference.export import export_clusters
 
-def initial_state(config: RunConfig, channels: int) -> ModelState:
-    """Return the head, the centroids [K, D] and the objective's shared arrays that follow from the seed alone.
-
-    ``channels`` is the length of the backbone's features, as the sites report it.
-    """
-    return ModelState(
-        head=state_to_numpy(build_head(channels, config.model, config.seed)),
-        centroids=init_centroids(config.model.clusters, config.model.dim, config.seed),
-        # a closed form has no steps, hence nothing to share beside the head
-        shared=state_to_numpy(build_objective(config, channels)) if config.loss.facts.steps else {},
-    )
+        return export_clusters(saved, where, cluster, site, size)

@@ -1,4 +1,4 @@
-"""How does the server talk to its sites within a deadline, and learn who did not answer and why?
+"""The link to the sites: messages out, replies within a deadline, and the reason where one is missing.
 
 Flower's own blocking call polls every three seconds and says nothing about silent nodes. Here every
 message ends as exactly one `Outcome`: content, or the reason why there is none.
@@ -77,19 +77,16 @@ def paired(
         yield message.metadata.dst_node_id, Outcome(None, late, down, silent=True)
 
 
+def arrived(reply: Message) -> tuple[int, Outcome]:
+    """Return the sender of a reply and what it says; who sent the message before it knows its size."""
+    error = _words(reply.error, "it did not answer in time") if reply.has_error() else None
+    return reply.metadata.src_node_id, Outcome(None if error else reply.content, error, 0)
+
+
 def _words(error: Error, late: str) -> str:
     if error.code in (EXPIRED, EXPIRED + 1):
         return "its answer was lost on the way" if _HALF_SENT in (error.reason or "") else late
     return _REASONS.get(error.code, f"Flower reports error code {error.code}")
-
-
-def outcomes(
-    sent: Iterable[Message], replies: Iterable[Message], deadline_seconds: float
-) -> dict[int, Outcome]:
-    """Return what came of each message, by node, in the order in which they were sent (see `paired`)."""
-    messages = list(sent)
-    found = dict(paired(messages, replies, deadline_seconds))
-    return {message.metadata.dst_node_id: found[message.metadata.dst_node_id] for message in messages}
 
 
 def time_to_live(deadline_seconds: float) -> float:
@@ -98,10 +95,11 @@ def time_to_live(deadline_seconds: float) -> float:
 
 
 class Link:
-    """Messages to sites and back, on top of Flower's grid."""
+    """Messages to sites and back, on top of Flower's grid; a site has ``deadline_seconds`` to answer each."""
 
-    def __init__(self, grid: Grid, poll_seconds: float = POLL_SECONDS) -> None:
+    def __init__(self, grid: Grid, deadline_seconds: float, poll_seconds: float = POLL_SECONDS) -> None:
         self.grid = grid
+        self.deadline_seconds = deadline_seconds
         self.poll_seconds = poll_seconds
         self._begun: dict[str, Any] = {}
         """Calls for answers to be collected that were left behind, by message id (see `pull`)."""
@@ -127,13 +125,21 @@ class Link:
                 return nodes
             time.sleep(self.poll_seconds)
 
-    def exchange(self, messages: Iterable[Message], deadline_seconds: float) -> list[Message]:
-        """Send messages and return the replies that came before the deadline."""
-        return list(self.replies(messages, deadline_seconds))
+    def address(
+        self, content: RecordDict, node: int, action: str, number: int, deadline_seconds: float | None = None
+    ) -> Message:
+        """Return a message that lives as long as its answer may take: the link's deadline, or a longer one."""
+        deadline = self.deadline_seconds if deadline_seconds is None else deadline_seconds
+        return wire.make_message(content, node, action, number, time_to_live(deadline))
 
-    def replies(self, messages: Iterable[Message], deadline_seconds: float) -> Iterator[Message]:
+    def outcomes(self, messages: Iterable[Message]) -> Iterator[tuple[int, Outcome]]:
+        """Send messages now, and yield what came of each by node, as replies come; silent nodes come last."""
+        sent = list(messages)
+        return paired(sent, self.replies(sent), self.deadline_seconds)
+
+    def replies(self, messages: Iterable[Message]) -> Iterator[Message]:
         """Send messages now, and yield their replies as they come, until the deadline (see `pull`)."""
-        end = time.monotonic() + deadline_seconds
+        end = time.monotonic() + self.deadline_seconds
         sent = list(messages)
         self.send(sent)
         return self._answers(sent, end)

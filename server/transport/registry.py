@@ -1,4 +1,4 @@
-"""Which sites are connected, under which names, and do they fit together?
+"""The registry of connected sites: their names, what they said of themselves, and why others are refused.
 
 Node ids are random and change when a site restarts; everything that has to be reproducible goes by name.
 """
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from common import wire
 from common.settings.load import to_wire
 from common.settings.schema import RunConfig
-from server.transport.link import Link, Outcome, paired, time_to_live
+from server.transport.link import Link, Outcome, paired
 from server.transport.reply_checks import sanitize
 
 if TYPE_CHECKING:
@@ -80,6 +80,11 @@ class Registry:
     _greeted: dict[int, Greeting] = field(default_factory=dict)
 
     @property
+    def weights_hash(self) -> str:
+        """The hash of the model that all accepted sites share (a frozen backbone, or an architecture)."""
+        return min((info.weights_hash for info in self.sites.values()), default="")
+
+    @property
     def refused(self) -> dict[str, str]:
         """Why connected nodes are left out, by name."""
         return {refusal.label: refusal.reason for refusal in self._refusals.values()}
@@ -100,7 +105,7 @@ class Registry:
         for name in sorted(set(before) - set(self.sites)):
             notice(f"site {name} is not connected any more")
         self._greet(link, self._strangers(nodes), round_number, notice)
-        self._listen(link, self.config.sites.deadline_seconds if wait else 0.0)
+        self._listen(link, link.deadline_seconds if wait else 0.0)
         self._refuse_strangers()
         if round_number:
             for name, info in sorted(self.sites.items()):
@@ -122,21 +127,19 @@ class Registry:
         new = sum(node not in self._refusals for node in nodes)
         if new:
             work = "; a site caches its features now if it has none yet"
-            notice(f"greeting {new} site(s){work if self.config.task == 'unsupervised' else ''}")
+            notice(f"greeting {new} site(s){work if self.config.facts.frozen_backbone else ''}")
         task = wire.Task(
             round=round_number, settings=to_wire(self.config), run_key=self.run_key, options=self.greeting
         )
         content = wire.encode_task(task, self.config.wire.dtype)
         # It may be heard a whole round later, and a round may last its deadline.
-        deadline = self.config.sites.deadline_seconds
-        seconds = 2 * deadline + HEARING_SECONDS
-        ttl = time_to_live(seconds)
-        messages = [wire.make_message(content, node, wire.HELLO, round_number, ttl) for node in nodes]
+        seconds = 2 * link.deadline_seconds + HEARING_SECONDS
+        messages = [link.address(content, node, wire.HELLO, round_number, seconds) for node in nodes]
         link.send(messages)
         now = time.monotonic()
         for message in messages:
             node = message.metadata.dst_node_id
-            self._greeted[node] = Greeting(message, now + deadline, now + seconds)
+            self._greeted[node] = Greeting(message, now + link.deadline_seconds, now + seconds)
 
     def _listen(self, link: Link, seconds: float) -> None:
         """Read the answers to greetings that come within ``seconds``.
@@ -145,9 +148,8 @@ class Registry:
         """
         if not self._greeted:
             return
-        deadline = self.config.sites.deadline_seconds
         sent = [greeting.message for greeting in self._greeted.values()]
-        answers = dict(paired(sent, link.collect(sent, seconds), deadline))
+        answers = dict(paired(sent, link.collect(sent, seconds), link.deadline_seconds))
         registered = link.registered_names()
         now = time.monotonic()
         for node in sorted(answers):

@@ -117,7 +117,7 @@ def test_a_full_gpu_is_answered_with_what_to_lower(monkeypatch: pytest.MonkeyPat
     def crowded(*given: object) -> wire.Update:
         raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nDetails")
 
-    monkeypatch.setattr("client.privacy.totals.answer_train", crowded)
+    monkeypatch.setattr("client.work.unsupervised.UnsupervisedSite.train", crowded)
     found = ask({"shard": str(tmp_path / "a.jsonl"), "cache": str(tmp_path / "cache"), "device": "cpu"})
     assert found.facts["error"] == (
         "The GPU has no room for this work (CUDA out of memory. Tried to allocate 2 GiB.); lower local.batch "

@@ -19,7 +19,8 @@ from common import wire
 from common.errors import UserError
 from common.privacy.secure_masks import from_ring, own_mask, pair_mask, site_mask, threshold
 from common.settings.load import load_config
-from server.privacy.secure_sum import Payload, SecureTotal, secure_total
+from server.privacy.secure_sum import SecureTotal, secure_total
+from server.transport.exchange import Payload
 from server.transport.reply_checks import ReplySchema
 
 SETTINGS = load_config({"privacy.secure-sum": True})

@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from client.site import SiteConfig
-from client.work.network import answer_evaluate, answer_hello, answer_style, answer_train, task_classes
+from client.work.network import task_classes
+from client.work.registry import site_task
 from common import wire
 from common.data.classes import load_table
 from common.data.dataset import ImageDataset
@@ -36,6 +37,22 @@ from tests.support.small_network import small_network
 SYNTHETIC = load_table("synthetic")
 
 CLASSES = SYNTHETIC.num_classes
+
+
+def answer_hello(given: wire.Task, config: RunConfig, here: SiteConfig) -> wire.Update:
+    return site_task(config).hello(given, config, here)
+
+
+def answer_style(given: wire.Task, config: RunConfig, here: SiteConfig) -> wire.Update:
+    return site_task(config).style(given, config, here)
+
+
+def answer_train(given: wire.Task, config: RunConfig, here: SiteConfig) -> wire.Update:
+    return site_task(config).train(given, config, here)
+
+
+def answer_evaluate(given: wire.Task, config: RunConfig, here: SiteConfig) -> wire.Update:
+    return site_task(config).evaluate(given, config, here)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -263,7 +280,7 @@ def test_no_phase_of_an_adaptation_is_given_the_paths_of_labels(
         seen.append(shard)
         return entry_image(shard, index)
 
-    monkeypatch.setattr("common.training.batchnorm.whole_images", images)
+    monkeypatch.setattr("client.work.network.whole_images", images)
     monkeypatch.setattr("client.work.network.entry_image", image)
     config = settings(scenes, tmp_path, task="adaptation", network__site_statistics=0.5, rounds=2)
     answer_train(task(config, 1, network(config)), config, site(scenes, tmp_path))

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from client.site import SiteConfig
-from client.work.unsupervised import answer_evaluate
+from client.work.registry import site_task
 from common import wire
 from common.checkpoint import Checkpoint, load_checkpoint
 from common.data.manifest import read_shard, write_manifest
@@ -48,7 +48,7 @@ def here(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> SiteConfig:
 def counted(saved: Checkpoint, here: SiteConfig, **given: bool) -> np.ndarray:
     config = saved.config.model_copy(update={"eval": saved.config.eval.model_copy(update=given)})
     groups: wire.Groups = {"head": saved.head, "centroids": {"centroids": saved.centroids}}
-    found = answer_evaluate(wire.Task(1, to_wire(config), "run", groups), config, here)
+    found = site_task(config).evaluate(wire.Task(1, to_wire(config), "run", groups), config, here)
     return found.groups["confusion"]["confusion"]
 
 

@@ -24,7 +24,7 @@ from common.training.steps import train_steps
 from common.wire import Arrays
 from server.adaptation.pretrain import STYLES_PICTURE, load_pretrained, pretrained_model, source_shard
 from server.adaptation.styles import wants_styles
-from server.tasks.network import NetworkWork
+from server.tasks.adaptation_training import AdaptationTraining
 from tests.support.federation import network_config
 from tests.support.small_network import small_network
 from tests.support.workshop import run_command
@@ -105,7 +105,7 @@ def test_styles_of_an_earlier_run_are_taken_instead_of_asking(scenes: Path, tmp_
     )
     bank.save(tmp_path / "kept.safetensors")
     kept = {"style__transfer": "fourier", "source__styles": str(tmp_path / "kept.safetensors")}
-    work = NetworkWork.of(settings(scenes, tmp_path, **kept), SYNTHETIC)
+    work = AdaptationTraining.of(settings(scenes, tmp_path, **kept), SYNTHETIC)
 
     def ask(*_: object) -> Any:
         raise AssertionError("a site was asked for its style")

@@ -27,7 +27,7 @@ from common.wire import Arrays
 from server.adaptation import pretrain, pretrain_steps
 from server.adaptation.pretrain import pretrained_model
 from server.adaptation.pretrain_snapshot import images_hash, state_file
-from server.loop import run as rounds
+from server.loop import rounds
 from server.loop.run import run
 from server.simulate import check_run
 from tests.support.federation import local_grid, network_config

@@ -49,7 +49,7 @@ def test_exported_file_gives_the_same_clusters(tmp_path: Path) -> None:
 
 def test_a_sites_own_model_is_exported_and_an_untrained_one_never(tmp_path: Path) -> None:
     saved = export.load_checkpoint(write_checkpoint(tmp_path / "run", SYNTHETIC, [0, 1, 2, 3, 4, 5], sites=2))
-    model, metadata = export._prepare(saved, "run", "global", "b", None)
+    model, metadata = export.export_clusters(saved, "run", "global", "b", None)
     assert isinstance(model, export.WholeModel) and metadata["site"] == "b"
     own = saved.extra["site/b/centroids/centroids"]
     np.testing.assert_array_equal(model.segmenter.centroids.numpy(), own)
@@ -57,7 +57,7 @@ def test_a_sites_own_model_is_exported_and_an_untrained_one_never(tmp_path: Path
         json.loads(metadata["clusters"])[0]["name"] == "cluster 0"
     )  # classes were matched to no site's clusters
     with pytest.raises(UserError, match="give --site and one of: a, b"):
-        export._prepare(saved, "run", "global", None, None)
+        export.export_clusters(saved, "run", "global", None, None)
 
 
 def test_a_file_that_differs_is_not_kept(tmp_path: Path) -> None:

@@ -71,11 +71,11 @@ def test_a_difference_counts_in_multiples_of_the_largest_logit(
 def test_choices_that_cannot_be_are_refused(clustered_network: Path, tmp_path: Path) -> None:
     saved = load_checkpoint(clustered_network)
     with pytest.raises(UserError, match="holds one network; give global"):
-        export._prepare(saved, "run", "auto", None, None)
+        export.export_network(saved, "run", "auto", None, None)
     with pytest.raises(UserError, match="--cluster 4"):
-        export._prepare(saved, "run", 4, None, None)
+        export.export_network(saved, "run", 4, None, None)
     other = load_checkpoint(write_checkpoint(tmp_path))
     with pytest.raises(UserError, match="takes images of 65 x 97 pixels only"):
-        export._prepare(other, "run", "global", None, (64, 64))
+        export.export_clusters(other, "run", "global", None, (64, 64))
     with pytest.raises(UserError, match="no style clusters"):
-        export._prepare(other, "run", 0, None, None)
+        export.export_clusters(other, "run", 0, None, None)

@@ -29,7 +29,7 @@ from common.training.steps import train_steps
 from common.wire import Arrays
 from server.loop.run import run
 from server.states.network import EVERYONE, NetworkState
-from server.tasks.network import NetworkWork
+from server.tasks.registry import task_of
 from tests.support.federation import local_grid, network_config
 from tests.support.local_grid import Answer, LocalGrid
 from tests.support.small_network import small_network
@@ -271,7 +271,7 @@ def test_a_checkpoint_that_counts_no_rounds_lets_sites_go_on_by_their_number(who
     saved = load_checkpoint(whole["supervised"])
 
     def sent(checkpoint: Checkpoint) -> list[int]:
-        work = NetworkWork.of(saved.config, saved.classes)
+        work = task_of(saved.config).training(saved.config, saved.classes)
         state = work.restore(checkpoint)
         names = [f"site-{index}" for index in range(4)]
         return [int(work.parts(state, name, 4, wire.TRAIN)[1]["trained"]) for name in names]

@@ -18,9 +18,8 @@ from server.settings.applicability import (
     refuse_foreign,
     tasks_of,
 )
-from server.settings.network_rules import refuse_conflicts
 from server.simulate import check_run
-from server.tasks.registry import work_for
+from server.tasks.registry import task_of
 from tests.conftest import ROOT
 from tests.support.federation import tiny_config
 
@@ -114,9 +113,8 @@ def test_a_setting_of_another_task_is_refused_in_one_sentence(
     assert [other for other in TASKS if f"'{other}'" in named] == [
         other for other in TASKS if other in tasks_of(key)
     ]
-    check = refuse_conflicts if task != "unsupervised" else lambda given: work_for(given, None)
     with pytest.raises(UserError, match=f"^{key} is "):
-        check(config)
+        task_of(config).check_settings(config)
 
 
 def test_a_simulation_refuses_before_it_looks_at_pictures(scenes: Any, tmp_path: Any) -> None:
@@ -173,7 +171,7 @@ def test_every_recipe_is_taken(name: str) -> None:
             load_config(given, {"source.checkpoint": "runs/source", "source.styles": "", "seed": 1})
         )
     for one in started:
-        refuse_foreign(one) if one.task == "unsupervised" else refuse_conflicts(one)
+        task_of(one).check_settings(one)
 
 
 def test_there_are_recipes_of_every_task() -> None:

@@ -12,8 +12,8 @@ from common import wire
 from common.settings.load import load_config
 from common.settings.schema import RunConfig
 from server.states.unsupervised import ModelState
-from server.tasks.unsupervised import UnsupervisedWork
 from server.tasks.unsupervised_merge import merge_round, own_lloyd_pass
+from server.tasks.unsupervised_training import UnsupervisedTraining
 
 F32 = np.float32
 START = ModelState(
@@ -103,7 +103,7 @@ def test_a_site_that_keeps_its_model_keeps_all_of_it_but_counts_under_the_shared
     sent = {"a": update("a", 1, 10, displacement=0.5), "b": update("b", 3, 30, displacement=0.2)}
     merged = merge_round(START, sent, config)
     assert set(merged.own) == {"b"}
-    work = UnsupervisedWork(config)
+    work = UnsupervisedTraining(config)
     trained = work.parts(merged, "b", 2, wire.TRAIN)[0]
     assert trained["head"]["linear.weight"][0, 0] == 3 and trained["shared"]["decoder"][0] == 30
     assert set(trained["centroids"]) == {"centroids"}
@@ -117,7 +117,7 @@ def test_a_site_counts_under_its_own_parts_where_they_are_not_shared() -> None:
     config = config_of(centroids__share="none")
     merged = merge_round(START, {"a": update("a", 1, 10), "b": update("b", 2, 20)}, config)
     for action in (wire.TRAIN, wire.SUMS, wire.EVALUATE):
-        groups = UnsupervisedWork(config).parts(merged, "b", 2, action)[0]
+        groups = UnsupervisedTraining(config).parts(merged, "b", 2, action)[0]
         assert groups["head"]["linear.weight"][0, 0] == 2
 
 

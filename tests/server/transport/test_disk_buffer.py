@@ -12,14 +12,16 @@ from typing import Any
 import numpy as np
 import pytest
 from flwr.app import Message
+from flwr.clientapp import ClientApp
 
 from common import wire
 from common.settings.load import load_config
-from server.loop.strategy import SegmentationStrategy
 from server.transport.disk_buffer import buffered
+from server.transport.exchange import Exchange, Payload
+from server.transport.link import Link, paired
 from server.transport.registry import Registry, SiteInfo
 from server.transport.reply_checks import ReplySchema
-from tests.support.local_grid import set_identity
+from tests.support.local_grid import LocalGrid, set_identity
 
 F32 = np.float32
 
@@ -60,29 +62,25 @@ def test_a_full_disk_is_said_in_a_sentence(tmp_path: Path, monkeypatch: pytest.M
         buffered(update("a"), tmp_path)
 
 
-class Work:
-    """Sends the same arrays to every site."""
-
-    def __init__(self, shared: np.ndarray) -> None:
-        self.shared = shared
-
-    def parts(self, state: object, site: str, number: int, action: str) -> tuple[wire.Groups, wire.Options]:
-        return {"weights": {"w": self.shared}, "statistics": {"own": np.array([float(site)], F32)}}, {}
-
-
-def strategy(tmp_path: Path, sites: int, shared: np.ndarray, **settings: object) -> SegmentationStrategy:
+def exchange_of(tmp_path: Path, sites: int, **settings: object) -> Exchange:
     set_identity()
     config = load_config({"task": "supervised", **settings})
     registry = Registry(config, "run")
     for i in range(sites):
         registry.sites[str(i)] = SiteInfo(str(i), i + 2, 1, 8, (1, 1), "")
-    return SegmentationStrategy(config, registry, Work(shared), None, "run", 8, tmp_path)  # type: ignore[arg-type]
+    grid = LocalGrid(ClientApp(), {})
+    return Exchange(config, "run", Link(grid, 60, 0.01), registry, tmp_path)
+
+
+def payload(site: int, shared: np.ndarray) -> Payload:
+    """Return the same arrays for every site, and one of its own."""
+    return Payload({"weights": {"w": shared}, "statistics": {"own": np.array([float(site)], F32)}})
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 def test_what_all_sites_are_sent_is_in_memory_once(tmp_path: Path, dtype: str) -> None:
-    sender = strategy(tmp_path, 5, np.linspace(0, 1, 1000, dtype=F32), **{"wire.dtype": dtype})
-    messages = sender.address([str(i) for i in range(5)], wire.TRAIN, 1)
+    sender, shared = exchange_of(tmp_path, 5, **{"wire.dtype": dtype}), np.linspace(0, 1, 1000, dtype=F32)
+    messages = sender.address(((str(i), payload(i, shared)) for i in range(5)), wire.TRAIN, 1)
     arrays = [message.content.array_records["weights"]["w"] for message in messages]
     assert all(array is arrays[0] for array in arrays) and arrays[0].dtype == dtype
     own = [message.content.array_records["statistics"]["own"].numpy() for message in messages]
@@ -90,8 +88,8 @@ def test_what_all_sites_are_sent_is_in_memory_once(tmp_path: Path, dtype: str) -
 
 
 def test_replies_leave_memory_one_by_one_and_are_merged_in_the_order_of_names(tmp_path: Path) -> None:
-    gatherer = strategy(tmp_path, 6, np.zeros(3, F32))
-    messages = gatherer.address([str(i) for i in range(6)], wire.TRAIN, 1)
+    gatherer, shared = exchange_of(tmp_path, 6), np.zeros(3, F32)
+    messages = gatherer.address(((str(i), payload(i, shared)) for i in range(6)), wire.TRAIN, 1)
     for index, message in enumerate(messages):
         message.metadata.__dict__["_message_id"] = f"m{index}"
     born: list[weakref.ref[Any]] = []
@@ -112,7 +110,7 @@ def test_replies_leave_memory_one_by_one_and_are_merged_in_the_order_of_names(tm
             alive.append(sum(reference() is not None for reference in born))
             yield reply(index)
 
-    found = gatherer.gather(replies(), ReplySchema.like(network(0).groups))
+    found = gatherer.check(paired(messages, replies(), 60), ReplySchema.like(network(0).groups))
     assert alive == [0, 1, 1, 1, 1, 1]  # the one that was checked last
     assert list(found.updates) == list(found.bytes_up) == [str(i) for i in range(6)]
     for name, kept in found.updates.items():

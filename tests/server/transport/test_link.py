@@ -14,7 +14,7 @@ from flwr.clientapp import ClientApp
 
 import server.transport.polling
 from common import wire
-from server.transport.link import Link, outcomes, time_to_live
+from server.transport.link import Link, paired, time_to_live
 from server.transport.polling import rest_seconds
 from tests.support.local_grid import LocalGrid
 
@@ -45,9 +45,9 @@ def test_every_message_ends_as_exactly_one_outcome() -> None:
     }
     sent = tasks(grid)
     began = time.monotonic()
-    replies = Link(grid, poll_seconds=0.01).exchange(sent, 0.3)
+    replies = list(Link(grid, 0.3, 0.01).replies(sent))
     assert 0.3 <= time.monotonic() - began < 2
-    found = outcomes(sent, replies, 0.3)
+    found = dict(paired(sent, replies, 0.3))
     assert sorted(found) == [1, 2, 3, 4]
     assert found[1].error is None and found[1].content is not None
     assert wire.decode_update(found[1].content, 1 << 16).site == "n1"
@@ -62,7 +62,7 @@ def test_an_answer_that_came_half_is_not_called_late() -> None:
     half = "Reply message objects are unavailable. The sender may not have completed the upload"
     grid.faults = {1: lambda message, real: Error(3, half), 2: lambda message, real: Error(4, "expired")}
     sent = tasks(grid)
-    found = outcomes(sent, Link(grid).exchange(sent, 60), 60)
+    found = dict(paired(sent, list(Link(grid, 60, 0.01).replies(sent)), 60))
     assert [found[node].error for node in (1, 2)] == [
         "its answer was lost on the way",
         "it did not answer within 60 s",
@@ -72,16 +72,16 @@ def test_an_answer_that_came_half_is_not_called_late() -> None:
 def test_nobody_waits_when_all_have_answered() -> None:
     grid = make_grid(3)
     began = time.monotonic()
-    assert len(Link(grid).exchange(tasks(grid), 60)) == 3 and time.monotonic() - began < 5
+    assert len(list(Link(grid, 60, 0.01).replies(tasks(grid)))) == 3 and time.monotonic() - began < 5
 
 
 def test_replies_are_paired_by_message_and_not_by_order_or_sender() -> None:
     grid = make_grid(5)
     sent = tasks(grid)
-    replies = Link(grid, 0.01).exchange(sent, 1)[::-1]
+    replies = list(Link(grid, 1, 0.01).replies(sent))[::-1]
     for reply in replies:
         reply.metadata.__dict__["_src_node_id"] = 1  # Flower itself answers for nodes that are gone
-    found = outcomes(sent, replies, 1)
+    found = dict(paired(sent, replies, 1))
     names = {node: wire.site_of(outcome.content or RecordDict()) for node, outcome in found.items()}
     assert names == {node: f"n{node}" for node in range(1, 6)}
 
@@ -97,7 +97,7 @@ def test_replies_that_come_late_are_collected_until_the_deadline(monkeypatch: py
         return real(ids) if len(asked) % 2 == 0 else []
 
     monkeypatch.setattr(grid, "pull_messages", slow)
-    assert len(Link(grid, 0.01).exchange(sent, 5)) == 2
+    assert len(list(Link(grid, 5, 0.01).replies(sent))) == 2
     first, second = (message.metadata.message_id for message in sent)
     assert asked == [first, second, first, first]
 
@@ -121,10 +121,10 @@ def test_an_answer_that_never_comes_whole_keeps_nobody_waiting(monkeypatch: pyte
     monkeypatch.setattr(server.transport.polling, "GRACE_SECONDS", 0.1)
     free = stuck(grid, monkeypatch, 0)
     sent, began = tasks(grid), time.monotonic()
-    replies = Link(grid, 0.01).replies(sent, 0.5)
+    replies = Link(grid, 0.5, 0.01).replies(sent)
     assert [wire.site_of(next(replies).content) for _ in range(2)] == ["n2", "n3"]
     assert time.monotonic() - began < 0.5  # the others are there long before the deadline
-    found = outcomes(sent, replies, 0.5)
+    found = dict(paired(sent, replies, 0.5))
     assert 0.5 <= time.monotonic() - began < 5
     assert found[1].error == "its answer was lost on the way"
     free.set()
@@ -136,7 +136,7 @@ def test_an_answer_that_began_before_the_deadline_may_end_a_little_later(
     grid = make_grid(2)
     free = stuck(grid, monkeypatch, 1)
     sent = tasks(grid)
-    replies = Link(grid, 0.01).replies(sent, 0.2)
+    replies = Link(grid, 0.2, 0.01).replies(sent)
     assert wire.site_of(next(replies).content) == "n1"
     threading.Timer(0.5, free.set).start()
     assert wire.site_of(next(replies).content) == "n2"
@@ -149,9 +149,9 @@ def test_however_many_calls_hang_the_end_is_near(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(server.transport.polling, "PATIENCE_SECONDS", 0.3)  # 9 s for all of them
     monkeypatch.setattr(server.transport.polling, "GRACE_SECONDS", 0.3)
     sent, began = tasks(grid), time.monotonic()
-    replies = Link(grid, 0.01).exchange(sent, 0.2)
+    replies = list(Link(grid, 0.2, 0.01).replies(sent))
     assert time.monotonic() - began < 4
-    found = outcomes(sent, replies, 0.2)
+    found = dict(paired(sent, replies, 0.2))
     assert {outcome.error for outcome in found.values()} == {"its answer was lost on the way"}
     free.set()
 
@@ -167,7 +167,7 @@ def test_an_answer_from_between_the_last_two_looks_counts(monkeypatch: pytest.Mo
 
     monkeypatch.setattr(grid, "pull_messages", loaded)
     sent, began = tasks(grid, time_to_live(deadline)), time.monotonic()
-    replies = Link(grid, 0.01).exchange(sent, deadline)
+    replies = list(Link(grid, deadline, 0.01).replies(sent))
     assert len(looks) == 2 and time.monotonic() - began > deadline
     assert [wire.site_of(reply.content) for reply in replies] == ["n1"]
     assert time_to_live(deadline) > deadline + server.transport.polling.GRACE_SECONDS
@@ -187,7 +187,7 @@ def test_answers_that_are_there_in_the_end_count_however_slow_each_is(
     monkeypatch.setattr(
         server.transport.polling, "GRACE_SECONDS", 2.0
     )  # for twenty of them, one after another
-    replies = Link(grid, 0.01).exchange(tasks(grid), 0.0)
+    replies = list(Link(grid, 0.0, 0.01).replies(tasks(grid)))
     assert sorted(str(wire.site_of(reply.content)) for reply in replies if not reply.has_error()) == sorted(
         f"n{node}" for node in range(1, 37)
     )
@@ -197,7 +197,7 @@ def test_what_cannot_be_asked_for_now_is_collected_later(monkeypatch: pytest.Mon
     grid = make_grid(2)
     monkeypatch.setattr(server.transport.polling, "GRACE_SECONDS", 0.5)
     free = stuck(grid, monkeypatch, 0)
-    link, sent = Link(grid, 0.01), tasks(grid)
+    link, sent = Link(grid, 60, 0.01), tasks(grid)
     link.send(sent)
     assert [wire.site_of(reply.content) for reply in link.collect(sent, 0.0)] == ["n2"]
     free.set()
@@ -232,8 +232,8 @@ def test_a_superlink_with_trouble_of_its_own_is_asked_again(monkeypatch: pytest.
 
     for name in left:
         monkeypatch.setattr(grid, name, failing(name, getattr(grid, name)))
-    assert Link(grid).node_ids() == [1, 2]
-    assert len(Link(grid).exchange(tasks(grid), 60)) == 2
+    assert Link(grid, 60).node_ids() == [1, 2]
+    assert len(list(Link(grid, 60, 0.01).replies(tasks(grid)))) == 2
     assert left["pull_messages"] < 0 and left["get_node_ids"] < 0
 
 
@@ -249,7 +249,7 @@ def test_trouble_that_lasts_and_refusals_are_raised(
     monkeypatch.setattr(grid, "pull_messages", failing)
     monkeypatch.setattr(server.transport.polling, "TROUBLE_SECONDS", seconds)
     with pytest.raises(httpx.HTTPStatusError):
-        Link(grid).exchange(tasks(grid), 5)
+        list(Link(grid, 5, 0.01).replies(tasks(grid)))
 
 
 def test_an_error_of_the_grid_is_raised_where_the_answer_is_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -260,11 +260,11 @@ def test_an_error_of_the_grid_is_raised_where_the_answer_is_wanted(monkeypatch: 
 
     monkeypatch.setattr(grid, "pull_messages", broken)
     with pytest.raises(ConnectionError, match="is gone"):
-        Link(grid, 0.01).exchange(tasks(grid), 5)
+        list(Link(grid, 5, 0.01).replies(tasks(grid)))
 
 
 def test_nothing_to_send_is_nothing_to_wait_for() -> None:
-    assert Link(make_grid(0)).exchange([], 60) == []
+    assert list(Link(make_grid(0), 60, 0.01).replies([])) == []
 
 
 def test_nodes_come_in_a_fixed_order_and_waiting_ends() -> None:

@@ -44,7 +44,7 @@ def greeting(name: str, weights: str = HASH, **facts: Any) -> wire.Update:
 
 def greet(grid: LocalGrid, server_hash: str = "", registry: Registry | None = None) -> Registry:
     found = registry or Registry(load_config({"sites.deadline-seconds": 0.2}), "run", server_hash)
-    found.refresh(Link(grid, poll_seconds=0.01), 0, lambda text: None)
+    found.refresh(Link(grid, found.config.sites.deadline_seconds, 0.01), 0, lambda text: None)
     return found
 
 
@@ -129,7 +129,7 @@ def test_a_registered_name_wins_over_the_one_that_a_site_gives(monkeypatch: pyte
 def look(grid: LocalGrid, found: Registry) -> list[str]:
     """Refresh as in the middle of a run; return what is said."""
     heard: list[str] = []
-    found.refresh(Link(grid, poll_seconds=0.01), 5, heard.append, wait=False)
+    found.refresh(Link(grid, found.config.sites.deadline_seconds, 0.01), 5, heard.append, wait=False)
     return heard
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +11,7 @@ from flwr.clientapp import ClientApp
 
 from common import wire
 from common.settings.load import load_config
-from server.loop.strategy import SegmentationStrategy
+from server.transport.exchange import Exchange, Payload
 from server.transport.link import Link
 from server.transport.registry import Registry, SiteInfo
 from server.transport.reply_checks import LONGEST, ReplySchema, sanitize
@@ -66,14 +65,9 @@ def test_a_reason_of_a_round_is_one_short_line(update: wire.Update) -> None:
     registry = Registry(config, "run")
     registry.sites["a"] = SiteInfo("a", 7, 1, 1, (1, 1), "ab" * 32)
 
-    class Nothing:
-        def parts(self, *_: Any) -> tuple[wire.Groups, wire.Options]:
-            return {}, {}
-
-    strategy = SegmentationStrategy(config, registry, Nothing(), None, "run")  # type: ignore[arg-type]
-    grid = LocalGrid(app, {7: {}})
-    replies = Link(grid, poll_seconds=0.01).exchange(strategy.address(["a"], wire.TRAIN, 1), 1)
-    found = strategy.gather(replies, ReplySchema({"head": {"w": (2,)}}, "ab" * 32))
+    exchange = Exchange(config, "run", Link(LocalGrid(app, {7: {}}), 1, 0.01), registry)
+    schema = ReplySchema({"head": {"w": (2,)}}, "ab" * 32)
+    found = exchange({"a": Payload()}, wire.TRAIN, 1, schema)
     assert not found.updates
     reason = found.quarantined["a"]
     assert 0 < len(reason) <= LONGEST and reason.isprintable()

@@ -1,0 +1,38 @@
+"""The interface of a task at a site: one method for each kind of message."""
+
+from __future__ import annotations
+
+from client.site import SiteConfig
+from common import wire
+from common.errors import UserError
+from common.settings.schema import RunConfig
+
+
+class SiteTask:
+    """What a site computes for a task; whatever a task does not need is refused."""
+
+    def hello(self, task: wire.Task, settings: RunConfig, site: SiteConfig) -> wire.Update:
+        """Tell the server this site's name, size and model."""
+        raise self._unknown(wire.HELLO, settings)
+
+    def train(self, task: wire.Task, settings: RunConfig, site: SiteConfig) -> wire.Update:
+        """Do the work of a round."""
+        raise self._unknown(wire.TRAIN, settings)
+
+    def sums(self, task: wire.Task, settings: RunConfig, site: SiteConfig) -> wire.Update:
+        """Return sums over this site's patches."""
+        raise self._unknown(wire.SUMS, settings)
+
+    def style(self, task: wire.Task, settings: RunConfig, site: SiteConfig) -> wire.Update:
+        """Return the style of this site's images."""
+        raise self._unknown(wire.STYLE, settings)
+
+    def evaluate(self, task: wire.Task, settings: RunConfig, site: SiteConfig) -> wire.Update:
+        """Score the received model on this site's own labelled shard."""
+        raise self._unknown(wire.EVALUATE, settings)
+
+    def _unknown(self, action: str, settings: RunConfig) -> UserError:
+        return UserError(
+            f"The server asks for {action!r}, which sites of task '{settings.facts.name}' do not know; run the same "
+            "release on both sides."
+        )

@@ -1,0 +1,90 @@
+"""Task `supervised` at a site: gradient steps on its own labels."""
+
+from __future__ import annotations
+
+from client.site import SiteConfig
+from client.work.network import (
+    LocalRound,
+    NetworkSite,
+    check_classes,
+    crucial_of,
+    measure_statistics,
+    with_table,
+)
+from client.work.registry import SITE_TASKS
+from common import wire
+from common.data.classes import ClassTable
+from common.data.dataset import ImageDataset
+from common.data.manifest import Shard
+from common.errors import UserError
+from common.losses.labelled import labelled_loss
+from common.settings.schema import RunConfig
+from common.settings.tasks import TASKS
+from common.training.steps import train_steps
+
+_FACTS = TASKS["supervised"]
+
+
+@SITE_TASKS.register(_FACTS.name, summary=_FACTS.summary, facts=_FACTS)
+class SupervisedSite(NetworkSite):
+    """The only task whose sites open the labels of what they train on."""
+
+    def training_shard(self, task: wire.Task, settings: RunConfig, site: SiteConfig) -> Shard:
+        """Read the manifest; every image needs a label of the server's classes."""
+        shard = with_table(site.load_shard(), settings)
+        check_classes(labelled_shard(shard, site.name), task, site.name)
+        return shard
+
+    def images(self, shard: Shard, settings: RunConfig, site: SiteConfig, device: str) -> ImageDataset:
+        """Return the images with their labels."""
+        key = (settings.seed, site.name)  # and the epoch
+        return ImageDataset(shard, settings.transforms, key, True, shard.classes, device=device)
+
+    def learn(self, local: LocalRound) -> tuple[dict[str, float], tuple[str, ...]]:
+        """Train on the labels, or replace the statistics by those of the site's images."""
+        if local.measuring:
+            return measure_statistics(local.network, local.shard, local.settings, local.device, 1.0), ()
+        return train_on_labels(local), ()
+
+    def train(self, task: wire.Task, settings: RunConfig, site: SiteConfig) -> wire.Update:
+        """Train as every network does; a round that only measures sends no weights."""
+        update = super().train(task, settings, site)
+        if settings.measures(task.round):
+            del update.groups["weights"]  # they are as they came
+        return update
+
+
+def labelled_shard(shard: Shard, site: str) -> ClassTable:
+    """Return the class table of a shard; raises `UserError` where an image has no label or there is no table."""
+    missing = sum(entry.label is None for entry in shard.entries)
+    if missing:
+        raise UserError(
+            f"{missing} of {len(shard)} images of {site} have no label; task 'supervised' needs one for every image, "
+            "so add them or leave those images out."
+        )
+    if shard.classes is None:
+        raise UserError(
+            f"{site} has labels but no class table; write its manifest with `python -m partitions`, whose "
+            "partition.json names one, or let the run name one by eval.classes."
+        )
+    return shard.classes
+
+
+def train_on_labels(local: LocalRound) -> dict[str, float]:
+    """Train on the site's labels and return the metrics of the round."""
+    settings, schedule = local.settings, local.schedule
+    crucial = crucial_of(local.task, local.network)
+    found = train_steps(
+        local.network,
+        local.batches,
+        lambda logits, labels: labelled_loss(logits, labels, settings.reduction, crucial),
+        settings.sgd,
+        steps=schedule.steps,
+        first_step=schedule.first_step,
+        total_steps=schedule.total_steps,
+        seed=schedule.seed,
+        freeze=schedule.freeze,
+        anchor=schedule.anchor,
+        clip_norm=schedule.clip_norm,
+    )
+    return {"loss": found.loss + found.prox, "prox": found.prox, "steps": float(found.steps)}

@@ -1,0 +1,14 @@
+"""Task `supervised`: a whole network, trained with the sites' labels."""
+
+from __future__ import annotations
+
+from common.settings.tasks import TASKS as FACTS
+from server.tasks.network import NetworkTask
+from server.tasks.registry import TASKS
+
+_FACTS = FACTS["supervised"]
+
+
+@TASKS.register(_FACTS.name, summary=_FACTS.summary, facts=_FACTS)
+class SupervisedTask(NetworkTask):
+    """Nothing beside what whole networks have in common."""

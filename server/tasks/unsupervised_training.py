@@ -1,0 +1,139 @@
+"""Training of task `unsupervised`: where a run starts, what its sites are sent, how their replies merge."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from common import wire
+from common.checkpoint import Checkpoint
+from common.losses.base import CLUSTERS
+from common.losses.objective import build_objective, closed_form, round_kind
+from common.models.head import build_head, init_centroids, state_to_numpy
+from common.settings.schema import RunConfig
+from server.centroids.base import CENTROID_RULES
+from server.states.unsupervised import ModelState, own_groups
+from server.tasks.base import Options, Saved
+from server.tasks.unsupervised_merge import lloyd_pass, merge_round, own_lloyd_pass
+from server.transport.reply_checks import Ask, ReplySchema
+
+
+@dataclass(frozen=True)
+class UnsupervisedTraining:
+    """Arithmetic is in `unsupervised_merge`; see `server.tasks.base.Training` for the meaning of each part."""
+
+    config: RunConfig
+
+    buffers_replies = False  # heads and sums are small
+
+    @property
+    def polish_passes(self) -> int:
+        """Passes of exact spherical k-means for the final head, whatever rule merged the centroids so far."""
+        return self.config.centroids.polish_passes
+
+    def initial(self, channels: int) -> ModelState:
+        """Return head and centroids drawn from the seed."""
+        return initial_state(self.config, channels)
+
+    def restore(self, checkpoint: Checkpoint) -> ModelState:
+        """Return the state of a checkpoint."""
+        return ModelState.from_arrays(checkpoint.head, checkpoint.centroids, checkpoint.extra)
+
+    def saved(self, state: ModelState) -> Saved:
+        """Return head, centroids, and the rest by name."""
+        return Saved(state.head, state.centroids, state.to_extra())
+
+    def prepare(self, state: ModelState, ask: Ask, names: list[str], run_dir: Path) -> ModelState:
+        """Nothing comes before the first round."""
+        return state
+
+    def begin(self, state: ModelState, number: int, ask: Ask, names: list[str]) -> ModelState:
+        """Nothing comes before a round."""
+        return state
+
+    def phase(self, number: int) -> str:
+        """Return the work of a round."""
+        return round_kind(self.config, number)
+
+    def greeting(self) -> Options:
+        """Nothing beside the settings."""
+        return {}
+
+    def parts(self, state: ModelState, site: str, number: int, action: str) -> tuple[wire.Groups, Options]:
+        """Return the shared model, the site's own parts in their place.
+
+        Under ``keep-least-moved`` one site trains a model of its own, but counts and scores for the shared one:
+        what it sends is added to what the others found under that.
+        """
+        kept_aside = action != wire.TRAIN and not own_groups(self.config)
+        groups = state.shared_groups() if kept_aside else state.groups_for(site)
+        sends = CENTROID_RULES.facts(self.config.centroids.merge).takes
+        return groups, {"phase": self.phase(number), "sends": sends}
+
+    def expect(self, state: ModelState, phase: str, weights_hash: str) -> ReplySchema:
+        """Return the groups, names and shapes of a training reply."""
+        clusters, dim = state.centroids.shape
+        if phase == CLUSTERS:
+            return self.expect_sums(state, weights_hash)
+        closed = closed_form(self.config)
+        if closed is not None:
+            channels = state.head["linear.weight"].shape[1]
+            return ReplySchema({closed.kind: closed.shapes(channels)}, weights_hash)
+        shapes: dict[str, Mapping[str, tuple[int, ...]]] = {
+            "head": {key: value.shape for key, value in state.head.items()},
+            "centroids": {"centroids": (clusters, dim), "counts": (clusters,)},
+        }
+        if CENTROID_RULES.facts(self.config.centroids.merge).takes == "sums":
+            shapes |= self.expect_sums(state, weights_hash).shapes
+        if state.shared:
+            shapes["shared"] = {key: value.shape for key, value in state.shared.items()}
+        return ReplySchema(shapes, weights_hash)
+
+    def expect_sums(self, state: ModelState, weights_hash: str) -> ReplySchema:
+        """Return the shapes of a reply to one exact pass of k-means."""
+        clusters, dim = state.centroids.shape
+        sums: dict[str, tuple[int, ...]] = {
+            "sums": (clusters, dim),
+            "counts": (clusters,),
+            "cosines": (clusters,),
+        }
+        return ReplySchema({"sums": sums}, weights_hash)
+
+    def expect_confusion(self, state: ModelState, classes: int) -> ReplySchema:
+        """Return the shape of an evaluation reply: clusters by classes."""
+        return ReplySchema({"confusion": {"confusion": (len(state.centroids), classes)}})
+
+    def merge(self, state: ModelState, updates: Mapping[str, wire.Update], number: int) -> ModelState:
+        """Merge one round."""
+        return merge_round(state, updates, self.config, self.phase(number))
+
+    def polish(self, state: ModelState, updates: Mapping[str, wire.Update]) -> ModelState:
+        """Take one pass of exact k-means: sums went up, centroids go down."""
+        if "centroids" in own_groups(self.config):
+            return own_lloyd_pass(state, state, updates, self.config, use_momentum=False)
+        return lloyd_pass(state, updates, self.config, use_momentum=False)
+
+    def checkpointed(self, run_dir: Path) -> None:
+        """Nothing lies in the run directory until the first checkpoint."""
+
+    def summary(self) -> str:
+        """Return objective and merge rules."""
+        c = self.config
+        return (
+            f"preset {c.preset}: {c.loss.objective} objective, share {c.centroids.share}, heads by "
+            f"{c.aggregation.rule} ({c.aggregation.weights}), centroids by {c.centroids.merge}"
+        )
+
+
+def initial_state(config: RunConfig, channels: int) -> ModelState:
+    """Return the head, the centroids [K, D] and the objective's shared arrays that follow from the seed alone.
+
+    ``channels`` is the length of the backbone's features, as the sites report it.
+    """
+    return ModelState(
+        head=state_to_numpy(build_head(channels, config.model, config.seed)),
+        centroids=init_centroids(config.model.clusters, config.model.dim, config.seed),
+        # a closed form has no steps, hence nothing to share beside the head
+        shared=state_to_numpy(build_objective(config, channels)) if config.loss.facts.steps else {},
+    )

@@ -1,0 +1,138 @@
+"""One exchange with sites: address a message to each, send them, wait, and check every reply.
+
+Rounds, scores, polish passes, styles and each step of secure aggregation go this way.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from common import wire
+from common.settings.load import to_wire
+from common.settings.schema import RunConfig
+from server.transport.disk_buffer import buffered
+from server.transport.link import Link, Outcome
+from server.transport.registry import Registry
+from server.transport.reply_checks import ReplySchema, read_update, sanitize
+
+if TYPE_CHECKING:
+    from flwr.app import Message
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Payload:
+    """What one site is sent beside the settings."""
+
+    groups: wire.Groups = field(default_factory=dict)
+    options: wire.Options = field(default_factory=dict)
+
+
+@dataclass
+class Replies:
+    """What came of one exchange, or of several that make a round; by site name.
+
+    Attributes:
+        updates: the replies that are as expected, in the order of names.
+        quarantined: why the others are left out.
+        bytes_up: payloads that came.
+        bytes_down: payloads that were sent, also to those that did not answer.
+        total: where the server may know the sum over sites alone, the update that stands for all of them; then
+            ``updates`` say who is in it and have no arrays.
+    """
+
+    updates: dict[str, wire.Update] = field(default_factory=dict)
+    quarantined: dict[str, str] = field(default_factory=dict)
+    bytes_up: dict[str, int] = field(default_factory=dict)
+    bytes_down: dict[str, int] = field(default_factory=dict)
+    total: wire.Update | None = None
+
+    @property
+    def to_merge(self) -> dict[str, wire.Update]:
+        """The updates that merge rules take: of every site, or the total as if it were one site's."""
+        return self.updates if self.total is None else {self.total.site: self.total}
+
+    def add_account(self, other: Replies) -> None:
+        """Add the bytes and reasons of a further exchange of the same round."""
+        for mine, new in ((self.bytes_up, other.bytes_up), (self.bytes_down, other.bytes_down)):
+            for name, size in new.items():
+                mine[name] = mine.get(name, 0) + size
+        self.quarantined |= other.quarantined
+
+    def mean(self, metric: str) -> float | None:
+        """Return the mean of a metric over the images of the sites; None where no site told it."""
+        images = {name: int(update.facts.get("images", 0)) for name, update in self.updates.items()}
+        weighed = [
+            update.metrics[metric] * images[name]
+            for name, update in self.updates.items()
+            if metric in update.metrics
+        ]
+        everything = sum(images.values())
+        return sum(weighed) / everything if weighed and everything else None
+
+
+@dataclass
+class Exchange:
+    """Sends tasks to sites by name over a link, and checks what they reply.
+
+    Replies wait in a file of ``buffer_dir`` for the last one, where there is such a folder.
+    """
+
+    config: RunConfig
+    run_key: str
+    link: Link
+    registry: Registry
+    buffer_dir: Path | None = None
+
+    def __call__(
+        self, payloads: Mapping[str, Payload], action: str, number: int, schema: ReplySchema
+    ) -> Replies:
+        """Send each site its payload, wait until the deadline, and return the checked replies."""
+        return self.collect(self.address(payloads.items(), action, number), schema)
+
+    def address(self, payloads: Iterable[tuple[str, Payload]], action: str, number: int) -> list[Message]:
+        """Return one message per site; arrays that go to several sites are encoded once."""
+        settings = to_wire(self.config)
+        encoded: wire.Encoded = {}
+        messages = []
+        for name, payload in payloads:
+            task = wire.Task(number, settings, self.run_key, payload.groups, payload.options)
+            content = wire.encode_task(task, self.config.wire.dtype, encoded)
+            messages.append(self.link.address(content, self.registry.sites[name].node_id, action, number))
+        return messages
+
+    def collect(self, messages: Iterable[Message], schema: ReplySchema) -> Replies:
+        """Send messages, and check every reply as it comes until the deadline."""
+        return self.check(self.link.outcomes(messages), schema)
+
+    def check(self, outcomes: Iterable[tuple[int, Outcome]], schema: ReplySchema) -> Replies:
+        """Read what came of messages, by node; a reply that fails is named, with the reason, and left out."""
+        names = {info.node_id: name for name, info in self.registry.sites.items()}
+        found = Replies()
+        for node, outcome in outcomes:
+            name = names[node]
+            found.bytes_down[name] = outcome.bytes_down
+            if outcome.content is None:
+                found.quarantined[name] = sanitize(str(outcome.error))
+                continue
+            found.bytes_up[name] = wire.payload_bytes(outcome.content)
+            update, reason = read_update(outcome.content, schema)
+            if update is None:
+                found.quarantined[name] = sanitize(str(reason))
+            else:
+                found.updates[name] = update if self.buffer_dir is None else buffered(update, self.buffer_dir)
+        # by name, whoever answered first: sums of floats depend on their order
+        found = Replies(
+            updates=dict(sorted(found.updates.items())),
+            quarantined=dict(sorted(found.quarantined.items())),
+            bytes_up=dict(sorted(found.bytes_up.items())),
+            bytes_down=dict(sorted(found.bytes_down.items())),
+        )
+        for name, reason in found.quarantined.items():
+            log.warning("site %s is left out: %s", name, reason)
+        return found
