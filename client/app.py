@@ -23,12 +23,10 @@ from common.settings.load import from_wire
 from common.settings.schema import RunConfig
 
 if TYPE_CHECKING:
-    from client.work.base import SiteTask
+    from client.work.base import Handler, SiteTask
 
 log = logging.getLogger(__name__)
 app = ClientApp()
-
-Handler = Callable[[wire.Task, RunConfig, SiteConfig], wire.Update]
 
 
 def by_task(choose: Callable[[SiteTask], Handler]) -> Handler:
@@ -91,7 +89,7 @@ def secure_unmask(message: Message, context: Context) -> Message:
 
 
 @app.evaluate()
-def evaluate(message: Message, context: Context) -> Message:
+def score(message: Message, context: Context) -> Message:
     """Score the model in the message on this site's labelled evaluation shard."""
     return answer(message, context, wire.EVALUATE, by_task(lambda chosen: chosen.evaluate))
 

@@ -31,6 +31,9 @@ Arrays = dict[str, np.ndarray]
 Groups = dict[str, Arrays]
 Options = dict[str, str | int | float | bool]
 
+HOLDS = "holds"
+"""The fact in which a site names the networks that lie on its disk, by hash."""
+
 _FACTS = "facts"
 _METRICS = "metrics"
 _EXACT_GROUPS = frozenset(

@@ -265,12 +265,11 @@ def _list(
 ) -> None:
     """List the names that settings know: rules, objectives, backbones or tasks, with a line about each."""
     from common.models.inputs import BACKBONES
-    from common.settings.tasks import TASKS
     from server.settings.registered import REGISTRIES
 
     registries = {**REGISTRIES, "model.backbone": BACKBONES}
     known: dict[str, list[Any]] = {key: registry.entries() for key, registry in registries.items()}
-    known["task"] = list(TASKS.values())
+    known["task"] = list(TASK_FACTS.values())
     keys = {"tasks": ["task"], "objectives": ["loss.objective"], "backbones": ["model.backbone"]}
     for key in keys.get(what, ["centroids.merge", "aggregation.rule", "aggregation.optimizer"]):
         print_table((key, ""), [(entry.name, entry.summary) for entry in known[key]])

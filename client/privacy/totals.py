@@ -7,20 +7,18 @@ the head and small counts apply to plain answers as well.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
 
 from client.site import SiteConfig
+from client.work.base import Handler
 from client.work.features import site_features
 from common import wire
 from common.losses.base import TRAIN
 from common.losses.objective import closed_form
 from common.privacy.packed_sums import PackedSums, pack, pack_sums, summed_groups
 from common.settings.schema import RunConfig
-
-Handler = Callable[[wire.Task, RunConfig, SiteConfig], wire.Update]
 
 
 def limited(

@@ -18,9 +18,9 @@ from common import wire
 from common.data.dataset import ImageDataset
 from common.data.manifest import Shard
 from common.settings.schema import RunConfig
-from common.settings.tasks import TASKS
+from common.settings.tasks import TASK_FACTS
 
-_FACTS = TASKS["adaptation"]
+_FACTS = TASK_FACTS["adaptation"]
 
 
 @SITE_TASKS.register(_FACTS.name, summary=_FACTS.summary, facts=_FACTS)

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from client.site import SiteConfig
 from common import wire
 from common.errors import UserError
 from common.settings.schema import RunConfig
+
+Handler = Callable[[wire.Task, RunConfig, SiteConfig], wire.Update]
+"""What answers one kind of message."""
 
 
 class SiteTask:

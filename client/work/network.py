@@ -24,9 +24,6 @@ from common.styles.style import style_kind, style_of
 from common.training.batchnorm import blend_statistics, whole_images
 from common.training.steps import Anchor, Stepper
 
-HOLDS = "holds"
-"""The fact in which a site names the networks that lie on its disk, by hash."""
-
 
 def task_classes(task: wire.Task) -> int:
     """Return the number of classes that the server trains."""
@@ -203,7 +200,7 @@ class NetworkSite(SiteTask):
             weights_hash=network_signature(task_classes(task), settings.network),
             groups={"weights": weights, "statistics": statistics},
             metrics=metrics,
-            facts={"images": len(images), "batches": per_epoch, HOLDS: ",".join(held)},
+            facts={"images": len(images), "batches": per_epoch, wire.HOLDS: ",".join(held)},
         )
 
     def evaluate(self, task: wire.Task, settings: RunConfig, site: SiteConfig) -> wire.Update:

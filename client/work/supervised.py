@@ -19,10 +19,10 @@ from common.data.manifest import Shard
 from common.errors import UserError
 from common.losses.labelled import labelled_loss
 from common.settings.schema import RunConfig
-from common.settings.tasks import TASKS
+from common.settings.tasks import TASK_FACTS
 from common.training.steps import train_steps
 
-_FACTS = TASKS["supervised"]
+_FACTS = TASK_FACTS["supervised"]
 
 
 @SITE_TASKS.register(_FACTS.name, summary=_FACTS.summary, facts=_FACTS)

@@ -16,9 +16,9 @@ from common.features.preflight import check_shard_size
 from common.losses.base import CLUSTERS, TRAIN
 from common.losses.objective import closed_form
 from common.settings.schema import RunConfig
-from common.settings.tasks import TASKS
+from common.settings.tasks import TASK_FACTS
 
-_FACTS = TASKS["unsupervised"]
+_FACTS = TASK_FACTS["unsupervised"]
 
 
 @SITE_TASKS.register(_FACTS.name, summary=_FACTS.summary, facts=_FACTS)
@@ -96,7 +96,7 @@ def train_plainly(task: wire.Task, settings: RunConfig, site: SiteConfig) -> wir
     """Do the work of a round (see `common.losses.base`) and return all that came of it."""
     phase = task.options.get("phase", TRAIN)
     if phase == TRAIN:
-        return train_steps(task, settings, site)
+        return train_by_steps(task, settings, site)
     features = site_features(settings, site, site.load_shard())
     groups: wire.Groups
     metrics: dict[str, float] = {}
@@ -122,7 +122,7 @@ def train_plainly(task: wire.Task, settings: RunConfig, site: SiteConfig) -> wir
     )
 
 
-def train_steps(task: wire.Task, settings: RunConfig, site: SiteConfig) -> wire.Update:
+def train_by_steps(task: wire.Task, settings: RunConfig, site: SiteConfig) -> wire.Update:
     """Train the received head on the local shard for one round by gradient steps."""
     from client.work.statistics import cluster_sums
     from client.work.trainer import train_local

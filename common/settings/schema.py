@@ -17,7 +17,7 @@ from common.settings.network import Clusters, Network, Reduction, Sgd, Source, S
 from common.settings.objectives import Loss
 from common.settings.privacy import Privacy
 from common.settings.section import Scalar, Section, flatten
-from common.settings.tasks import TASKS, TaskFacts
+from common.settings.tasks import TASK_FACTS, TaskFacts
 from common.settings.unsupervised import Cache, Centroids, Local, Model
 
 
@@ -148,7 +148,7 @@ class RunConfig(Section):
     @property
     def facts(self) -> TaskFacts:
         """What is true of the run's task."""
-        return TASKS[self.task]
+        return TASK_FACTS[self.task]
 
     def measures(self, number: int) -> bool:
         """Whether round ``number`` takes no step and measures batch norm statistics, at all sites.

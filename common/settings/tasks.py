@@ -67,5 +67,5 @@ _TASKS = (
     ),
 )
 
-TASKS: Mapping[str, TaskFacts] = {facts.name: facts for facts in _TASKS}
+TASK_FACTS: Mapping[str, TaskFacts] = {facts.name: facts for facts in _TASKS}
 """The facts of every task, by name."""

@@ -14,7 +14,6 @@ from server.loop.strategy import SegmentationStrategy
 from server.tasks.base import Training
 from server.transport.exchange import Exchange
 from server.transport.link import Link
-from server.transport.registry import Registry
 from server.transport.reply_checks import ReplySchema
 
 
@@ -50,7 +49,7 @@ class Run:
         return self.exchange.link
 
     @property
-    def registry(self) -> Registry:
+    def registry(self) -> SiteRegistry:
         """The connected sites."""
         return self.strategy.registry
 

@@ -23,7 +23,7 @@ from server.run_dir import prepare_run_dir, rewind, sole_writer, start_logging, 
 from server.tasks.registry import task_of
 from server.transport.exchange import Exchange
 from server.transport.link import Link
-from server.transport.registry import Registry
+from server.transport.registry import SiteRegistry
 
 if TYPE_CHECKING:
     from flwr.serverapp import Grid
@@ -90,7 +90,7 @@ def open_run(grid: Grid, config: RunConfig, run_dir: Path, checkpoint: Checkpoin
     training = task.training(config, scorer.classes)
     run_key = checkpoint.run_key if checkpoint else f"{config.name}-seed{config.seed}-{uuid.uuid4().hex[:8]}"
     link = Link(grid, config.sites.deadline_seconds)
-    registry = Registry(config, run_key, scorer.weights_hash, training.greeting())
+    registry = SiteRegistry(config, run_key, scorer.weights_hash, training.greeting())
     wanted = config.sites.expected or config.sites.minimum
     link.wait_for_nodes(
         wanted, config.sites.wait_seconds, lambda n: log.info("%d of %d sites are connected", n, wanted)

@@ -16,10 +16,10 @@ from flwr.serverapp.strategy import Strategy
 from common import wire
 from common.seeds import numpy_generator
 from common.settings.schema import RunConfig
-from server.tasks.base import Options, Training
+from server.tasks.base import Training
 from server.transport.exchange import Exchange, Payload, Replies
 from server.transport.link import arrived
-from server.transport.registry import Registry
+from server.transport.registry import SiteRegistry
 from server.transport.reply_checks import ReplySchema
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ class SegmentationStrategy(Strategy):  # type: ignore[misc]
     """Train one segmentation model over all sites; ``state`` is that model as the task sees it."""
 
     config: RunConfig
-    registry: Registry
+    registry: SiteRegistry
     training: Training
     exchange: Exchange
     state: Any
@@ -53,7 +53,7 @@ class SegmentationStrategy(Strategy):  # type: ignore[misc]
             names = sorted(names[i] for i in picked)
         return names
 
-    def payload(self, name: str, action: str, number: int, options: Options | None = None) -> Payload:
+    def payload(self, name: str, action: str, number: int, options: wire.Options | None = None) -> Payload:
         """Return what a site starts from; ``options`` win over the task's own."""
         groups, told = self.training.parts(self.state, name, number, action)
         return Payload(groups, told | (options or {}))

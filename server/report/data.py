@@ -24,7 +24,7 @@ from common.records import RoundRecord, SetRecord
 from common.settings.migration import migrated
 from common.settings.schema import Eval, RunConfig
 from common.settings.section import flatten
-from common.settings.tasks import TASKS, TaskFacts
+from common.settings.tasks import TaskFacts
 from common.styles.bank import STYLES_PICTURE
 from common.styles.clusters import CLUSTERS_FILE, ClustersRecord
 
@@ -89,7 +89,7 @@ class RunRecord:
     @property
     def facts(self) -> TaskFacts:
         """What is true of the run's task; a run that names none had the default."""
-        return TASKS.get(str(self.settings.get("task")), RunConfig().facts)
+        return TASK_FACTS.get(str(self.settings.get("task")), RunConfig().facts)
 
     @property
     def is_network(self) -> bool:

@@ -18,7 +18,7 @@ from common.errors import UserError
 from common.settings.load import load_config
 from common.settings.schema import RunConfig
 from common.settings.section import Scalar
-from common.settings.tasks import TASKS, TaskFacts
+from common.settings.tasks import TaskFacts
 
 Words = tuple[str, ...]
 
@@ -64,7 +64,7 @@ def foreign_keys(config: RunConfig) -> list[str]:
 
 def tasks_of(key: str) -> Words:
     """Return the tasks in which a dotted key does anything."""
-    return tuple(name for name, facts in TASKS.items() if _acts_in(key, facts))
+    return tuple(name for name, facts in TASK_FACTS.items() if _acts_in(key, facts))
 
 
 def acts(key: str, config: RunConfig) -> bool:
@@ -74,7 +74,7 @@ def acts(key: str, config: RunConfig) -> bool:
 
 def _acts_in(key: str, task: TaskFacts) -> bool:
     for claim in (key, key.partition(".")[0]):
-        if any(claim in facts.settings for facts in TASKS.values()):
+        if any(claim in facts.settings for facts in TASK_FACTS.values()):
             return claim in task.settings
     return True
 

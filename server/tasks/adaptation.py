@@ -8,19 +8,19 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from common.settings.tasks import TASKS as FACTS
+from common.settings.tasks import TASK_FACTS
 from server.tasks.network import NetworkTask
-from server.tasks.registry import TASKS
+from server.tasks.registry import SERVER_TASKS
 
 if TYPE_CHECKING:
     from common.data.classes import ClassTable
     from common.settings.schema import RunConfig
     from server.tasks.adaptation_training import AdaptationTraining
 
-_FACTS = FACTS["adaptation"]
+_FACTS = TASK_FACTS["adaptation"]
 
 
-@TASKS.register(_FACTS.name, summary=_FACTS.summary, facts=_FACTS)
+@SERVER_TASKS.register(_FACTS.name, summary=_FACTS.summary, facts=_FACTS)
 class AdaptationTask(NetworkTask):
     """Pretraining comes before the first round; one that was stopped can be gone on with."""
 

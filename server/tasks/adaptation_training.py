@@ -16,12 +16,8 @@ from server.adaptation.styles import gather_styles, wants_styles
 from server.adaptation.teachers import update_teachers
 from server.settings.network_rules import check_clusters
 from server.states.network import NetworkState
-from server.tasks.base import Options
 from server.tasks.network_training import NetworkTraining
 from server.transport.reply_checks import Ask
-
-HOLDS = "holds"
-"""The fact in which a site names the teachers that lie on its disk, by hash."""
 
 
 @dataclass
@@ -65,7 +61,9 @@ class AdaptationTraining(NetworkTraining):
         """Every round trains: one that measures statistics sends the whole network as well."""
         return "train"
 
-    def parts(self, state: NetworkState, site: str, number: int, action: str) -> tuple[wire.Groups, Options]:
+    def parts(
+        self, state: NetworkState, site: str, number: int, action: str
+    ) -> tuple[wire.Groups, wire.Options]:
         """Return the network that a site starts from, and the teachers that it does not hold yet.
 
         A site that does not answer is no longer believed to hold anything: it gets its teachers again.
@@ -96,7 +94,7 @@ class AdaptationTraining(NetworkTraining):
     def merge(self, state: NetworkState, updates: Mapping[str, wire.Update], number: int) -> NetworkState:
         """Merge one round, and remember which teachers the sites hold."""
         for name, update in updates.items():
-            self.held[name] = frozenset(str(update.facts.get(HOLDS, "")).split(","))
+            self.held[name] = frozenset(str(update.facts.get(wire.HOLDS, "")).split(","))
         return super().merge(state, updates, number)
 
     def checkpointed(self, run_dir: Path) -> None:

@@ -1,6 +1,6 @@
 """Interfaces of a task at the server: the task itself, and its part of one run.
 
-The loop, the strategy, checks of replies and the files of a run are the same for every task. A `Task` has what
+The loop, the strategy, checks of replies and the files of a run are the same for every task. A `ServerTask` has what
 commands need of it; a `Training` says where a run starts, what a site is sent, how its reply has to look, and how
 replies become the next state.
 """
@@ -27,10 +27,8 @@ if TYPE_CHECKING:
     from server.evaluation.scorer import Scorer
     from server.inference.base import Cluster, Exported, Predictor, Size
 
-Options = wire.Options
 
-
-class Task(Protocol):
+class ServerTask(Protocol):
     """A task as commands see it; it holds nothing of any run."""
 
     def check_settings(self, config: RunConfig) -> None:
@@ -106,10 +104,10 @@ class Training(Protocol):
     def phase(self, number: int) -> str:
         """Return what the sites do in a round."""
 
-    def greeting(self) -> Options:
+    def greeting(self) -> wire.Options:
         """Return what a greeting tells the sites beside the settings."""
 
-    def parts(self, state: Any, site: str, number: int, action: str) -> tuple[wire.Groups, Options]:
+    def parts(self, state: Any, site: str, number: int, action: str) -> tuple[wire.Groups, wire.Options]:
         """Return the arrays and options that a site is sent."""
 
     def expect(self, state: Any, phase: str, weights_hash: str) -> ReplySchema:

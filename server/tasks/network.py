@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class NetworkTask:
-    """See `server.tasks.base.Task` for each hook."""
+    """See `server.tasks.base.ServerTask` for each hook."""
 
     def check_settings(self, config: RunConfig) -> None:
         """Refuse settings of other tasks, and those that contradict one another."""

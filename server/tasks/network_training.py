@@ -22,13 +22,13 @@ from common.styles.bank import StyleBank
 from server.adaptation.styles import gather_styles, group_sites, place_newcomers, wants_styles
 from server.settings.network_rules import check_clusters, network_plan, refuse_other_form
 from server.states.network import Layout, NetworkState
-from server.tasks.base import Options, Saved
+from server.tasks.base import Saved
 from server.tasks.network_merge import merge_networks
 from server.tasks.network_statistics import merge_statistics
 from server.tasks.unsupervised_merge import weights_of
 from server.transport.reply_checks import Ask, ReplySchema
 
-STATISTICS = "statistics"
+_STATISTICS = "statistics"
 """The phase, and the group, of a round in which no weight changes."""
 
 
@@ -117,9 +117,9 @@ class NetworkTraining:
 
     def phase(self, number: int) -> str:
         """Every round trains, but for a last one that measures statistics alone."""
-        return STATISTICS if self.config.measures(number) else "train"
+        return _STATISTICS if self.config.measures(number) else "train"
 
-    def greeting(self) -> Options:
+    def greeting(self) -> wire.Options:
         """Return the number of classes and their names, and which of them the loss treats as crucial."""
         crucial = crucial_classes(self.config.reduction, self.classes)
         return {
@@ -130,9 +130,11 @@ class NetworkTraining:
             ),
         }
 
-    def parts(self, state: NetworkState, site: str, number: int, action: str) -> tuple[wire.Groups, Options]:
+    def parts(
+        self, state: NetworkState, site: str, number: int, action: str
+    ) -> tuple[wire.Groups, wire.Options]:
         """Return the network that a site starts from; nothing where it is asked for its style alone."""
-        options: Options = self.greeting() | {"phase": self.phase(number)}
+        options: wire.Options = self.greeting() | {"phase": self.phase(number)}
         if action == wire.STYLE:
             return {}, options
         options["trained"] = state.trained.get(site, self.uncounted)
@@ -141,7 +143,7 @@ class NetworkTraining:
     def expect(self, state: NetworkState, phase: str, weights_hash: str) -> ReplySchema:
         """Return the names and shapes of a trained network, or of its statistics."""
         groups = self.layout.split(state.model)
-        if phase == STATISTICS:
+        if phase == _STATISTICS:
             groups = {"statistics": groups["statistics"]}
         return ReplySchema.like(groups, weights_hash)
 
@@ -155,7 +157,7 @@ class NetworkTraining:
 
     def merge(self, state: NetworkState, updates: Mapping[str, wire.Update], number: int) -> NetworkState:
         """Merge one round."""
-        merge = merge_statistics if self.phase(number) == STATISTICS else merge_networks
+        merge = merge_statistics if self.phase(number) == _STATISTICS else merge_networks
         state = merge(state, updates, weights_of(updates, self.config), self.layout, self.config)
         if self.config.measures(number):
             return state

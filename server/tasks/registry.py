@@ -11,14 +11,14 @@ from common.settings.load import load_config
 from common.settings.schema import RunConfig
 from common.settings.tasks import TaskFacts
 from server.settings.registered import check_names, rule_conflict
-from server.tasks.base import Task
+from server.tasks.base import ServerTask
 
-TASKS: Registry[type[Task], TaskFacts] = Registry("task", "server.tasks")
+SERVER_TASKS: Registry[type[ServerTask], TaskFacts] = Registry("task", "server.tasks")
 
 
-def task_of(config: RunConfig) -> Task:
+def task_of(config: RunConfig) -> ServerTask:
     """Return the task of a run's settings."""
-    return TASKS.get(config.task)()
+    return SERVER_TASKS.get(config.task)()
 
 
 def load_settings(*layers: Mapping[str, Any]) -> RunConfig:

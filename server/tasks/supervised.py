@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from common.settings.tasks import TASKS as FACTS
+from common.settings.tasks import TASK_FACTS
 from server.tasks.network import NetworkTask
-from server.tasks.registry import TASKS
+from server.tasks.registry import SERVER_TASKS
 
-_FACTS = FACTS["supervised"]
+_FACTS = TASK_FACTS["supervised"]
 
 
-@TASKS.register(_FACTS.name, summary=_FACTS.summary, facts=_FACTS)
+@SERVER_TASKS.register(_FACTS.name, summary=_FACTS.summary, facts=_FACTS)
 class SupervisedTask(NetworkTask):
     """Nothing beside what whole networks have in common."""

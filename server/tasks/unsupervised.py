@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from common.settings.tasks import TASKS as FACTS
-from server.tasks.registry import TASKS
+from common.settings.tasks import TASK_FACTS
+from server.tasks.registry import SERVER_TASKS
 
 if TYPE_CHECKING:
     from common.checkpoint import Checkpoint
@@ -22,12 +22,12 @@ if TYPE_CHECKING:
     from server.inference.base import Cluster, Exported, Predictor, Size
     from server.tasks.base import Training
 
-_FACTS = FACTS["unsupervised"]
+_FACTS = TASK_FACTS["unsupervised"]
 
 
-@TASKS.register(_FACTS.name, summary=_FACTS.summary, facts=_FACTS)
+@SERVER_TASKS.register(_FACTS.name, summary=_FACTS.summary, facts=_FACTS)
 class UnsupervisedTask:
-    """See `server.tasks.base.Task` for each hook."""
+    """See `server.tasks.base.ServerTask` for each hook."""
 
     def check_settings(self, config: RunConfig) -> None:
         """Refuse settings of other tasks; conflicts among its own are refused while settings are loaded."""

@@ -14,7 +14,7 @@ from common.models.head import build_head, init_centroids, state_to_numpy
 from common.settings.schema import RunConfig
 from server.centroids.base import CENTROID_RULES
 from server.states.unsupervised import ModelState, own_groups
-from server.tasks.base import Options, Saved
+from server.tasks.base import Saved
 from server.tasks.unsupervised_merge import lloyd_pass, merge_round, own_lloyd_pass
 from server.transport.reply_checks import Ask, ReplySchema
 
@@ -56,11 +56,13 @@ class UnsupervisedTraining:
         """Return the work of a round."""
         return round_kind(self.config, number)
 
-    def greeting(self) -> Options:
+    def greeting(self) -> wire.Options:
         """Nothing beside the settings."""
         return {}
 
-    def parts(self, state: ModelState, site: str, number: int, action: str) -> tuple[wire.Groups, Options]:
+    def parts(
+        self, state: ModelState, site: str, number: int, action: str
+    ) -> tuple[wire.Groups, wire.Options]:
         """Return the shared model, the site's own parts in their place.
 
         Under ``keep-least-moved`` one site trains a model of its own, but counts and scores for the shared one:

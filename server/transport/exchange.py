@@ -16,7 +16,7 @@ from common.settings.load import to_wire
 from common.settings.schema import RunConfig
 from server.transport.disk_buffer import buffered
 from server.transport.link import Link, Outcome
-from server.transport.registry import Registry
+from server.transport.registry import SiteRegistry
 from server.transport.reply_checks import ReplySchema, read_update, sanitize
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ class Exchange:
     config: RunConfig
     run_key: str
     link: Link
-    registry: Registry
+    registry: SiteRegistry
     buffer_dir: Path | None = None
 
     def __call__(

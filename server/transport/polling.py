@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 
 PATIENCE_SECONDS = 2.0
 """For so long an answer that is on its way has the server's attention alone; after it others are asked for too."""
@@ -39,7 +39,7 @@ TROUBLE_SECONDS = 60.0
 """For so long a SuperLink that answers every call with an error of its own (a locked database) is asked again."""
 
 
-def patiently(call: Callable[[], T]) -> T:
+def patiently(call: Callable[[], _T]) -> _T:
     """Return what a call to the SuperLink returns; where that has trouble of its own, ask again for a while.
 
     Flower does so itself where nobody answers, but not where the answer is an error within the server.

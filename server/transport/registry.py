@@ -68,7 +68,7 @@ class Greeting:
 
 
 @dataclass
-class Registry:
+class SiteRegistry:
     """Connected sites by name, and why others were refused."""
 
     config: RunConfig

@@ -10,7 +10,6 @@ from common.errors import UserError
 from common.settings.load import load_config, read_recipe
 from common.settings.presets import PRESETS
 from common.settings.schema import RunConfig
-from common.settings.tasks import TASKS as FACTS
 from server.settings.applicability import (
     COUNTERPARTS,
     acts,
@@ -195,7 +194,7 @@ def test_every_setting_is_of_the_tasks_that_look_at_it() -> None:
 
 def test_the_table_names_settings_that_exist() -> None:
     known = set(DEFAULTS) | {key.partition(".")[0] for key in DEFAULTS}
-    assert set().union(*(facts.settings for facts in FACTS.values())) <= known
+    assert set().union(*(facts.settings for facts in TASK_FACTS.values())) <= known
     for group in COUNTERPARTS:
         assert set(group) <= set(DEFAULTS) and len(group) > 1
         assert len({tasks_of(key) for key in group}) > 1, "they would never stand in for one another"

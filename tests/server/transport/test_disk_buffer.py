@@ -19,7 +19,7 @@ from common.settings.load import load_config
 from server.transport.disk_buffer import buffered
 from server.transport.exchange import Exchange, Payload
 from server.transport.link import Link, paired
-from server.transport.registry import Registry, SiteInfo
+from server.transport.registry import SiteInfo, SiteRegistry
 from server.transport.reply_checks import ReplySchema
 from tests.support.local_grid import LocalGrid, set_identity
 
@@ -65,7 +65,7 @@ def test_a_full_disk_is_said_in_a_sentence(tmp_path: Path, monkeypatch: pytest.M
 def exchange_of(tmp_path: Path, sites: int, **settings: object) -> Exchange:
     set_identity()
     config = load_config({"task": "supervised", **settings})
-    registry = Registry(config, "run")
+    registry = SiteRegistry(config, "run")
     for i in range(sites):
         registry.sites[str(i)] = SiteInfo(str(i), i + 2, 1, 8, (1, 1), "")
     grid = LocalGrid(ClientApp(), {})

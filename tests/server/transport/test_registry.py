@@ -12,7 +12,7 @@ from flwr.clientapp import ClientApp
 from common import wire
 from common.settings.load import load_config
 from server.transport.link import Link
-from server.transport.registry import HEARING_SECONDS, Registry
+from server.transport.registry import HEARING_SECONDS, SiteRegistry
 from tests.support.local_grid import LocalGrid
 
 HASH = "ab" * 32
@@ -42,8 +42,8 @@ def greeting(name: str, weights: str = HASH, **facts: Any) -> wire.Update:
     return wire.Update(name, weights, facts={k: v for k, v in (numbers | given).items() if v is not None})
 
 
-def greet(grid: LocalGrid, server_hash: str = "", registry: Registry | None = None) -> Registry:
-    found = registry or Registry(load_config({"sites.deadline-seconds": 0.2}), "run", server_hash)
+def greet(grid: LocalGrid, server_hash: str = "", registry: SiteRegistry | None = None) -> SiteRegistry:
+    found = registry or SiteRegistry(load_config({"sites.deadline-seconds": 0.2}), "run", server_hash)
     found.refresh(Link(grid, found.config.sites.deadline_seconds, 0.01), 0, lambda text: None)
     return found
 
@@ -126,7 +126,7 @@ def test_a_registered_name_wins_over_the_one_that_a_site_gives(monkeypatch: pyte
     assert set(greet(grid_of(greeting("somebody-else"))).sites) == {"clinic"}
 
 
-def look(grid: LocalGrid, found: Registry) -> list[str]:
+def look(grid: LocalGrid, found: SiteRegistry) -> list[str]:
     """Refresh as in the middle of a run; return what is said."""
     heard: list[str] = []
     found.refresh(Link(grid, found.config.sites.deadline_seconds, 0.01), 5, heard.append, wait=False)

@@ -13,7 +13,7 @@ from common import wire
 from common.settings.load import load_config
 from server.transport.exchange import Exchange, Payload
 from server.transport.link import Link
-from server.transport.registry import Registry, SiteInfo
+from server.transport.registry import SiteInfo, SiteRegistry
 from server.transport.reply_checks import LONGEST, ReplySchema, sanitize
 from tests.support.local_grid import LocalGrid
 
@@ -62,7 +62,7 @@ def test_a_reason_of_a_round_is_one_short_line(update: wire.Update) -> None:
         return Message(wire.encode_update(update, "float32"), reply_to=message)
 
     config = load_config({"sites.deadline-seconds": 1})
-    registry = Registry(config, "run")
+    registry = SiteRegistry(config, "run")
     registry.sites["a"] = SiteInfo("a", 7, 1, 1, (1, 1), "ab" * 32)
 
     exchange = Exchange(config, "run", Link(LocalGrid(app, {7: {}}), 1, 0.01), registry)
