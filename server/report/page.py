@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
 from pathlib import Path
-from statistics import fmean, stdev
 from typing import Any
 
 from common.evaluation.overlay import cluster_colours, hex_colour
-from common.records import RoundRecord
 from common.system.atomic import atomic_write_text
 from server.report.charts import SERIES_COLOURS, Series, bar_chart, confusion_chart, line_chart
 from server.report.data import RunRecord, TestSet, confusion_shares, read_run, style_clusters, style_sheets
-from server.report.render import MISSING, byte_text, mean_and_spread, percent, render_page, short
+from server.report.render import MISSING, mean_and_spread, percent, render_page, short
 
 
 def write_report(run_dir: str | Path) -> Path:
@@ -25,8 +22,6 @@ def write_report(run_dir: str | Path) -> Path:
     text = render_page(
         "run",
         run=run,
-        facts=_facts(run),
-        tiles=_tiles(run),
         scored_on=_scored_on(run),
         sets=_sets(run) if run.is_network and run.sets else None,
         curves=_curves(run),
@@ -35,31 +30,10 @@ def write_report(run_dir: str | Path) -> Path:
         coverage=_coverage(run),
         clusters=style_clusters(run.folder) if run.is_network else None,
         styles=style_sheets(run.folder) if run.is_network else [],
-        rounds=_rounds(run),
     )
     path = run.folder / "report.html"
     atomic_write_text(path, text)
     return path
-
-
-def _facts(run: RunRecord) -> list[str]:
-    """Say what was trained, how, and how sites were treated."""
-    get = run.settings.get
-    if run.is_network:
-        facts = [f"task {get('task')}", f"DeepLabV3-MobileNetV2, stride {get('network.output-stride')}"]
-        facts.append(f"{get('reduction.kind')} loss")
-        usual = (("network.batchnorm", "shared", "batch norms"), ("style.transfer", "none", "styles"))
-        for key, off, name in (*usual, ("clusters.layers", "none", "clusters own")):
-            facts += [f"{name}: {get(key)}"] if get(key) not in (None, off) else []
-        facts += [f"teacher: {get('teacher.update')}"] if run.facts.self_trains else []
-    else:
-        facts = [f"preset {get('preset')}", str(get("model.backbone")).replace("_", " ")]
-        facts += [f"{get('model.clusters')} clusters", f"centroids merged by {get('centroids.merge')}"]
-        share = get("centroids.share")
-        facts += [f"shared: {share} only"] if share not in (None, "both", "none") else []
-    facts += ["nothing shared: each site trains alone"] if get("centroids.share") == "none" else []
-    facts += ["all shards joined into one site (centralised)"] if get("sites.pool") else []
-    return [*facts, f"seed {run.seed}"]
 
 
 def _scored_on(run: RunRecord) -> str:
@@ -67,49 +41,6 @@ def _scored_on(run: RunRecord) -> str:
     if run.is_network:
         return f", {run.sets[0].name}" if run.sets else ""
     return f", {run.final.split}" if run.final is not None and run.final.split else ""
-
-
-def _tiles(run: RunRecord) -> list[tuple[str, str]]:
-    """Return the headline figures: (value, what it is)."""
-    tiles: list[tuple[str, str]] = []
-    final, last, own = run.final, run.rows[-1], run.own
-    get = run.settings.get
-    if final is not None:
-        tiles.append((percent(final.miou), f"mIoU, round {final.round}" + _scored_on(run)))
-        tiles += _last_rounds(run) if run.is_network else []
-        tiles += [(percent(final.accuracy), "pixel accuracy")] if final.accuracy is not None else []
-    elif own is not None:
-        tiles.append((percent(own.site_miou_mean), f"mean mIoU of {len(own.site_miou)} sites' own models"))
-        tiles.append((percent(own.site_miou_std or 0.0), "spread of those models"))
-    else:
-        tiles.append(("no labels", "label-free figures below"))
-    if last.mean_cosine is not None:
-        tiles.append((f"{last.mean_cosine:.3f}", "mean cosine to the centroid"))
-    if last.loss is not None and final is None:
-        tiles.append((short(last.loss), "loss"))
-    if last.delta is not None:
-        shown = "no bound" if last.epsilon is None else f"{last.epsilon:.2f}"
-        tiles.append((shown, f"epsilon per {get('privacy.unit')}, delta {last.delta:g}"))
-    alone = get("rounds") == 0
-    tiles.append(
-        ("0 rounds", "pretraining alone") if alone else (str(last.round), f"of {get('rounds') or '?'} rounds")
-    )
-    tiles.append((str(len(run.site_names())), "sites"))
-    sent = [byte_text(run.site_bytes(key)) for key in ("bytes_up", "bytes_down")]
-    tiles.append((sent[0] if sent[0] == sent[1] else " / ".join(sent), "up / down per site and round"))
-    return [*tiles, (f"{run.minutes:.1f} min", "in all" if alone else "all rounds")]
-
-
-def _last_rounds(run: RunRecord) -> list[tuple[str, str]]:
-    first = run.sets[0]
-    values = first.last("miou", run.last_count)
-    tiles = []
-    if len(values) > 1:
-        spread = f"deviation {100 * stdev(values):.1f}"
-        tiles.append((percent(fmean(values)), f"mean of the last {len(values)} rounds, {spread}"))
-    if first.clustered:
-        tiles.append((percent(first.final.cluster_miou), "mIoU of the clusters' networks"))
-    return tiles
 
 
 def _pairs(run: RunRecord) -> list[tuple[str, TestSet, str]]:
@@ -248,45 +179,3 @@ def _coverage(run: RunRecord) -> dict[str, Any] | None:
     bars = [(f"cluster {k}", hex_colour(colours[k]), value) for k, value in enumerate(row.cluster_share)]
     chart = bar_chart(sorted(bars, key=lambda bar: -bar[2]), "Share of all patches of each cluster")
     return {"round": row.round, "chart": chart}
-
-
-def _rounds(run: RunRecord) -> dict[str, Any]:
-    """Return one line a round with all its figures; a figure that no round has gets no column."""
-
-    def written(values: Iterable[float | None], form: str) -> list[str]:
-        return [MISSING if value is None else form.format(value) for value in values]
-
-    def number(row: RoundRecord) -> str | tuple[str, str]:
-        return str(row.round) if row.counted else (str(row.round), "not counted")
-
-    def sites(row: RoundRecord) -> str | tuple[str, str]:
-        left_out = len(row.quarantined)
-        return (str(len(row.sites)), f"({left_out} left out)") if left_out else str(len(row.sites))
-
-    def sent(row: RoundRecord, key: str) -> str:
-        counts = getattr(row, key)
-        return byte_text(sum(counts.values()) if counts else None)
-
-    rows = run.rows
-    columns: list[tuple[str, Sequence[Any]]] = [
-        ("round", [number(row) for row in rows]),
-        ("sites", [sites(row) for row in rows]),
-        ("loss", written((row.loss for row in rows), "{:.4f}")),
-        ("pixels believed", [percent(row.kept) for row in rows]),
-        ("mean cosine", written((row.mean_cosine for row in rows), "{:.3f}")),
-        ("accuracy", [percent(row.accuracy) for row in rows]),
-    ]
-    for one in run.sets:
-        curve = dict(one.curve("miou"))
-        title = "mIoU" if len(run.sets) < 2 else f"mIoU, {one.name}"
-        columns.append((title, [percent(curve.get(row.round)) for row in rows]))
-    columns += [
-        ("up, all sites", [sent(row, "bytes_up") for row in rows]),
-        ("down, all sites", [sent(row, "bytes_down") for row in rows]),
-        ("seconds", written((row.seconds or None for row in rows), "{:.1f}")),
-    ]
-    columns = [column for column in columns if any(cell != MISSING for cell in column[1])]
-    return {
-        "head": [title for title, _ in columns],
-        "rows": list(zip(*(cells for _, cells in columns), strict=True)),
-    }

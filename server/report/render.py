@@ -53,7 +53,7 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    made.filters |= {"percent": percent, "byte_text": byte_text}
+    made.filters |= {"percent": percent, "byte_text": byte_text, "mean": fmean, "deviation": stdev}
     return made
 
 
