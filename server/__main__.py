@@ -266,13 +266,12 @@ def _list(
     """List the names that settings know: rules, objectives, backbones or tasks, with a line about each."""
     from common.models.inputs import BACKBONES
     from server.settings.registered import REGISTRIES
+    from server.tasks.registry import SERVER_TASKS
 
-    registries = {**REGISTRIES, "model.backbone": BACKBONES}
-    known: dict[str, list[Any]] = {key: registry.entries() for key, registry in registries.items()}
-    known["task"] = list(TASK_FACTS.values())
+    registries = {**REGISTRIES, "model.backbone": BACKBONES, "task": SERVER_TASKS}
     keys = {"tasks": ["task"], "objectives": ["loss.objective"], "backbones": ["model.backbone"]}
     for key in keys.get(what, ["centroids.merge", "aggregation.rule", "aggregation.optimizer"]):
-        print_table((key, ""), [(entry.name, entry.summary) for entry in known[key]])
+        print_table((key, ""), [(entry.name, entry.summary) for entry in registries[key].entries()])
 
 
 @_line.command("runs/camvid-*")

@@ -14,6 +14,7 @@ from server.loop.strategy import SegmentationStrategy
 from server.tasks.base import Training
 from server.transport.exchange import Exchange
 from server.transport.link import Link
+from server.transport.registry import SiteRegistry
 from server.transport.reply_checks import ReplySchema
 
 

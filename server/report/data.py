@@ -24,7 +24,7 @@ from common.records import RoundRecord, SetRecord
 from common.settings.migration import migrated
 from common.settings.schema import Eval, RunConfig
 from common.settings.section import flatten
-from common.settings.tasks import TaskFacts
+from common.settings.tasks import TASK_FACTS, TaskFacts
 from common.styles.bank import STYLES_PICTURE
 from common.styles.clusters import CLUSTERS_FILE, ClustersRecord
 

@@ -18,7 +18,7 @@ from common.errors import UserError
 from common.settings.load import load_config
 from common.settings.schema import RunConfig
 from common.settings.section import Scalar
-from common.settings.tasks import TaskFacts
+from common.settings.tasks import TASK_FACTS, TaskFacts
 
 Words = tuple[str, ...]
 

@@ -10,6 +10,7 @@ from common.errors import UserError
 from common.settings.load import load_config, read_recipe
 from common.settings.presets import PRESETS
 from common.settings.schema import RunConfig
+from common.settings.tasks import TASK_FACTS
 from server.settings.applicability import (
     COUNTERPARTS,
     acts,
