@@ -15,7 +15,7 @@ from typing import IO, Any
 
 from common.errors import UserError
 
-_LEDGER = "egress.jsonl"
+_LEDGER = "egress.jsonl"  # named in the documents: engineers read it with tools of their own
 
 
 def record_egress(

@@ -19,7 +19,13 @@ from common.errors import UserError
 from partitions.sources.base import SAME, SOURCE, TRAIN_EVAL, Dataset
 
 TARGET = "target"
-_KEY_COLUMNS = ("image", "path", "file", "filename", "name")
+_KEY_COLUMNS = (
+    "image",
+    "path",
+    "file",
+    "filename",
+    "name",
+)  # names that published lists use, likeliest first
 
 
 def from_regex(entries: Sequence[Entry], pattern: str) -> list[Entry]:

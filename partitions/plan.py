@@ -19,7 +19,7 @@ from partitions.rules import by_domain, characteristic_class, check_sites, diric
 from partitions.sources.base import TRAIN_EVAL, Dataset
 
 Histograms = npt.NDArray[np.int64]
-NO_DOMAIN = "(none)"
+_NO_DOMAIN = "(none)"  # no folder is called so: images without a domain form a group of their own
 
 
 @dataclass(frozen=True)
@@ -168,7 +168,7 @@ def _assign(data: Dataset, histograms: Histograms | None, request: Request) -> l
                 f"--by lists needs lists of clients, which {data.name} does not have here; use --by domain or iid."
             )
         return by_domain([data.clients[entry.image] for entry in images], request.sites)
-    domains = [entry.domain or NO_DOMAIN for entry in images]
+    domains = [entry.domain or _NO_DOMAIN for entry in images]
     named = {entry.domain for entry in images} != {None}
     if request.rule == "domain":
         if not named:

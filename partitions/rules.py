@@ -104,6 +104,7 @@ def dirichlet(groups: Sequence[int | str], sites: int, alpha: float, seed: int) 
         exact = rng.dirichlet(np.full(sites, alpha)) * len(indices)
         counts = np.floor(exact).astype(np.int64)
         rest = len(indices) - int(counts.sum())
+        # largest remainders first; a stable sort gives equal ones to the earlier site on every machine
         counts[np.argsort(-(exact - counts), kind="stable")[:rest]] += 1
         order = rng.permutation(np.asarray(indices))
         for site, part in enumerate(np.split(order, np.cumsum(counts)[:-1])):

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from common.errors import UserError
 
-TIMEOUT_SECONDS = 5.0
-SOON_DAYS = 30
+TIMEOUT_SECONDS = 5.0  # an answer over the internet takes well below a second; silence means a firewall
+SOON_DAYS = 30  # time to ask the operator for a new certificate and to hand it out
 GRPC_PROTOCOL = "h2"
 """What a TLS server of gRPC, and so the Fleet API, always agrees on; the control port (HTTP/1.1) never does."""
 

@@ -15,8 +15,8 @@ from collections.abc import Callable, Iterable
 
 _log = logging.getLogger(__name__)
 
-STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
-_LOOK_SECONDS = 0.02
+STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)  # what service managers and terminals send
+_LOOK_SECONDS = 0.02  # children end within milliseconds of SIGTERM, so that a stop is not felt
 
 
 def fork(work: Callable[[], None]) -> int:

@@ -23,12 +23,12 @@ from client.join.connection import Address, check_certificates, check_key
 from client.join.forks import end, exit_code, fork
 from common.errors import UserError
 
-LOOPBACK = "127.0.0.1"
+LOOPBACK = "127.0.0.1"  # node and tasks talk here alone: unencrypted, and no other machine can listen
 HURRY = 5.0
 """A SuperNode asks the server for work every 3 s, its tasks for answers every 0.5 s; this many times as often."""
 
 _LOOK_SECONDS = 0.1  # a look costs 4 ms of processor time, in two processes, all day
-_NODE_STOP_SECONDS = 10.0
+_NODE_STOP_SECONDS = 10.0  # a SuperNode says goodbye to the server, which may be far away
 
 
 @dataclass(frozen=True)

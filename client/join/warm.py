@@ -50,8 +50,8 @@ REFUSED_SECONDS = 5.0
 """So long may a SuperNode not know its executor: requests carry the time, and somebody may set the clock meanwhile."""
 
 _ACQUIRE = "/flwr.proto.Runtime/AcquireTask"
-_RECEIPT_BYTES = 1 << 16
-_STOP_SECONDS = 5.0
+_RECEIPT_BYTES = 1 << 16  # what a pipe of Linux holds; a message without content has some hundred bytes
+_STOP_SECONDS = 5.0  # a task that is stopped has nothing to save; the run asks again
 
 
 def preload(modules: tuple[str, ...] = HEAVY) -> None:

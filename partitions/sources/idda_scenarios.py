@@ -20,7 +20,7 @@ UNSEEN: dict[str, tuple[int, str]] = {"country": (0, "T07"), "rainy": (1, "HRN")
 
 DISTRIBUTIONS = ("heterogeneous", "uniform", "class-imbalance")
 Domains = Mapping[str, Sequence[str]]  # domain -> images
-Clients = dict[str, list[str]]  # client -> images
+_Clients = dict[str, list[str]]  # client -> images
 _TEST_SHARE = 5
 _DOMAINS_PER_CLIENT = 4
 
@@ -51,7 +51,7 @@ def hold_out(domains: Domains, seed: int) -> tuple[dict[str, list[str]], dict[st
     return train, test
 
 
-def uniform(train: Domains, seed: int) -> Clients:
+def uniform(train: Domains, seed: int) -> _Clients:
     """Deal every domain out, one image a client: all clients see as many domains as they have images.
 
     There are as many clients as domains; with domains of one size each holds that many images, of
@@ -60,7 +60,7 @@ def uniform(train: Domains, seed: int) -> Clients:
     clients = [f"client_{i + 1}" for i in range(len(train))]
     rng = numpy_generator(seed, "idda", "uniform")
     names = list(train)
-    dealt: Clients = {client: [] for client in clients}
+    dealt: _Clients = {client: [] for client in clients}
     turn = 0
     for d in rng.permutation(len(names)):
         images = train[names[d]]
@@ -75,7 +75,7 @@ def class_imbalance(
     scenario: str,
     seed: int,
     characteristic: Callable[[list[str]], npt.NDArray[np.int64]],
-) -> Clients:
+) -> _Clients:
     """Give every client images of few classes from three to five domains (all, where there are fewer).
 
     Domains are grouped at random by about four. The images of a group are ordered by the class that
@@ -86,7 +86,7 @@ def class_imbalance(
     names = [list(train)[i] for i in rng.permutation(len(train))]
     every = [image for name in names for image in train[name]]
     standing_out = dict(zip(every, characteristic(every).tolist(), strict=True))
-    clients: Clients = {}
+    clients: _Clients = {}
     groups = max(1, round(len(names) / _DOMAINS_PER_CLIENT))
     for group in np.array_split(np.arange(len(names)), groups):
         images = [image for g in group for image in train[names[g]]]

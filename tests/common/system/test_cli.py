@@ -128,7 +128,7 @@ def test_progress_shows_in_a_pipe_but_not_for_quick_work(
     assert capsys.readouterr().err == ""
 
 
-@pytest.mark.parametrize("what", ["rules", "backbones", "tasks"])
+@pytest.mark.parametrize("what", ["rules", "objectives", "backbones", "tasks"])
 def test_registered_names_are_listed_with_a_line_each(what: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert server_line.run(["list", what]) == 0
     lines = capsys.readouterr().out.splitlines()
