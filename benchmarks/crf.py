@@ -34,7 +34,7 @@ from common.errors import report_user_errors
 from common.evaluation.clusters import backbone_maps, seen_image
 from common.evaluation.crf import DEFAULT, CrfSettings, mean_field
 from common.models.inputs import prepare_image
-from common.models.segmenter import SHARPNESS, Segmenter
+from common.models.segmenter import COSINE_SHARPNESS, Segmenter
 
 Bytes = npt.NDArray[np.uint8]
 
@@ -173,7 +173,7 @@ def least_seconds(unary: Tensor, image: Bytes, repeats: int) -> float:
 def measure(index: int, image: Bytes, cosines: dict[int, Tensor], repeats: int) -> Row:
     """Refine one image both ways, for every K; the fast way is timed at the largest."""
     unaries = {
-        clusters: -torch.log_softmax(SHARPNESS * values, dim=0) for clusters, values in cosines.items()
+        clusters: -torch.log_softmax(COSINE_SHARPNESS * values, dim=0) for clusters, values in cosines.items()
     }
     start = time.perf_counter()
     expected = dense_mean_field(list(unaries.values()), image)

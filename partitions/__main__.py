@@ -23,7 +23,7 @@ from partitions.leaf import Form
 from partitions.output import staged_folder
 from partitions.plan import Request, Split, plan, write
 from partitions.rules import DIVISIONS
-from partitions.sources.base import Dataset, Source, check_table, datasets, load_dataset
+from partitions.sources.base import Dataset, SourceFacts, check_table, datasets, load_dataset
 
 _INTRODUCTION = """\
 Divide a data set on disk into shards, one per site. Images stay where they are: a shard is a list of paths. \
@@ -45,7 +45,7 @@ python -m partitions camvid --root ../shared/data/camvid --sites-of dusk_a,carpa
 _DIVISION, _DOMAINS = "Division", "Domains, and their roles in adaptation (names separated by commas)"
 
 
-def _common_options(source: Source) -> list[Option]:
+def _common_options(source: SourceFacts) -> list[Option]:
     """Return the options that every data set has."""
     root = "Folder of the data set." if source.needs_root else "Folder for images (default: OUT/data)."
     divide, name = partial(option, group=_DIVISION), partial(option, group=_DOMAINS)

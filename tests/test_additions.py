@@ -145,13 +145,13 @@ import numpy as np
 from PIL import Image
 
 from common.data.manifest import Entry
-from partitions.sources.base import DATASETS, Dataset, Source
+from partitions.sources.base import DATASETS, Dataset, SourceFacts
 
 
 @DATASETS.register(
     "halves",
     summary="images whose left half is bright",
-    facts=Source("Nothing is needed.", "", needs_root=False, classes="halves"),
+    facts=SourceFacts("Nothing is needed.", "", needs_root=False, classes="halves"),
 )
 def read_halves(job):
     """Draw six images for each of two domains."""

@@ -1,4 +1,4 @@
-"""How is another view of a picture made, and where does each of its patches lie in the picture?
+"""Augmentation: another version of an image, and where each of its patches lies in the image.
 
 The augmentation of STEGO's code: a crop of 80 to 100 %, mirrored or not, changed in colour, now and then
 grey or blurred. A view follows from (seed, image, number) alone: it can be cached, and its geometry need

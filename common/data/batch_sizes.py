@@ -1,4 +1,4 @@
-"""Will the images of a shard make batches that a network can take, asked before anything is trained?
+"""Checks before training whether the images of a shard make batches that a network can take.
 
 They need one size, and no batch may be a single feature: batch norm divides by its deviation.
 """
@@ -14,7 +14,7 @@ from common.settings.network import Transforms
 from common.settings.schema import RunConfig
 
 
-def check_features(
+def check_single_features(
     shard: Shard, transforms: Transforms, stride: int, batch: int, key: str = "local.batch"
 ) -> None:
     """Raise `UserError` where an image that is alone in its batch is no larger than one cell of the features.
@@ -105,6 +105,6 @@ def check_batches(shard: Shard, config: RunConfig) -> None:
     check_batch_sizes(shard, config.transforms, config.local.batch)
     stride = config.network.output_stride
     if config.network.freeze != "batchnorm":
-        check_features(shard, config.transforms, stride, config.local.batch)
+        check_single_features(shard, config.transforms, stride, config.local.batch)
     if config.network.site_statistics or config.network.final_statistics:
         check_measured(shard, config.transforms, stride)

@@ -75,7 +75,7 @@ def check_shard(shard: Shard, labels: bool, progress: Progress | None = None) ->
     return faults
 
 
-def check_labels(shard: Shard, progress: Progress | None = None, sizes: bool = False) -> None:
+def check_label_files(shard: Shard, progress: Progress | None = None, sizes: bool = False) -> None:
     """Read every label that there is, and no image; `UserError` for the first that is wrong.
 
     With ``sizes`` headers of images are read too: each has to be of its label map's size, where the shard does not
@@ -149,5 +149,5 @@ def check_labelled(shard: Shard, table: ClassTable, why: str) -> None:
 
 
 def check_truth(shard: Shard) -> None:
-    """Read all labels, and of images the headers, with progress; `UserError` as `check_labels` raises it."""
-    check_labels(shard, progress_line(f"checking labels of {shard.name}"), sizes=True)
+    """Read all labels, and of images the headers, with progress; `UserError` as `check_label_files` raises it."""
+    check_label_files(shard, progress_line(f"checking labels of {shard.name}"), sizes=True)

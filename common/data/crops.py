@@ -1,4 +1,4 @@
-"""What does an entry of a manifest show: a whole photo, or one view of it?
+"""Crops of an image that an entry of a manifest can stand for: the whole, or one of five views.
 
 Wide scenes lose much when they are squeezed into the input of a backbone, so the published method trains on
 five views of every photo: the four corners and the centre, half as high and half as wide. A view is cut when

@@ -1,4 +1,4 @@
-"""How does a picture or a label map come off the disk, whatever form it has?"""
+"""Reads images and label maps off the disk, whatever form they have."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How do an image and its label map become a pair of one size?"""
+"""Reads an image with its label map as a pair of one size."""
 
 from __future__ import annotations
 

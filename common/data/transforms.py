@@ -1,4 +1,4 @@
-"""How are an image and its label changed together, before a training step and before scoring?
+"""Joint transforms of an image and its label, before a training step and before scoring.
 
 Every call draws the same count of numbers, and each transform looks at its own: switching one on or off
 leaves what the others do as it was, so that two settings can be compared on the same crops.
@@ -28,7 +28,7 @@ BLUR_SIGMA = (0.1, 2.0)
 Pair = tuple[torch.Tensor, torch.Tensor | None]
 
 
-class Draws(NamedTuple):
+class TransformDraws(NamedTuple):
     """One number in [0, 1) per decision."""
 
     scale: float
@@ -47,9 +47,11 @@ class Draws(NamedTuple):
     flip_vertical: float  # newer than the others, hence behind them: their numbers stay what they were
 
 
-def draw(generator: torch.Generator) -> Draws:
+def draw_decisions(generator: torch.Generator) -> TransformDraws:
     """Draw all decisions of one image; advances ``generator`` by the same amount whatever the settings."""
-    return Draws(*torch.rand(len(Draws._fields), generator=generator, dtype=torch.float64).tolist())
+    return TransformDraws(
+        *torch.rand(len(TransformDraws._fields), generator=generator, dtype=torch.float64).tolist()
+    )
 
 
 @dataclass(frozen=True)
@@ -86,7 +88,7 @@ class JointTransform:
             raise ValueError(
                 f"expected a label uint8 {list(image.shape[1:])}, got {label.dtype} {list(label.shape)}"
             )
-        drawn = draw(generator)
+        drawn = draw_decisions(generator)
         pair = self._crop(self._rotate(self._resize((image, label), drawn), drawn), drawn)
         if drawn.flip < self.transforms.flip:
             pair = mirror(pair)
@@ -94,18 +96,18 @@ class JointTransform:
             pair = upside_down(pair)
         return self._blur(self._colours(pair[0], drawn), drawn), pair[0], pair[1]
 
-    def _resize(self, pair: Pair, drawn: Draws) -> Pair:
+    def _resize(self, pair: Pair, drawn: TransformDraws) -> Pair:
         """Resize to the fixed size and scale in one step: pixels are interpolated once."""
         settings = self.transforms
         height, width = settings.resize_height or pair[0].shape[1], settings.resize_width or pair[0].shape[2]
         factor = _between(settings.scale_min, settings.scale_max, drawn.scale)
         return resize(pair, max(1, round(height * factor)), max(1, round(width * factor)))
 
-    def _rotate(self, pair: Pair, drawn: Draws) -> Pair:
+    def _rotate(self, pair: Pair, drawn: TransformDraws) -> Pair:
         largest = self.transforms.rotation
         return rotate(pair, _between(-largest, largest, drawn.rotation)) if largest else pair
 
-    def _crop(self, pair: Pair, drawn: Draws) -> Pair:
+    def _crop(self, pair: Pair, drawn: TransformDraws) -> Pair:
         settings = self.transforms
         high, wide = pair[0].shape[1:]
         if settings.crop == "random":
@@ -121,7 +123,7 @@ class JointTransform:
             return resize(window(pair, top, left, height, width), settings.height, settings.width)
         return pair
 
-    def _colours(self, image: torch.Tensor, drawn: Draws) -> torch.Tensor:
+    def _colours(self, image: torch.Tensor, drawn: TransformDraws) -> torch.Tensor:
         jitter, hue = self.transforms.jitter, self.transforms.hue
         if not jitter and not hue:
             return image
@@ -130,7 +132,7 @@ class JointTransform:
         )
         return recolour(image, brightness, contrast, saturation, _between(-hue, hue, drawn.hue))
 
-    def _blur(self, image: torch.Tensor, drawn: Draws) -> torch.Tensor:
+    def _blur(self, image: torch.Tensor, drawn: TransformDraws) -> torch.Tensor:
         return blur(image, _between(*BLUR_SIGMA, drawn.sigma)) if drawn.blur < self.transforms.blur else image
 
 

@@ -23,7 +23,7 @@ from PIL import Image
 from torch import Tensor
 
 from common.evaluation.permutohedral import Lattice
-from common.models.segmenter import SHARPNESS
+from common.models.segmenter import COSINE_SHARPNESS
 from common.seeds import torch_generator
 
 Bytes = npt.NDArray[np.uint8]
@@ -57,7 +57,7 @@ def refine(cosines: Tensor, image: Bytes, settings: CrfSettings = DEFAULT) -> By
         image: RGB, uint8 [H, W, 3].
         settings: weights and widths.
     """
-    return refine_logits(SHARPNESS * cosines.float(), image, settings)
+    return refine_logits(COSINE_SHARPNESS * cosines.float(), image, settings)
 
 
 def refine_logits(logits: Tensor, image: Bytes, settings: CrfSettings = DEFAULT) -> Bytes:

@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 
+from common.data.classes import IGNORE
 from common.errors import UserError
 
-IGNORE = 255
 UNMATCHED = -1
 
 MatchRule = Literal["hungarian", "many-to-one", "identity"]

@@ -21,9 +21,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from common.data.classes import IGNORE
 from common.data.manifest import Shard
 from common.evaluation.clusters import ScoreAt, seen_label
-from common.evaluation.metrics import IGNORE
 from common.features.source import FeatureSource
 from common.models.segmenter import Geometry, Segmenter, interpolation
 from common.seeds import numpy_generator

@@ -1,4 +1,4 @@
-"""Which images of a shard look most alike?"""
+"""Nearest neighbours: which images of a shard look most alike."""
 
 from __future__ import annotations
 

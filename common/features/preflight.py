@@ -1,4 +1,4 @@
-"""What would stop training on a shard, found out before anything starts?
+"""Checks of a shard's features before training starts.
 
 Server and site ask the same questions, each about what lies on its own machine. Nothing here writes.
 """

@@ -1,4 +1,4 @@
-"""What does training need to know of a site's features, wherever they come from?"""
+"""The interface by which training reads a site's features, wherever they come from."""
 
 from __future__ import annotations
 

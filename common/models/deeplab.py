@@ -1,4 +1,4 @@
-"""How does DeepLabV3 on MobileNetV2 turn images into class scores, and what of it travels?
+"""DeepLabV3 on MobileNetV2: images to class scores, and the arrays of it that travel.
 
 Chen et al., "Rethinking Atrous Convolution for Semantic Image Segmentation" (2017), section 3.3; Sandler et
 al., "MobileNetV2" (2018). The backbone is torchvision's, the head computes what torchvision's computes and
@@ -23,7 +23,7 @@ from common.models.weights import prepare_torchvision
 from common.seeds import derive
 from common.settings.network import Network, numbers
 
-Arrays = dict[str, np.ndarray]
+_Arrays = dict[str, np.ndarray]
 
 FEATURES = 1280
 """Channels of MobileNetV2's last convolution."""
@@ -31,7 +31,7 @@ FEATURES = 1280
 WIDTH = 256
 """Channels of every part of the head."""
 
-STATISTICS = {
+NORMALIZATIONS = {
     "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
     "half": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
     "none": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
@@ -143,7 +143,7 @@ class DeepLab(nn.Module):
         )
         self.classes = classes
         self.output_stride = int(network.output_stride)
-        for name, values in zip(("mean", "std"), STATISTICS[network.normalize], strict=True):
+        for name, values in zip(("mean", "std"), NORMALIZATIONS[network.normalize], strict=True):
             self.register_buffer(name, torch.tensor(values).view(1, 3, 1, 1), persistent=False)
 
     def seed_dropout(self, seed: int) -> None:
@@ -229,11 +229,11 @@ def network_signature(classes: int, network: Network) -> str:
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
-def network_to_arrays(model: nn.Module) -> tuple[Arrays, Arrays]:
+def network_to_arrays(model: nn.Module) -> tuple[_Arrays, _Arrays]:
     """Copy what travels: all parameters, and all running statistics, as float32 by state-dict name."""
     state = model.state_dict()
 
-    def copied(keys: frozenset[str]) -> Arrays:
+    def copied(keys: frozenset[str]) -> _Arrays:
         return {
             key: np.array(state[key].detach().cpu().numpy(), dtype=np.float32, order="C")
             for key in state

@@ -1,4 +1,4 @@
-"""Which weights does a segmentation network start from?
+"""Starting weights of a segmentation network.
 
 ``pretrained`` is torchvision's ImageNet backbone, ``random`` what the constructor drew. Otherwise files: a
 backbone in torchvision's names (``features.*``; a classifier beside it is not needed), a whole network in ours

@@ -1,4 +1,4 @@
-"""Which arrays of a network belong together: batch norms, encoder, decoder, a cluster's, a site's own?
+"""Groups of a network's arrays: batch norms, encoder, decoder, those of a cluster or a site.
 
 Chosen by the type of the module that holds them, never by name: the batch norms of MobileNetV2 are called
 ``backbone.4.conv.1.1``. All keys are names of the state dict. ``num_batches_tracked`` is in no scope:
@@ -15,7 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 Keys = frozenset[str]
 
-STATISTICS = ("running_mean", "running_var")
+_STATISTICS = ("running_mean", "running_var")
 
 
 def parameter_keys(model: nn.Module) -> Keys:
@@ -29,7 +29,7 @@ def statistics_keys(model: nn.Module) -> Keys:
         f"{name}.{statistic}"
         for name, module in model.named_modules()
         if isinstance(module, _BatchNorm) and module.track_running_stats
-        for statistic in STATISTICS
+        for statistic in _STATISTICS
     )
 
 

@@ -1,4 +1,4 @@
-"""How does a head with its centroids turn backbone features into one cluster per pixel?
+"""Segmenter: a head with its centroids turns backbone features into one cluster per pixel.
 
 Shapes: B images, C feature channels, D code length, K clusters, h x w the feature grid, H x W pixels.
 """
@@ -24,7 +24,7 @@ from common.settings.unsupervised import Model
 
 Upsample = Literal["cosines", "code"]
 
-SHARPNESS = 2.0
+COSINE_SHARPNESS = 2.0
 """Factor from cosine to logit before a softmax (STEGO's and FUSS's evaluation use 2)."""
 
 STRIP_VALUES = 1 << 22

@@ -1,4 +1,4 @@
-"""Which model does a checkpoint hold where sites keep parts of it to themselves?
+"""The model in a checkpoint where sites keep parts of it to themselves.
 
 Under ``centroids.share`` "none", "head" or "centroids" what is not shared stays, in the checkpoint's ``head`` and
 ``centroids``, as it was drawn before the first round: whoever segments with it has to name a site.
@@ -16,7 +16,7 @@ _SITE = "site/"
 _NAMED = 24
 """More names than this do not fit into a sentence."""
 
-MODEL = frozenset({"head", "centroids"})
+_PARTS = frozenset({"head", "centroids"})
 
 
 def own_sites(saved: Checkpoint) -> tuple[str, ...]:
@@ -28,11 +28,11 @@ def unshared(saved: Checkpoint) -> frozenset[str]:
     """Return which of head and centroids no site shares with another, so that there is no common model."""
     if saved.config.centroids.share == "both":  # one site may still keep its own beside the shared model
         return frozenset()
-    return MODEL & {key.split("/")[2] for key in saved.extra if key.startswith(_SITE)}
+    return _PARTS & {key.split("/")[2] for key in saved.extra if key.startswith(_SITE)}
 
 
 def chosen_model(
-    saved: Checkpoint, where: str, site: str | None = None, needed: Collection[str] = MODEL
+    saved: Checkpoint, where: str, site: str | None = None, needed: Collection[str] = _PARTS
 ) -> Checkpoint:
     """Return a checkpoint whose head and centroids are those of the shared model, or of one site.
 

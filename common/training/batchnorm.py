@@ -1,4 +1,4 @@
-"""What do the batch norms of a network see at one site, and how far does the network go along with it?
+"""Batch norm statistics measured at a site, blended with those of the network.
 
 Images of dusk shift the means and variances that a network met in training, and no label is needed to shift
 them along. A mean of both statistics beats either: the source's are exact but of other pictures, the site's

@@ -1,4 +1,4 @@
-"""How is the mean of all models seen so far kept, without keeping the models?"""
+"""Running mean of models, without keeping the models."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-Arrays = Mapping[str, npt.NDArray[Any]]
+_Arrays = Mapping[str, npt.NDArray[Any]]
 
 
-def running_mean(mean: Arrays | None, count: int, model: Arrays) -> tuple[dict[str, npt.NDArray[Any]], int]:
+def running_mean(mean: _Arrays | None, count: int, model: _Arrays) -> tuple[dict[str, npt.NDArray[Any]], int]:
     """Return the mean of ``count + 1`` models, ``(count * mean + model) / (count + 1)``, and that number.
 
-    ``mean`` is the mean of the first ``count`` models, ``None`` with 0. Arrays keep the dtype of ``model``;
+    ``mean`` is the mean of the first ``count`` models, ``None`` with 0. _Arrays keep the dtype of ``model``;
     the sum is float64, so each call rounds once. Nothing that is returned shares memory with what was given.
 
     Meant for parameters. Running statistics of batch norms belong to the weights they were measured with:

@@ -1,4 +1,4 @@
-"""Which learning rate does a step of a run have?
+"""Learning rate schedules over all steps of a run.
 
 The schedule runs over all optimiser steps of a run. A federated run has many short trainings: each starts where
 the rounds before it ended, or its learning rate would never move.

@@ -1,4 +1,4 @@
-"""How does a whole network take its optimiser steps, whoever says what the loss is?
+"""Optimizer steps of a whole network, whoever says what the loss is.
 
 `Stepper` turns a loss into one step: scaled gradients on CUDA, FedProx, a learning rate that follows the whole run.
 `train_steps` drives it with labelled batches, for pretraining and for supervised sites alike; self-training has

@@ -1,4 +1,4 @@
-"""On what is a synthetic scene drawn, and where does a place on the road appear in the picture?"""
+"""Canvas of a synthetic scene, and the projection of places on the road into the image."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from partitions.drawing.conditions import Colour
+from partitions.drawing.conditions import Rgb
 
 SKY, BUILDING, ROAD, PAVEMENT, GRASS, TREE, CAR, PERSON = range(8)
 
-Array = npt.NDArray[np.float32]
+FloatMap = npt.NDArray[np.float32]
 CAMERA = 1.45  # metres above the road
 FAR = 95.0  # nothing is drawn beyond, in metres
 FOCAL = 0.95  # in units of the image height
 
 
-def noise(rng: np.random.Generator, height: int, width: int, cell: float) -> Array:
+def noise(rng: np.random.Generator, height: int, width: int, cell: float) -> FloatMap:
     """Return smooth noise [height, width] of unit variance whose features are ``cell`` pixels wide."""
     rows, columns = max(2, round(height / cell)), max(2, round(width / cell))
     coarse = rng.standard_normal((rows, columns), dtype=np.float32)
@@ -32,10 +32,10 @@ def noise(rng: np.random.Generator, height: int, width: int, cell: float) -> Arr
 class Canvas:
     """What has been drawn so far: albedo [H, W, 3], label [H, W], distance [H, W] in metres, glow [H, W]."""
 
-    colour: Array
+    colour: FloatMap
     label: npt.NDArray[np.uint8]
-    distance: Array
-    glow: Array
+    distance: FloatMap
+    glow: FloatMap
     horizon: float  # row of infinity, in units of the image height
     vanish: float  # column of infinity, in units of the image height from the centre
     offset: float  # metres from the camera to the middle of the road
@@ -53,16 +53,18 @@ class Canvas:
         rows: slice,
         columns: slice,
         mask: npt.NDArray[np.bool_],
-        colour: Array,
+        colour: FloatMap,
         label: int,
-        z: Array | float,
+        z: FloatMap | float,
     ) -> None:
         """Draw ``colour`` where ``mask`` holds inside the window."""
         self.colour[rows, columns][mask] = colour if colour.ndim == 1 else colour[mask]
         self.label[rows, columns][mask] = label
         self.distance[rows, columns][mask] = z[mask] if isinstance(z, np.ndarray) else z
 
-    def window(self, x: float, half: float, top: float, z: float) -> tuple[slice, slice, Array, Array] | None:
+    def window(
+        self, x: float, half: float, top: float, z: float
+    ) -> tuple[slice, slice, FloatMap, FloatMap] | None:
         """Return the pixels of an upright box and their place in it, or None where it is out of sight.
 
         ``x`` metres right of the road's middle, ``half`` metres to either side, ``top`` metres high,
@@ -82,12 +84,12 @@ class Canvas:
         return rows, columns, u.astype(np.float32)[None, :], v.astype(np.float32)[:, None]
 
 
-def rgb(colour: Colour) -> Array:
+def rgb(colour: Rgb) -> FloatMap:
     """Return a colour as float32 [3]."""
     return np.asarray(colour, dtype=np.float32)
 
 
-def vary(rng: np.random.Generator, colour: Colour, amount: float) -> Array:
+def vary(rng: np.random.Generator, colour: Rgb, amount: float) -> FloatMap:
     """Return a colour nearby: brightness changes more than hue."""
     change = 1 + amount * rng.standard_normal() + 0.35 * amount * rng.standard_normal(3)
     return np.clip(rgb(colour) * change, 0.02, 1.0).astype(np.float32)

@@ -1,4 +1,4 @@
-"""In which surroundings, light and colours does a synthetic drive take place?
+"""Conditions of a synthetic drive: surroundings, light and colors.
 
 A drive is a place (which classes stand where), a light (how the air and the lamp change colours) and
 a palette (what colour things have there). Sites differ in all three, so that their class mixes and
@@ -12,7 +12,7 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 
-Colour = tuple[float, float, float]
+Rgb = tuple[float, float, float]
 
 
 @dataclass(frozen=True)
@@ -37,9 +37,9 @@ class Light:
 
     name: str
     gain: float
-    tint: Colour
-    zenith: Colour
-    horizon: Colour
+    tint: Rgb
+    zenith: Rgb
+    horizon: Rgb
     haze: float
     noise: float
     contrast: float = 1.0
@@ -50,13 +50,13 @@ class Light:
 class Palette:
     """Albedo of each material, 0..1."""
 
-    facade: Colour
-    road: Colour
-    pavement: Colour
-    grass: Colour
-    tree: Colour
-    car: Colour
-    cloth: Colour
+    facade: Rgb
+    road: Rgb
+    pavement: Rgb
+    grass: Rgb
+    tree: Rgb
+    car: Rgb
+    cloth: Rgb
 
 
 PLACES = (
@@ -89,7 +89,7 @@ class Condition:
         return f"{self.place.name}-{self.light.name}"
 
 
-def _hsv(h: float, s: float, v: float) -> Colour:
+def _hsv(h: float, s: float, v: float) -> Rgb:
     r, g, b = colorsys.hsv_to_rgb(h % 1.0, min(max(s, 0.0), 1.0), min(max(v, 0.0), 1.0))
     return (r, g, b)
 
@@ -111,7 +111,7 @@ def draw_palette(rng: np.random.Generator) -> Palette:
 def mix(a: Palette, b: Palette, share: float) -> Palette:
     """Return a palette between two, ``share`` of the way from ``a`` to ``b``."""
 
-    def between(x: Colour, y: Colour) -> Colour:
+    def between(x: Rgb, y: Rgb) -> Rgb:
         return (
             x[0] + share * (y[0] - x[0]),
             x[1] + share * (y[1] - x[1]),

@@ -1,10 +1,10 @@
-"""What do the things that stand along a synthetic road look like?"""
+"""Objects that stand along a synthetic road."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from partitions.drawing.canvas import BUILDING, CAR, FOCAL, PERSON, TREE, Array, Canvas, noise, rgb, vary
+from partitions.drawing.canvas import BUILDING, CAR, FOCAL, PERSON, TREE, Canvas, FloatMap, noise, rgb, vary
 from partitions.drawing.conditions import Condition
 
 
@@ -12,12 +12,12 @@ def facade_albedo(
     canvas: Canvas,
     condition: Condition,
     rng: np.random.Generator,
-    along: Array,
-    up: Array,
-    wall: Array,
+    along: FloatMap,
+    up: FloatMap,
+    wall: FloatMap,
     seed: int,
-    fade: Array | float,
-) -> Array:
+    fade: FloatMap | float,
+) -> FloatMap:
     """Return the albedo of a wall with storeys and windows; ``along`` and ``up`` in metres."""
     pane = (np.abs(along % 2.6 - 1.3) < 0.72) & (np.abs(up % 3.0 - 1.7) < 0.8) & (up > 0.6)
     bricks = 0.06 * np.sin(along * 9.0) * np.sin(up * 21.0) + 0.05 * noise(

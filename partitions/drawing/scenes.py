@@ -1,4 +1,4 @@
-"""How is one synthetic street scene drawn, with its label map?
+"""Renders one synthetic street scene with its label map.
 
 A pinhole camera looks along a road: the ground, the facades on both sides and upright objects are
 drawn from far to near with their distance in metres; then light and air are applied to everything
@@ -23,8 +23,8 @@ from partitions.drawing.canvas import (
     ROAD,
     SKY,
     TREE,
-    Array,
     Canvas,
+    FloatMap,
     noise,
     rgb,
     vary,
@@ -80,9 +80,9 @@ def _draw_walls(canvas: Canvas, condition: Condition, rng: np.random.Generator) 
     rows = ((np.arange(h, dtype=np.float32) + 0.5) / h - canvas.horizon)[:, None]
     for sign in (-1.0, 1.0):
         lateral = np.float32(reach + sign * canvas.offset)
-        z: Array = (lateral * FOCAL / np.maximum(sign * columns, 1e-4)).astype(np.float32)
+        z: FloatMap = (lateral * FOCAL / np.maximum(sign * columns, 1e-4)).astype(np.float32)
         ahead = (sign * columns > 0) & (z < FAR)
-        up: Array = (CAMERA - rows * z / FOCAL).astype(np.float32)
+        up: FloatMap = (CAMERA - rows * z / FOCAL).astype(np.float32)
         edges = np.cumsum(rng.uniform(7, 16, size=16))
         house = np.searchsorted(edges, np.minimum(z[0], edges[-1] - 1e-3))
         heights = rng.uniform(*place.storeys, size=16) * 3.0

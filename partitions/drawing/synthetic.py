@@ -1,4 +1,4 @@
-"""How do the embedded street scenes get onto the disk?
+"""Writes synthetic street scenes to the disk.
 
 They serve the demo and the tests: every site is a drive of its own (place, light, palette), and
 ``eval.jsonl`` is a drive in mixed conditions that no site holds. All figures made on them are

@@ -32,7 +32,7 @@ class Dataset:
     """Images to be divided, and labelled manifests that go along undivided.
 
     A loader fills in ``images`` and what differs from the defaults; name, root and class table follow from
-    its `Source`. ``root`` is where the files lie now; ``final_root`` where they will lie once the output folder
+    its `SourceFacts`. ``root`` is where the files lie now; ``final_root`` where they will lie once the output folder
     stands, if that is elsewhere. ``rule`` and ``sites`` hold where the user says nothing. ``views``
     stand for every image in the site manifests, in place of the whole; evaluation is on whole images.
     ``clients`` says for an image (its path) which site the data set's own lists give it to: rule
@@ -77,7 +77,7 @@ Read = Callable[[LoadJob], Dataset]
 
 
 @dataclass(frozen=True)
-class Source:
+class SourceFacts:
     """What the command asks of a data set besides its loader.
 
     Attributes:
@@ -102,10 +102,10 @@ class Source:
     tables: tuple[str, ...] = ()
 
 
-DATASETS = Registry[Read, Source]("data set", "partitions.sources")
+DATASETS = Registry[Read, SourceFacts]("data set", "partitions.sources")
 
 
-def datasets() -> list[Registered[Read, Source]]:
+def datasets() -> list[Registered[Read, SourceFacts]]:
     """Return all data sets in the order of the help."""
     return sorted(DATASETS.entries(), key=lambda entry: (entry.facts.place, entry.name))
 

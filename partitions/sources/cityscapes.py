@@ -15,7 +15,7 @@ from partitions.sources.base import (
     DATASETS,
     Dataset,
     LoadJob,
-    Source,
+    SourceFacts,
     need_files,
     need_folder,
 )
@@ -57,7 +57,7 @@ _OPTIONS = (
 @DATASETS.register(
     "cityscapes",
     summary="Cityscapes, 27 classes (--classes cityscapes-19: 19); cities are domains, by default 18 sites",
-    facts=Source(
+    facts=SourceFacts(
         "ROOT/leftImg8bit/{train,val}/CITY/NAME_leftImg8bit.png, ROOT/gtFine/{train,val}/CITY/"
         "NAME_gtFine_labelIds.png. The train cities are divided; val.jsonl is written as a labelled manifest.",
         "Cityscapes",

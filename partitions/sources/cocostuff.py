@@ -8,7 +8,7 @@ from common.data.manifest import Entry, natural_key
 from common.errors import UserError
 from common.system.cli import option
 from partitions.leaf import read_names
-from partitions.sources.base import DATASETS, Dataset, LoadJob, Source, need_files, need_folder
+from partitions.sources.base import DATASETS, Dataset, LoadJob, SourceFacts, need_files, need_folder
 
 TRAIN_LIST = "curated/train2017/Coco164kFull_Stuff_Coarse.txt"
 VAL_LIST = "curated/val2017/Coco164kFull_Stuff_Coarse_7.txt"
@@ -55,7 +55,7 @@ _OPTIONS = (
 @DATASETS.register(
     "cocostuff",
     summary="CocoStuff with coarse classes (--classes cocostuff-27, -15 or -3); 18 skewed sites, or lists of your own",
-    facts=Source(
+    facts=SourceFacts(
         "ROOT/images/{train2017,val2017}/ID.jpg, ROOT/annotations/{train2017,val2017}/ID.png with fine ids 0 to 181, "
         "ROOT/curated/... lists of ids. val.jsonl is written as a labelled manifest.",
         "CocoStuff",

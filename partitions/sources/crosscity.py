@@ -9,7 +9,7 @@ from partitions.sources.base import (
     DATASETS,
     Dataset,
     LoadJob,
-    Source,
+    SourceFacts,
     images_below,
     need_files,
 )
@@ -20,7 +20,7 @@ _LABEL = "_eval.png"
 @DATASETS.register(
     "crosscity",
     summary="CrossCity, 13 classes: four cities without labels as domains, --sites N divides them; labelled test",
-    facts=Source(
+    facts=SourceFacts(
         "ROOT (or ROOT/cities) holds CITY/Images/{Train,Test}/NAME.{jpg,png} and CITY/Labels/Test/NAME_eval.png. Site "
         "manifests name no labels, for there are none; test.jsonl does.",
         "CrossCity",

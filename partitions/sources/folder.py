@@ -7,7 +7,7 @@ from pathlib import Path
 from common.data.manifest import Entry
 from common.errors import UserError
 from common.system.cli import option
-from partitions.sources.base import DATASETS, Dataset, LoadJob, Source, images_below, need_folder
+from partitions.sources.base import DATASETS, Dataset, LoadJob, SourceFacts, images_below, need_folder
 
 _LABEL_SUFFIXES = (".png", ".bmp", ".tif", ".tiff")
 
@@ -41,7 +41,7 @@ _OPTIONS = (
 @DATASETS.register(
     "folder",
     summary="any folder of pictures, searched recursively; labels are optional",
-    facts=Source(
+    facts=SourceFacts(
         "ROOT holds jpg, jpeg, png, bmp, tif, tiff or webp files, directly or in folders. Without other "
         "--domain-* options the top folder of a picture is its domain.",
         "a folder of pictures",

@@ -13,7 +13,7 @@ from partitions.sources.base import (
     DATASETS,
     Dataset,
     LoadJob,
-    Source,
+    SourceFacts,
     images_below,
     need_files,
     need_folder,
@@ -53,7 +53,7 @@ _OPTIONS = (
 @DATASETS.register(
     "gta5",
     summary="GTA5, drawn street scenes as a source: --classes gta5-19, -16 (to go on with IDDA) or -13 (CrossCity)",
-    facts=Source(
+    facts=SourceFacts(
         "ROOT/images/NNNNN.png, ROOT/labels/NNNNN.png (palette indices), lists of names in ROOT/train.txt and "
         "test.txt. All training images are one manifest, site-0.jsonl, unless --sites says more; images whose size "
         "differs from their label map are resized to it when read.",

@@ -25,7 +25,7 @@ from partitions.sources.base import (
     SAME,
     Dataset,
     LoadJob,
-    Source,
+    SourceFacts,
     images_below,
     need_files,
 )
@@ -61,7 +61,7 @@ _OPTIONS = (
 @DATASETS.register(
     "idda",
     summary="IDDA, 16 classes (--classes idda-23: all): sites by --scenario and --distribution, or as its lists say",
-    facts=Source(
+    facts=SourceFacts(
         "ROOT/DOMAIN/RGB/N_DOMAIN.jpg and ROOT/DOMAIN/Semantic/N_DOMAIN.png, DOMAIN as T01_CN_A; or the reduced form "
         "ROOT/images/ID.jpg, ROOT/labels/ID.png, ROOT/train.json, test_same_dom.txt, test_diff_dom.txt, whose lists "
         "--lists takes for the folders of domains too. Written besides "

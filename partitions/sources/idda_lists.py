@@ -1,4 +1,4 @@
-"""Which image of IDDA do its lists give to which client, in the reduced form and in the folders of domains?"""
+"""Lists of IDDA: which image goes to which client, in the reduced form and in the folders of domains."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which images of a driving data set with towns, weathers and cars does which client hold?
+"""Scenarios of FedDrive: clients of a driving data set with towns, weathers and cars, drawn from a seed.
 
 The published benchmark (FedDrive) divides IDDA's domains in two: those of one unseen town, weather or car are
 scored only; of every other domain four fifths train and one fifth is kept for scoring. Its own lists can be

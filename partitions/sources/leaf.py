@@ -9,7 +9,7 @@ from common.data.manifest import Entry
 from common.errors import UserError
 from common.system.cli import option
 from partitions.leaf import Clients, ListedImage, read_clients
-from partitions.sources.base import DATASETS, TRAIN_EVAL, Dataset, LoadJob, Source, need_files
+from partitions.sources.base import DATASETS, TRAIN_EVAL, Dataset, LoadJob, SourceFacts, need_files
 
 _PLACE = "{id}"
 
@@ -111,7 +111,7 @@ _OPTIONS = (
 @DATASETS.register(
     "leaf",
     summary="any data set whose clients are given by lists: LEAF JSON, flat JSON {client: [name]}, text",
-    facts=Source(
+    facts=SourceFacts(
         "ROOT holds the files that the lists name. Every client becomes a site; train_eval.jsonl holds all their "
         "images where they have labels.",
         "the folder that the lists refer to",

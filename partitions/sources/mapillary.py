@@ -6,7 +6,15 @@ from pathlib import Path
 
 from common.data.manifest import Entry
 from common.errors import UserError
-from partitions.sources.base import DATASETS, Dataset, LoadJob, Source, images_below, need_files, need_folder
+from partitions.sources.base import (
+    DATASETS,
+    Dataset,
+    LoadJob,
+    SourceFacts,
+    images_below,
+    need_files,
+    need_folder,
+)
 
 
 def _split(root: Path, split: str) -> list[Entry]:
@@ -24,7 +32,7 @@ def _split(root: Path, split: str) -> list[Entry]:
 @DATASETS.register(
     "mapillary",
     summary="Mapillary Vistas 1.2, 19 classes; images name no place, so give --sites N or a --domain-* option",
-    facts=Source(
+    facts=SourceFacts(
         "ROOT/{training,validation}/images/NAME.jpg, ROOT/{training,validation}/v1.2/labels/NAME.png with ids 0 to 65. "
         "The training images are divided; val.jsonl is written as a labelled manifest. Published client lists are read "
         "by `python -m partitions leaf`.",

@@ -13,7 +13,7 @@ from common.data.images import read_image
 from common.data.manifest import Entry, natural_key
 from common.errors import UserError
 from common.system.cli import option
-from partitions.sources.base import DATASETS, Dataset, LoadJob, Source
+from partitions.sources.base import DATASETS, Dataset, LoadJob, SourceFacts
 
 # Colours of the published label maps, in the order of the raw ids 0..5.
 _COLOURS = ((255, 255, 255), (0, 0, 255), (0, 255, 255), (0, 255, 0), (255, 255, 0), (255, 0, 0))
@@ -42,7 +42,7 @@ _OPTIONS = (option("--tile", "PIXELS", "Side of the images cut (default: 400).",
 @DATASETS.register(
     "potsdam",
     summary="ISPRS Potsdam, 3 classes; tiles are cut into pictures, rows of tiles are domains",
-    facts=Source(
+    facts=SourceFacts(
         "ROOT/2_Ortho_RGB/top_potsdam_ROW_COLUMN_RGB.tif and ROOT/5_Labels_all (or _for_participants)/"
         "top_potsdam_ROW_COLUMN_label.tif. Images of --tile pixels go to OUT/data; test.jsonl holds those of the "
         "benchmark's 14 test tiles where their labels are at hand.",

@@ -15,7 +15,7 @@ from common.data.manifest import Entry
 from common.errors import UserError
 from common.system.cli import option, parse_size
 from partitions.drawing.synthetic import VERSION, make_scenes
-from partitions.sources.base import DATASETS, Dataset, LoadJob, Source
+from partitions.sources.base import DATASETS, Dataset, LoadJob, SourceFacts
 
 _RECORD = "scenes.json"
 Drawn = tuple[list[list[Entry]], list[Entry]]  # of every drive, of the unseen one
@@ -35,7 +35,7 @@ def _entry(data: list[str]) -> Entry:
 @DATASETS.register(
     "synthetic",
     summary="street scenes drawn on the spot, 8 classes; sites differ in place, light and colours",
-    facts=Source(
+    facts=SourceFacts(
         "Nothing is needed. Images go to ROOT, by default OUT/data; eval.jsonl is a labelled drive in "
         "conditions that no site holds.",
         "",

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from common.data.manifest import Entry
 from common.errors import UserError
-from partitions.sources.base import DATASETS, Dataset, LoadJob, Source, need_files
+from partitions.sources.base import DATASETS, Dataset, LoadJob, SourceFacts, need_files
 
 
 def read_splits(root: Path) -> dict[str, list[tuple[str, str]]]:
@@ -49,7 +49,7 @@ def _read_splits(job: LoadJob, evaluation: tuple[str, ...]) -> Dataset:
 @DATASETS.register(
     "camvid",
     summary="CamVid, 11 classes, nine drives as domains; --classes camvid-road: road against all else",
-    facts=Source(
+    facts=SourceFacts(
         "ROOT/{train,val,dev}/images/NAME.jpg, .../labels/NAME.png, ROOT/splits/domains.csv. The train frames "
         "are divided; dev.jsonl and val.jsonl are written as labelled manifests.",
         "the camvid data set",
@@ -64,7 +64,7 @@ def _read_camvid(job: LoadJob) -> Dataset:
 @DATASETS.register(
     "crackforest",
     summary="CrackForest, road surface against cracks, four domains",
-    facts=Source(
+    facts=SourceFacts(
         "ROOT/{train,val}/images/NNN.jpg, .../labels/NNN.png, ROOT/splits/domains.csv. The train photos are "
         "divided; val.jsonl is written as a labelled manifest.",
         "the crackforest data set",

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from common.data.manifest import Entry
-from partitions.sources.base import DATASETS, Dataset, LoadJob, Source, need_files
+from partitions.sources.base import DATASETS, Dataset, LoadJob, SourceFacts, need_files
 from partitions.sources.cocostuff import read_list
 
 
 @DATASETS.register(
     "voc",
     summary="Pascal VOC 2012 segmentation, 21 classes with background; 10 skewed sites",
-    facts=Source(
+    facts=SourceFacts(
         "ROOT (VOCdevkit or VOCdevkit/VOC2012) holds JPEGImages, SegmentationClass, ImageSets/Segmentation/{train,val}"
         ".txt. The train images are divided; val.jsonl is written as a labelled manifest.",
         "Pascal VOC",

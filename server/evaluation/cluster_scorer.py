@@ -7,7 +7,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from common.data.check import check_labels
+from common.data.check import check_label_files
 from common.data.manifest import Shard
 from common.evaluation.clusters import Evaluation, evaluate, mirrored_features, seen_image, seen_label
 from common.evaluation.protocol import crf_refinement
@@ -60,7 +60,7 @@ class ClusterScorer(Scorer):
         shard = evaluation_shard(config)
         if shard is None:
             return cls(config, classes)
-        check_labels(shard, progress_line(f"checking labels of {shard.name}"))
+        check_label_files(shard, progress_line(f"checking labels of {shard.name}"))
         folder = cache_folder(config, shard)
         if find_cache(shard, config.model, config.cache, folder, config.seed) is None:
             log.info("caching features of %s: %d images", shard.name, len(shard))

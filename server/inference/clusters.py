@@ -15,7 +15,7 @@ from common.evaluation.clusters import backbone_maps, predict
 from common.evaluation.overlay import Bytes, Legend, make_legend
 from common.evaluation.protocol import check_backbone, crf_refinement
 from common.models.inputs import prepare_image
-from common.models.segmenter import SHARPNESS, Segmenter
+from common.models.segmenter import COSINE_SHARPNESS, Segmenter
 from common.system.device import choose_device
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ class ClusterPredictor:
 
     def logits(self, image: Bytes, *, flip: bool = False) -> Tensor:
         """Return sharpened cosines [K, H, W]; see `Predictor`."""
-        return SHARPNESS * self.segmenter.logits_of_code(self.code(image, flip), image.shape[:2])[0]
+        return COSINE_SHARPNESS * self.segmenter.logits_of_code(self.code(image, flip), image.shape[:2])[0]
 
     def labels(self, image: Bytes, *, flip: bool = False, crf: bool = False) -> Bytes:
         """Return clusters; see `Predictor`."""

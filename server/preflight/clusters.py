@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from common.checkpoint import Checkpoint, load_checkpoint, resumed_file
-from common.data.check import check_labels, refuse_faulty
+from common.data.check import check_label_files, refuse_faulty
 from common.data.manifest import Shard
 from common.errors import UserError
 from common.features.preflight import backbone_needs, check_folder, check_shard_size, find_cache
@@ -39,7 +39,7 @@ def check_cluster_run(config: RunConfig, shards: Sequence[Shard]) -> None:
         scored = [shard_of_server]
     channels, weights_hash = check_features(config, [*shards, *scored])
     for shard in scored:
-        check_labels(shard, progress_line(f"checking labels of {shard.name}"))
+        check_label_files(shard, progress_line(f"checking labels of {shard.name}"))
     if checkpoint is not None:
         check_resumable(checkpoint, config, channels, weights_hash)
     prepare_run_dir(config, resumed_from)

@@ -10,7 +10,7 @@ from typing import Protocol
 from PIL import Image
 
 from common.checkpoint import Checkpoint, load_checkpoint, resumed_file
-from common.data.batch_sizes import check_batch_sizes, check_batches, check_features
+from common.data.batch_sizes import check_batch_sizes, check_batches, check_single_features
 from common.data.check import check_labelled, check_truth, refuse_faulty
 from common.data.classes import ClassTable, known_table
 from common.data.crops import view_box
@@ -146,7 +146,7 @@ def check_source_files(config: RunConfig) -> None:
     shard, key = source_shard(config), "source.batch"
     refuse_faulty(shard, labels=True)
     check_batch_sizes(shard, config.transforms, config.source.batch, key)
-    check_features(shard, config.transforms, config.network.output_stride, config.source.batch, key)
+    check_single_features(shard, config.transforms, config.network.output_stride, config.source.batch, key)
 
 
 def check_stopped(file: Path, config: RunConfig) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from common.data.batch_sizes import check_batch_sizes, check_features, check_measured
+from common.data.batch_sizes import check_batch_sizes, check_measured, check_single_features
 from common.data.manifest import Entry, Shard
 from common.errors import UserError
 from common.settings.network import Transforms
@@ -79,16 +79,16 @@ def test_an_image_alone_in_its_batch_is_more_than_a_feature(
 ) -> None:
     transforms = Transforms.model_validate(settings)
     if fits:
-        check_features(shard, transforms, stride, batch)
+        check_single_features(shard, transforms, stride, batch)
     else:
         with pytest.raises(UserError, match=rf"3 images, local\.batch = {batch}.*output stride {stride}"):
-            check_features(shard, transforms, stride, batch)
+            check_single_features(shard, transforms, stride, batch)
 
 
 def test_the_smallest_image_decides(shard: Shard) -> None:
     Image.fromarray(np.zeros((20, 24, 3), np.uint8)).save(shard.root / "b.png")
     with pytest.raises(UserError, match=r"b\.png would be trained on at 24 x 20 pixels"):
-        check_features(shard, Transforms(crop="none"), 32, 1)
+        check_single_features(shard, Transforms(crop="none"), 32, 1)
 
 
 def test_statistics_of_one_small_image_are_refused(shard: Shard) -> None:
@@ -112,7 +112,7 @@ def test_images_that_take_the_size_of_their_labels_are_as_large_as_these(shard: 
     with pytest.raises(UserError, match=r"b\.png has 30 x 20 pixels and .*a\.png 40 x 20"):
         check_batch_sizes(replace(repaired, entries=entries[:2]), Transforms(crop="none"), 2)
     with pytest.raises(UserError, match=r"b\.png would be trained on at 30 x 20 pixels"):
-        check_features(repaired, Transforms(crop="none"), 32, 1)
+        check_single_features(repaired, Transforms(crop="none"), 32, 1)
     unlabelled = replace(repaired, entries=tuple(Entry(f"{name}.png") for name in "ab"))
     check_batch_sizes(unlabelled, Transforms(crop="none"), 2)
 

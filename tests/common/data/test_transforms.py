@@ -11,10 +11,10 @@ from torch.nn import functional
 
 from common.data.transforms import (
     STRETCH,
-    Draws,
     JointTransform,
+    TransformDraws,
     blur,
-    draw,
+    draw_decisions,
     eval_image,
     image_tensor,
     mirror,
@@ -254,7 +254,7 @@ def test_a_vertical_flip_is_decided_on_its_own() -> None:
 def test_older_decisions_keep_their_numbers() -> None:
     """Figures were measured with thirteen decisions; a fourteenth may not change what they drew."""
     older = torch.rand(13, generator=torch_generator(5), dtype=torch.float64).tolist()
-    assert list(draw(torch_generator(5)))[:13] == older
+    assert list(draw_decisions(torch_generator(5)))[:13] == older
 
 
 def test_colour_factors_by_hand() -> None:
@@ -322,8 +322,8 @@ def test_switching_one_on_leaves_the_draws_of_the_others() -> None:
     mirrored, _ = JointTransform(settings(**crop, flip=1.0, scale_max=1.0))(image, None, torch_generator(3))
     assert torch.equal(mirrored, plain.flip(2))
     generator = torch_generator(3)
-    drawn = draw(generator)
-    assert len(set(drawn)) == len(Draws._fields) and all(0 <= number < 1 for number in drawn)
+    drawn = draw_decisions(generator)
+    assert len(set(drawn)) == len(TransformDraws._fields) and all(0 <= number < 1 for number in drawn)
 
 
 def test_without_a_label_the_image_is_the_same() -> None:

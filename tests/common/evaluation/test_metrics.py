@@ -7,8 +7,9 @@ import itertools
 import numpy as np
 import pytest
 
+from common.data.classes import IGNORE
 from common.errors import UserError
-from common.evaluation.metrics import IGNORE, Confusion, match, rates, scores
+from common.evaluation.metrics import Confusion, match, rates, scores
 
 
 def slow_confusion(prediction: np.ndarray, label: np.ndarray, clusters: int, classes: int) -> list[list[int]]:
