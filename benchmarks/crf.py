@@ -132,7 +132,7 @@ def predictions(
     checkpoint: Checkpoint, shard: Shard, indices: Sequence[int], clusters: int
 ) -> dict[int, list[Tensor]]:
     """Return cosines [K, 320, 320] of the images, by K: that of the run, and ``clusters``."""
-    from common.evaluation.protocol import apply_protocol
+    from common.evaluation.clusters import apply_protocol
     from common.models.backbone import load_backbone
 
     model, upsample, _ = apply_protocol(checkpoint.config.model, "center-320")

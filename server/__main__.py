@@ -135,7 +135,7 @@ def _evaluate(
     json_path: _Json = None,
 ) -> None:
     """Score a checkpoint on a labelled shard."""
-    from server.evaluation.command import evaluate_checkpoint, print_evaluation
+    from server.commands.evaluate import evaluate_checkpoint, evaluation_text
 
     result = evaluate_checkpoint(
         checkpoint,
@@ -151,7 +151,7 @@ def _evaluate(
         site=site,
         progress=progress_line("segmenting"),
     )
-    print_evaluation(result)
+    print(evaluation_text(result))
 
 
 @_line.command(
@@ -178,7 +178,7 @@ def _probe(
     json_path: _Json = None,
 ) -> None:
     """Fit a linear classifier with labels on a frozen checkpoint and score it on another shard."""
-    from server.evaluation.probe import print_probe, probe_checkpoint
+    from server.commands.probe import probe_checkpoint, probe_text
 
     result = probe_checkpoint(
         checkpoint,
@@ -195,7 +195,7 @@ def _probe(
         flip=flip,
         progress=progress_line("probing"),
     )
-    print_probe(result)
+    print(probe_text(result))
 
 
 @_line.command("--checkpoint runs/camvid-default-seed0 --out masks my-images/")
@@ -210,7 +210,7 @@ def _segment(
     inputs: Annotated[list[Path], typer.Argument(metavar="IMAGE_OR_FOLDER...", show_default=False)],
 ) -> None:
     """Segment images: label PNGs, overlays with a legend, and an index page."""
-    from server.inference.segment import segment
+    from server.commands.segment import segment
 
     progress = progress_line("segmenting")
     print(segment(checkpoint, out, inputs, crf=crf, flip=flip, cluster=cluster, site=site, progress=progress))
@@ -233,7 +233,7 @@ def _export(
     ] = None,
 ) -> None:
     """Export a checkpoint to ONNX, checked against torch."""
-    from server.inference.export import export_onnx
+    from server.commands.export import export_onnx
 
     print(export_onnx(checkpoint, out, cluster=cluster, site=site, size=size))
 

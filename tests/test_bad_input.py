@@ -103,7 +103,7 @@ def shop(tmp_path: Path, trained: Path, monkeypatch: pytest.MonkeyPatch) -> Work
     monkeypatch.setattr("server.simulate.run_in_flower", never)
     # simulated faults of the system live in this process, so that the backbone has to as well
     monkeypatch.setattr(
-        "server.preflight.clusters.run_in_subprocess", lambda function, *arguments: function(*arguments)
+        "server.preflight.run_in_subprocess", lambda function, *arguments: function(*arguments)
     )
     return Workshop(tmp_path, checkpoint, monkeypatch)
 

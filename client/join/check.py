@@ -1,7 +1,7 @@
-"""Is this site ready to join, and if not, what is wrong and what is to be done?
+"""Checks of a site before it joins: data, device, weights, disk space and connection, one finding each.
 
-Every check is one line, and a check that depends on a failed one is left out, not guessed. Nothing is
-written, nothing leaves the site, and no label is opened unless it was asked for or task `supervised` trains on it.
+A check that depends on a failed one is left out, not guessed. Nothing is written, nothing leaves the site, and no
+label is opened unless it was asked for or the task trains on it.
 """
 
 from __future__ import annotations
@@ -20,12 +20,11 @@ from client.join.connection import (
     shake_hands,
 )
 from client.site import SiteConfig
-from common.data.batch_sizes import check_batches
 from common.data.check import check_shard
 from common.data.classes import load_table
 from common.data.manifest import Shard
 from common.errors import UserError
-from common.features.preflight import cache_bytes, check_folder, check_shard_size, find_cache
+from common.features.preflight import cache_bytes, check_folder, check_shard_fits, find_cache
 from common.models.backbone import Backbone
 from common.settings.schema import RunConfig
 from common.system.progress import progress_line
@@ -82,7 +81,6 @@ def check_site(site: SiteConfig, asked: Questions) -> Iterator[Finding]:
 def _check_data(site: SiteConfig, asked: Questions) -> Iterator[Finding]:
     shard: Shard | None = None
     config = asked.config
-    opens_labels = config.facts.opens_labels
 
     def manifest() -> str:
         nonlocal shard
@@ -92,10 +90,10 @@ def _check_data(site: SiteConfig, asked: Questions) -> Iterator[Finding]:
     yield examine("manifest", manifest)
     if shard is not None:
         pictures: Shard = shard
-        yield check_images(pictures)
-        if asked.labels or opens_labels:  # that task opens them anyway
-            yield check_labels(
-                pictures, asked.classes or (None if pictures.classes else config.eval.classes or None)
+        yield check_files(pictures, labels=False)
+        if asked.labels or config.facts.opens_labels:
+            yield check_site_labels(
+                pictures, asked.classes or ("" if pictures.classes else config.eval.classes)
             )
         yield examine("size", lambda: check_size(pictures, config))
     else:
@@ -130,47 +128,38 @@ def _check_features(site: SiteConfig, shard: Shard | None, config: RunConfig) ->
         yield Finding("cache", "left out", "its size follows from the manifest and the weights")
 
 
-def check_images(shard: Shard) -> Finding:
-    """Decode every image."""
-    faults = check_shard(shard, labels=False, progress=progress_line("checking images"))
+def check_files(shard: Shard, *, labels: bool) -> Finding:
+    """Decode every image or, where they may be opened, every label."""
+    name, fine = ("labels", " and have known values") if labels else ("images", "")
+    faults = check_shard(shard, labels=labels, progress=progress_line(f"checking {name}"))
     if not faults:
-        return Finding("images", "ok", f"all {len(shard)} can be read")
-    return _many_faults("images", faults, len(shard))
-
-
-def check_labels(shard: Shard, classes: str | None) -> Finding:
-    """Open every label; only where the site's engineer asks for it."""
-    try:
-        table = load_table(classes) if classes is not None else shard.classes
-    except UserError as error:
-        return Finding("labels", "wrong", str(error))
-    with_table = replace(shard, classes=table)
-    faults = check_shard(with_table, labels=True, progress=progress_line("checking labels"))
-    if not faults:
-        return Finding("labels", "ok", f"all {len(shard)} can be read and have known values")
-    return _many_faults("labels", faults, len(shard))
-
-
-def _many_faults(name: str, faults: list[str], total: int) -> Finding:
+        return Finding(name, "ok", f"all {len(shard)} can be read{fine}")
     if len(faults) == 1:
         return Finding(name, "wrong", faults[0])
     listed = tuple(faults[:MOST_LISTED])
     if len(faults) > MOST_LISTED:
         listed += (f"... and {len(faults) - MOST_LISTED} more",)
-    return Finding(name, "wrong", f"{len(faults)} of {total} cannot be used:", listed)
+    return Finding(name, "wrong", f"{len(faults)} of {len(shard)} cannot be used:", listed)
+
+
+def check_site_labels(shard: Shard, classes: str) -> Finding:
+    """Open every label by the table that was named, or by the shard's own."""
+    try:
+        return check_files(replace(shard, classes=load_table(classes)) if classes else shard, labels=True)
+    except UserError as error:
+        return Finding("labels", "wrong", str(error))
 
 
 def check_size(shard: Shard, config: RunConfig) -> str:
     """Compare number and sizes of images with what a training step needs."""
-    if not config.facts.frozen_backbone:
-        check_batches(shard, config)
-        return f"{count_text(len(shard), 'image')} can be stacked for task '{config.task}'"
-    check_shard_size(len(shard), shard.name, config)
-    return f"{count_text(len(shard), 'image')} are enough for {config.loss.objective} training"
+    check_shard_fits(shard, config)
+    if config.facts.frozen_backbone:
+        return f"{count_text(len(shard), 'image')} are enough for {config.loss.objective} training"
+    return f"{count_text(len(shard), 'image')} can be stacked for task '{config.task}'"
 
 
 def check_state(site: SiteConfig, config: RunConfig) -> str:
-    """Is there room for what a site remembers: in adaptation, for the networks that label its pixels?"""
+    """Check that there is room for what a site remembers, where it labels its own pixels the networks for that."""
     free = check_folder(site.state_dir, 0, "state folder")
     needed = 2 * NETWORK_BYTES if config.facts.self_trains else 0
     if free < needed:
@@ -182,7 +171,7 @@ def check_state(site: SiteConfig, config: RunConfig) -> str:
 
 
 def check_cache(site: SiteConfig, shard: Shard, backbone: Backbone, config: RunConfig) -> str:
-    """Is there room for the features, or are they there already?"""
+    """Check that there is room for the features, or that they are there already."""
     model = site.apply_weights(config.model)
     found = find_cache(shard, model, config.cache, site.cache_dir, config.seed, site.torch_device())
     if found is not None:

@@ -51,7 +51,7 @@ class UnsupervisedSite(SiteTask):
 
     def evaluate(self, task: wire.Task, settings: RunConfig, site: SiteConfig) -> wire.Update:
         """Score the received model on this site's own labelled shard: one confusion matrix leaves."""
-        from common.evaluation.clusters import evaluate, mirrored_features
+        from common.evaluation.clusters import evaluate_segmenter, mirrored_features
         from common.evaluation.crf import refine
         from common.models.segmenter import Segmenter
 
@@ -66,7 +66,7 @@ class UnsupervisedSite(SiteTask):
         )
         model = site.apply_weights(settings.model)
         mirrored = mirrored_features(shard, model, settings.seed, site.torch_device())
-        found = evaluate(
+        found = evaluate_segmenter(
             segmenter,
             features,
             shard,

@@ -1,4 +1,4 @@
-"""How good is a segmenter on a shard, with labels and without?
+"""Evaluation of a segmenter on a shard, with labels and without, and the protocols for it.
 
 Sites and server run the same code. Everything that is returned adds up: the evaluations of several sites
 are summed, the sum is matched and scored once. A mean of per-site scores is never formed.
@@ -16,22 +16,25 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from common.checkpoint import Checkpoint
+from common.data.crops import Bytes
 from common.data.manifest import Shard
 from common.data.reading import entry_image, entry_label, entry_size
 from common.errors import UserError
 from common.evaluation.metrics import Confusion
 from common.features.source import FeatureSource
 from common.models.inputs import crop_box, prepare_image
-from common.models.segmenter import Segmenter
+from common.models.segmenter import Segmenter, Upsample
 from common.settings.unsupervised import Model
 
 if TYPE_CHECKING:
     from common.models.backbone import Backbone
 
-Bytes = npt.NDArray[np.uint8]
 Mirrored = Callable[[list[int]], Tensor]
 Refine = Callable[[Tensor, Bytes], Bytes]
 ScoreAt = Literal["label", "input"]
+Matching = Literal["hungarian", "many-to-one", "checkpoint"]
+EvalProtocol = Literal["label-size", "center-320"]
 
 
 @dataclass
@@ -78,7 +81,7 @@ class Evaluation:
 
 
 @torch.no_grad()
-def evaluate(
+def evaluate_segmenter(
     segmenter: Segmenter,
     features: FeatureSource,
     shard: Shard,
@@ -232,3 +235,27 @@ def _whole_box(size: tuple[int, ...], model: Model) -> tuple[int, int, int, int]
     """Return the part that the backbone sees, rounded to whole pixels: left, top, right, bottom."""
     left, top, right, bottom = crop_box(size[0], size[1], model)
     return round(left), round(top), round(right), round(bottom)
+
+
+def check_backbone(checkpoint: Checkpoint, weights_hash: str, channels: int, where: str) -> None:
+    """Raise `UserError` where the backbone at hand is not the one that a checkpoint was trained on."""
+    if checkpoint.channels != channels:
+        raise UserError(
+            f"Checkpoint {where} was trained on features of {checkpoint.channels} channels but the backbone "
+            f"gives {channels}; use the backbone settings of the run."
+        )
+    if checkpoint.weights_hash and checkpoint.weights_hash != weights_hash:
+        raise UserError(
+            f"Checkpoint {where} was trained on the backbone weights {checkpoint.weights_hash[:12]} but "
+            f"{weights_hash[:12]} are here; use the weights of the run ({checkpoint.config.model.weights})."
+        )
+
+
+def apply_protocol(model: Model, protocol: EvalProtocol) -> tuple[Model, Upsample, ScoreAt]:
+    """Return backbone settings, order of enlarging, and where to score."""
+    if protocol == "label-size":
+        return model, "cosines", "label"
+    if protocol != "center-320":
+        raise UserError(f"Protocol {protocol!r} is unknown; expected label-size or center-320.")
+    changes = {"height": 320, "width": 320, "crop": "center", "resize": "nearest"}
+    return model.model_copy(update=changes), "code", "input"

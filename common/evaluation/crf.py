@@ -1,4 +1,4 @@
-"""How do the picture's own edges sharpen a coarse segmentation?
+"""The dense CRF, which sharpens a coarse segmentation along the edges of the image.
 
 A fully connected conditional random field (Kraehenbuehl and Koltun, NeurIPS 2011) over all pixels i:
 
@@ -16,17 +16,15 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from common.data.crops import Bytes
 from common.evaluation.permutohedral import Lattice
 from common.models.segmenter import COSINE_SHARPNESS
 from common.seeds import torch_generator
-
-Bytes = npt.NDArray[np.uint8]
 
 LATTICES = 2
 """How many lattices take turns; see `_Bilateral`."""

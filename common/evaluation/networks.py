@@ -10,20 +10,17 @@ import math
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from common.data.classes import ClassTable
+from common.data.crops import Bytes
 from common.data.manifest import Shard
 from common.data.reading import entry_pair
 from common.data.transforms import eval_image, image_tensor
 from common.evaluation.metrics import Confusion
 from common.settings.network import Transforms
-
-Bytes = npt.NDArray[np.uint8]
 
 
 @dataclass
@@ -35,15 +32,6 @@ class NetworkEvaluation:
     sites: dict[str, Confusion] = field(default_factory=dict)
     predictions: dict[int, Bytes] = field(default_factory=dict)
     num_images: int = 0
-
-    def add(self, other: NetworkEvaluation) -> None:
-        """Join the counts of other images of the same shard."""
-        self.confusion += other.confusion
-        for own, theirs in ((self.domains, other.domains), (self.sites, other.sites)):
-            for name, counts in theirs.items():
-                own[name] = own[name] + counts if name in own else counts
-        self.predictions |= other.predictions
-        self.num_images += other.num_images
 
 
 @torch.no_grad()

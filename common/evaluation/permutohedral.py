@@ -1,4 +1,4 @@
-"""How is a Gaussian filter over many scattered points computed in linear time?
+"""The permutohedral lattice: a Gaussian filter over many scattered points in linear time.
 
 The permutohedral lattice (Adams, Baek and Davis, Eurographics 2010): d-dimensional points are embedded in the
 hyperplane sum(x) = 0 of d + 1 dimensions, which a lattice divides into simplices. Values are splatted to the

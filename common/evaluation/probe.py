@@ -156,7 +156,7 @@ def fit_linear(codes: Tensor, classes: Tensor, num_classes: int, steps: int = 20
 class LinearProbe(Segmenter):
     """A segmenter whose clusters are classes: linear scores of a code stand in for cosines to centroids.
 
-    So `common.evaluation.clusters.evaluate` serves it as it is, but only the confusion means anything.
+    So `common.evaluation.clusters.evaluate_segmenter` serves it as it is, but only the confusion means anything.
     """
 
     bias: Tensor

@@ -59,7 +59,7 @@ class Score:
             found |= site_fields(self.sites, self.site_accuracy, self.site_classes)
         return found
 
-    def words(self) -> list[str]:
+    def progress(self) -> list[str]:
         """Return what a progress line says."""
         if len(self.sets) > 1 or any("cluster_miou" in record for record in self.sets.values()):
             return [word for name, record in self.sets.items() for word in _set_words(name, record)]

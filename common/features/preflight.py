@@ -1,6 +1,6 @@
-"""Checks of a shard's features before training starts.
+"""Checks before training on a shard: number and sizes of images, feature cache, backbone and disk space.
 
-Server and site ask the same questions, each about what lies on its own machine. Nothing here writes.
+Server and site run the same checks, each on what lies on its own machine. Nothing here writes.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
+from common.data.check import check_batches
 from common.data.manifest import Shard
 from common.errors import UserError
 from common.features import store
@@ -37,6 +38,14 @@ def check_shard_size(images: int, name: str, config: RunConfig) -> None:
             f"{name} holds {images} image{'s' if images != 1 else ''}, but {key} = {getattr(local, key[6:])} "
             f"needs at least {needs[key]}; {advice}."
         )
+
+
+def check_shard_fits(shard: Shard, config: RunConfig) -> None:
+    """Raise `UserError` where a shard's images do not make the batches that the run's task trains on."""
+    if config.facts.frozen_backbone:
+        check_shard_size(len(shard), shard.name, config)
+    else:
+        check_batches(shard, config)
 
 
 def find_cache(

@@ -1,79 +1,208 @@
-"""How good is a model of frozen features and centroids on any labelled shard?"""
+"""Scores of frozen features with a head and centroids, of a run's state or a checkpoint: clusters are matched."""
 
 from __future__ import annotations
 
+import logging
 import statistics
-from collections.abc import Callable
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from common.checkpoint import Checkpoint
-from common.data.classes import ClassTable
+from common.data.check import check_label_files
 from common.data.manifest import Shard
 from common.errors import UserError
-from common.evaluation.clusters import Evaluation, evaluate, mirrored_features
-from common.evaluation.metrics import match, rates, scores
-from common.evaluation.protocol import Matching, Protocol, apply_protocol, check_backbone, crf_refinement
-from common.evaluation.score import site_fields
-from common.features.cache import open_features
+from common.evaluation.clusters import (
+    Evaluation,
+    apply_protocol,
+    check_backbone,
+    evaluate_segmenter,
+    mirrored_features,
+    seen_image,
+    seen_label,
+)
+from common.evaluation.crf import refine
+from common.evaluation.score import Score, site_fields
+from common.features.cache import Features, open_features
+from common.features.preflight import find_cache
 from common.models.segmenter import Segmenter
-from common.models.site_models import chosen_model, own_sites
+from common.models.site_models import chosen_model, own_sites, unshared
+from common.settings.schema import RunConfig
 from common.system.device import choose_device
+from common.system.progress import progress_line
+from common.system.subprocess import run_in_subprocess
+from common.wire import Groups
+from server.evaluation.scorer import EVERY_SITE, Examples, Scorer, Scoring, quality
+from server.evaluation.shards import evaluation_shard, known_classes
+from server.inference.base import refuse_cluster
+from server.states.unsupervised import ModelState
+
+log = logging.getLogger(__name__)
 
 
-def evaluate_clusters(
-    saved: Checkpoint,
-    where: str,
-    pictures: Shard,
-    *,
-    crf: bool = False,
-    flip: bool = False,
-    matching: Matching | None = None,
-    protocol: Protocol = "label-size",
-    cache_dir: str | Path | None = None,
-    device: str = "auto",
-    progress: Callable[[int, int], None] | None = None,
-) -> dict[str, Any]:
-    """Return the quality fields of a record; ``where`` is the checkpoint's path, for messages.
+def cache_folder(config: RunConfig, shard: Shard) -> Path:
+    """Return where the server keeps the features of its evaluation shard."""
+    return Path(config.simulation.cache) if config.simulation.cache else shard.path.parent / "cache"
 
-    The others are those of `evaluate_command.evaluate_checkpoint`, and so are the errors.
+
+def cache_features(config: RunConfig) -> None:
+    """Make the feature cache of the evaluation shard, with progress on the terminal."""
+    shard = evaluation_shard(config)
+    assert shard is not None
+    open_features(
+        shard,
+        config.model,
+        config.cache,
+        cache_folder(config, shard),
+        device=choose_device("auto"),
+        seed=config.seed,
+        progress=progress_line(f"caching features of {shard.name}"),
+    )
+
+
+@dataclass
+class ClusterScorer(Scorer):
+    """The server's evaluation shard with its cached features, where it has one."""
+
+    features: Features | None = None
+
+    @classmethod
+    def open(cls, config: RunConfig) -> ClusterScorer:
+        """Open the shard that the settings name and cache its features; no shard: label-free figures only."""
+        classes = known_classes(config)
+        shard = evaluation_shard(config)
+        if shard is None:
+            return cls(config, classes)
+        check_label_files(shard, progress_line(f"checking labels of {shard.name}"))
+        folder = cache_folder(config, shard)
+        if find_cache(shard, config.model, config.cache, folder, config.seed) is None:
+            log.info("caching features of %s: %d images", shard.name, len(shard))
+            run_in_subprocess(cache_features, config)  # this process stays small
+        features = open_features(
+            shard, config.model, config.cache, folder, device=choose_device("auto"), seed=config.seed
+        )
+        return cls(config, shard.classes, [shard], features)
+
+    @property
+    def weights_hash(self) -> str:
+        """Hash of the server's own backbone; empty where it has none."""
+        return "" if self.features is None else self.features.weights_hash
+
+    @property
+    def channels(self) -> int:
+        """Channels of the server's own features; 0 where it has none."""
+        return 0 if self.features is None else self.features.channels
+
+    @property
+    def grid(self) -> tuple[int, int] | None:
+        """Grid of the server's own features."""
+        return None if self.features is None else self.features.grid
+
+    def score_shared(self, state: ModelState) -> Score:
+        """Score the shared model; where a part is not shared and no site has its own yet, there is none."""
+        return Score() if self.separate else self._score(self._evaluate(state.shared_groups()))
+
+    def score_site(self, state: ModelState, site: str) -> Score:
+        """Score one site's own model."""
+        return self._score(self._evaluate(state.groups_for(site)))
+
+    def _score(self, found: Evaluation) -> Score:
+        return replace(
+            Score() if found.confusion is None else self.score_counts(found.confusion),
+            mean_cosine=found.mean_cosine,
+            cluster_share=found.cluster_share,
+            entropy=found.entropy,
+        )
+
+    def _evaluate(self, groups: Groups, keep: Collection[int] = ()) -> Evaluation:
+        assert self.features is not None
+        (shard,), settings = self.shards, self.config
+        segmenter = Segmenter.from_arrays(
+            groups["head"], groups["centroids"]["centroids"], self.features.channels, settings.model
+        )
+        flip = settings.eval.flip  # features of mirrored images are computed, never cached
+        device = choose_device("auto")
+        return evaluate_segmenter(
+            segmenter,
+            self.features,
+            shard,
+            settings.model,
+            keep=keep,
+            mirrored=mirrored_features(shard, settings.model, settings.seed, device) if flip else None,
+            refine=refine if settings.eval.crf else None,
+        )
+
+    def examples(self, state: ModelState, site: str | None, chosen: Sequence[int]) -> Examples:
+        """Segment the chosen images; see `Scorer`."""
+        (shard,), model = self.shards, self.config.model
+        groups = state.shared_groups() if site is None else state.groups_for(site)
+        found = self._evaluate(groups, keep=chosen)
+        labelled = self.classes is not None and found.confusion is not None
+        truths = [seen_label(shard, index, model) if labelled else None for index in chosen]
+        return Examples(
+            [seen_image(shard, index, model) for index in chosen],
+            [found.predictions[index] for index in chosen],
+            truths if any(truth is not None for truth in truths) else None,
+            self._score(found).mapping,
+            len(groups["centroids"]["centroids"]),
+        )
+
+
+def evaluate_clusters(saved: Checkpoint, where: str, shard: Shard, how: Scoring) -> dict[str, Any]:
+    """Return the quality fields of a record: of the shared model, of one site's, or of every site's by itself.
+
+    ``where`` is the checkpoint's path, for messages. Raises `UserError` where checkpoint, shard, weights and options
+    do not fit together.
     """
-    how = matching or saved.config.eval.matching
-    if how == "checkpoint" and saved.mapping is None:
+    refuse_cluster(saved, where, how.cluster)
+    if how.site == EVERY_SITE and unshared(saved):
+        return _evaluate_own_models(saved, where, shard, how)
+    return _evaluate_model(chosen_model(saved, where, how.site), where, shard, how)
+
+
+def _evaluate_model(saved: Checkpoint, where: str, shard: Shard, how: Scoring) -> dict[str, Any]:
+    matching, seed = how.matching or saved.config.eval.matching, saved.config.seed
+    if matching == "checkpoint" and saved.mapping is None:
         raise UserError(
             f"Checkpoint {where} names no classes (it was never scored); match on this shard: hungarian."
         )
-    model, upsample, score_at = apply_protocol(saved.config.model, protocol)
-    folder = Path(cache_dir) if cache_dir is not None else pictures.path.parent / "cache"
-    chosen = choose_device(device)
+    model, upsample, score_at = apply_protocol(saved.config.model, how.protocol)
+    folder = Path(how.cache_dir) if how.cache_dir is not None else shard.path.parent / "cache"
+    device = choose_device(how.device)
     features = open_features(
-        pictures, model, saved.config.cache, folder, device=chosen, seed=saved.config.seed, progress=progress
+        shard, model, saved.config.cache, folder, device=device, seed=seed, progress=how.progress
     )
     check_backbone(saved, features.weights_hash, features.channels, where)
-    segmenter = Segmenter.from_checkpoint(saved, model=model, upsample=upsample).to(chosen)
-    found = evaluate(
-        segmenter,
+    found = evaluate_segmenter(
+        Segmenter.from_checkpoint(saved, model=model, upsample=upsample).to(device),
         features,
-        pictures,
+        shard,
         model,
         score_at=score_at,
-        mirrored=mirrored_features(pictures, model, saved.config.seed, chosen) if flip else None,
-        refine=crf_refinement() if crf else None,
-        progress=progress,
+        mirrored=mirrored_features(shard, model, seed, device) if how.flip else None,
+        refine=refine if how.crf else None,
+        progress=how.progress,
     )
-    return quality(found, pictures.classes, how, saved.mapping) | {"weights_sha256": features.weights_hash}
+    return {
+        "images": found.num_images,
+        "labelled_images": found.num_labelled,
+        **quality(found.confusion, shard.classes, matching, saved.mapping),
+        "mean_cosine": found.mean_cosine,
+        "cluster_share": found.cluster_share,
+        "entropy": found.entropy,
+        "weights_sha256": features.weights_hash,
+    }
 
 
-def evaluate_own_models(saved: Checkpoint, where: str, pictures: Shard, **options: Any) -> dict[str, Any]:
-    """Score the model of every site by itself and return what they say together (see `site_scores`).
+def _evaluate_own_models(saved: Checkpoint, where: str, shard: Shard, how: Scoring) -> dict[str, Any]:
+    """Score the model of every site by itself and return what they say together (see `site_fields`).
 
-    Options are those of `evaluate_clusters`. What only one model has (``miou``, a confusion, names of clusters) is
-    None; ``mean_cosine`` and ``entropy`` are means over sites.
+    What only one model has (``miou``, a confusion, names of clusters) is None; ``mean_cosine`` and ``entropy`` are
+    means over sites.
     """
     found = {
-        name: evaluate_clusters(chosen_model(saved, where, name), where, pictures, **options)
+        name: _evaluate_model(chosen_model(saved, where, name), where, shard, how)
         for name in own_sites(saved)
     }
     records = list(found.values())
@@ -89,40 +218,3 @@ def evaluate_own_models(saved: Checkpoint, where: str, pictures: Shard, **option
         for key in ("miou", "accuracy", "per_class_iou")
     }
     return together | site_fields(by_key["miou"], by_key["accuracy"], by_key["per_class_iou"])
-
-
-def quality(
-    found: Evaluation, classes: ClassTable | None, how: str, known_mapping: list[int] | None = None
-) -> dict[str, Any]:
-    """Return the quality fields of a record: matched once on the summed counts; all None without labels."""
-    record: dict[str, Any] = {
-        "images": found.num_images,
-        "labelled_images": found.num_labelled,
-        "pixels": None,
-        "accuracy": None,
-        "miou": None,
-        "miou_all": None,
-        "per_class_iou": None,
-        "confusion": None,
-        "mapping": known_mapping,
-        "matching": None,
-        "classes": None if classes is None else list(classes.names),
-        "mean_cosine": found.mean_cosine,
-        "cluster_share": found.cluster_share,
-        "entropy": found.entropy,
-    }
-    if found.confusion is None or classes is None:
-        return record
-    if how == "checkpoint":
-        mapping = np.asarray(known_mapping, dtype=np.int64)
-        highest = max(int(value) for value in mapping)
-        if highest >= classes.num_classes:
-            raise UserError(
-                f"The checkpoint's clusters stand for {highest + 1} classes but the shard has "
-                f"{classes.num_classes} ({classes.name}); match on this shard instead: hungarian."
-            )
-    else:
-        mapping = match(found.confusion, "many-to-one" if how == "many-to-one" else "hungarian")
-    scored = scores(found.confusion, mapping).to_dict(classes.names)
-    scored |= rates(found.confusion, mapping).to_dict(classes.names)
-    return record | scored | {"confusion": found.confusion.to_list(), "matching": how}

@@ -7,20 +7,43 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
 from common.data.classes import ClassTable
 from common.data.crops import Bytes
 from common.data.manifest import Shard
-from common.evaluation.metrics import Confusion, MatchRule, sum_confusions
+from common.errors import UserError
+from common.evaluation.clusters import EvalProtocol, Matching
+from common.evaluation.metrics import Confusion, MatchRule, match, rates, scores, sum_confusions
 from common.evaluation.score import Score, scored
 from common.settings.schema import RunConfig
+from common.system.progress import Progress
+from server.inference.base import Cluster
 
 log = logging.getLogger(__name__)
 
 EXAMPLES = 4  # rows of the sheet of a round: enough to see what is confused, and quick to load
+
+
+EVERY_SITE = "all"
+"""The word for every site's own model, one after the other."""
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """How a checkpoint is scored (see `server.commands.evaluate.evaluate_checkpoint` for each option)."""
+
+    crf: bool = False
+    flip: bool = False
+    matching: Matching | None = None
+    protocol: EvalProtocol = "label-size"
+    cluster: Cluster = "auto"
+    site: str | None = None
+    cache_dir: str | Path | None = None
+    device: str = "auto"
+    progress: Progress | None = None
 
 
 @dataclass(frozen=True)
@@ -147,3 +170,36 @@ class Scorer(ABC):
     @abstractmethod
     def examples(self, state: Any, site: str | None, chosen: Sequence[int]) -> Examples:
         """Segment the chosen images of the first shard by the shared model, or by a site's own."""
+
+
+def quality(
+    confusion: Confusion | None,
+    classes: ClassTable | None,
+    how: Literal[MatchRule, "checkpoint"],
+    known_mapping: list[int] | None = None,
+) -> dict[str, Any]:
+    """Return the quality fields of a record: matched once on the summed counts; all None without labels.
+
+    ``known_mapping`` is that of the checkpoint. Raises `UserError` where it is asked for but of other classes.
+    """
+    of_labels = ("pixels", "accuracy", "miou", "miou_all", "per_class_iou", "confusion", "matching")
+    record: dict[str, Any] = dict.fromkeys(of_labels) | {
+        "mapping": known_mapping,
+        "classes": None if classes is None else list(classes.names),
+    }
+    if confusion is None or classes is None or (how == "identity" and not confusion.total):
+        return record
+    if how == "checkpoint":
+        mapping = np.asarray(known_mapping, dtype=np.int64)
+        highest = int(mapping.max())
+        if highest >= classes.num_classes:
+            raise UserError(
+                f"The checkpoint's clusters stand for {highest + 1} classes but the shard has "
+                f"{classes.num_classes} ({classes.name}); match on this shard instead: hungarian."
+            )
+    else:
+        mapping = match(confusion, how)
+    record |= scores(confusion, mapping).to_dict(classes.names) | rates(confusion, mapping).to_dict(
+        classes.names
+    )
+    return record | {"confusion": confusion.to_list(), "matching": how}

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from typing import Literal, Protocol
 
 from torch import Tensor, nn
 
 from common.checkpoint import Checkpoint
 from common.data.classes import ClassTable
+from common.data.crops import Bytes
 from common.errors import UserError
-from common.evaluation.overlay import Bytes, Legend
+from common.evaluation.overlay import Legend
 
 Cluster = int | Literal["auto", "global"]
-"""Which network of a run with style clusters: a cluster's by number, the shared one, or per picture that of the
-cluster nearest to the picture's own style (where the run has none, "auto" is the shared one)."""
-
+"""Which network of a run with style clusters: a cluster's by number, the shared one, or per image that of the
+cluster nearest to the image's own style (where the run has none, "auto" is the shared one)."""
 
 Size = tuple[int, int]
 """Height and width of an image in pixels."""
@@ -43,13 +44,16 @@ class Predictor(Protocol):
         """Names and colours of the outputs."""
 
     def logits(self, image: Bytes, *, flip: bool = False) -> Tensor:
-        """Return float32 [K, H, W] for a picture uint8 [H, W, 3]; a softmax over K gives probabilities."""
+        """Return float32 [K, H, W] for an image uint8 [H, W, 3]; a softmax over K gives probabilities."""
 
     def labels(self, image: Bytes, *, flip: bool = False, crf: bool = False) -> Bytes:
         """Return the output with the largest logit of every pixel, uint8 [H, W]; ``crf`` refines first."""
 
-    def words(self) -> list[str]:
-        """Return what a page should say about how pictures were segmented so far."""
+    def notes(self) -> list[str]:
+        """Return what a page should say about how images were segmented so far."""
+
+    def export(self, size: Size | None = None) -> Exported:
+        """Return the model as one module for images of ``size``; raises `UserError` for one that cannot be."""
 
 
 def refuse_cluster(saved: Checkpoint, where: str, cluster: Cluster) -> None:
@@ -61,8 +65,18 @@ def refuse_cluster(saved: Checkpoint, where: str, cluster: Cluster) -> None:
         )
 
 
-def need_classes(saved: Checkpoint, where: str) -> ClassTable:
+def checkpoint_classes(saved: Checkpoint, where: str) -> ClassTable:
     """Return the class table of a network's checkpoint; raises `UserError` where it has none."""
     if saved.classes is None:
         raise UserError(f"Checkpoint {where} holds a network but names no classes; use another checkpoint.")
     return saved.classes
+
+
+def described_model(saved: Checkpoint, backbone: str, size: Size) -> dict[str, str]:
+    """Return what an exported file says of its run and of the images that it takes."""
+    return {
+        "run": saved.config.name,
+        "round": str(saved.round),
+        "backbone": backbone,
+        "input": json.dumps({"height": size[0], "width": size[1], "range": [0, 1], "order": "RGB"}),
+    }

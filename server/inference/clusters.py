@@ -1,34 +1,68 @@
-"""How does any checkpoint segment one picture?
-
-Frozen features with centroids, or a whole network: commands that take a checkpoint see a `Predictor`.
-"""
+"""The predictor of frozen features, a head and centroids."""
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from common.checkpoint import Checkpoint
-from common.evaluation.clusters import backbone_maps, predict
+from common.errors import UserError
+from common.evaluation.clusters import backbone_maps, check_backbone, predict
+from common.evaluation.crf import refine
 from common.evaluation.overlay import Bytes, Legend, make_legend
-from common.evaluation.protocol import check_backbone, crf_refinement
 from common.models.inputs import prepare_image
 from common.models.segmenter import COSINE_SHARPNESS, Segmenter
+from common.models.site_models import chosen_model
 from common.system.device import choose_device
+from server.inference.base import (
+    Cluster,
+    Exportable,
+    Exported,
+    Size,
+    described_model,
+    refuse_cluster,
+)
 
 if TYPE_CHECKING:
     from common.models.backbone import Backbone
 
 
+class WholeModel(Exportable):
+    """Images fp32 [B, 3, H, W] in 0..1, RGB, of the configured size -> cosines [B, K, H, W].
+
+    Normalisation is inside. The cluster of a pixel is the argmax over K.
+    """
+
+    output = "cosines"
+
+    def __init__(self, backbone: Backbone, segmenter: Segmenter, size: Size) -> None:
+        super().__init__()
+        self.backbone, self.segmenter, self.size = backbone, segmenter, size
+
+    def forward(self, images: Tensor) -> Tensor:
+        """See the class."""
+        return self.segmenter.logits(backbone_maps(self.backbone, images), self.size)
+
+
 class ClusterPredictor:
     """A frozen backbone, a head and centroids. Images are squashed to the input size, never cropped."""
 
-    def __init__(self, saved: Checkpoint, where: str, device: str = "auto") -> None:
+    def __init__(
+        self,
+        saved: Checkpoint,
+        where: str,
+        device: str = "auto",
+        cluster: Cluster = "auto",
+        site: str | None = None,
+    ) -> None:
         from common.models.backbone import load_backbone
 
-        self.saved, self.device = saved, choose_device(device)
+        refuse_cluster(saved, where, cluster)
+        saved = chosen_model(saved, where, site)
+        self.saved, self.where, self.site, self.device = saved, where, site, choose_device(device)
         self.model = saved.config.model.model_copy(update={"crop": "none"})
         self.backbone: Backbone = load_backbone(self.model, saved.config.seed, self.device)
         check_backbone(saved, self.backbone.weights_hash, self.backbone.channels, where)
@@ -57,9 +91,25 @@ class ClusterPredictor:
 
     def labels(self, image: Bytes, *, flip: bool = False, crf: bool = False) -> Bytes:
         """Return clusters; see `Predictor`."""
-        refine = crf_refinement() if crf else None
-        return predict(self.segmenter, self.code(image, flip), image.shape[:2], refine, image)
+        return predict(
+            self.segmenter, self.code(image, flip), image.shape[:2], refine if crf else None, image
+        )
 
-    def words(self) -> list[str]:
+    def notes(self) -> list[str]:
         """Return nothing: there is one model."""
         return []
+
+    def export(self, size: Size | None = None) -> Exported:
+        """Return backbone, head and centroids as one module; images have the run's input size."""
+        model = self.model
+        if size is not None:
+            raise UserError(
+                f"--size was given, but {self.where} takes images of {model.height} x {model.width} pixels only; "
+                "leave it out."
+            )
+        entries, size = self.legend.as_json(), (model.height, model.width)
+        described = {"clusters": json.dumps([entries[int(index)] for index in self.legend.of_cluster])}
+        if self.site is not None:
+            described["site"] = self.site
+        module = WholeModel(self.backbone, self.segmenter, size).eval()
+        return module, described_model(self.saved, model.backbone, size) | described

@@ -1,7 +1,8 @@
-"""How does a checkpoint of a whole network segment a picture, where clusters of sites have networks of their own?"""
+"""The predictor of whole networks, where style clusters may have networks of their own."""
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from typing import Literal
 
@@ -10,14 +11,26 @@ import torch
 from torch import Tensor
 
 from common.checkpoint import Checkpoint
+from common.data.classes import ClassTable
 from common.errors import UserError
+from common.evaluation.crf import refine_logits
 from common.evaluation.networks import predict_logits
 from common.evaluation.overlay import Bytes, Legend, truth_legend
 from common.models.deeplab import DeepLab, build_network, load_arrays
 from common.models.parameter_groups import split_flat
+from common.models.site_models import refuse_site
+from common.settings.schema import RunConfig
 from common.styles.style import extract_style, style_kind
 from common.system.device import choose_device
-from server.inference.base import Cluster, need_classes
+from common.wire import Arrays
+from server.inference.base import (
+    Cluster,
+    Exportable,
+    Exported,
+    Size,
+    checkpoint_classes,
+    described_model,
+)
 from server.states.network import NetworkState
 
 HELD = 3
@@ -56,12 +69,17 @@ def assemble_network(saved: Checkpoint, state: NetworkState, cluster: int | None
 
     Raises `UserError` where the arrays do not fit the settings of the checkpoint.
     """
-    blank = saved.config.network.model_copy(update={"weights": "random"})  # every array is replaced
-    network = build_network(need_classes(saved, where).num_classes, blank, saved.config.seed)
     try:
-        load_arrays(network, *split_flat(network, state.cluster_model(cluster)))
+        return network_of(saved.config, checkpoint_classes(saved, where), state.cluster_model(cluster))
     except ValueError as error:
         raise UserError(f"Checkpoint {where} does not fit its own settings ({error})") from None
+
+
+def network_of(config: RunConfig, classes: ClassTable, model: Arrays) -> DeepLab:
+    """Return a network of these arrays, on the CPU in evaluation mode; `ValueError` where they do not fit."""
+    blank = config.network.model_copy(update={"weights": "random"})  # every array is replaced
+    network = build_network(classes.num_classes, blank, config.seed)
+    load_arrays(network, *split_flat(network, model))
     return network.eval()
 
 
@@ -72,10 +90,16 @@ class NetworkPredictor:
     """
 
     def __init__(
-        self, saved: Checkpoint, where: str, device: str = "auto", cluster: Cluster = "auto"
+        self,
+        saved: Checkpoint,
+        where: str,
+        device: str = "auto",
+        cluster: Cluster = "auto",
+        site: str | None = None,
     ) -> None:
+        refuse_site(saved, where, site)
         self.saved, self.where = saved, where
-        self.classes = need_classes(saved, where)
+        self.classes = checkpoint_classes(saved, where)
         self.device = choose_device(device)
         self.state = read_state(saved, where)
         self.choice = choose_networks(self.state, cluster, where)
@@ -125,12 +149,10 @@ class NetworkPredictor:
         """Return classes; see `Predictor`. The CRF's unary is the network's negative log-probability."""
         logits = self.logits(image, flip=flip)
         if crf:
-            from common.evaluation.crf import refine_logits
-
             return refine_logits(logits, image)
         return np.asarray(logits.argmax(dim=0).to(torch.uint8).cpu().numpy(), dtype=np.uint8)
 
-    def words(self) -> list[str]:
+    def notes(self) -> list[str]:
         """Return which networks segmented, where there is a choice."""
         if not self.state.clusters:
             return []
@@ -138,3 +160,43 @@ class NetworkPredictor:
             return ["the shared network" if self.choice == "global" else f"network of cluster {self.choice}"]
         shares = ", ".join(f"{cluster}: {count}" for cluster, count in sorted(self.images.items()))
         return [f"each by the network of the nearest style cluster ({shares or 'none yet'})"]
+
+    def export(self, size: Size | None = None) -> Exported:
+        """Return one network as one module, for images of ``size``; by default as they are scored.
+
+        Where that is the size on disk, as training cut them. Raises `UserError` for the choice by style.
+        """
+        if self.choice == "nearest":
+            raise UserError(
+                f"--cluster auto was given, but {self.where} has {len(self.state.clusters)} style clusters and an ONNX "
+                "file holds one network; give global or the number of one."
+            )
+        module = WholeNetwork(self._network(self._fixed), size or input_size(self.saved))
+        described = described_model(self.saved, "deeplabv3-mobilenet-v2", module.size)
+        return module, described | {
+            "cluster": str(self.choice),
+            "classes": json.dumps(self.legend.as_json()),
+        }
+
+
+class WholeNetwork(Exportable):
+    """Images fp32 [B, 3, H, W] in 0..1, RGB, of one size -> logits [B, C, H, W]; the class is the argmax over C."""
+
+    output = "logits"
+
+    def __init__(self, network: DeepLab, size: Size) -> None:
+        super().__init__()
+        self.network, self.size = network, size
+
+    def forward(self, images: Tensor) -> Tensor:
+        """See the class."""
+        logits: Tensor = self.network(images)
+        return logits
+
+
+def input_size(saved: Checkpoint) -> Size:
+    """Return height and width of images as the settings say."""
+    transforms = saved.config.transforms
+    if transforms.eval_height:
+        return transforms.eval_height, transforms.eval_width
+    return transforms.height, transforms.width

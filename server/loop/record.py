@@ -54,7 +54,7 @@ def _sentence(
     words = [f"round {line.round}/{run.config.rounds}", f"sites {len(line.sites)}/{len(replies.bytes_down)}"]
     if line.loss is not None:
         words.append(f"loss {line.loss:.4f}")
-    words += score.words()
+    words += score.progress()
     if epsilon is not None:
         words.append(f"epsilon {epsilon:.2f} a {run.config.privacy.unit}")
     up = sum(replies.bytes_up.values()) / max(len(replies.bytes_up), 1) / 1e6
@@ -77,7 +77,7 @@ def keep_preparation(run: Run, score: Score) -> None:
     line.checkpoint_sha256 = keep_checkpoint(run, 0, score, line.to_json())
     append_metrics(run.run_dir, line.to_json())
     run.scorer.draw(run.run_dir, 0, run.state)
-    log.info("  ".join(["prepared", *score.words()]))
+    log.info("  ".join(["prepared", *score.progress()]))
 
 
 def keep_checkpoint(run: Run, number: int, score: Score, metrics: dict[str, Any]) -> str:

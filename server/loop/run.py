@@ -16,7 +16,7 @@ from common.system.device import set_deterministic
 from server.loop.base import Run
 from server.loop.rounds import train_rounds
 from server.loop.strategy import SegmentationStrategy
-from server.preflight.clusters import check_resumable
+from server.preflight import check_resumable
 from server.privacy.accountant import migrate_releases
 from server.report.page import write_report
 from server.run_dir import prepare_run_dir, rewind, sole_writer, start_logging, stop_logging

@@ -33,7 +33,7 @@ class AdaptationTask(NetworkTask):
     def begin_run(self, config: RunConfig, run_dir: Path, unfinished: Path | None) -> None:
         """Check source and snapshot, and take the snapshot into the run directory."""
         from server.adaptation.pretrain_snapshot import migrate_pretraining
-        from server.preflight.networks import check_start
+        from server.preflight import check_start
 
         check_start(config, run_dir, unfinished)
         if unfinished is not None:

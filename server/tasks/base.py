@@ -23,9 +23,8 @@ from server.transport.reply_checks import Ask, ReplySchema
 if TYPE_CHECKING:
     # heavy (torch), and wanted by no command before it has begun to work
     from common.settings.schema import RunConfig
-    from server.evaluation.options import Scoring
-    from server.evaluation.scorer import Scorer
-    from server.inference.base import Cluster, Exported, Predictor, Size
+    from server.evaluation.scorer import Scorer, Scoring
+    from server.inference.base import Cluster, Predictor
 
 
 class ServerTask(Protocol):
@@ -59,11 +58,6 @@ class ServerTask(Protocol):
 
     def evaluate(self, saved: Checkpoint, where: str, shard: Shard, how: Scoring) -> dict[str, Any]:
         """Score a checkpoint on a labelled shard; returns fields of the record of ``evaluate --json``."""
-
-    def export(
-        self, saved: Checkpoint, where: str, cluster: Cluster, site: str | None, size: Size | None
-    ) -> Exported:
-        """Return a checkpoint's model as one module, with what its ONNX file says of it."""
 
 
 @dataclass(frozen=True)

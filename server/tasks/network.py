@@ -14,9 +14,8 @@ if TYPE_CHECKING:
     from common.data.classes import ClassTable
     from common.data.manifest import Shard
     from common.settings.schema import RunConfig
-    from server.evaluation.options import Scoring
-    from server.evaluation.scorer import Scorer
-    from server.inference.base import Cluster, Exported, Predictor, Size
+    from server.evaluation.scorer import Scorer, Scoring
+    from server.inference.base import Cluster, Predictor
     from server.tasks.network_training import NetworkTraining
 
 
@@ -31,7 +30,7 @@ class NetworkTask:
 
     def check_run(self, config: RunConfig, shards: Sequence[Shard]) -> None:
         """Check shards, labels, source and checkpoint."""
-        from server.preflight.networks import check_network_run, need_classes
+        from server.preflight import check_network_run, need_classes
 
         table = need_classes(config)
         training = self.training(
@@ -48,7 +47,7 @@ class NetworkTask:
 
     def scorer(self, config: RunConfig) -> Scorer:
         """Score named classes, on any number of test sets."""
-        from server.evaluation.network_scorer import NetworkScorer
+        from server.evaluation.networks import NetworkScorer
 
         return NetworkScorer.open(config)
 
@@ -63,34 +62,12 @@ class NetworkTask:
         self, saved: Checkpoint, where: str, device: str, cluster: Cluster, site: str | None
     ) -> Predictor:
         """Segment by the shared network, or by those of style clusters."""
-        from common.models.site_models import refuse_site
         from server.inference.networks import NetworkPredictor
 
-        refuse_site(saved, where, site)
-        return NetworkPredictor(saved, where, device, cluster)
+        return NetworkPredictor(saved, where, device, cluster, site)
 
     def evaluate(self, saved: Checkpoint, where: str, shard: Shard, how: Scoring) -> dict[str, Any]:
         """Score named classes; nothing is matched."""
-        from common.models.site_models import refuse_site
-        from server.evaluation.networks import evaluate_network_checkpoint, refuse_matching
+        from server.evaluation.networks import evaluate_network_checkpoint
 
-        refuse_site(saved, where, how.site)
-        refuse_matching(saved, where, how.matching, how.protocol)
-        return evaluate_network_checkpoint(
-            saved,
-            where,
-            shard,
-            crf=how.crf,
-            flip=how.flip,
-            cluster=how.cluster,
-            device=how.device,
-            progress=how.progress,
-        )
-
-    def export(
-        self, saved: Checkpoint, where: str, cluster: Cluster, site: str | None, size: Size | None
-    ) -> Exported:
-        """Export one of the run's networks as one module."""
-        from server.inference.export import export_network
-
-        return export_network(saved, where, cluster, site, size)
+        return evaluate_network_checkpoint(saved, where, shard, how)

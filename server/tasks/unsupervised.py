@@ -17,9 +17,8 @@ if TYPE_CHECKING:
     from common.data.classes import ClassTable
     from common.data.manifest import Shard
     from common.settings.schema import RunConfig
-    from server.evaluation.options import Scoring
-    from server.evaluation.scorer import Scorer
-    from server.inference.base import Cluster, Exported, Predictor, Size
+    from server.evaluation.scorer import Scorer, Scoring
+    from server.inference.base import Cluster, Predictor
     from server.tasks.base import Training
 
 _FACTS = TASK_FACTS["unsupervised"]
@@ -37,7 +36,7 @@ class UnsupervisedTask:
 
     def check_run(self, config: RunConfig, shards: Sequence[Shard]) -> None:
         """Check shards, features, weights and checkpoint."""
-        from server.preflight.clusters import check_cluster_run
+        from server.preflight import check_cluster_run
 
         self.check_settings(config)
         check_cluster_run(config, shards)
@@ -51,7 +50,7 @@ class UnsupervisedTask:
 
     def scorer(self, config: RunConfig) -> Scorer:
         """Score clusters, matched to classes."""
-        from server.evaluation.cluster_scorer import ClusterScorer
+        from server.evaluation.clusters import ClusterScorer
 
         return ClusterScorer.open(config)
 
@@ -66,40 +65,12 @@ class UnsupervisedTask:
         self, saved: Checkpoint, where: str, device: str, cluster: Cluster, site: str | None
     ) -> Predictor:
         """Segment by the shared head, or by that of a site which keeps its own."""
-        from common.models.site_models import chosen_model
-        from server.inference.base import refuse_cluster
         from server.inference.clusters import ClusterPredictor
 
-        refuse_cluster(saved, where, cluster)
-        return ClusterPredictor(chosen_model(saved, where, site), where, device)
+        return ClusterPredictor(saved, where, device, cluster, site)
 
     def evaluate(self, saved: Checkpoint, where: str, shard: Shard, how: Scoring) -> dict[str, Any]:
         """Score clusters: of the shared model, of one site's, or of every site's by itself."""
-        from common.models.site_models import chosen_model, unshared
-        from server.evaluation.clusters import evaluate_clusters, evaluate_own_models
-        from server.evaluation.options import ALL_SITES
-        from server.inference.base import refuse_cluster
+        from server.evaluation.clusters import evaluate_clusters
 
-        refuse_cluster(saved, where, how.cluster)
-        every = how.site == ALL_SITES and bool(unshared(saved))
-        score = evaluate_own_models if every else evaluate_clusters
-        return score(
-            saved if every else chosen_model(saved, where, how.site),
-            where,
-            shard,
-            crf=how.crf,
-            flip=how.flip,
-            matching=how.matching,
-            protocol=how.protocol,
-            cache_dir=how.cache_dir,
-            device=how.device,
-            progress=how.progress,
-        )
-
-    def export(
-        self, saved: Checkpoint, where: str, cluster: Cluster, site: str | None, size: Size | None
-    ) -> Exported:
-        """Export backbone, head and centroids as one module."""
-        from server.inference.export import export_clusters
-
-        return export_clusters(saved, where, cluster, site, size)
+        return evaluate_clusters(saved, where, shard, how)

@@ -12,7 +12,7 @@ import pytest
 
 from common.settings.load import load_config, read_recipe
 from partitions.__main__ import partitions_main as partition
-from server.evaluation.network_scorer import NetworkScorer
+from server.evaluation.networks import NetworkScorer
 from server.loop.run import run
 from server.settings.applicability import acts
 from tests.conftest import ROOT

@@ -13,7 +13,7 @@ from client.work.registry import site_task
 from common import wire
 from common.checkpoint import Checkpoint, load_checkpoint
 from common.data.manifest import read_shard, write_manifest
-from common.evaluation.clusters import evaluate, mirrored_features
+from common.evaluation.clusters import evaluate_segmenter, mirrored_features
 from common.evaluation.crf import refine
 from common.features.cache import open_features
 from common.models.segmenter import Segmenter
@@ -58,7 +58,7 @@ def test_a_site_counts_what_the_settings_ask_for(saved: Checkpoint, here: SiteCo
     assert shard is not None
     model = saved.config.model
     features = open_features(shard, model, saved.config.cache, here.cache_dir, device="cpu", seed=0)
-    expected = evaluate(
+    expected = evaluate_segmenter(
         Segmenter.from_checkpoint(saved),
         features,
         shard,

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from common.data.classes import ClassTable
 from common.data.manifest import Entry, Shard
 from common.errors import UserError
-from common.evaluation.clusters import Evaluation, evaluate
+from common.evaluation.clusters import Evaluation, evaluate_segmenter
 from common.evaluation.metrics import Confusion
 from common.features.cache import Features
 from common.models.segmenter import Geometry, Segmenter
@@ -66,12 +66,12 @@ def test_confusion_is_counted_at_label_size_by_hand(make_shard: Callable[..., Sh
     label[:4, :4] = 255
     label[-2:, -2:] = 0
     shard = make_shard(label)
-    found = evaluate(toy_segmenter(), toy_features(CELL_CLASSES), shard, MODEL)
+    found = evaluate_segmenter(toy_segmenter(), toy_features(CELL_CLASSES), shard, MODEL)
     assert found.confusion is not None
     assert found.confusion.total == label.size - 16
     assert found.confusion.matrix[1, 0] >= 4
     assert (np.diag(found.confusion.matrix).sum() + 4) / found.confusion.total > 0.9
-    twice = evaluate(
+    twice = evaluate_segmenter(
         toy_segmenter(), toy_features(CELL_CLASSES), make_shard(enlarged(CELL_CLASSES, 40)), MODEL
     )
     assert twice.confusion is not None
@@ -84,7 +84,7 @@ def test_slow_oracle(make_shard: Callable[..., Shard]) -> None:
     tokens = rng.normal(size=(5, 6, 3)).astype(np.float32)
     features, segmenter = Features.from_arrays(tokens, (2, 3)), toy_segmenter()
     seen: list[tuple[int, int]] = []
-    found = evaluate(
+    found = evaluate_segmenter(
         segmenter,
         features,
         make_shard(*labels),
@@ -123,8 +123,8 @@ def test_sites_add_up_to_the_whole(make_shard: Callable[..., Shard], tmp_path: P
     for part in ([0, 1], [2, 3]):
         shard = Shard("half", tmp_path / "x.jsonl", tmp_path, tuple(whole.entries[i] for i in part), TABLE)
         tokens = features.batch(part).flatten(2).transpose(1, 2).numpy()
-        halves.append(evaluate(toy_segmenter(), Features.from_arrays(tokens, (2, 3)), shard, MODEL))
-    total, expected = halves[0] + halves[1], evaluate(toy_segmenter(), features, whole, MODEL)
+        halves.append(evaluate_segmenter(toy_segmenter(), Features.from_arrays(tokens, (2, 3)), shard, MODEL))
+    total, expected = halves[0] + halves[1], evaluate_segmenter(toy_segmenter(), features, whole, MODEL)
     assert total.confusion == expected.confusion
     assert np.array_equal(total.patches, expected.patches)
     assert total.cosine_sum == pytest.approx(expected.cosine_sum)
@@ -133,7 +133,7 @@ def test_sites_add_up_to_the_whole(make_shard: Callable[..., Shard], tmp_path: P
 
 def test_without_labels_the_label_free_figures_stand_alone(make_shard: Callable[..., Shard]) -> None:
     other = np.zeros((2, 3), dtype=int)
-    found = evaluate(
+    found = evaluate_segmenter(
         toy_segmenter(), toy_features(CELL_CLASSES, other), make_shard(None, None), MODEL, keep=[0]
     )
     assert found.confusion is None
@@ -152,22 +152,22 @@ def test_entropy_at_its_ends() -> None:
 def test_labels_are_not_opened_unless_used(make_shard: Callable[..., Shard], tmp_path: Path) -> None:
     shard = make_shard(enlarged(CELL_CLASSES, 16))
     (tmp_path / "0-label.png").write_bytes(b"not a picture")
-    found = evaluate(toy_segmenter(), toy_features(CELL_CLASSES), shard, MODEL, use_labels=False)
+    found = evaluate_segmenter(toy_segmenter(), toy_features(CELL_CLASSES), shard, MODEL, use_labels=False)
     assert found.confusion is None
     with pytest.raises(UserError, match=r"0-label\.png"):
-        evaluate(toy_segmenter(), toy_features(CELL_CLASSES), shard, MODEL)
+        evaluate_segmenter(toy_segmenter(), toy_features(CELL_CLASSES), shard, MODEL)
 
 
 def test_partly_labelled_shard_scores_what_has_a_label(make_shard: Callable[..., Shard]) -> None:
     shard = make_shard(enlarged(CELL_CLASSES, 16), None)
-    found = evaluate(toy_segmenter(), toy_features(CELL_CLASSES, CELL_CLASSES), shard, MODEL)
+    found = evaluate_segmenter(toy_segmenter(), toy_features(CELL_CLASSES, CELL_CLASSES), shard, MODEL)
     assert (found.num_images, found.num_labelled) == (2, 1)
 
 
 def test_labels_without_a_class_table_are_refused(make_shard: Callable[..., Shard]) -> None:
     shard = make_shard(enlarged(CELL_CLASSES, 16), classes=None)
     with pytest.raises(UserError, match="--classes"):
-        evaluate(toy_segmenter(), toy_features(CELL_CLASSES), shard, MODEL)
+        evaluate_segmenter(toy_segmenter(), toy_features(CELL_CLASSES), shard, MODEL)
 
 
 def test_centre_crop_scores_only_what_the_backbone_saw(make_shard: Callable[..., Shard]) -> None:
@@ -177,13 +177,13 @@ def test_centre_crop_scores_only_what_the_backbone_saw(make_shard: Callable[...,
     label[:, 16:48] = enlarged(square, 16)
     model = Model(backbone="vit_tiny_patch16_224", height=32, width=32, crop="center")
     shard, features = make_shard(label), Features.from_arrays(one_hot(square)[None], (2, 2))
-    found = evaluate(toy_segmenter(32, 32), features, shard, model, keep=[0])
+    found = evaluate_segmenter(toy_segmenter(32, 32), features, shard, model, keep=[0])
     assert found.confusion is not None
     assert found.confusion.total == 32 * 32
     assert np.trace(found.confusion.matrix) / found.confusion.total > 0.9
     assert found.predictions[0].shape == (32, 32)
     at_input = model.model_copy(update={"height": 64, "width": 64})
-    found = evaluate(toy_segmenter(64, 64), features, shard, at_input, score_at="input")
+    found = evaluate_segmenter(toy_segmenter(64, 64), features, shard, at_input, score_at="input")
     assert found.confusion is not None
     assert found.confusion.total == 64 * 64
 
@@ -196,7 +196,7 @@ def test_refinement_sees_cosines_and_picture_at_label_size(make_shard: Callable[
         seen.append((tuple(cosines.shape), image.shape))
         return np.full(image.shape[:2], 2, dtype=np.uint8)
 
-    found = evaluate(toy_segmenter(), toy_features(CELL_CLASSES), shard, MODEL, refine=refine)
+    found = evaluate_segmenter(toy_segmenter(), toy_features(CELL_CLASSES), shard, MODEL, refine=refine)
     assert seen == [((3, 40, 60), (40, 60, 3))]
     assert found.confusion is not None
     assert found.confusion.matrix[:2].sum() == 0
@@ -216,7 +216,7 @@ def test_refinement_of_the_reference_protocol_sees_the_input_of_the_backbone(
         return np.zeros(image.shape[:2], dtype=np.uint8)
 
     features = Features.from_arrays(one_hot(CELL_CLASSES[:, :2])[None], (2, 2))
-    evaluate(toy_segmenter(20, 20), features, shard, model, score_at="input", refine=refine)
+    evaluate_segmenter(toy_segmenter(20, 20), features, shard, model, score_at="input", refine=refine)
     # every other pixel of the central square, none of them a mixture
     assert np.array_equal(seen[0], pixels[1::2, 11:50:2])
 
@@ -225,7 +225,7 @@ def test_mirrored_features_are_averaged_in(make_shard: Callable[..., Shard]) -> 
     shard = make_shard(None)
     uniform = np.zeros((2, 3), dtype=int)
     mirrored = toy_features(np.ones((2, 3), dtype=int))
-    found = evaluate(
+    found = evaluate_segmenter(
         toy_segmenter(),
         toy_features(uniform),
         shard,
@@ -238,7 +238,7 @@ def test_mirrored_features_are_averaged_in(make_shard: Callable[..., Shard]) -> 
 
 def test_features_of_another_shard_are_refused(make_shard: Callable[..., Shard]) -> None:
     with pytest.raises(ValueError, match="2 features for the 1 images"):
-        evaluate(toy_segmenter(), toy_features(CELL_CLASSES, CELL_CLASSES), make_shard(None), MODEL)
+        evaluate_segmenter(toy_segmenter(), toy_features(CELL_CLASSES, CELL_CLASSES), make_shard(None), MODEL)
 
 
 def test_summing_keeps_a_confusion_that_only_one_side_has() -> None:

@@ -13,8 +13,8 @@ from common.evaluation.networks import NetworkEvaluation
 from common.evaluation.score import Score, class_means, scored, site_fields
 from common.settings.load import load_config
 from common.settings.schema import RunConfig
-from server.evaluation.cluster_scorer import ClusterScorer
-from server.evaluation.network_scorer import NetworkScorer, set_fields
+from server.evaluation.clusters import ClusterScorer
+from server.evaluation.networks import NetworkScorer, set_fields
 
 TABLE = ClassTable("two", ("x", "y"), ((0, 0, 0), (9, 9, 9)))
 # the same halves of an image, numbered the other way round: each by itself is 3 of 4 right, their sum says nothing
@@ -84,4 +84,4 @@ def test_a_site_without_labels_is_not_taken_in() -> None:
 
 def test_a_set_without_a_labelled_pixel_is_said_to_have_none() -> None:
     score = Score(miou=0.5, accuracy=0.6, sets={"ts1": {"miou": 0.5}, "ts2": {"miou": None}})
-    assert score.words() == ["ts1 mIoU 0.500", "ts2 has no labelled pixel"]
+    assert score.progress() == ["ts1 mIoU 0.500", "ts2 has no labelled pixel"]

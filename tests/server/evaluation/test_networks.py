@@ -18,10 +18,10 @@ from common.errors import UserError
 from common.evaluation.metrics import Confusion, rates
 from common.evaluation.networks import NetworkEvaluation
 from common.settings.load import load_config
-from server.evaluation.command import evaluate_checkpoint, evaluation_text
-from server.evaluation.network_scorer import NetworkScorer, set_fields
-from server.evaluation.probe import probe_checkpoint
-from server.inference.segment import segment
+from server.commands.evaluate import evaluate_checkpoint, evaluation_text
+from server.commands.probe import probe_checkpoint
+from server.commands.segment import segment
+from server.evaluation.networks import NetworkScorer, set_fields
 from server.states.network import NetworkState
 from tests.support.checkpoints import write_checkpoint
 

@@ -14,8 +14,6 @@ from common.errors import UserError
 from common.evaluation.crf import refine_logits
 from common.evaluation.overlay import Bytes
 from common.settings.load import load_config
-from server.inference.export import whole_network
-from server.inference.load import load_predictor
 from server.inference.networks import NetworkPredictor, assemble_network
 from server.states.network import NetworkState
 from tests.support.checkpoints import write_network_checkpoint
@@ -64,8 +62,8 @@ def test_each_picture_goes_to_the_cluster_of_its_style(
     assert torch.equal(nearest.logits(light), bright.logits(light))
     assert torch.allclose(bright.logits(light), shared.logits(light).flip(0), atol=1e-5)  # classes reversed
     assert {k: n - before.get(k, 0) for k, n in nearest.images.items()} == {0: 1, 1: 1}
-    assert "nearest style cluster" in nearest.words()[0]
-    assert bright.words() == ["network of cluster 1"]
+    assert "nearest style cluster" in nearest.notes()[0]
+    assert bright.notes() == ["network of cluster 1"]
 
 
 def test_flip_averages_probabilities(shared: NetworkPredictor) -> None:
@@ -92,19 +90,19 @@ def test_crf_takes_the_logits_as_they_are(shared: NetworkPredictor) -> None:
 
 def test_classes_have_names_even_where_no_round_was_scored(tmp_path: Path) -> None:
     path = write_network_checkpoint(tmp_path, mapping=False)
-    predictor = load_predictor(load_checkpoint(path), str(path), "cpu")
+    predictor = NetworkPredictor(load_checkpoint(path), str(path), "cpu")
     assert predictor.named
     assert predictor.legend.names == SYNTHETIC.names
-    assert predictor.words() == []
+    assert predictor.notes() == []
 
 
 def test_clusters_that_are_not_there_are_refused(clustered_network: Path, tmp_path: Path) -> None:
     saved = load_checkpoint(clustered_network)
     with pytest.raises(UserError, match=r"--cluster 2 was given, but run has clusters 0 to 1"):
-        load_predictor(saved, "run", "cpu", 2)
+        NetworkPredictor(saved, "run", "cpu", 2)
     plain = write_network_checkpoint(tmp_path)
     with pytest.raises(UserError, match="has no style clusters"):
-        load_predictor(load_checkpoint(plain), "run", "cpu", 0)
+        NetworkPredictor(load_checkpoint(plain), "run", "cpu", 0)
 
 
 def test_arrays_of_another_network_and_missing_classes_are_refused(clustered_network: Path) -> None:
@@ -112,19 +110,17 @@ def test_arrays_of_another_network_and_missing_classes_are_refused(clustered_net
     del saved.head["head.4.bias"]
     saved.extra = {}
     with pytest.raises(UserError, match=r"does not fit its own settings .*head\.4\.bias"):
-        load_predictor(saved, "run", "cpu")
+        NetworkPredictor(saved, "run", "cpu")
     saved.classes = None
     with pytest.raises(UserError, match="names no classes"):
-        load_predictor(saved, "run", "cpu")
+        NetworkPredictor(saved, "run", "cpu")
 
 
 def test_a_run_without_a_shared_network_is_refused(clustered_network: Path) -> None:
     saved = load_checkpoint(clustered_network)
     saved.config = load_config(saved.config.to_flat(), {"clusters.layers": "none", "centroids.share": "none"})
     with pytest.raises(UserError, match="holds no shared network"):
-        load_predictor(saved, "run", "cpu")
-    with pytest.raises(UserError, match="holds no shared network"):
-        whole_network(saved, "run")
+        NetworkPredictor(saved, "run", "cpu")
 
 
 def test_server_memory_survives_the_disk(clustered_network: Path) -> None:

@@ -15,7 +15,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message
 from common.checkpoint import checkpoint_path, load_checkpoint
 from common.errors import UserError
 from server.centroids.base import directions
-from server.evaluation.command import evaluate_checkpoint
+from server.commands.evaluate import evaluate_checkpoint
 from server.loop.run import run
 from tests.support.federation import local_grid, tiny_config
 from tests.support.local_grid import Answer

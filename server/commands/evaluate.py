@@ -1,4 +1,4 @@
-"""How good is a checkpoint on any labelled shard?"""
+"""The command that scores a checkpoint on any labelled shard, and its lines for a terminal."""
 
 from __future__ import annotations
 
@@ -11,10 +11,9 @@ from typing import Any
 from common.checkpoint import load_checkpoint
 from common.data.classes import load_table
 from common.data.manifest import read_shard
-from common.evaluation.protocol import Matching, Protocol
+from common.evaluation.clusters import EvalProtocol, Matching
 from common.system.atomic import atomic_write_text
-from server.evaluation.networks import network_lines
-from server.evaluation.options import ALL_SITES, Scoring
+from server.evaluation.scorer import EVERY_SITE, Scoring
 from server.inference.base import Cluster
 from server.tasks.registry import task_of
 
@@ -29,7 +28,7 @@ def evaluate_checkpoint(
     json_path: str | Path | None = None,
     *,
     matching: Matching | None = None,
-    protocol: Protocol = "label-size",
+    protocol: EvalProtocol = "label-size",
     cluster: Cluster = "auto",
     site: str | None = None,
     cache_dir: str | Path | None = None,
@@ -50,7 +49,7 @@ def evaluate_checkpoint(
             only scored against, not matched on. By default as the run's settings say.
         protocol: "center-320" is the reference evaluation: shorter side to 320 by nearest neighbour,
             central 320 x 320, codes enlarged before they are compared. Scores are then on that square only.
-        cluster: which network of a run with style clusters (see `predictor.Cluster`).
+        cluster: which network of a run with style clusters (see `server.inference.base.Cluster`).
         site: whose own model, of a run whose sites do not share all; "all" scores each of them by itself and tells
             their means as ``site_miou_mean`` and so on, never as ``miou``.
         cache_dir: where features are cached; by default ``cache`` beside the manifest.
@@ -90,7 +89,7 @@ def evaluation_text(record: dict[str, Any]) -> str:
     """Return a record as lines for a terminal."""
     lines = [f"{record['run']}, seed {record['seed']}, round {record['round']} on {record['split']}"]
     lines[0] += f": {record['images']} images"
-    if record["site"] not in (None, ALL_SITES):
+    if record["site"] not in (None, EVERY_SITE):
         lines[0] += f", the model of {record['site']}"
     if record["miou"] is not None:
         lines.append(
@@ -159,6 +158,19 @@ def _percent(value: float | None) -> str:
     return "-" if value is None else f"{100 * value:.1f} %"
 
 
-def print_evaluation(record: dict[str, Any]) -> None:
-    """Print `evaluation_text`."""
-    print(evaluation_text(record))
+def network_lines(record: dict[str, Any]) -> list[str]:
+    """Return what a terminal shows of a network beside the usual lines."""
+    lines = []
+    if record.get("cluster") == "nearest":
+        shares = ", ".join(f"{k}: {n} images" for k, n in record["cluster_images"].items())
+        lines.append(f"  each image by the network of the nearest style cluster ({shares})")
+    elif record.get("cluster") != "global":
+        lines.append(f"  all images by the network of style cluster {record['cluster']}")
+    for kind in ("domain", "site"):
+        each = {name: value for name, value in record.get(f"{kind}_miou", {}).items() if value is not None}
+        if each:
+            mean, spread = 100 * record[f"{kind}_miou_mean"], 100 * record[f"{kind}_miou_std"]
+            lines.append(f"  mIoU by {kind}: mean {mean:.1f} %, deviation {spread:.1f} %")
+            width = max(map(len, each))
+            lines += [f"    {name:<{width}}  {100 * value:5.1f} %" for name, value in each.items()]
+    return lines

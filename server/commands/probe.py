@@ -1,4 +1,4 @@
-"""How well can the classes be read off a frozen checkpoint, if labels are given afterwards?
+"""The command that fits a linear probe, with labels, on a frozen checkpoint and scores it on another shard.
 
 A linear probe: the usual measure of a representation beside clustering. It is fitted on one labelled shard (or
 several) and scored on another; the checkpoint stays as it is, and training never comes here.
@@ -20,7 +20,13 @@ from common.checkpoint import Checkpoint, load_checkpoint
 from common.data.classes import ClassTable, load_table
 from common.data.manifest import Shard, read_shard
 from common.errors import UserError
-from common.evaluation.clusters import evaluate, mirrored_features
+from common.evaluation.clusters import (
+    EvalProtocol,
+    apply_protocol,
+    check_backbone,
+    evaluate_segmenter,
+    mirrored_features,
+)
 from common.evaluation.crf import refine_logits
 from common.evaluation.metrics import scores
 from common.evaluation.probe import (
@@ -31,14 +37,13 @@ from common.evaluation.probe import (
     join_pixels,
     sample_pixels,
 )
-from common.evaluation.protocol import Protocol, apply_protocol, check_backbone
 from common.features.cache import Features, open_features
 from common.models.segmenter import Geometry, Segmenter
 from common.models.site_models import chosen_model
 from common.settings.unsupervised import Model
 from common.system.atomic import atomic_write_text
 from common.system.device import choose_device
-from server.evaluation.command import class_lines, protocol_text
+from server.commands.evaluate import class_lines, protocol_text
 
 On = Literal["code", "features"]
 
@@ -54,7 +59,7 @@ def probe_checkpoint(
     on: On = "code",
     site: str | None = None,
     steps: int = 200,
-    protocol: Protocol = "label-size",
+    protocol: EvalProtocol = "label-size",
     crf: bool = False,
     flip: bool = False,
     device: str = "auto",
@@ -129,7 +134,7 @@ def probe_checkpoint(
     fit = fit_linear(pixels.codes, pixels.classes, known.num_classes, steps)
     features = features_of(scored_on)
     probe = LinearProbe(segmenter, fit)
-    found = evaluate(
+    found = evaluate_segmenter(
         probe,
         features,
         scored_on,
@@ -229,8 +234,3 @@ def probe_text(record: dict[str, Any]) -> str:
         f"  accuracy {100 * record['accuracy']:.1f} %",
     ]
     return "\n".join([*lines, *class_lines(record["per_class_iou"])])
-
-
-def print_probe(record: dict[str, Any]) -> None:
-    """Print `probe_text`."""
-    print(probe_text(record))

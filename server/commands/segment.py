@@ -1,4 +1,4 @@
-"""How does a checkpoint segment pictures that nobody labelled?"""
+"""The command that segments images and lays the results out on a page."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from common.errors import UserError
 from common.evaluation.overlay import label_image, legend_entries, overlay, present_ids, with_legend
 from common.system.atomic import atomic_path, atomic_write_text
 from server.inference.base import Cluster
-from server.inference.load import load_predictor
 from server.report.render import render_page
+from server.tasks.registry import task_of
 
 
 @dataclass(frozen=True)
-class Job:
+class ImageJob:
     """A picture to segment, and the name of its results (relative, without a suffix)."""
 
     source: Path
@@ -54,7 +54,7 @@ def segment(
         crf: refine with the dense CRF.
         flip: average codes (of a whole network: probabilities) with those of the mirrored picture.
         device: "auto", "cpu" or "cuda".
-        cluster: which network of a run with style clusters (see `predictor.Cluster`).
+        cluster: which network of a run with style clusters (see `server.inference.base.Cluster`).
         site: whose own model, of a run whose sites do not share all.
         alpha: strength of the colours in the overlay, 0..1.
         progress: called with (done, total) pictures.
@@ -68,7 +68,7 @@ def segment(
     saved = load_checkpoint(checkpoint)
     for job in jobs:
         read_image(job.source)  # refuses what cannot be read, before anything is written
-    predictor = load_predictor(saved, str(checkpoint), device, cluster, site)
+    predictor = task_of(saved.config).predictor(saved, str(checkpoint), device, cluster, site)
     legend = predictor.legend
     used: list[list[int]] = []
     for done, job in enumerate(jobs, start=1):
@@ -90,7 +90,7 @@ def segment(
         f"{len(jobs)} picture" + ("" if len(jobs) == 1 else "s"),
         *(["refined by the CRF"] if crf else []),
         *(["averaged with the mirror image"] if flip else []),
-        *predictor.words(),
+        *predictor.notes(),
     ]
     shown = sorted({index for ids in used for index in ids})
     page = render_page(
@@ -104,15 +104,15 @@ def segment(
     return index
 
 
-def find_pictures(inputs: Sequence[str | Path], exclude: Path | None = None) -> list[Job]:
+def find_pictures(inputs: Sequence[str | Path], exclude: Path | None = None) -> list[ImageJob]:
     """List the pictures of files and folders in a fixed order; each gets a name of its own.
 
     Names keep the path below the given folder. What lies below ``exclude`` (earlier results) is left out.
     """
-    jobs: list[Job] = []
+    jobs: list[ImageJob] = []
     for given in map(Path, inputs):
         if given.is_file():
-            jobs.append(Job(given, Path(given.stem)))
+            jobs.append(ImageJob(given, Path(given.stem)))
         elif given.is_dir():
             found = sorted(
                 path for path in given.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file()
@@ -121,7 +121,7 @@ def find_pictures(inputs: Sequence[str | Path], exclude: Path | None = None) -> 
             if not found:
                 kinds = ", ".join(sorted(SUFFIXES))
                 raise UserError(f"Folder {given} holds no picture ({kinds}); give a folder of pictures.")
-            jobs += [Job(path, path.relative_to(given).with_suffix("")) for path in found]
+            jobs += [ImageJob(path, path.relative_to(given).with_suffix("")) for path in found]
         else:
             raise UserError(f"{given} does not exist; give pictures or folders of pictures.")
     if not jobs:
@@ -141,7 +141,7 @@ def _below(path: Path, folder: Path) -> bool:
     return path.resolve().is_relative_to(folder.resolve())
 
 
-def _result(folder: Path, kind: str, job: Job) -> Path:
+def _result(folder: Path, kind: str, job: ImageJob) -> Path:
     return folder / kind / job.name.parent / f"{job.name.name}.png"
 
 

@@ -11,12 +11,19 @@ import numpy as np
 import pytest
 import torch
 
+from common.checkpoint import load_checkpoint
 from common.data.classes import load_table
 from common.errors import UserError
-from server.inference import export
+from server.commands import export
+from server.inference.base import Exported
+from server.inference.clusters import ClusterPredictor, WholeModel
 from tests.support.checkpoints import write_checkpoint
 
 SYNTHETIC = load_table("synthetic")
+
+
+def exported(checkpoint: Path) -> Exported:
+    return ClusterPredictor(load_checkpoint(checkpoint), "run", "cpu").export()
 
 
 def test_without_the_extra_one_sentence_says_what_to_install(
@@ -38,7 +45,7 @@ def test_exported_file_gives_the_same_clusters(tmp_path: Path) -> None:
     session = importlib.import_module("onnxruntime").InferenceSession(str(path))
     images = torch.rand(3, 3, 65, 97, generator=torch.Generator().manual_seed(9))
     (given,) = session.run(None, {"images": images.numpy()})
-    model = export._whole_model(export.load_checkpoint(saved), str(saved))
+    model, _ = exported(saved)
     expected = model(images).numpy()
     assert given.shape == (3, 6, 65, 97)
     np.testing.assert_allclose(given, expected, atol=1e-3)
@@ -48,21 +55,21 @@ def test_exported_file_gives_the_same_clusters(tmp_path: Path) -> None:
 
 
 def test_a_sites_own_model_is_exported_and_an_untrained_one_never(tmp_path: Path) -> None:
-    saved = export.load_checkpoint(write_checkpoint(tmp_path / "run", SYNTHETIC, [0, 1, 2, 3, 4, 5], sites=2))
-    model, metadata = export.export_clusters(saved, "run", "global", "b", None)
-    assert isinstance(model, export.WholeModel) and metadata["site"] == "b"
+    saved = load_checkpoint(write_checkpoint(tmp_path / "run", SYNTHETIC, [0, 1, 2, 3, 4, 5], sites=2))
+    model, metadata = ClusterPredictor(saved, "run", "cpu", site="b").export()
+    assert isinstance(model, WholeModel) and metadata["site"] == "b"
     own = saved.extra["site/b/centroids/centroids"]
     np.testing.assert_array_equal(model.segmenter.centroids.numpy(), own)
     assert (
         json.loads(metadata["clusters"])[0]["name"] == "cluster 0"
     )  # classes were matched to no site's clusters
     with pytest.raises(UserError, match="give --site and one of: a, b"):
-        export.export_clusters(saved, "run", "global", None, None)
+        ClusterPredictor(saved, "run", "cpu")
 
 
 def test_a_file_that_differs_is_not_kept(tmp_path: Path) -> None:
     """The comparison itself: a session whose answers are off by more than the tolerance."""
-    model = export._whole_model(export.load_checkpoint(write_checkpoint(tmp_path / "run")), "x")
+    model, _ = exported(write_checkpoint(tmp_path / "run"))
 
     class Wrong:
         def run(self, names: list[str], feed: dict[str, np.ndarray]) -> list[np.ndarray]:

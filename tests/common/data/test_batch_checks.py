@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from common.data.batch_sizes import check_batch_sizes, check_measured, check_single_features
+from common.data.check import check_batch_sizes, check_measured, check_single_features
 from common.data.manifest import Entry, Shard
 from common.errors import UserError
 from common.settings.network import Transforms

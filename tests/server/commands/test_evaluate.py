@@ -15,7 +15,7 @@ from common.data.manifest import read_shard, write_manifest
 from common.errors import UserError
 from common.evaluation.metrics import Confusion, match, scores
 from common.models.site_models import chosen_model
-from server.evaluation.command import evaluate_checkpoint, evaluation_text
+from server.commands.evaluate import evaluate_checkpoint, evaluation_text
 from tests.support.checkpoints import write_checkpoint
 
 SYNTHETIC = load_table("synthetic")

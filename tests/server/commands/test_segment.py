@@ -18,7 +18,7 @@ from common.models.backbone import load_backbone
 from common.models.inputs import prepare_image
 from common.models.segmenter import Segmenter
 from common.settings.unsupervised import Model
-from server.inference.segment import find_pictures, segment
+from server.commands.segment import find_pictures, segment
 from tests.support.checkpoints import write_checkpoint
 
 SYNTHETIC = load_table("synthetic")

@@ -18,7 +18,7 @@ from common.errors import UserError
 from common.evaluation.metrics import Confusion, scores
 from common.evaluation.probe import RIDGE, LinearFit, LinearProbe, codes_at, fit_linear
 from common.models.segmenter import Geometry, Segmenter
-from server.evaluation.probe import probe_checkpoint, probe_text
+from server.commands.probe import probe_checkpoint, probe_text
 from tests.conftest import ROOT
 from tests.support.checkpoints import write_checkpoint
 
@@ -188,9 +188,9 @@ def test_training_never_comes_near_the_probe() -> None:
         for path in (ROOT / package).rglob("*.py"):
             tree = ast.parse(path.read_text(encoding="utf-8"))
             named = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
-            if named & {"common.evaluation.probe", "server.evaluation.probe"}:
+            if named & {"common.evaluation.probe", "server.commands.probe"}:
                 users.add(path.relative_to(ROOT).as_posix())
-    assert users == {"server/__main__.py", "server/evaluation/probe.py"}
+    assert users == {"server/__main__.py", "server/commands/probe.py"}
 
 
 def test_a_sites_own_head_is_probed_and_an_untrained_one_never(scenes: Path, tmp_path: Path) -> None:

@@ -10,15 +10,21 @@ import numpy as np
 import pytest
 import torch
 
-from common.checkpoint import load_checkpoint
+from common.checkpoint import Checkpoint, load_checkpoint
 from common.data.classes import load_table
 from common.errors import UserError
 from common.evaluation.overlay import hex_colour
-from server.inference import export
-from server.inference.export import input_size, network_metadata, whole_network
+from server.commands import export
+from server.inference.base import Cluster, Exported, Size
+from server.inference.clusters import ClusterPredictor
+from server.inference.networks import NetworkPredictor, input_size
 from tests.support.checkpoints import write_checkpoint
 
 SYNTHETIC = load_table("synthetic")
+
+
+def exported(saved: Checkpoint, cluster: Cluster = "global", size: Size | None = None) -> Exported:
+    return NetworkPredictor(saved, "run", "cpu", cluster).export(size)
 
 
 def test_exported_file_gives_the_same_classes(clustered_network: Path, tmp_path: Path) -> None:
@@ -28,7 +34,7 @@ def test_exported_file_gives_the_same_classes(clustered_network: Path, tmp_path:
     session = importlib.import_module("onnxruntime").InferenceSession(str(path))
     images = torch.rand(3, 3, 64, 96, generator=torch.Generator().manual_seed(9))
     (given,) = session.run(["logits"], {"images": images.numpy()})
-    expected = whole_network(load_checkpoint(clustered_network), "x", 1)(images).detach().numpy()
+    expected = exported(load_checkpoint(clustered_network), 1)[0](images).detach().numpy()
     assert given.shape == (3, 8, 64, 96)
     np.testing.assert_allclose(given, expected, atol=1e-3 * np.abs(expected).max())
     described = session.get_modelmeta().custom_metadata_map
@@ -38,12 +44,12 @@ def test_exported_file_gives_the_same_classes(clustered_network: Path, tmp_path:
 
 def test_network_size_and_description(clustered_network: Path) -> None:
     saved = load_checkpoint(clustered_network)
-    assert whole_network(saved, "x").size == (64, 96) == input_size(saved)
-    assert whole_network(saved, "x", size=(96, 128)).size == (96, 128)
+    assert exported(saved)[0].size == (64, 96) == input_size(saved)
+    assert exported(saved, size=(96, 128))[0].size == (96, 128)
     transforms = saved.config.transforms.model_copy(update={"eval_height": 128, "eval_width": 160})
     saved.config = saved.config.model_copy(update={"transforms": transforms})
     assert input_size(saved) == (128, 160)
-    described = network_metadata(saved, "x", "global", (96, 128))
+    _, described = exported(saved, size=(96, 128))
     assert json.loads(described["input"]) == {"height": 96, "width": 128, "range": [0, 1], "order": "RGB"}
     person = json.loads(described["classes"])[7]
     assert person == {"id": 7, "name": "person", "colour": hex_colour(SYNTHETIC.colours[7])}
@@ -52,7 +58,7 @@ def test_network_size_and_description(clustered_network: Path) -> None:
 def test_a_difference_counts_in_multiples_of_the_largest_logit(
     clustered_network: Path, tmp_path: Path
 ) -> None:
-    model = whole_network(load_checkpoint(clustered_network), "x")
+    model, _ = exported(load_checkpoint(clustered_network))
     images = torch.rand(1, 3, 64, 96, generator=torch.Generator().manual_seed(1))
 
     class Session:
@@ -71,11 +77,11 @@ def test_a_difference_counts_in_multiples_of_the_largest_logit(
 def test_choices_that_cannot_be_are_refused(clustered_network: Path, tmp_path: Path) -> None:
     saved = load_checkpoint(clustered_network)
     with pytest.raises(UserError, match="holds one network; give global"):
-        export.export_network(saved, "run", "auto", None, None)
+        exported(saved, "auto")
     with pytest.raises(UserError, match="--cluster 4"):
-        export.export_network(saved, "run", 4, None, None)
+        exported(saved, 4)
     other = load_checkpoint(write_checkpoint(tmp_path))
     with pytest.raises(UserError, match="takes images of 65 x 97 pixels only"):
-        export.export_clusters(other, "run", "global", None, (64, 64))
+        ClusterPredictor(other, "run", "cpu").export((64, 64))
     with pytest.raises(UserError, match="no style clusters"):
-        export.export_clusters(other, "run", 0, None, None)
+        ClusterPredictor(other, "run", "cpu", 0)
