@@ -753,18 +753,18 @@ def network_styles_that_are_none(shop: Workshop) -> Words:
 
 
 @row(
-    "source.styles names styles to pretrain in but source.checkpoint names a model that is pretrained already"
+    "source.styles is '.*', styles to pretrain in, but source.checkpoint names a model that is pretrained already"
 )
 def network_styles_for_a_model_that_is_pretrained(shop: Workshop) -> Words:
     return styles(shop, source__checkpoint=str(shop.checkpoint))
 
 
-@row("source.styles names styles to pretrain in but style.transfer is 'none'")
+@row("source.styles is '.*', styles to pretrain in, but style.transfer is 'none'")
 def network_styles_that_nobody_takes_on(shop: Workshop) -> Words:
     return styles(shop, style__transfer="none")
 
 
-@row("source.styles names styles to pretrain in but task 'supervised' does not pretrain; leave it empty")
+@row("source.styles is '.*', styles to pretrain in, but task 'supervised' does not pretrain; set it to ''")
 def network_styles_for_training_with_labels(shop: Workshop) -> Words:
     return styles(shop, task="supervised")
 
@@ -806,32 +806,32 @@ def network_too_few_sites_to_search_clusters(shop: Workshop) -> Words:
     return network(shop, clusters__layers="decoder")
 
 
-@row("aggregation.optimizer is 'adam' but clusters.layers is 'all'; a server optimiser has no moments for")
+@row("aggregation.optimizer is 'adam', but clusters.layers is 'all'; a server optimizer .*; set it to 'none'")
 def network_clusters_with_a_server_optimiser(shop: Workshop) -> Words:
     return network(shop, clusters__layers="all", clusters__exact=2, aggregation__optimizer="adam")
 
 
-@row("aggregation.rule is 'median' but clusters.layers is 'bn'; .* so use 'mean'")
+@row("aggregation.rule is 'median', but clusters.layers is 'bn'; .*; set it to 'mean'")
 def network_clusters_with_a_robust_rule(shop: Workshop) -> Words:
     return network(shop, clusters__layers="bn", clusters__exact=2, aggregation__rule="median")
 
 
-@row("clusters.layers is 'bn' but network.batchnorm is 'local', so that each site keeps what its cluster")
+@row("clusters.layers is 'bn', but network.batchnorm is 'local'.*; change one of the two")
 def network_clusters_of_what_sites_keep(shop: Workshop) -> Words:
     return network(shop, clusters__layers="bn", clusters__exact=2, network__batchnorm="local")
 
 
-@row("clusters.layers is 'all' but centroids.share is 'none', where sites share nothing")
+@row("clusters.layers is 'all', but centroids.share is 'none'.*; set it to 'none'")
 def network_clusters_of_sites_that_share_nothing(shop: Workshop) -> Words:
     return network(shop, clusters__layers="all", clusters__exact=2, centroids__share="none")
 
 
-@row("teacher.update is 'mean', a copy of the shared model, but centroids.share is 'none'; use 'never'")
+@row("teacher.update is 'mean', a copy of the shared model, but centroids.share is 'none'; set it to 'never'")
 def network_teacher_of_sites_that_share_nothing(shop: Workshop) -> Words:
     return adaptation(shop, centroids__share="none", teacher__update="mean")
 
 
-@row("teacher.update is 'student', which labels what it is shown itself, but teacher.view or teacher.mirror")
+@row("teacher.update is 'student', but teacher.view or teacher.mirror .*; leave them at 'same' and false")
 def network_student_with_a_teachers_view(shop: Workshop) -> Words:
     return adaptation(shop, teacher__update="student", teacher__view="plain")
 
@@ -971,12 +971,12 @@ def adaptation_missing_source(shop: Workshop) -> Words:
     return adaptation(shop, source__shard="gone.jsonl")
 
 
-@row("teacher.confidence is 1 and teacher.fraction is 0, so that no pixel is believed")
+@row("teacher.confidence is 1, and teacher.fraction is 0, so that no pixel is believed")
 def adaptation_that_believes_nothing(shop: Workshop) -> Words:
     return adaptation(shop, teacher__confidence=1, teacher__fraction=0)
 
 
-@row("teacher.weight is 0, and so are distill-weight, .* would learn nothing; give one of them a weight")
+@row("teacher.weight is 0, like distill-weight, .* would learn nothing; raise one of them")
 def adaptation_without_a_loss(shop: Workshop) -> Words:
     return adaptation(shop, teacher__weight=0)
 
@@ -1013,26 +1013,22 @@ def statistics_of_sites_with_labels(shop: Workshop) -> Words:
     return network(shop, network__site_statistics=0.5)
 
 
-@row(
-    "network.final-statistics is true but task is 'adaptation'; set it to false, or the task to 'supervised'"
-)
+@row("network.final-statistics is true, but task is 'adaptation'; set it to false")
 def final_statistics_of_an_adaptation(shop: Workshop) -> Words:
     return adaptation(shop, network__final_statistics=True)
 
 
-@row("network.final-statistics is true but rounds is 1 and the last one takes no step; set it to 2 or more")
+@row("network.final-statistics is true, but rounds is 1 and the last one takes no step; set it to false")
 def final_statistics_of_the_only_round(shop: Workshop) -> Words:
     return network(shop, network__final_statistics=True, rounds=1)
 
 
-@row("network.final-statistics is true but sites keep their statistics to themselves")
+@row("network.final-statistics is true, but sites keep their statistics to themselves")
 def final_statistics_that_nobody_may_see(shop: Workshop) -> Words:
     return network(shop, network__final_statistics=True, network__batchnorm="local-statistics", rounds=2)
 
 
-@row(
-    "network.final-statistics is true but network.freeze is 'batchnorm', which keeps the statistics received"
-)
+@row("network.final-statistics is true, but network.freeze is 'batchnorm', which keeps those received")
 def final_statistics_of_frozen_batch_norms(shop: Workshop) -> Words:
     return network(shop, network__final_statistics=True, network__freeze="batchnorm", rounds=2)
 

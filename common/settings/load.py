@@ -14,7 +14,6 @@ from pydantic import ValidationError
 from common.errors import UserError, user_error
 from common.settings.migration import MOVED, migrated
 from common.settings.presets import FROM_PRESET, PRESETS
-from common.settings.rules import conflict_of
 from common.settings.schema import RunConfig
 from common.settings.section import Scalar, flatten, kebab, unflatten
 
@@ -56,8 +55,6 @@ def load_config(*layers: Mapping[str, Any]) -> RunConfig:
         config = RunConfig.model_validate(settings)
     except ValidationError as error:
         raise user_error(error, "Setting", key=kebab, whole="The settings do not fit together") from None
-    if conflict := conflict_of(config):
-        raise UserError(f"The settings do not fit together: {conflict}.")
     return config
 
 

@@ -1,8 +1,8 @@
-"""Which settings do not go together when a whole network is trained?
+"""Conflicts of settings of the tasks that train a whole network.
 
-A setting of another task is refused (`foreign_settings`), for someone set it for a reason, and so is one that
-contradicts another. One that merely lacks another, as ``reduction.power`` without its kind, is not: it is switched
-by ``--set`` on top of a recipe.
+A setting of another task is refused (`server.settings.applicability`), for someone set it for a reason, and so is
+one that contradicts another. One that merely lacks another, as ``reduction.power`` without its kind, is not: it is
+switched by ``--set`` on top of a recipe.
 """
 
 from __future__ import annotations
@@ -12,14 +12,85 @@ from common.settings.network import Style
 from common.settings.schema import RunConfig
 from common.styles.style import style_kind
 from server.settings.applicability import refuse_foreign
+from server.settings.rules import Table, broken
+
+
+def _learns_from_teacher_alone(config: RunConfig) -> bool:
+    """Whether sites have no loss beside that of pseudo-labels: without those, hours go by and change nothing."""
+    teacher, measuring = config.teacher, int(config.network.site_statistics > 0)
+    beside = teacher.distill_weight or teacher.entropy_weight or teacher.max_square_weight
+    return config.facts.self_trains and config.rounds > measuring and not beside
+
+
+def _alone(config: RunConfig) -> bool:
+    return config.centroids.share == "none"
+
+
+NETWORK_RULES: Table = {
+    lambda c: True: (("centroids.share", ("both", "none"), "but a network of task [task] has no centroids"),),
+    lambda c: _learns_from_teacher_alone(c) and not c.teacher.weight: (
+        (
+            "teacher.weight",
+            (),
+            "like distill-weight, entropy-weight and max-square-weight: sites would learn nothing; raise one of them",
+        ),
+    ),
+    lambda c: _learns_from_teacher_alone(c) and c.teacher.confidence == 1 and c.teacher.fraction == 0: (
+        (
+            "teacher.confidence",
+            (),
+            "and teacher.fraction is 0, so that no pixel is believed: sites would learn nothing; change one of them",
+        ),
+    ),
+    lambda c: c.facts.self_trains and _alone(c): (
+        (
+            "teacher.update",
+            ("never", "student"),
+            "a copy of the shared model, but centroids.share is 'none'",
+        ),
+    ),
+    lambda c: (
+        c.facts.self_trains
+        and (c.teacher.view == "plain" or c.teacher.mirror)
+        and c.teacher.update == "student"
+        and not c.teacher.distill_weight
+    ): (
+        (
+            "teacher.update",
+            (),
+            "but teacher.view or teacher.mirror says how another one looks; leave them at 'same' and false",
+        ),
+    ),
+    _alone: (
+        ("clusters.layers", ("none",), "but centroids.share is 'none', so that no cluster shares anything"),
+    ),
+    lambda c: c.network.batchnorm == "local" and c.clusters.layers == "bn": (
+        (
+            "clusters.layers",
+            (),
+            "but network.batchnorm is 'local': each site keeps what its cluster would share; change one of the two",
+        ),
+    ),
+    lambda c: c.clusters.layers != "none": (
+        (
+            "aggregation.optimizer",
+            ("none",),
+            "but clusters.layers is [clusters.layers]; a server optimizer has no moments for clusters",
+        ),
+        (
+            "aggregation.rule",
+            ("mean",),
+            "but clusters.layers is [clusters.layers]; what a cluster has for itself is averaged over its few sites",
+        ),
+    ),
+}
 
 
 def refuse_conflicts(config: RunConfig) -> None:
     """Raise `UserError` for the first setting that task `supervised` or `adaptation` cannot honour."""
     refuse_foreign(config)
-    conflict = _share_conflict(config) or _nothing_learnt(config) or _cluster_conflict(config)
-    if conflict:
-        raise UserError(conflict)
+    if conflict := broken(NETWORK_RULES, config):
+        raise UserError(f"{conflict}.")
 
 
 def refuse_other_form(kept: RunConfig, config: RunConfig) -> None:
@@ -71,37 +142,6 @@ def _begins(first: int, rounds: int) -> str:
     return f" from round {first}" + (", which this run does not reach" if first > rounds else "")
 
 
-def _share_conflict(config: RunConfig) -> str | None:
-    """Name what cannot be shared: there are no centroids."""
-    share = config.centroids.share
-    if share in ("head", "centroids"):
-        return (
-            f"centroids.share is '{share}', but a network of task '{config.task}' has no centroids; use 'both', or "
-            "'none' for local-only training."
-        )
-    return None
-
-
-def _nothing_learnt(config: RunConfig) -> str | None:
-    """Name what leaves the sites' rounds without a loss: hours would go by and change nothing."""
-    teacher, measuring = config.teacher, int(config.network.site_statistics > 0)
-    if not config.facts.self_trains or config.rounds <= measuring:
-        return None
-    if teacher.distill_weight or teacher.entropy_weight or teacher.max_square_weight:
-        return None
-    if not teacher.weight:
-        return (
-            "teacher.weight is 0, and so are distill-weight, entropy-weight and max-square-weight, so that the sites "
-            "would learn nothing; give one of them a weight."
-        )
-    if teacher.confidence == 1 and teacher.fraction == 0:
-        return (
-            "teacher.confidence is 1 and teacher.fraction is 0, so that no pixel is believed and the sites would learn "
-            "nothing; lower the one or raise the other."
-        )
-    return None
-
-
 def _measure(style: Style) -> dict[str, str]:
     """Return by what clusters were told apart: by another measure, images would go to the wrong one."""
     kind = style_kind(style)
@@ -112,46 +152,6 @@ def _measure(style: Style) -> dict[str, str]:
         "style.width": str(kind.width),
         "style.side": window,
     }
-
-
-def _cluster_conflict(config: RunConfig) -> str | None:
-    """Name a setting that clusters, or local-only training, have no use for."""
-    layers, rule, optimizer = config.clusters.layers, config.aggregation.rule, config.aggregation.optimizer
-    local, labelling = config.centroids.share == "none", config.teacher.update
-    if config.facts.self_trains and local and labelling in ("rounds", "mean"):
-        return (
-            f"teacher.update is '{labelling}', a copy of the shared model, but centroids.share is 'none'; use 'never' "
-            "or 'student'."
-        )
-    looks = config.teacher.view == "plain" or config.teacher.mirror
-    if config.facts.self_trains and labelling == "student" and looks and not config.teacher.distill_weight:
-        return (
-            "teacher.update is 'student', which labels what it is shown itself, but teacher.view or teacher.mirror "
-            "says how a teacher looks; leave them at 'same' and false, or choose a teacher."
-        )
-    if layers == "none":
-        return None
-    if local:
-        return (
-            f"clusters.layers is '{layers}' but centroids.share is 'none', where sites share nothing with their "
-            "cluster either; set one of the two to its default."
-        )
-    if layers == "bn" and config.network.batchnorm == "local":
-        return (
-            "clusters.layers is 'bn' but network.batchnorm is 'local', so that each site keeps what its cluster would "
-            "share; change one of the two."
-        )
-    if optimizer != "none":
-        return (
-            f"aggregation.optimizer is '{optimizer}' but clusters.layers is '{layers}'; a server optimiser has no "
-            "moments for clusters, set it to 'none'."
-        )
-    if rule != "mean":
-        return (
-            f"aggregation.rule is '{rule}' but clusters.layers is '{layers}'; what a cluster has for itself is "
-            "averaged over its few sites, so use 'mean'."
-        )
-    return None
 
 
 def check_clusters(config: RunConfig, sites: int) -> None:

@@ -57,6 +57,8 @@ def rule_conflict(config: RunConfig) -> str | None:
             )
         if privacy.noise_multiplier and facts.takes != "sums":
             return f"centroids.merge '{merge}' sends centroids, for which there is no noise; use 'lloyd'"
+    if not config.facts.frozen_backbone:
+        return None
     if not config.loss.facts.steps and facts.takes != "sums":
         return (
             f"loss.objective '{config.loss.objective}' needs centroids.merge 'lloyd', not '{merge}'; its sites send "

@@ -11,6 +11,7 @@ from common.settings.load import load_config
 from common.settings.schema import RunConfig
 from common.settings.tasks import TaskFacts
 from server.settings.registered import check_names, rule_conflict
+from server.settings.rules import conflict_of
 from server.tasks.base import ServerTask
 
 SERVER_TASKS: Registry[type[ServerTask], TaskFacts] = Registry("task", "server.tasks")
@@ -28,7 +29,7 @@ def load_settings(*layers: Mapping[str, Any]) -> RunConfig:
     """
     config = load_config(*layers)
     check_names(config)
-    if conflict := rule_conflict(config):
+    if conflict := conflict_of(config) or rule_conflict(config):
         raise UserError(f"The settings do not fit together: {conflict}.")
     task_of(config).check_settings(config)
     return config

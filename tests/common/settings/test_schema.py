@@ -21,6 +21,7 @@ from common.settings.load import (
 from common.settings.presets import PRESETS
 from common.settings.schema import RunConfig
 from common.settings.section import flatten, unflatten
+from server.tasks.registry import load_settings
 from tests.conftest import ROOT
 
 
@@ -93,12 +94,15 @@ def test_json_round_trip() -> None:
         ({"preset": "fuss-ref", "loss.negative-weight": 0}, ["negative-draw", "set it to 'derangement'"]),
         ({"preset": "fuss-ref", "loss.inter-weight": 0}, ["local.neighbour-dropout is 0.1", "set it to 0"]),
         ({"local.neighbour-dropout": 0.2}, ["local.neighbour-dropout is 0.2", "'spectral'"]),
-        ({"preset": "fuss-ref", "local.prox-mu": 1, "model.nonlinear": False}, ["prox-parameters to 'all'"]),
+        (
+            {"preset": "fuss-ref", "local.prox-mu": 1, "model.nonlinear": False},
+            ["local.prox-parameters is 'nonlinear'", "set it to 'all'"],
+        ),
     ],
 )
 def test_bad_settings_are_refused_with_key_and_value(settings: dict[str, object], words: list[str]) -> None:
     with pytest.raises(UserError) as caught:
-        load_config(settings)
+        load_settings(settings)
     assert all(word in str(caught.value) for word in words), str(caught.value)
 
 

@@ -12,6 +12,7 @@ from common.losses.spectral import axis_directions
 from common.settings.load import load_config
 from common.wire import Update
 from server.states.unsupervised import ModelState
+from server.tasks.registry import load_settings
 from server.tasks.unsupervised_merge import solve
 
 GRID = (4, 5)
@@ -78,4 +79,4 @@ def test_starts_are_distinct_unit_directions(clusters: int) -> None:
 
 def test_more_clusters_than_directions_are_refused_with_the_settings() -> None:
     with pytest.raises(UserError, match=r"raise model\.dim"):
-        load_config({"model.dim": 3, "model.clusters": 19})
+        load_settings({"model.dim": 3, "model.clusters": 19})

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from common.errors import UserError
-from common.settings.load import load_config
+from server.tasks.registry import load_settings
 
 STEPS = {"preset": "fuss-ref"}
 
@@ -25,16 +25,16 @@ STEPS = {"preset": "fuss-ref"}
 def test_a_rule_is_refused_where_nothing_is_merged(
     task: dict[str, Any], share: str, key: str, value: str
 ) -> None:
-    words = f"aggregation.{key} is '{value}' but centroids.share is '{share}', where every site keeps"
+    words = f"aggregation.{key} is '{value}', but centroids.share is '{share}', where every site keeps"
     with pytest.raises(UserError, match=words):
-        load_config(task | {"centroids.share": share, f"aggregation.{key}": value})
-    assert load_config(task | {"centroids.share": share}).centroids.share == share
-    shared = load_config(task | {"centroids.share": "both", f"aggregation.{key}": value})
+        load_settings(task | {"centroids.share": share, f"aggregation.{key}": value})
+    assert load_settings(task | {"centroids.share": share}).centroids.share == share
+    shared = load_settings(task | {"centroids.share": "both", f"aggregation.{key}": value})
     assert getattr(shared.aggregation, key) == value
 
 
 def test_heads_that_are_shared_without_centroids_are_merged_by_any_rule() -> None:
     assert (
-        load_config(STEPS | {"centroids.share": "head", "aggregation.rule": "krum"}).aggregation.rule
+        load_settings(STEPS | {"centroids.share": "head", "aggregation.rule": "krum"}).aggregation.rule
         == "krum"
     )

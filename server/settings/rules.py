@@ -1,0 +1,186 @@
+"""Conflicts of settings: a table of what does not go together, or would be ignored in silence.
+
+Only the server asks: a site takes what it is sent. `server.settings.network_rules` holds the table of whole networks,
+`server.settings.registered` what the facts of registered names forbid, and every objective its own conflicts.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from typing import TypeAlias
+
+from common.settings.objectives import OBJECTIVES
+from common.settings.schema import RunConfig
+from common.settings.section import Scalar, kebab
+
+Row: TypeAlias = tuple[str, tuple[Scalar, ...], str]
+"""A key, the values that it may have, and what follows "KEY is VALUE, " where it has another.
+
+``[KEY]`` stands for another key's value. The remedy is the first value allowed; where none is, the text says it.
+"""
+
+Table: TypeAlias = Mapping[Callable[[RunConfig], object], tuple[Row, ...]]
+"""Rows by the situation in which they hold."""
+
+_TOTAL = "but with secure summation or noise the server knows the sites' total only"
+_HIDES = "but privacy.secure-sum hides a site among others; it needs 2 or more"
+_OWN = "but centroids.share is [centroids.share], where every site keeps what it trains"
+_SOLVES = (
+    "but loss.objective [loss.objective] solves for the head from sums: it takes no step and averages no head"
+)
+_STYLES = "styles to pretrain in, but"
+
+
+def _steps(config: RunConfig) -> bool:
+    return config.facts.frozen_backbone and config.loss.facts.steps
+
+
+def _closed(config: RunConfig) -> bool:
+    return config.facts.frozen_backbone and not config.loss.facts.steps
+
+
+RULES: Table = {
+    lambda c: c.loss.augmentation_weight and not c.cache.views: (
+        ("loss.augmentation-weight", (0,), "but cache.views is 0; set cache.views to 1 or more"),
+    ),
+    lambda c: c.sites.per_round and c.sites.minimum > c.sites.per_round: (
+        (
+            "sites.minimum",
+            (),
+            "but sites.per-round is [sites.per-round]; a round could never count, so lower the one or raise the other",
+        ),
+    ),
+    # private totals cover one form of reply, and no site's own
+    lambda c: c.privacy.totals_only and not c.facts.private_totals: (
+        (
+            "task",
+            ("unsupervised",),
+            "but secure summation and noise cover heads and centroid sums, not task [task]; switch them off",
+        ),
+    ),
+    lambda c: c.privacy.totals_only and c.loss.facts.single_sites: (
+        (
+            "loss.objective",
+            (),
+            f"which needs the replies of single sites, {_TOTAL}; choose another objective",
+        ),
+    ),
+    lambda c: c.privacy.totals_only: (
+        ("centroids.share", ("both",), f"for which the server keeps parts of single sites, {_TOTAL}"),
+        ("aggregation.keep-least-moved", (False,), f"which picks a single site's model, {_TOTAL}"),
+    ),
+    lambda c: c.privacy.secure_sum and c.sites.expected == 1 and c.sites.minimum < 2: (
+        ("sites.expected", (), _HIDES),
+    ),
+    lambda c: c.privacy.secure_sum and c.sites.per_round == 1: (("sites.per-round", (), _HIDES),),
+    lambda c: c.privacy.noise_multiplier: (
+        ("eval.where", ("server", "none"), "which sends confusion matrices without noise"),
+    ),
+    lambda c: c.privacy.noise_multiplier and _steps(c): (
+        (
+            "privacy.unit",
+            ("site",),
+            "but the change of a head by loss.objective [loss.objective] is clipped for a site as a whole",
+        ),
+        ("aggregation.weights", ("uniform",), "but noise is measured for sites that weigh the same"),
+    ),
+    # what one task alone knows
+    lambda c: c.rounds == 0 and not c.facts.pretrains: (
+        ("rounds", (), "which only task 'adaptation' knows (pretraining alone); raise it"),
+    ),
+    lambda c: not c.facts.pretrains: (
+        ("network.site-statistics", (0,), "for a network that was pretrained elsewhere, but task is [task]"),
+        ("source.styles", ("",), f"{_STYLES} task [task] does not pretrain"),
+    ),
+    lambda c: c.source.checkpoint: (
+        ("source.styles", ("",), f"{_STYLES} source.checkpoint names a model that is pretrained already"),
+    ),
+    lambda c: c.style.transfer == "none": (
+        ("source.styles", ("",), f"{_STYLES} style.transfer is 'none', which leaves the source as it is"),
+    ),
+    lambda c: not c.facts.opens_labels: (("network.final-statistics", (False,), "but task is [task]"),),
+    lambda c: c.rounds < 2: (
+        ("network.final-statistics", (False,), "but rounds is [rounds] and the last one takes no step"),
+    ),
+    lambda c: c.network.batchnorm != "shared" or c.centroids.share == "none": (
+        ("network.final-statistics", (False,), "but sites keep their statistics to themselves"),
+    ),
+    lambda c: c.network.freeze == "batchnorm": (
+        (
+            "network.final-statistics",
+            (False,),
+            "but network.freeze is 'batchnorm', which keeps those received",
+        ),
+    ),
+    # what merges where nothing is merged, or acts on steps that nobody takes
+    lambda c: c.centroids.share not in ("both", "head"): (
+        ("aggregation.rule", ("mean",), _OWN),
+        ("aggregation.optimizer", ("none",), _OWN),
+    ),
+    lambda c: _closed(c) and c.rounds < 2: (
+        ("rounds", (), "but loss.objective [loss.objective] needs 2 rounds (sums, k-means); raise it"),
+    ),
+    _closed: (
+        ("local.prox-mu", (0,), _SOLVES),
+        ("local.moon-weight", (0,), _SOLVES),
+        ("loss.reconstruction-weight", (0,), _SOLVES),
+        ("loss.augmentation-weight", (0,), _SOLVES),
+        ("loss.crf-weight", (0,), _SOLVES),
+        ("aggregation.rule", ("mean",), _SOLVES),
+        ("aggregation.optimizer", ("none",), _SOLVES),
+    ),
+    lambda c: c.facts.frozen_backbone and c.centroids.share != "both": (
+        (
+            "aggregation.keep-least-moved",
+            (False,),
+            "which lets one site keep its model while others share theirs, but centroids.share is [centroids.share]",
+        ),
+    ),
+    lambda c: c.facts.frozen_backbone and not OBJECTIVES.get(c.loss.objective).needs_neighbours(c): (
+        (
+            "local.neighbour-dropout",
+            (0,),
+            "but objective [loss.objective] searches no neighbours with these settings",
+        ),
+    ),
+    lambda c: _steps(c) and c.local.prox_mu and not c.model.nonlinear: (
+        ("local.prox-parameters", ("all",), "the two-layer branch, but model.nonlinear is false"),
+    ),
+}
+
+
+def broken(table: Table, config: RunConfig) -> str | None:
+    """Return the first conflict of a table, in one sentence without its full stop, or None."""
+    flat = config.to_flat()
+    rows = (row for when, rows in table.items() if when(config) for row in rows)
+    for key, allowed, why in rows:
+        if flat[key] not in allowed:
+            text = re.sub(r"\[([a-z.-]+)\]", lambda found: _shown(flat[found[1]]), why)
+            remedy = f"; set it to {' or '.join(map(_shown, allowed))}" if allowed else ""
+            return f"{key} is {_shown(flat[key])}, {text}{remedy}"
+    return None
+
+
+def _shown(value: Scalar) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"'{value}'" if isinstance(value, str) else f"{value:g}"
+
+
+def conflict_of(config: RunConfig) -> str | None:
+    """Return the first conflict of a run's settings, in one sentence without its full stop, or None."""
+    own: str | None = None
+    if config.facts.frozen_backbone:
+        own = OBJECTIVES.get(config.loss.objective).conflict(config)
+    return broken(RULES, config) or own or _unbounded(config)
+
+
+def _unbounded(config: RunConfig) -> str | None:
+    """Name the bound without which noise hides nothing."""
+    privacy = config.privacy
+    bounds = ("clip_sums", *config.loss.facts.clips) if privacy.noise_multiplier else ()
+    missing = next((name for name in bounds if not getattr(privacy, name)), None)
+    if missing is None:
+        return None
+    return f"privacy.{kebab(missing)} is 0, but noise only hides what is clipped; give the bound a value"
