@@ -18,8 +18,7 @@ from common.system.cli import CommandLine, FlexibleCommand, escaped, need_name, 
 from common.system.progress import progress_line
 from partitions import domains
 from partitions.domains import adapt, parse_roles
-from partitions.export import export_lists
-from partitions.leaf import Form
+from partitions.leaf import Form, export_lists
 from partitions.output import staged_folder
 from partitions.plan import Request, Split, plan, write
 from partitions.rules import DIVISIONS

@@ -1,4 +1,4 @@
-"""Client lists of other federated systems: reads and writes LEAF JSON, flat JSON and text.
+"""Client lists of other federated systems: reads and writes LEAF JSON, flat JSON and text, exports splits.
 
 LEAF: ``{"users": [id, ...], "num_samples": [n, ...], "user_data": {id: {"x": [path, ...], "y": [...]}}}``, often
 cut into several files of a folder. Flat: ``{id: [name, ...]}``. Text: one name a line.
@@ -8,13 +8,23 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Any, Literal
 
-from common.data.manifest import natural_key
-from common.errors import UserError
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationError,
+    model_validator,
+)
+
+from common.data.manifest import PARTITION_FILE, Entry, natural_key, read_partition, read_shard, read_sites
+from common.errors import UserError, user_error
 from common.system.atomic import atomic_write_text
 
 Form = Literal["leaf", "flat", "text"]
@@ -106,7 +116,7 @@ def _read_file(path: Path) -> Clients:
         ) from None
     if not isinstance(data, dict) or not data:
         raise UserError(f"The list {path} holds no clients; expected LEAF JSON or {{client: [image, ...]}}.")
-    return _from_leaf(data, path) if "user_data" in data else _from_flat(data, path)
+    return _parse(data, path)
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -118,99 +128,80 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _from_flat(data: Mapping[str, Any], path: Path) -> Clients:
-    return {
-        client: [ListedImage(x) for x in _texts(names, path, client, "images")]
-        for client, names in data.items()
-    }
+_Names = Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1)]
+# whole numbers become the texts that JSON's keys would be
+_User = Annotated[str, BeforeValidator(lambda value: str(value) if type(value) is int else value)]
 
 
-def _from_leaf(data: Mapping[str, Any], path: Path) -> Clients:
-    users, content = data.get("users"), data["user_data"]
-    if not isinstance(content, dict) or not isinstance(users, list):
-        raise UserError(
-            f"The list {path} is no LEAF JSON; expected a list 'users' and an object 'user_data'."
-        )
-    names = _user_names(users, path)
-    listed, held = Counter(names), Counter([*content])
-    strange = next((name for name in [*names, *content] if listed[name] != held[name]), None)
+class _Images(BaseModel):
+    """What LEAF JSON lists of one client; a text in ``y`` or ``city`` holds for all of its images."""
+
+    model_config = ConfigDict(strict=True)
+    x: _Names
+    y: _Names | None = None
+    city: _Names | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _spread(cls, data: Any) -> Any:
+        if not isinstance(data, dict) or not isinstance(data.get("x"), list):
+            return data
+        number = len(data["x"])
+        return {key: [value] * number if isinstance(value, str) else value for key, value in data.items()}
+
+    @model_validator(mode="after")
+    def _equally_long(self) -> _Images:
+        for key, values in (("y", self.y), ("city", self.city)):
+            if values is not None and len(values) != len(self.x):
+                raise ValueError(f"{len(self.x)} images in 'x' but {len(values)} entries in {key!r}")
+        return self
+
+
+class _Leaf(BaseModel):
+    """LEAF JSON; ``num_samples`` is one count per client or their total."""
+
+    model_config = ConfigDict(strict=True)
+    users: list[_User]
+    user_data: dict[str, _Images]
+    num_samples: Annotated[
+        list[int] | None, BeforeValidator(lambda value: [value] if type(value) is int else value)
+    ] = None
+
+
+_FLAT = TypeAdapter(dict[str, _Names], config=ConfigDict(strict=True))
+
+
+def _parse(data: dict[str, Any], path: Path) -> Clients:
+    try:
+        if "user_data" not in data:
+            flat = _FLAT.validate_python(data)
+            return {client: [ListedImage(x) for x in names] for client, names in flat.items()}
+        leaf = _Leaf.model_validate(data)
+    except ValidationError as error:
+        remedy = "expected LEAF JSON or {client: [image, ...]}, so correct the list"
+        raise user_error(error, f"The list {path}:", remedy) from None
+    listed, held = Counter(leaf.users), Counter(leaf.user_data.keys())
+    strange = next((name for name in [*leaf.users, *held] if listed[name] != held[name]), None)
     if strange is not None:
         raise UserError(
-            f"The list {path} counts {len(names)} in 'users' {'and' if len(names) == len(content) else 'but'} "
-            f"{len(content)} in 'user_data', of them the client {strange!r} {listed[strange]} and {held[strange]} "
-            "times; make both name the same clients, once."
+            f"The list {path} counts {len(leaf.users)} in 'users' and {len(held)} in 'user_data', of them the client "
+            f"{strange!r} {listed[strange]} and {held[strange]} times; make both name the same clients, once."
         )
-    clients = {name: _samples(content[name], path, name) for name in names}
-    _check_counts(data.get("num_samples"), [len(samples) for samples in clients.values()], path)
+    clients = {}
+    for name in leaf.users:
+        images = leaf.user_data[name]
+        none = [None] * len(images.x)
+        rows = zip(images.x, images.y or none, images.city or none, strict=True)
+        clients[name] = [ListedImage(*row) for row in rows]
+    # the published lists of Mapillary state the right counts in another order than 'users'
+    counted = sorted(map(len, clients.values()))
+    expected = [sum(counted)] if isinstance(data.get("num_samples"), int) else counted
+    if leaf.num_samples is not None and sorted(leaf.num_samples) != expected:
+        raise UserError(
+            f"The list {path} states num_samples of {sum(leaf.num_samples)} in total for {len(counted)} clients but "
+            f"lists {sum(counted)} images, or divides them otherwise; correct the counts or restore the file."
+        )
     return clients
-
-
-def _user_names(users: list[Any], path: Path) -> list[str]:
-    """Return the users as texts, as keys of JSON are; whole numbers become what their keys would be."""
-    strange = [user for user in users if not isinstance(user, str) and not _is_whole(user)]
-    if strange:
-        raise UserError(
-            f"The list {path} holds {_described(strange[0])} in 'users'; expected the names of clients as in "
-            "'user_data', so write each as a text."
-        )
-    return [str(user) for user in users]
-
-
-def _check_counts(stated: Any, counted: list[int], path: Path) -> None:
-    """Compare ``num_samples``, a list or a total, with the images listed.
-
-    The published lists of Mapillary state the right counts in another order than 'users', so order
-    does not count.
-    """
-    if stated is None:
-        return
-    counts = stated if isinstance(stated, list) else [stated]
-    strange = [count for count in counts if not _is_whole(count)]
-    if strange:
-        raise UserError(
-            f"The list {path} states {_described(strange[0])} in num_samples; expected whole numbers, one a client "
-            "or their total, so correct the counts."
-        )
-    if sorted(counts) != (sorted(counted) if isinstance(stated, list) else [sum(counted)]):
-        raise UserError(
-            f"The list {path} states num_samples of {sum(counts)} in total for {len(counted)} clients but lists "
-            f"{sum(counted)} images, or divides them otherwise; correct the counts or restore the file."
-        )
-
-
-def _is_whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _described(value: Any) -> str:
-    """Name a JSON value in a sentence: a scalar as the file has it, else its kind, for it may be long."""
-    if isinstance(value, dict | list):
-        return "an object" if isinstance(value, dict) else "a list"
-    return json.dumps(value)
-
-
-def _samples(content: Any, path: Path, client: str) -> list[ListedImage]:
-    if not isinstance(content, dict) or "x" not in content:
-        raise UserError(f"The list {path} has no 'x' for client {client!r}; expected a list of image paths.")
-    images = _texts(content["x"], path, client, "'x'")
-    others: dict[str, Sequence[str | None]] = {}
-    for key in ("y", "city"):
-        values = content.get(key)
-        if isinstance(values, str):
-            values = [values] * len(images)
-        others[key] = [None] * len(images) if values is None else _texts(values, path, client, repr(key))
-        if len(others[key]) != len(images):
-            raise UserError(
-                f"The list {path} gives client {client!r} {len(images)} images in 'x' but {len(others[key])} "
-                f"entries in {key!r}; make both equally long."
-            )
-    return [ListedImage(x, y, city) for x, y, city in zip(images, others["y"], others["city"], strict=True)]
-
-
-def _texts(values: Any, path: Path, client: str, what: str) -> list[str]:
-    if not isinstance(values, list) or not values or not all(isinstance(v, str) and v for v in values):
-        raise UserError(f"The list {path}: {what} of client {client!r} is no list of names; correct it.")
-    return values
 
 
 def leaf_json(clients: Clients) -> dict[str, Any]:
@@ -242,3 +233,62 @@ def write_clients(path: Path, clients: Clients, form: Form) -> None:
         data = leaf_json(clients) if form == "leaf" else flat_json(clients)
         text = json.dumps(data, ensure_ascii=False, indent=1) + "\n"
     atomic_write_text(path, text)
+
+
+def export_lists(folder: Path, out: Path, form: Form, manifest: str | None = None) -> str:
+    """Write the sites of a folder of shards, or one evaluation manifest, as one list; return a sentence about it.
+
+    ``flat`` and ``text`` lists hold the files' names without folder and ending. Raises `UserError` where the list
+    exists, cannot be written, or two images would have one name.
+    """
+    if out.exists():
+        raise UserError(f"--out {out} exists already; give a new file.")
+    clients = shards_to_clients(folder, manifest)
+    if form != "leaf":
+        clients = _bare_names(clients)
+    write_clients(out, clients, form)
+    return f"{len(clients)} clients, {sum(map(len, clients.values()))} images written to {out}"
+
+
+def shards_to_clients(folder: Path, manifest: str | None = None) -> Clients:
+    """Return the sites of a folder of shards, or one of its evaluation manifests, as clients.
+
+    Sites that came from lists get the names back that they had there. Raises `UserError` where the
+    folder or the manifest is none, or holds views, which no list can name.
+    """
+    if manifest is not None:
+        name = manifest.removesuffix(".jsonl")
+        return {name: _samples(read_shard(folder / f"{name}.jsonl").entries, name)}
+    names: dict[str, str] = {}
+    if (folder / PARTITION_FILE).is_file():
+        names = read_partition(folder).settings.get("clients") or {}
+    clients: Clients = {}
+    for shard in read_sites(folder):
+        clients[names.get(shard.name, shard.name)] = _samples(shard.entries, shard.name)
+    return clients
+
+
+def _samples(entries: Sequence[Entry], name: str) -> list[ListedImage]:
+    if any(entry.view is not None for entry in entries):
+        raise UserError(
+            f"{name}.jsonl holds views of images, which lists of other systems cannot name; make the split "
+            "without --crops."
+        )
+    return [ListedImage(entry.image, entry.label, entry.domain) for entry in entries]
+
+
+def _bare_names(clients: Clients) -> Clients:
+    owner: dict[str, str] = {}
+    result: Clients = {}
+    for client, samples in clients.items():
+        result[client] = []
+        for sample in samples:
+            name = PurePosixPath(sample.x).stem
+            if name in owner:
+                raise UserError(
+                    f"The images {owner[name]!r} and {sample.x!r} have the same name without folder and ending; "
+                    "use --format leaf, which keeps paths."
+                )
+            owner[name] = sample.x
+            result[client].append(replace(sample, x=name))
+    return result

@@ -314,7 +314,7 @@ def partitions_leaf_counts_disagree(shop: Workshop) -> Words:
     return listed(shop, num_samples=[3])
 
 
-@row("lists.json counts 2 in 'users' but 1 in 'user_data'")
+@row("lists.json counts 2 in 'users' and 1 in 'user_data'")
 def partitions_leaf_users_disagree(shop: Workshop) -> Words:
     return listed(shop, users=["a", "b"])
 
