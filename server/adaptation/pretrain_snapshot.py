@@ -13,9 +13,10 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
+from pydantic import BaseModel, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
@@ -27,8 +28,7 @@ from common.styles.bank import BANK_FILE
 from common.system.atomic import atomic_path, atomic_write_bytes
 from common.wire import Arrays
 
-_FORMAT = 1
-_HEADER = "pretraining"
+_KEY = "pretraining"
 _FILE = "pretraining.safetensors"
 
 _SECTIONS = ("network.", "transforms.", "sgd.", "reduction.", "source.", "style.")
@@ -89,6 +89,19 @@ class Origin:
         return cls(chosen, inputs)
 
 
+class _Header(BaseModel):
+    """What the file says beside its arrays: a snapshot's progress, and where it came from."""
+
+    format: Literal[1] = 1
+    step: int
+    loss: float
+    skipped: int
+    device: str
+    scaler: dict[str, Any]
+    settings: dict[str, Any]
+    inputs: dict[str, str]
+
+
 def images_hash(shard: Shard) -> str:
     """Return the SHA-256 (hex) over which images and labels a shard names, in which order, and what labels mean."""
     digest = hashlib.sha256()
@@ -117,27 +130,18 @@ def stopped_pretraining(config: RunConfig) -> Path | None:
 
 def save_snapshot(file: Path, snapshot: Snapshot, origin: Origin) -> None:
     """Replace ``file`` in one step; raises `UserError` where the disk is full."""
-    described = {
-        "format": _FORMAT,
-        "step": snapshot.step,
-        "loss": snapshot.loss,
-        "skipped": snapshot.skipped,
-        "device": snapshot.device,
-        "scaler": snapshot.scaler,
-        "settings": dict(origin.settings),
-        "inputs": dict(origin.inputs),
-    }
-    atomic_write_bytes(file, save(snapshot.arrays, metadata={_HEADER: json.dumps(described)}))
+    progress = {key: getattr(snapshot, key) for key in ("step", "loss", "skipped", "device", "scaler")}
+    header = _Header(**progress, settings=dict(origin.settings), inputs=dict(origin.inputs))
+    atomic_write_bytes(file, save(snapshot.arrays, metadata={_KEY: json.dumps(header.model_dump())}))
 
 
 def load_snapshot(file: Path, origin: Origin) -> Snapshot:
     """Read what `save_snapshot` wrote; raises `UserError` as `check_origin` does."""
     check_origin(file, origin)
-    described = _described(file)
+    header = _read_header(file)
     with safe_open(file, framework="np") as opened:
         arrays: Arrays = {name: np.array(opened.get_tensor(name)) for name in opened.keys()}  # noqa: SIM118
-    fields = ("step", "loss", "skipped", "device", "scaler")
-    return Snapshot(**{key: described[key] for key in fields}, arrays=arrays)
+    return Snapshot(header.step, header.loss, header.skipped, header.device, header.scaler, arrays)
 
 
 def check_origin(file: Path, origin: Origin) -> None:
@@ -145,16 +149,16 @@ def check_origin(file: Path, origin: Origin) -> None:
 
     Inputs that ``origin`` does not name are not asked for.
     """
-    described = _described(file)
+    header = _read_header(file)
     advice = "go on with what it was made with, or pretrain anew in another run-dir, without resume"
-    for key, value in described["settings"].items():
+    for key, value in header.settings.items():
         if key in origin.settings and origin.settings[key] != value:
             raise UserError(
                 f"The stopped pretraining {file} was made with {key} = {value!r}, this run has "
                 f"{origin.settings[key]!r}; {advice}."
             )
     for name, digest in origin.inputs.items():
-        if described["inputs"].get(name) != digest:
+        if header.inputs.get(name) != digest:
             raise UserError(
                 f"The stopped pretraining {file} was made with other {name} than this run has; {advice}."
             )
@@ -179,16 +183,12 @@ def drop_snapshot(run_dir: Path) -> None:
         half.unlink(missing_ok=True)
 
 
-def _described(file: Path) -> dict[str, Any]:
-    """Read the header alone."""
-    reason = "it is of another kind or release"
+def _read_header(file: Path) -> _Header:
     try:
         with safe_open(file, framework="np") as opened:
-            described = json.loads((opened.metadata() or {}).get(_HEADER, "null"))
-    except (SafetensorError, OSError, ValueError) as error:
-        described, reason = None, str(error)
-    if not isinstance(described, dict) or described.get("format") != _FORMAT:
-        raise UserError(
-            f"The stopped pretraining {file} cannot be read ({reason}); remove it to pretrain anew."
-        )
-    return described
+            return _Header.model_validate_json((opened.metadata() or {}).get(_KEY, "null"))
+    except ValidationError:
+        reason = "it is of another kind or release"
+    except (SafetensorError, OSError) as error:
+        reason = str(error)
+    raise UserError(f"The stopped pretraining {file} cannot be read ({reason}); remove it to pretrain anew.")
