@@ -1,4 +1,4 @@
-"""How is a whole federation run on one machine, by Flower's simulation engine?
+"""Simulation: a whole federation on one machine, by Flower's engine.
 
 The same ServerApp and ClientApp as in a deployment; Flower starts one worker process per core and hands
 them the sites' messages. The call waits for the end and fails where the run failed.

@@ -1,4 +1,4 @@
-"""How much may one image, or one site, weigh in the sums that a site sends, and which noise covers that?
+"""Clipping and noise: how much one image, or one site, weighs in the sums that a site sends.
 
 Every sum is a sum over images of a vector of bounded norm: an image's sums per patch, shortened to the bound
 where it is longer. With unit ``image`` a site adds these vectors up, with unit ``site`` it takes their mean.
@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from client.work.statistics import chunks, spherical_sums
+from client.statistics import chunks, spherical_sums
 from common.features.source import FeatureSource, tokens_of
 from common.losses.base import Arrays, ClosedForm, unit
 from common.losses.objective import clipping_bound

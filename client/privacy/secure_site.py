@@ -1,4 +1,4 @@
-"""What does a site do so that the server learns the total over sites and nothing of this site alone?
+"""Secure aggregation at a site: the server learns the total over sites and nothing of one alone.
 
 Four messages a round (`common.privacy.secure_masks`): public keys; shares of this site's secrets, encrypted for the
 other sites; the masked numbers; and at last the shares that the total needs. Secrets lie in the site's state
@@ -195,7 +195,7 @@ def fewest_sites(task: wire.Task, site: SiteConfig) -> int:
 
 def _feature_exponent(settings: RunConfig, site: SiteConfig) -> int:
     """Return the smallest whole e with all features of this site in [-2^e, 2^e]."""
-    from client.work.features import site_features  # loads torch, which the other messages do without
+    from client.features import site_features  # loads torch, which the other messages do without
 
     features = site_features(settings, site, site.load_shard())
     largest = max(float(features.batch([index]).abs().max()) for index in range(len(features)))

@@ -7,22 +7,24 @@ the head and small counts apply to plain answers as well.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
 
+from client.features import site_features
 from client.site import SiteConfig
-from client.work.base import Handler
-from client.work.features import site_features
 from common import wire
 from common.losses.base import TRAIN
 from common.losses.objective import closed_form
 from common.privacy.packed_sums import PackedSums, pack, pack_sums, summed_groups
 from common.settings.schema import RunConfig
 
+_Handler = Callable[[wire.Task, RunConfig, SiteConfig], wire.Update]
+
 
 def limited(
-    plain: Handler, phase: str, task: wire.Task, settings: RunConfig, site: SiteConfig
+    plain: _Handler, phase: str, task: wire.Task, settings: RunConfig, site: SiteConfig
 ) -> wire.Update:
     """Do the work of a phase by its handler ``plain``, and send as much of what came of it as the settings allow."""
     if not settings.privacy.totals_only:
@@ -69,7 +71,7 @@ def bounded(update: wire.Update, task: wire.Task, settings: RunConfig) -> wire.U
 
 
 def _with_noise(
-    plain: Handler, phase: str, task: wire.Task, settings: RunConfig, site: SiteConfig
+    plain: _Handler, phase: str, task: wire.Task, settings: RunConfig, site: SiteConfig
 ) -> tuple[wire.Update, PackedSums]:
     """Return the update without groups, and its noisy numbers."""
     from client.privacy.private_sums import (

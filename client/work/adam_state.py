@@ -1,4 +1,4 @@
-"""How do an optimiser's moments survive between rounds, as named arrays on the site's disk?"""
+"""Optimizer state between rounds: Adam's moments as named arrays on the site's disk."""
 
 from __future__ import annotations
 

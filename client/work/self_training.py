@@ -1,4 +1,4 @@
-"""How does a site learn from images without labels, given a network that was trained elsewhere?
+"""Self-training: a teacher labels the pixels of images without labels.
 
 A teacher labels the pixels of a batch, and only those of which it is sure count (Shenaj et al., WACV 2023, after
 class-balanced self-training). The teacher sees the very pixels that the student sees, as published, or, with

@@ -1,4 +1,4 @@
-"""Where does a site keep the networks that label its pixels?
+"""Teachers on a site's disk: the networks that label its pixels.
 
 A teacher is as large as the network itself and changes rarely or never. It lies on the site's disk under its
 hash; the server sends it only to sites that do not say they hold it. Every run has a folder of its own, because

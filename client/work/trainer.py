@@ -1,4 +1,4 @@
-"""How does a site train for one round, from frozen features, without a label?"""
+"""Local training of a head for one round, on frozen features, without labels."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import nn
 
+from client.statistics import sums_under
 from client.work.adam_state import load_moments, moments_to_numpy
 from client.work.centroid_fit import CentroidFit
-from client.work.statistics import sums_under
 from common.features.source import Augmented, Coloured, FeatureSource, tokens_of
 from common.losses.anchoring import Anchors
 from common.losses.base import Batch, Objective, View

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
+from client.features import site_features
 from client.privacy.totals import limited
 from client.site import SiteConfig
 from client.state import load_state, save_state
 from client.work.base import SiteTask
-from client.work.features import site_features
 from client.work.registry import SITE_TASKS
 from common import wire
 from common.errors import UserError
@@ -104,7 +104,7 @@ def train_plainly(task: wire.Task, settings: RunConfig, site: SiteConfig) -> wir
     if closed is not None and phase == closed.kind:
         groups = {closed.kind: closed.site(features)}
     elif phase == CLUSTERS:
-        from client.work.statistics import cluster_sums
+        from client.statistics import cluster_sums
 
         found = cluster_sums(features, task.groups["head"], task.groups["centroids"]["centroids"], settings)
         groups = {"sums": {"sums": found.sums, "counts": found.counts, "cosines": found.cosines}}
@@ -124,7 +124,7 @@ def train_plainly(task: wire.Task, settings: RunConfig, site: SiteConfig) -> wir
 
 def train_by_steps(task: wire.Task, settings: RunConfig, site: SiteConfig) -> wire.Update:
     """Train the received head on the local shard for one round by gradient steps."""
-    from client.work.statistics import cluster_sums
+    from client.statistics import cluster_sums
     from client.work.trainer import train_local
 
     features = site_features(settings, site, site.load_shard())
@@ -166,7 +166,7 @@ def train_by_steps(task: wire.Task, settings: RunConfig, site: SiteConfig) -> wi
 
 def sum_plainly(task: wire.Task, settings: RunConfig, site: SiteConfig) -> wire.Update:
     """Return the sums that one exact Lloyd pass, or an initialisation, needs."""
-    from client.work.statistics import site_sums
+    from client.statistics import site_sums
 
     features = site_features(settings, site, site.load_shard())
     return wire.Update(

@@ -1,4 +1,4 @@
-"""How do the networks of one round become the next state?
+"""Merges the networks of one round into the next state.
 
 Shared names: the rule of the settings over all sites, then the server optimiser on parameters; running
 statistics are averaged and nothing else. A cluster's own names: the mean over its sites that answered; a

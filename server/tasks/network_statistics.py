@@ -1,4 +1,4 @@
-"""What would the batch norms of one network have measured, had all sites' images been in one place?
+"""Batch norm statistics pooled over sites, as if all images were in one place.
 
 While a network is trained over sites, its running statistics follow the last rounds' sites, and a mean of
 variances forgets that the sites' means differ. Once its weights are final, every site measures them on its own

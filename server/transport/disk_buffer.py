@@ -1,4 +1,4 @@
-"""Where do the networks that sites sent wait until a round is over?
+"""Disk buffer: replies wait in files until a round is over.
 
 The mean over sites is taken in the order of their names, so the first answer may have to wait for the last.
 A file of the run directory keeps it: mapped, its pages leave memory when others need the room. It has no name

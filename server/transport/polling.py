@@ -1,4 +1,4 @@
-"""How are answers fetched so that one which never comes whole keeps nobody else waiting?
+"""Polling for replies: each is asked for alone, so that a broken one keeps nobody else waiting.
 
 A SuperLink hands out an answer as soon as its site began to send it; Flower then asks for the missing parts,
 up to three minutes after the site's last word, and gives nothing back meanwhile. So every answer is asked for

@@ -1,4 +1,4 @@
-"""Which replies may enter the aggregate, and why not the others?"""
+"""Checks replies and explains each rejection."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ from client.privacy.private_sums import (
     without_small,
     without_small_cells,
 )
-from client.work.statistics import cluster_sums
+from client.statistics import cluster_sums
 from common.clustering.spectral import patch_scatter, symmetric
 from common.losses.spectral import RELEASE_SCALES, Spectral
 from common.models.head import build_head, state_to_numpy

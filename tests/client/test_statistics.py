@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from client.work.statistics import ClusterSums, cluster_sums, site_sums
+from client.statistics import ClusterSums, cluster_sums, site_sums
 from common.clustering.kmeans import unit_rows
 from common.features.cache import Features
 from common.models.head import build_head, init_centroids, state_to_numpy
