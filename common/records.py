@@ -15,7 +15,7 @@ ByName = dict[str, float | None]
 
 
 class _Record(BaseModel):
-    model_config = ConfigDict(extra="allow")
+    model_config = ConfigDict(extra="allow")  # a report of today reads runs of a later release
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields that were set, in the order of the file."""
@@ -85,7 +85,7 @@ class RoundRecord(_Record):
     kept: float | None = None
     sites: list[str] = []
     quarantined: dict[str, str] = {}
-    counted: bool = True
+    counted: bool = True  # absent of round 0, which asks no site
     bytes_up: dict[str, int] = {}
     bytes_down: dict[str, int] = {}
     seconds: float = 0.0

@@ -17,8 +17,8 @@ from PIL import Image
 from common.data.classes import ClassTable
 from common.data.crops import Bytes as Bytes
 
-VOID = 255
-VOID_COLOUR = (232, 234, 238)
+VOID = 255  # a pixel without a class
+VOID_COLOUR = (232, 234, 238)  # near the paper: what nobody labelled is not to draw the eye
 
 # twelve hues that stay apart on a screen and in print; more are generated
 _DISTINCT = (

@@ -31,7 +31,7 @@ BANK_FILE = "styles.safetensors"
 STYLES_PICTURE = "styles.png"
 """In the folder ``pictures`` of a run directory: source images in the sites' styles."""
 _HEADER = "style-bank"
-_PREFIX = "style/"
+_PREFIX = "style/"  # a site may be called like a key of the file format
 
 
 class _Description(BaseModel):
@@ -97,7 +97,7 @@ class StyleBank:
 
         def change(image: Bytes, generator: torch.Generator) -> Bytes:
             untouched = draw_uniform(generator) < plain
-            _, style = self.draw(generator)
+            _, style = self.draw(generator)  # also where it is not used: the draws to come stay the same
             return image if untouched else apply_style(image, style, settings, generator)
 
         return change

@@ -15,7 +15,7 @@ from common.data.crops import Bytes
 
 _Floats = npt.NDArray[np.float32]
 
-_RGB_TO_XYZ = (
+_RGB_TO_XYZ = (  # sRGB primaries under D65
     (0.4124564, 0.3575761, 0.1804375),
     (0.2126729, 0.7151522, 0.0721750),
     (0.0193339, 0.1191920, 0.9503041),
@@ -40,7 +40,7 @@ def _tables() -> tuple[_Floats, Bytes]:
 def _matrices() -> tuple[_Floats, _Floats]:
     """Return linear RGB -> XYZ in units of the white, and its inverse; grey has X = Y = Z exactly."""
     to_xyz = np.array(_RGB_TO_XYZ)
-    to_xyz /= to_xyz.sum(axis=1, keepdims=True)
+    to_xyz /= to_xyz.sum(axis=1, keepdims=True)  # so that rounding leaves no tint in grey
     return to_xyz.astype(np.float32), np.linalg.inv(to_xyz).astype(np.float32)
 
 
@@ -59,6 +59,6 @@ def from_lab(lab: _Floats) -> Bytes:
     y = (lightness + 16) / 116
     roots = np.stack([y + a / 500, y, y - b / 200])
     xyz = np.where(roots > _KNEE, roots**3, np.float32(3 * _KNEE**2) * (roots - np.float32(4 / 29)))
-    light = np.clip(_matrices()[1] @ xyz, 0, 1)
+    light = np.clip(_matrices()[1] @ xyz, 0, 1)  # before the curve: it has no value below 0
     codes = _tables()[1][np.rint(light * (_STEPS - 1)).astype(np.uint16)]
     return np.ascontiguousarray(codes.T).reshape(*lab.shape[1:], 3)

@@ -29,7 +29,7 @@ CLUSTERS_FILE = "clusters.json"
 """Of a run directory: a `ClustersRecord`."""
 _TIE = 1e-9
 """Silhouettes closer than this are equal: the difference is rounding."""
-_SITE = "site/"
+_SITE = "site/"  # keeps names of sites apart from the other arrays
 
 
 class ClustersRecord(BaseModel):

@@ -26,7 +26,7 @@ def _waves(length: int, half: int) -> _Floats:
     turns = np.outer(np.arange(half + 1), np.arange(length)) % length  # keeps the angles small and exact
     angles = 2 * np.pi * turns / length
     waves = np.concatenate([np.cos(angles), np.sin(angles[1:])]).astype(np.float32)
-    waves.flags.writeable = False
+    waves.flags.writeable = False  # the cache hands the same array to everybody
     return waves
 
 
@@ -59,7 +59,7 @@ def whole_window(window: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
 
     The order is that of ``fftshift``, cut out around its centre.
     """
-    mirrored = window[:0:-1, :, ::-1]
+    mirrored = window[:0:-1, :, ::-1]  # |F(-u, -v)| = |F(u, v)|
     whole: npt.NDArray[np.float64] = np.concatenate([mirrored, window]).transpose(1, 0, 2)
     return whole
 

@@ -44,7 +44,7 @@ from server.adaptation.pretrain_steps import ResumableStepper, take_steps
 
 log = logging.getLogger(__name__)
 
-SHOWN_IMAGES = 3
+SHOWN_IMAGES = 3  # rows of the style sheet; more do not fit a screen
 
 
 def source_shard(config: RunConfig) -> Shard:

@@ -28,7 +28,7 @@ from common.styles.bank import BANK_FILE
 from common.system.atomic import atomic_path, atomic_write_bytes
 from common.wire import Arrays
 
-_KEY = "pretraining"
+_KEY = "pretraining"  # of the header; safetensors takes texts only, so it holds JSON
 _FILE = "pretraining.safetensors"
 
 _SECTIONS = ("network.", "transforms.", "sgd.", "reduction.", "source.", "style.")

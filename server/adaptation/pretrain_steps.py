@@ -30,6 +30,7 @@ class ResumableStepper(Stepper):
             for key, value in self.optimizer.state.get(parameter, {}).items():
                 arrays[f"{_OPTIMIZER}/{name}/{key}"] = _copied(value)
         for name, generator in self._generators().items():
+            # dropout draws from generators of its own: without them the next mask is another
             arrays[f"{_DROPOUT}/{name}"] = _copied(generator.get_state())
         scaler = self._scaler.state_dict()
         return Snapshot(self.taken, loss, self.skipped, self._device, scaler, arrays)
@@ -58,7 +59,7 @@ class ResumableStepper(Stepper):
             raise ValueError(f"the arrays are not those of this network and optimiser ({reason})") from None
         if snapshot.device != self._device:
             self.model.seed_dropout(derive(seed, "dropout", snapshot.step))
-        if self.mixed and snapshot.scaler:
+        if self.mixed and snapshot.scaler:  # empty where the steps so far were taken without
             self._scaler.load_state_dict(snapshot.scaler)
             self._scale = self._scaler.get_scale()
         self.taken, self.skipped = snapshot.step, snapshot.skipped

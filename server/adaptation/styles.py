@@ -43,6 +43,7 @@ def ask_styles(ask: Ask, names: list[str], config: RunConfig) -> dict[str, np.nd
     """Return the styles of named sites, by name; one that does not answer, or with what is no style, is left out."""
     kind = style_kind(config.style)
     styles: dict[str, np.ndarray] = {}
+    # in order of names, as replies come in any: two runs log the same
     for name, update in sorted(ask(names, wire.STYLE, expect_style(config.style)).items()):
         try:
             styles[name] = check_style(update.groups["style"]["style"], kind)
@@ -69,7 +70,7 @@ def group_sites(bank: StyleBank, config: RunConfig, run_dir: Path) -> StyleClust
     grouping = cluster_styles(bank.styles, config.clusters, config.seed)
     record = grouping.record()
     domains = known_domains(config)
-    if set(grouping.assignment) <= set(domains):
+    if set(grouping.assignment) <= set(domains):  # purity over some of the sites would be no purity
         record.purity = purity(grouping.assignment, domains)
     written = json.dumps(record.model_dump(mode="json", exclude_unset=True), indent=2)
     atomic_write_text(run_dir / CLUSTERS_FILE, written + "\n")

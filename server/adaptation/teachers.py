@@ -26,6 +26,7 @@ def update_teachers(state: NetworkState, number: int, settings: Teacher, layout:
     if settings.update in ("never", "student"):
         return state
     first = settings.start + 1 if settings.update == "mean" else 1
+    # counted from the first update, so that the first round in question always makes one
     if number < first or (number - first) % settings.every:
         return state
     current: Mapping[str, Arrays] = {EVERYONE: state.model} | {

@@ -33,7 +33,7 @@ from server.report.render import MISSING, byte_text, mean_and_spread, percent, r
 Columns = list[tuple[str, list[str]]]
 """Headings, each with a cell a method."""
 
-_DIFFER_FREELY = (
+_DIFFER_FREELY = (  # places of files, and over how many rounds a mean is read: no other method
     "seed",
     "run-dir",
     "resume",

@@ -205,7 +205,7 @@ def read_run(folder: str | Path) -> RunRecord:
 
 def _described(checkpoints: Path) -> tuple[ClassTable | None, tuple[int, ...] | None]:
     """Return class table and mapping of the newest checkpoint that names them."""
-    for sidecar in sorted(checkpoints.glob("round-*.json"), reverse=True):
+    for sidecar in sorted(checkpoints.glob("round-*.json"), reverse=True):  # the newest may name no classes
         try:
             described = json.loads(sidecar.read_text(encoding="utf-8"))
         except (json.JSONDecodeError, UnicodeDecodeError, OSError):

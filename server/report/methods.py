@@ -86,6 +86,7 @@ class Method:
         """Mean over seeds, at the rounds that every seed has; of a test set where one is named."""
         sources: Sequence[RunRecord | TestSet] = self.runs if test_set is None else self.sets(test_set)
         curves = [dict(curve) for source in sources if (curve := source.curve(key))]
+        # a mean over other seeds in every round would jump where one ends
         shared = set.intersection(*map(set, curves)) if curves else ()
         return [(number, fmean(curve[number] for curve in curves)) for number in sorted(shared)]
 
@@ -104,6 +105,7 @@ def group(runs: Sequence[RunRecord]) -> list[Method]:
                 f"Seed {min(twice)} of '{name}' was given twice ({folders}); "
                 "give each run once, or another name."
             )
+    # runs without a score come last
     methods = [Method(name, tuple(sorted(members, key=lambda r: r.seed))) for name, members in named.items()]
     return sorted(methods, key=lambda m: -fmean(m.finals("miou")) if m.finals("miou") else 1.0)
 

@@ -89,7 +89,7 @@ def _spread(one: TestSet, kind: str) -> str:
     return MISSING if mean is None or deviation is None else f"{100 * mean:.1f} ± {100 * deviation:.1f}"
 
 
-_CURVES = (
+_CURVES = (  # title, field of a round, how its last value is written, whether the axis starts at 0
     ("mIoU", "miou", percent, True),
     ("Mean mIoU of the sites' own models", "site_miou_mean", percent, True),
     ("Pixel accuracy", "accuracy", percent, True),

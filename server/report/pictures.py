@@ -21,7 +21,7 @@ from common.evaluation.overlay import (
 from common.figures import image_grid
 from common.system.atomic import atomic_path
 
-_CELL = 380
+_CELL = 380  # pixels: three columns fill the width of a report
 _ALPHA = 0.74  # strong: images this small show their classes, not their texture
 
 
