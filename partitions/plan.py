@@ -40,7 +40,7 @@ class Request:
 class Split:
     """The outcome: images of every site, and class histograms per image where labels were read.
 
-    Whole photos are divided, also where sites train on views of them: one photo is never at two sites.
+    Whole images are divided, also where sites train on crops of them: one image is never at two sites.
     """
 
     dataset: Dataset
@@ -54,13 +54,13 @@ class Split:
         """Return site-0, site-1, ..."""
         return [f"site-{i}" for i in range(len(self.sites))]
 
-    def photos(self, site: int) -> list[Entry]:
-        """Return the photos of a site."""
+    def images(self, site: int) -> list[Entry]:
+        """Return the images of a site."""
         return [self.dataset.images[i] for i in self.sites[site]]
 
     def entries(self, site: int) -> list[Entry]:
         """Return the manifest lines of a site, with or without labels as requested."""
-        chosen = self.photos(site)
+        chosen = self.images(site)
         if self.dataset.views:
             chosen = [replace(entry, view=view) for entry in chosen for view in self.dataset.views]
         return chosen if self.keeps_labels else [replace(entry, label=None) for entry in chosen]
@@ -70,7 +70,7 @@ class Split:
         entries = self.dataset.evaluation[name]
         if name != TRAIN_EVAL:
             return entries
-        owner = {entry.image: site for i, site in enumerate(self.names()) for entry in self.photos(i)}
+        owner = {entry.image: site for i, site in enumerate(self.names()) for entry in self.images(i)}
         return [replace(entry, site=owner.get(entry.image)) for entry in entries]
 
     @property
@@ -82,7 +82,7 @@ class Split:
         """Return which clients of the data set's own lists make up each site."""
         owner = self.dataset.clients
         found = [
-            dict.fromkeys(owner[entry.image] for entry in self.photos(i)) for i in range(len(self.sites))
+            dict.fromkeys(owner[entry.image] for entry in self.images(i)) for i in range(len(self.sites))
         ]
         return {name: ", ".join(clients) for name, clients in zip(self.names(), found, strict=True)}
 
@@ -241,7 +241,7 @@ def plan(data: Dataset, request: Request, progress: Progress | None = None) -> S
 
 
 def _draw(split: Split) -> object:
-    """Return the picture of the split (PIL image)."""
+    """Return the image of the split (PIL)."""
     from partitions.picture import Row, draw_split  # not at import time: matplotlib is slow to load
 
     data = split.dataset
@@ -264,7 +264,7 @@ def _draw(split: Split) -> object:
         return Row(name, len(entries), note, [data.root / e.image for e in entries], share(counts, entries))
 
     sites = [
-        row(name, split.photos(i), None if split.histograms is None else split.histograms[split.sites[i]])
+        row(name, split.images(i), None if split.histograms is None else split.histograms[split.sites[i]])
         for i, name in enumerate(split.names())
     ]
     evaluation = [

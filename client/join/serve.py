@@ -41,15 +41,23 @@ class Node:
     key: Path | None
     port: int = 0
 
-    def words(self, port: int, secret_file: str) -> list[str]:
+    def command_line(self, port: int, secret_file: str) -> list[str]:
         """Return the command line of the SuperNode."""
-        words = ["flower-supernode", "--superlink", str(self.server), "--host", LOOPBACK, "--port", str(port)]
-        words += ["--isolation", "process", "--superexec-auth-secret-file", secret_file]
-        words += ["--node-config", f'site="{self.name}"']
+        command = [
+            "flower-supernode",
+            "--superlink",
+            str(self.server),
+            "--host",
+            LOOPBACK,
+            "--port",
+            str(port),
+        ]
+        command += ["--isolation", "process", "--superexec-auth-secret-file", secret_file]
+        command += ["--node-config", f'site="{self.name}"']
         if self.root_certificates is None:
-            return [*words, "--insecure"]
-        words += ["--root-certificates", str(self.root_certificates)]
-        return words if self.key is None else [*words, "--auth-supernode-private-key", str(self.key)]
+            return [*command, "--insecure"]
+        command += ["--root-certificates", str(self.root_certificates)]
+        return command if self.key is None else [*command, "--auth-supernode-private-key", str(self.key)]
 
 
 def check_node(node: Node, insecure: bool) -> None:
@@ -97,7 +105,7 @@ def local_port(wanted: int) -> int:
         return int(probe.getsockname()[1])
 
 
-def run_supernode(words: list[str], parent: int) -> NoReturn:
+def run_supernode(command: list[str], parent: int) -> NoReturn:
     """Be ``flower-supernode``; ends when the parent does."""
     from flwr.supercore.app_utils import start_parent_process_monitor
     from flwr.supernode import start_client_internal
@@ -107,7 +115,7 @@ def run_supernode(words: list[str], parent: int) -> NoReturn:
     hurried: Any = SimpleNamespace(sleep=lambda seconds: time.sleep(seconds / HURRY))
     vars(start_client_internal)["time"] = hurried
     start_parent_process_monitor(parent)
-    sys.argv = words
+    sys.argv = command
     flower_supernode()
     raise SystemExit(0)
 
@@ -121,10 +129,10 @@ def serve(node: Node, notice: Callable[[str], None]) -> int:
     reading, writing = os.pipe()  # the secret never lies on a disk
     os.write(writing, secret)
     os.close(writing)
-    words = node.words(port, f"/dev/fd/{reading}")
+    command = node.command_line(port, f"/dev/fd/{reading}")
     parent = os.getpid()
     supernode = fork(
-        lambda: run_supernode(words, parent)
+        lambda: run_supernode(command, parent)
     )  # before torch is in memory, which it has no use for
     os.close(reading)
     alive = [supernode]

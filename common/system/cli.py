@@ -44,17 +44,17 @@ class FlexibleCommand(_QuietHelp, TyperCommand):
     """A command whose options may be shortened, and take several values where their metavar ends in ``...``."""
 
     def parse_args(self, ctx: Context, args: list[str]) -> list[str]:
-        """Parse the words; ``--train A B`` stands for ``--train A --train B``."""
+        """Parse the arguments; ``--train A B`` stands for ``--train A --train B``."""
         return super().parse_args(ctx, list(self._spread(args)))
 
-    def _spread(self, words: Sequence[str]) -> Iterator[str]:
+    def _spread(self, arguments: Sequence[str]) -> Iterator[str]:
         options = [option for option in self.params if isinstance(option, Option)]
         known = [name for option in options for name in option.opts if name.startswith("--")]
         several = {name for option in options if str(option.metavar).endswith("...") for name in option.opts}
         current, fresh = "", False  # the option whose values are being read, and whether it has none so far
-        for number, word in enumerate(words):
+        for number, word in enumerate(arguments):
             if word == "--":
-                yield from words[number:]
+                yield from arguments[number:]
                 return
             if word.startswith("-") and word != "-":
                 name, equals, value = word.partition("=")
@@ -148,8 +148,8 @@ class CommandLine:
         return group
 
     @report_user_errors
-    def run(self, words: Sequence[str] | None = None) -> int:
-        """Parse the words (None: those of the process), run their command, and return its exit code.
+    def run(self, arguments: Sequence[str] | None = None) -> int:
+        """Parse the arguments (None: those of the process), run their command, and return its exit code.
 
         User errors end with one sentence on stderr and `SystemExit` 2, ``--help`` with `SystemExit` 0.
         """
@@ -157,7 +157,7 @@ class CommandLine:
         try:
             # not Command.main, which would end a broken pipe and Ctrl-C in its own way
             with command.make_context(
-                self.program, list(sys.argv[1:] if words is None else words)
+                self.program, list(sys.argv[1:] if arguments is None else arguments)
             ) as context:
                 return int(command.invoke(context) or 0)
         except UsageError as error:

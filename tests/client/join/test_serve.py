@@ -140,7 +140,7 @@ def test_flower_reads_the_words_as_they_are_meant(identity: dict[str, str]) -> N
     from flwr.supernode.cli.flower_supernode import _parse_args_run_supernode
 
     node = Node("north", Address("::1", 9092), Path(identity["ca"]), Path(identity["key"]))
-    read: Any = _parse_args_run_supernode().parse_args(node.words(4321, "/dev/fd/7")[1:])
+    read: Any = _parse_args_run_supernode().parse_args(node.command_line(4321, "/dev/fd/7")[1:])
     assert read.superlink == "[::1]:9092"
     assert (read.host, read.port, read.isolation) == (LOOPBACK, 4321, "process")
     assert (read.insecure, read.root_certificates) == (False, identity["ca"])
@@ -148,7 +148,7 @@ def test_flower_reads_the_words_as_they_are_meant(identity: dict[str, str]) -> N
     assert read.superexec_auth_secret_file == "/dev/fd/7"
     assert read.node_config == 'site="north"'
     plain: Any = _parse_args_run_supernode().parse_args(
-        Node("n", Address("localhost", 1), None, None).words(1, "f")[1:]
+        Node("n", Address("localhost", 1), None, None).command_line(1, "f")[1:]
     )
     assert (plain.insecure, plain.root_certificates, plain.auth_supernode_private_key) == (True, None, None)
 
