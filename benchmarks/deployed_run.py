@@ -102,7 +102,7 @@ def lines_of(run_dir: Path) -> list[dict[str, object]]:
 
 def measure(options: argparse.Namespace) -> None:
     """Run and print one row for every tenth part of the rounds."""
-    from partitions.drawing.synthetic import write_synthetic
+    from tests.support.scenes import write_synthetic
 
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as temporary, Deployment(Path(temporary) / "net") as net:

@@ -222,8 +222,8 @@ def main(given: Sequence[str] | None = None) -> None:
         return
 
     from client.app import app
-    from partitions.drawing.synthetic import write_synthetic
     from server.loop.run import run
+    from tests.support.scenes import write_synthetic
 
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as temporary:

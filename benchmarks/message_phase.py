@@ -21,9 +21,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from partitions.drawing.synthetic import write_synthetic
 from tests.support.deployment import Deployment
 from tests.support.federation import TINY
+from tests.support.scenes import write_synthetic
 from tests.support.warm import start_warm_site
 
 SITES = 3

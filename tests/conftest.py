@@ -31,7 +31,7 @@ def shared_weights() -> Path:
 @pytest.fixture(scope="session")
 def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A shards folder of four small synthetic sites; read-only, its feature caches are shared by all tests."""
-    from partitions.drawing.synthetic import write_synthetic
+    from tests.support.scenes import write_synthetic
 
     folder = tmp_path_factory.mktemp("scenes")
     write_synthetic(folder, sites=4, images_per_site=10, eval_images=6, size=(72, 96), seed=0)

@@ -1,4 +1,4 @@
-"""Canvas of a synthetic scene, and the projection of places on the road into the image."""
+"""Canvas of a synthetic scene: places on the road projected into the image, and the objects along it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from partitions.drawing.conditions import Rgb
+from partitions.drawing.conditions import Condition, Rgb
 
 SKY, BUILDING, ROAD, PAVEMENT, GRASS, TREE, CAR, PERSON = range(8)
 
@@ -93,3 +93,112 @@ def vary(rng: np.random.Generator, colour: Rgb, amount: float) -> FloatMap:
     """Return a colour nearby: brightness changes more than hue."""
     change = 1 + amount * rng.standard_normal() + 0.35 * amount * rng.standard_normal(3)
     return np.clip(rgb(colour) * change, 0.02, 1.0).astype(np.float32)
+
+
+def facade_albedo(
+    canvas: Canvas,
+    condition: Condition,
+    rng: np.random.Generator,
+    along: FloatMap,
+    up: FloatMap,
+    wall: FloatMap,
+    seed: int,
+    fade: FloatMap | float,
+) -> FloatMap:
+    """Return the albedo of a wall with storeys and windows; ``along`` and ``up`` in metres."""
+    pane = (np.abs(along % 2.6 - 1.3) < 0.72) & (np.abs(up % 3.0 - 1.7) < 0.8) & (up > 0.6)
+    bricks = 0.06 * np.sin(along * 9.0) * np.sin(up * 21.0) + 0.05 * noise(
+        rng, along.shape[0], along.shape[1], 1.5
+    )
+    colour = wall * (1 + bricks)[..., None]
+    cell = np.floor(along / 2.6) * 12.9898 + np.floor(up / 3.0) * 78.233 + seed
+    lit = (np.abs(np.sin(cell) * 43758.547) % 1.0) < 0.4 * condition.light.lamps
+    glass = np.where(lit[..., None], rgb((1.0, 0.82, 0.45)), wall * 0.28 + rgb((0.02, 0.05, 0.09)))
+    weight = (pane * fade)[..., None]
+    return np.asarray(colour * (1 - weight) + glass * weight, dtype=np.float32)
+
+
+def draw_house(canvas: Canvas, condition: Condition, rng: np.random.Generator, x: float, z: float) -> None:
+    """Draw a house that faces the camera, ``x`` metres beside the road's middle, ``z`` metres away."""
+    half = float(rng.uniform(5, 11))
+    top = float(rng.integers(condition.place.storeys[0], condition.place.storeys[1] + 1)) * 3.2
+    box = canvas.window(x, half, top, z)
+    if box is None:
+        return
+    rows, columns, u, v = box
+    along = np.broadcast_to((u + 1) * half, (v.shape[0], u.shape[1])).astype(np.float32)
+    up = np.broadcast_to(v * top, along.shape).astype(np.float32)
+    wall = vary(rng, condition.palette.facade, 0.16)
+    colour = facade_albedo(canvas, condition, rng, along, up, wall, int(z), min(1.0, 26.0 / z))
+    canvas.fill(rows, columns, np.ones(along.shape, dtype=np.bool_), colour, BUILDING, z)
+
+
+def draw_tree(canvas: Canvas, condition: Condition, rng: np.random.Generator, x: float, z: float) -> None:
+    """Draw a tree: a trunk and a ragged crown of leaves."""
+    top, half = float(rng.uniform(4.5, 8.5)), float(rng.uniform(1.6, 3.0))
+    box = canvas.window(x, half, top, z)
+    if box is None:
+        return
+    rows, columns, u, v = box
+    shape = (v.shape[0], u.shape[1])
+    scale = FOCAL / z * canvas.height
+    ragged = noise(rng, *shape, max(1.5, 0.55 * scale))
+    leaves = noise(rng, *shape, max(1.0, 0.16 * scale))
+    crown = u**2 + ((v - 0.62) / 0.38) ** 2 + 0.16 * ragged < 0.92
+    trunk = (np.abs(u) < 0.09) & (v < 0.4)
+    bark = np.broadcast_to(rgb((0.2, 0.15, 0.1)), (*shape, 3))
+    canvas.fill(rows, columns, trunk, np.ascontiguousarray(bark), TREE, z)
+    light = 1 + 0.42 * leaves + 0.15 * ragged + 0.5 * (v - 0.62)
+    green = vary(rng, condition.palette.tree, 0.12) * np.maximum(light, 0.15)[..., None]
+    canvas.fill(rows, columns, crown, green.astype(np.float32), TREE, z)
+
+
+def draw_car(canvas: Canvas, condition: Condition, rng: np.random.Generator, x: float, z: float) -> None:
+    """Draw a car from behind, or from the side where cars are parked."""
+    sideways = condition.place.parked and rng.random() < 0.35
+    half, top = (2.1, 1.5) if sideways else (0.95, float(rng.uniform(1.45, 1.8)))
+    box = canvas.window(x, half, top, z)
+    if box is None:
+        return
+    rows, columns, u, v = box
+    hue = rng.random()
+    paint = (
+        vary(rng, condition.palette.car, 0.25)
+        if hue < 0.6
+        else vary(rng, (0.8, 0.8, 0.82) if hue < 0.8 else (0.12, 0.12, 0.14), 0.1)
+    )
+    slope = 1.1 if sideways else 0.55
+    cabin = (v > 0.5) & (np.abs(u) < 0.92 - slope * np.maximum(v - 0.55, 0))
+    body = (v > 0.16) & (v <= 0.58) & (np.abs(u) < 1 - 0.4 * np.maximum(0.24 - v, 0))
+    at = 0.58 if sideways else 0.74
+    wheel = (np.abs(np.abs(u) - at) < 0.17) & (v < 0.3)
+    shadow = (v < 0.16) & (np.abs(u) < 1)
+    canvas.colour[rows, columns][shadow] *= 0.35
+    shape = np.broadcast_shapes(u.shape, v.shape)
+    gloss = paint * np.broadcast_to(0.72 + 0.55 * v, shape)[..., None]
+    canvas.fill(rows, columns, body | cabin, gloss.astype(np.float32), CAR, z)
+    pillar = np.abs(u) < 0.06 if sideways else np.zeros_like(u, dtype=np.bool_)
+    glass = (v > 0.6) & (v < 0.93) & (np.abs(u) < 0.78 - slope * np.maximum(v - 0.55, 0)) & ~pillar
+    canvas.colour[rows, columns][glass] = (0.1, 0.14, 0.19)
+    canvas.fill(rows, columns, np.broadcast_to(wheel, shape), rgb((0.04, 0.04, 0.045)), CAR, z)
+    lamp = (np.abs(np.abs(u) - 0.84) < 0.11) & (np.abs(v - 0.46) < 0.07)
+    canvas.colour[rows, columns][lamp] = (0.85, 0.08, 0.06)
+    canvas.glow[rows, columns][lamp] = 1.0
+
+
+def draw_person(canvas: Canvas, condition: Condition, rng: np.random.Generator, x: float, z: float) -> None:
+    """Draw someone standing or walking."""
+    top = float(rng.uniform(1.6, 1.9))
+    box = canvas.window(x, 0.36, top, z)
+    if box is None:
+        return
+    rows, columns, u, v = box
+    stride = float(rng.uniform(0.15, 0.5))
+    head = (u / 0.32) ** 2 + ((v - 0.92) / 0.075) ** 2 < 1
+    torso = (v > 0.45) & (v < 0.85) & (np.abs(u) < 0.78 - 0.4 * (v - 0.45))
+    legs = (v <= 0.46) & (np.abs(np.abs(u) - stride * (0.5 - v)) < 0.26)
+    canvas.fill(rows, columns, legs, vary(rng, (0.16, 0.17, 0.26), 0.3), PERSON, z)
+    stripes = 1 + 0.22 * np.sign(np.sin(v * 70))
+    coat = vary(rng, condition.palette.cloth, 0.2) * np.broadcast_to(stripes, torso.shape)[..., None]
+    canvas.fill(rows, columns, torso, coat.astype(np.float32), PERSON, z)
+    canvas.fill(rows, columns, head, vary(rng, (0.75, 0.55, 0.42), 0.2), PERSON, z)

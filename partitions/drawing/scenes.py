@@ -1,4 +1,4 @@
-"""Renders one synthetic street scene with its label map.
+"""Draws synthetic street scenes with their label maps, and writes them to the disk.
 
 A pinhole camera looks along a road: the ground, the facades on both sides and upright objects are
 drawn from far to near with their distance in metres; then light and air are applied to everything
@@ -8,9 +8,15 @@ statistics tell the classes apart while colours change from site to site.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
+
 import numpy as np
 import numpy.typing as npt
+from PIL import Image
 
+from common.data.manifest import Entry
+from common.seeds import numpy_generator
 from partitions.drawing.canvas import (
     BUILDING,
     CAMERA,
@@ -25,12 +31,18 @@ from partitions.drawing.canvas import (
     TREE,
     Canvas,
     FloatMap,
+    draw_car,
+    draw_house,
+    draw_person,
+    draw_tree,
+    facade_albedo,
     noise,
     rgb,
     vary,
 )
-from partitions.drawing.conditions import Condition
-from partitions.drawing.objects import draw_car, draw_house, draw_person, draw_tree, facade_albedo
+from partitions.drawing.conditions import Condition, site_condition, unseen_condition
+
+VERSION = 1  # counts up when the same seed draws other pictures
 
 
 def _draw_ground(canvas: Canvas, condition: Condition, rng: np.random.Generator) -> None:
@@ -163,7 +175,7 @@ def _shine(canvas: Canvas, condition: Condition, rng: np.random.Generator) -> np
     return np.asarray(np.clip(picture * 255, 0, 255), dtype=np.uint8)
 
 
-def render(
+def _render(
     condition: Condition, size: tuple[int, int], rng: np.random.Generator
 ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
     """Draw one scene: picture uint8 [H, W, 3] and train ids uint8 [H, W] of table ``synthetic``."""
@@ -183,3 +195,53 @@ def render(
         _draw_walls(canvas, condition, rng)
     _draw_objects(canvas, condition, rng)
     return _shine(canvas, condition, rng), canvas.label
+
+
+def make_scenes(
+    data: Path,
+    sites: int,
+    images_per_site: int,
+    eval_images: int,
+    size: tuple[int, int],
+    seed: int,
+    progress: Callable[[int, int], None] | None = None,
+) -> tuple[list[list[Entry]], list[Entry]]:
+    """Draw the pictures and label maps below ``data``: entries of every site, entries of the unseen drive.
+
+    ``size`` is (height, width). A scene depends on seed, site and its number alone, so that asking
+    for more images or sites leaves those of a smaller set as they were. The unseen drive mixes the
+    conditions of the sites asked for.
+    """
+    conditions = [site_condition(site, numpy_generator(seed, "site", site)) for site in range(sites)]
+    total = sites * images_per_site + eval_images
+    done = 0
+
+    def draw(condition: Condition, folder: str, number: int, rng: np.random.Generator, domain: str) -> Entry:
+        nonlocal done
+        entry = Entry(f"images/{folder}/{number:04d}.jpg", f"labels/{folder}/{number:04d}.png", domain)
+        picture, label = _render(condition, size, rng)
+        for path in (data / entry.image, data / str(entry.label)):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(picture).save(data / entry.image, quality=92, subsampling=0)
+        Image.fromarray(label).save(data / str(entry.label), compress_level=1)
+        done += 1
+        if progress is not None:
+            progress(done, total)
+        return entry
+
+    shards = []
+    for site, condition in enumerate(conditions):
+        domain = condition.name if site < 20 else f"{condition.name}-{site // 20 + 1}"
+        folder = f"{site:02d}-{condition.name}"
+        shards.append(
+            [
+                draw(condition, folder, i, numpy_generator(seed, "scene", site, i), domain)
+                for i in range(images_per_site)
+            ]
+        )
+    unseen = []
+    for i in range(eval_images):
+        rng = numpy_generator(seed, "unseen", i)
+        condition = unseen_condition(conditions, rng)
+        unseen.append(draw(condition, "unseen", i, rng, condition.name))
+    return shards, unseen

@@ -18,7 +18,7 @@ from common.errors import UserError
 from common.system.cli import option
 from partitions.leaf import Clients, ListedImage
 from partitions.rules import characteristic_class
-from partitions.sources import idda_scenarios
+from partitions.sources import idda_clients
 from partitions.sources.base import (
     DATASETS,
     DIFFERENT,
@@ -29,7 +29,7 @@ from partitions.sources.base import (
     images_below,
     need_files,
 )
-from partitions.sources.idda_lists import in_domains, is_reduced, label_of, listed, reduced
+from partitions.sources.idda_clients import in_domains, is_reduced, label_of, listed, reduced
 from partitions.sources.leaf import place, train_eval
 
 _DOMAIN = re.compile(r"T\d\d_[A-Z]+_[A-Z]")
@@ -42,13 +42,13 @@ _OPTIONS = (
         "--scenario",
         "S",
         "What no client sees: country (town T07, default), rainy or bus (car B).",
-        type=Choice(tuple(idda_scenarios.UNSEEN)),
+        type=Choice(tuple(idda_clients.UNSEEN)),
     ),
     option(
         "--distribution",
         "D",
         "heterogeneous: a client is a domain (default); uniform: of all domains; class-imbalance: few classes.",
-        type=Choice(idda_scenarios.DISTRIBUTIONS),
+        type=Choice(idda_clients.DISTRIBUTIONS),
     ),
     option(
         "--lists",
@@ -162,19 +162,17 @@ def _drawn(
         raise UserError(
             f"{root} holds neither DOMAIN/RGB/NAME.jpg nor train.json; expected IDDA, so check --root."
         )
-    unseen = [
-        image for d, found in domains.items() if idda_scenarios.is_unseen(d, scenario) for image in found
-    ]
-    seen = {d: found for d, found in domains.items() if not idda_scenarios.is_unseen(d, scenario)}
+    unseen = [image for d, found in domains.items() if idda_clients.is_unseen(d, scenario) for image in found]
+    seen = {d: found for d, found in domains.items() if not idda_clients.is_unseen(d, scenario)}
     if not seen:
         raise UserError(
             f"All domains of {root} are unseen in scenario {scenario!r}; choose another --scenario."
         )
-    train, test = idda_scenarios.hold_out(seen, seed)
+    train, test = idda_clients.hold_out(seen, seed)
     if distribution == "uniform":
-        clients = idda_scenarios.uniform(train, seed)
+        clients = idda_clients.uniform(train, seed)
     elif distribution == "class-imbalance":
-        clients = idda_scenarios.class_imbalance(
+        clients = idda_clients.class_imbalance(
             train, scenario, seed, lambda images: _standing_out(root, images, table)
         )
     else:

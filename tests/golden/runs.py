@@ -11,10 +11,10 @@ from typing import Any
 
 from common.settings.load import load_config
 from common.settings.schema import RunConfig
-from partitions.drawing.synthetic import write_synthetic
 from server.loop.run import run
 from tests.golden.figures import Golden, Tolerance
 from tests.support.federation import local_grid
+from tests.support.scenes import write_synthetic
 from tests.support.small_network import small_network
 
 SITES = 4

@@ -12,7 +12,7 @@ import pytest
 from common.data.classes import load_table
 from common.data.manifest import read_partition, read_shard, read_sites
 from partitions.__main__ import partitions_main as main
-from partitions.sources import idda_scenarios
+from partitions.sources import idda_clients
 from tests.support.replicas import put_label, put_picture
 
 DOMAINS = ("T01_CN_A", "T01_HRN_B", "T02_CS_B", "T07_CN_A")
@@ -196,7 +196,7 @@ def _export(shards: Path, lists: Path, tests: bool = True) -> Path:
     return lists
 
 
-@pytest.mark.parametrize("distribution", idda_scenarios.DISTRIBUTIONS)
+@pytest.mark.parametrize("distribution", idda_clients.DISTRIBUTIONS)
 def test_names_alone_bring_a_split_of_domains_back(domains: Path, tmp_path: Path, distribution: str) -> None:
     one, two = tmp_path / "one", tmp_path / "two"
     _run(domains, one, "--scenario", "rainy", "--distribution", distribution, "--seed", "3")

@@ -17,7 +17,7 @@ from common.data.images import read_image, read_label
 from common.data.manifest import Shard, read_partition, read_shard, read_sites
 from partitions.drawing import canvas
 from partitions.drawing.conditions import site_condition
-from partitions.drawing.synthetic import write_synthetic
+from tests.support.scenes import write_synthetic
 
 SYNTHETIC = load_table("synthetic")
 

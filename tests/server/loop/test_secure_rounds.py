@@ -28,7 +28,7 @@ Real = Callable[[Message], Message]
 
 @pytest.fixture(scope="module")
 def eight(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from partitions.drawing.synthetic import write_synthetic
+    from tests.support.scenes import write_synthetic
 
     folder = tmp_path_factory.mktemp("eight")
     write_synthetic(folder, sites=SITES, images_per_site=4, eval_images=3, size=(72, 96), seed=0)

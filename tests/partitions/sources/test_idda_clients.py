@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from common.errors import UserError
-from partitions.sources.idda_scenarios import UNSEEN, class_imbalance, hold_out, is_unseen, uniform
+from partitions.sources.idda_clients import UNSEEN, class_imbalance, hold_out, is_unseen, uniform
 
 DOMAINS = [
     f"T0{town}_{weather}_{car}" for town, weather, car in product(range(1, 8), ("CN", "CS", "HRN"), "ABJMV")
