@@ -199,7 +199,7 @@ def test_a_round_is_training_from_what_was_received_at_its_place_in_the_run(
 
     shard = read_shard(scenes / "site-0.jsonl")
     pictures = ImageDataset(shard, config.transforms, (config.seed, "north"), True, shard.classes)
-    batches = [batch for epoch in (2, 3) for batch in pictures.epoch_batches(epoch, 4)]
+    batches = list(pictures.batches(6, 4, first_epoch=2))
     crucial = torch.zeros(CLASSES, dtype=torch.bool)
     crucial[[1, 3]] = True
     model = build_network(CLASSES, config.network, 4)
