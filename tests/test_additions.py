@@ -3,26 +3,35 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 
+from tests.conftest import ROOT
 from tests.support.checkout import Checkout
 from tests.support.federation import TINY
 
-RULE = '''"""Keeps the centroids as they are."""
-
-from server.centroids.base import CENTROID_RULES, Merged, RuleFacts, RuleInput
-
-
-@CENTROID_RULES.register(
-    "still", summary="centroids stay as they are", facts=RuleFacts(takes="{takes}", single_sites={single_sites})
+PAGE = dict(
+    re.findall(
+        r"^`([\w/.]+)`:\n\n```\w+\n(.*?)```$",
+        (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"),
+        re.M | re.S,
+    )
 )
-def merge_still(given: RuleInput) -> Merged:
-    """Return the current centroids, and how many sites answered."""
-    assert given.stack.rows.shape[1:] == given.current.shape
-    return Merged(given.current, float(len(given.stack.sites)))
-'''
+"""The examples of CONTRIBUTING.md, by the file that each of them is."""
+
+RULE = PAGE["server/centroids/still.py"]
+OBJECTIVE = PAGE["common/losses/compact.py"]
+DATA_SET = PAGE["partitions/sources/halves.py"]
+CLASS_TABLE = PAGE["common/data/tables/halves.json"]
+
+
+def changed(text: str, old: str, new: str) -> str:
+    """Return an example with one fact changed."""
+    assert old in text
+    return text.replace(old, new)
+
 
 HEAD_RULE = '''"""Takes the head of the first site."""
 
@@ -34,39 +43,6 @@ def first(updates, weights, settings):
     """Return the head of one site."""
     name = min(updates)
     return Aggregate(dict(updates[name]), (name,))
-'''
-
-OBJECTIVE = '''"""Compactness objective: codes stay near their image's mean."""
-
-from pydantic import Field
-
-from common.losses.base import Objective
-from common.settings.objectives import OBJECTIVES, ObjectiveFacts
-from common.settings.section import Section
-
-
-class CompactSettings(Section):
-    """Settings ``loss.compact``."""
-
-    pull: float = Field(0.5, gt=0, description="strength of the pull to the mean")
-
-
-@OBJECTIVES.register(
-    "compact",
-    summary="codes stay near the mean of their image",
-    facts=ObjectiveFacts(settings=CompactSettings, single_sites={single_sites}),
-)
-class Compact(Objective):
-    """The mean squared distance to the image's mean code."""
-
-    def __init__(self, config, channels):
-        super().__init__()
-        self.pull = config.loss.own(CompactSettings).pull
-
-    def forward(self, batch, head, generator):
-        """Return the weighted distance."""
-        codes = batch.anchor.codes
-        return self.pull * (codes - codes.mean(dim=1, keepdim=True)).square().mean()
 '''
 
 CLOSED = '''"""Mirrored spectral objective: the spectral one with its head turned round."""
@@ -107,7 +83,7 @@ def tiny(**settings: object) -> list[str]:
 def test_a_new_centroid_rule_is_one_file(
     checkout: Checkout, scenes: Path, tmp_path: Path, takes: str
 ) -> None:
-    checkout.add("server/centroids/still.py", RULE.format(takes=takes, single_sites=True))
+    checkout.add("server/centroids/still.py", changed(RULE, 'takes="centroids"', f'takes="{takes}"'))
     words = tiny(centroids__merge="still")
     checkout.simulate("--shards", scenes, "--run-dir", tmp_path / "run", *words)
     (line,) = [json.loads(text) for text in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
@@ -123,7 +99,10 @@ def test_a_new_centroid_rule_is_one_file(
 
 
 def test_a_new_rule_that_a_total_is_enough_for_goes_with_secure_summation(checkout: Checkout) -> None:
-    checkout.add("server/centroids/still.py", RULE.format(takes="sums", single_sites=False))
+    checkout.add(
+        "server/centroids/still.py",
+        changed(changed(RULE, "single_sites=True", "single_sites=False"), '"centroids"', '"sums"'),
+    )
     words = tiny(centroids__merge="still", privacy__secure_sum="true")
     assert 'merge = "still"' in checkout.output("-m", "server", "settings", *words)
 
@@ -136,41 +115,6 @@ def test_a_new_head_rule_is_one_file(checkout: Checkout, scenes: Path, tmp_path:
     private = checkout.refusal("-m", "server", "settings", *words, "--set", "privacy.secure-sum=true")
     assert "aggregation.rule 'first'" in private
 
-
-DATA_SET = '''"""Images whose left half is bright."""
-
-from pathlib import Path
-
-import numpy as np
-from PIL import Image
-
-from common.data.manifest import Entry
-from partitions.sources.base import DATASETS, Dataset, SourceFacts
-
-
-@DATASETS.register(
-    "halves",
-    summary="images whose left half is bright",
-    facts=SourceFacts("Nothing is needed.", "", needs_root=False, classes="halves"),
-)
-def read_halves(job):
-    """Draw six images for each of two domains."""
-    entries = []
-    (job.stage / "data").mkdir(parents=True)
-    for number in range(12):
-        rng = np.random.default_rng(number)
-        pixels = rng.integers(0, 90, (64, 96, 3), dtype=np.uint8)
-        pixels[:, :48] += 120
-        label = np.zeros((64, 96), dtype=np.uint8)
-        label[:, :48] = 9
-        Image.fromarray(pixels).save(job.stage / f"data/{number}.png")
-        Image.fromarray(label).save(job.stage / f"data/{number}-label.png")
-        entries.append(Entry(f"{number}.png", f"{number}-label.png", f"place-{number % 2}"))
-    final = Path(job.args.out).resolve() / "data"
-    return Dataset(entries[:10], job.stage / "data", evaluation={"eval": entries[10:]}, final_root=final)
-'''
-
-CLASS_TABLE = '{"name": "halves", "source": "drawn", "names": ["dark", "bright"], "remap": {"0": 0, "9": 1}}'
 
 BACKBONE = '''"""Mean colors of 8 x 8 pixels."""
 
@@ -216,7 +160,7 @@ def test_a_new_backbone_is_one_file(checkout: Checkout, scenes: Path, tmp_path: 
 
 
 def test_a_new_objective_is_one_file(checkout: Checkout, scenes: Path, tmp_path: Path) -> None:
-    checkout.add("common/losses/compact.py", OBJECTIVE.format(single_sites=True))
+    checkout.add("common/losses/compact.py", OBJECTIVE)
     words = [*tiny(loss__objective="compact"), "--set", "loss.compact.pull=2.0"]
     checkout.simulate("--shards", scenes, "--run-dir", tmp_path / "run", *words)
     (line,) = [json.loads(text) for text in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
