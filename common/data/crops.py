@@ -7,13 +7,8 @@ it is read; no file is written. Everything that looks at the pixels of a shard c
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 import numpy.typing as npt
-
-if TYPE_CHECKING:
-    pass
 
 Bytes = npt.NDArray[np.uint8]
 

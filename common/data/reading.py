@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
@@ -11,10 +10,8 @@ from PIL import Image
 from common.data.classes import ClassTable
 from common.data.crops import Bytes, cut, view_box
 from common.data.images import header_size, image_size, read_image, read_label
+from common.data.manifest import Shard
 from common.errors import UserError
-
-if TYPE_CHECKING:
-    from common.data.manifest import Shard
 
 
 def read_pair(
