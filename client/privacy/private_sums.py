@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from client.statistics import chunks, spherical_sums
 from common.features.source import FeatureSource, tokens_of
-from common.losses.base import Arrays, ClosedForm, unit
+from common.losses.base import ClosedForm, NamedArrays, unit
 from common.losses.objective import clipping_bound
 from common.models.head import SegmentationHead, load_numpy
 from common.privacy.keystream import KEY_BYTES, normals, subkey
@@ -39,7 +39,7 @@ def shortened(vector: NDArray[np.float64], bound: float) -> NDArray[np.float64]:
     return vector * (bound / length) if bound and length > bound else vector
 
 
-def clipped_change(new: Arrays, old: Arrays, bound: float) -> dict[str, np.ndarray]:
+def clipped_change(new: NamedArrays, old: NamedArrays, bound: float) -> dict[str, np.ndarray]:
     """Return ``new`` moved back towards ``old`` so that all arrays together changed by ``bound`` at most."""
     names = sorted(new)
     change = np.concatenate([np.ravel(new[n]).astype(np.float64) - np.ravel(old[n]) for n in names])
@@ -52,7 +52,7 @@ def clipped_change(new: Arrays, old: Arrays, bound: float) -> dict[str, np.ndarr
 
 
 def without_small(
-    arrays: Arrays, rows: str, minimum: int, instead: np.ndarray | None = None
+    arrays: NamedArrays, rows: str, minimum: int, instead: np.ndarray | None = None
 ) -> dict[str, np.ndarray]:
     """Return arrays in which clusters of fewer than ``minimum`` patches look empty.
 
@@ -92,7 +92,7 @@ def noisy(values: PackedSums, deviation: float, key: bytes, purpose: str) -> Pac
 
 @torch.no_grad()
 def bounded_cluster_sums(
-    features: FeatureSource, head: Arrays, centroids: np.ndarray, config: RunConfig
+    features: FeatureSource, head: NamedArrays, centroids: np.ndarray, config: RunConfig
 ) -> PackedSums:
     """Run one pass of exact k-means over a shard, each image's share bounded by ``privacy.clip-sums``.
 

@@ -34,7 +34,7 @@ def load_moments(optimizer: torch.optim.Optimizer, arrays: Mapping[str, np.ndarr
         index = int(number)
         if index >= len(parameters) or (name != "step" and array.shape != tuple(parameters[index].shape)):
             raise ValueError(
-                f"The kept optimiser state {key} {array.shape} does not fit; delete this site's state."
+                f"The kept optimizer state {key} {array.shape} does not fit; delete this site's state."
             )
         entries.setdefault(index, {})[name] = torch.from_numpy(np.array(array))
     if entries:

@@ -21,8 +21,9 @@ from common.models.head import SegmentationHead, load_numpy, state_to_numpy
 from common.seeds import derive, torch_generator
 from common.settings.schema import RunConfig
 from common.settings.unsupervised import Local
+from common.wire import Arrays
 
-METRICS = (
+TRAINING_METRICS = (
     "loss",  # mean over the steps, of everything that trains the head
     "objective",  # thereof the self-supervised objective
     "prox",  # thereof FedProx
@@ -32,8 +33,6 @@ METRICS = (
     "steps",
 )
 """The metrics of every round, whatever the settings: sites' figures can be averaged name by name."""
-
-Arrays = dict[str, np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -66,7 +65,7 @@ def epochs_of(images: int, batch: int, generator: torch.Generator) -> Iterator[l
 
 
 def count_steps(local: Local, images: int) -> int:
-    """Return the optimiser steps of a round."""
+    """Return the optimizer steps of a round."""
     return local.steps or local.epochs * math.ceil(images / local.batch)
 
 
@@ -122,7 +121,7 @@ def train_local(
     neighbours = _neighbour_table(features, config, site) if objective.wants_positives else None
     batches = epochs_of(len(features), local.batch, generator)
     steps = count_steps(local, len(features))
-    sums = dict.fromkeys(METRICS, 0.0)
+    sums = dict.fromkeys(TRAINING_METRICS, 0.0)
     for step in range(steps):
         indices = next(batches)
         tokens = tokens_of(features, indices)

@@ -23,7 +23,7 @@ from common.models.head import SegmentationHead, channel_mask
 from common.settings.schema import RunConfig
 from common.settings.unsupervised import Local
 
-Arrays = Mapping[str, np.ndarray]
+NamedArrays = Mapping[str, np.ndarray]
 Shapes = dict[str, tuple[int, ...]]
 ShapesOf = Mapping[str, tuple[int, ...]]
 Sums = Mapping[str, NDArray[np.float64]]
@@ -159,7 +159,7 @@ class ClosedForm(ABC, ObjectiveRules):
         """Yield each image's part of the sums, in the form of `noisy_shapes`, for bounds and noise."""
 
     @abstractmethod
-    def merge(self, parts: Sequence[Arrays]) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    def merge(self, parts: Sequence[NamedArrays]) -> tuple[dict[str, np.ndarray], np.ndarray]:
         """Return the head's arrays and the first centroids [K, D] from what sites sent, in the order given.
 
         Raises ValueError where there is no solution.
@@ -189,12 +189,12 @@ class ClosedForm(ABC, ObjectiveRules):
 
     @staticmethod
     @abstractmethod
-    def pack(arrays: Arrays) -> dict[str, np.ndarray]:
+    def pack(arrays: NamedArrays) -> dict[str, np.ndarray]:
         """Return what adds up over sites, from what `site` returned."""
 
     @staticmethod
     @abstractmethod
-    def unpack(sums: Arrays) -> dict[str, np.ndarray]:
+    def unpack(sums: NamedArrays) -> dict[str, np.ndarray]:
         """Undo `pack`, in float64: a total is not rounded a second time."""
 
     @staticmethod

@@ -1,4 +1,4 @@
-"""How do centroids follow the codes when a site optimises them itself? (STEGO's cosine cluster probe)"""
+"""Cosine cluster loss: how centroids follow the codes where a site optimizes them itself (STEGO's cluster probe)."""
 
 from __future__ import annotations
 

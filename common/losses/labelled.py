@@ -1,4 +1,4 @@
-"""What is the loss of pixels that somebody, or a teacher, has named?"""
+"""Labelled loss: cross-entropy of pixels that somebody, or a teacher, has labelled."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How do the cross-entropies of pixels become one number, and which pixels weigh more in it?
+"""Reductions: how the cross-entropies of pixels become one number, and which pixels weigh more in it.
 
 For one image: N pixels, n_c of them of class c, P the classes with n_c > 0, l_u the cross-entropy of pixel u.
 

@@ -1,4 +1,4 @@
-"""Which other losses of the field can judge a prediction: overlap of regions, and squared probabilities?
+"""Region terms: other losses of a prediction, by overlap of regions and by squared probabilities.
 
 Both are off by default: ``reduction.lovasz-weight`` and ``teacher.max-square-weight`` switch them on.
 """

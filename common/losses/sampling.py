@@ -1,4 +1,4 @@
-"""At which positions, and between which images of a batch, are correspondences looked at?
+"""Sampling: the positions, and the pairs of images of a batch, at which correspondences are looked at.
 
 All draws come from the generator given, on the CPU. Coordinates are (x, y) in [-1, 1] with the outer
 patch centres at -1 and 1 (``align_corners``); values between patches are bilinear.

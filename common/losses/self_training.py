@@ -1,4 +1,4 @@
-"""Which pixels does a network learn from where nobody labelled any, and what is its loss on them?
+"""Self-training: which pixels of unlabelled images a network learns from, and its loss on them.
 
 Self-training: a teacher predicts, the pixels it is surest of become labels, the student learns from those.
 Sources: the rule of Li et al., CVPR 2019, per image and with a union, as in Shenaj et al., WACV 2023 (also

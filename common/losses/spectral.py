@@ -23,7 +23,7 @@ from common.clustering.spectral import (
     symmetric,
 )
 from common.features.source import Coloured, FeatureSource, tokens_of
-from common.losses.base import Arrays, ClosedForm, Shapes, ShapesOf, Sums
+from common.losses.base import ClosedForm, NamedArrays, Shapes, ShapesOf, Sums
 from common.settings.objectives import OBJECTIVES, ObjectiveFacts
 from common.settings.schema import RunConfig
 from common.settings.section import Section
@@ -106,7 +106,7 @@ class Spectral(ClosedForm):
             }
             yield {name: factor * means[name] for name, factor in RELEASE_SCALES.items()}
 
-    def merge(self, parts: Sequence[Arrays]) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    def merge(self, parts: Sequence[NamedArrays]) -> tuple[dict[str, np.ndarray], np.ndarray]:
         """Add up the sites' sums and solve for the linear head."""
         scatter = join([PatchScatter.from_arrays(part) for part in parts])
         model = self.config.model
@@ -160,7 +160,7 @@ class Spectral(ClosedForm):
         return {"total": plain["mean"], "outer": triangle, "difference": triangle, "weights": (2,)}
 
     @staticmethod
-    def pack(arrays: Arrays) -> dict[str, np.ndarray]:
+    def pack(arrays: NamedArrays) -> dict[str, np.ndarray]:
         """Return the sums behind a scatter as it travels, one triangle of the matrices."""
         scatter = PatchScatter.from_arrays(arrays)
         triangle = np.triu_indices(len(scatter.total))
@@ -172,7 +172,7 @@ class Spectral(ClosedForm):
         }
 
     @staticmethod
-    def unpack(sums: Arrays) -> dict[str, np.ndarray]:
+    def unpack(sums: NamedArrays) -> dict[str, np.ndarray]:
         """Rebuild a scatter from its sums."""
         count, weight = (float(value) for value in sums["weights"])
         outer, difference = (symmetric(sums[key], len(sums["total"])) for key in ("outer", "difference"))

@@ -1,4 +1,4 @@
-"""Which settings do the tasks have that train a whole network: `supervised` and `adaptation`?
+"""Settings sections of the tasks that train a whole network: `supervised` and `adaptation`.
 
 Defaults are those of the published driving-scene works where they state one; `RunConfig`
 (``common/settings/schema.py``) holds these sections beside those that all tasks share.
@@ -98,7 +98,7 @@ class Transforms(Section):
 
 
 class Sgd(Section):
-    """The optimiser of a whole network, new in every round; ``local.*`` says how long and how wide."""
+    """The optimizer of a whole network, new in every round; ``local.*`` says how long and how wide."""
 
     algorithm: Literal["sgd", "adam", "adamw"] = Field(
         "sgd", description="adam, adamw: momentum is the first moment's decay, the second's is 0.999"
@@ -240,7 +240,7 @@ class Source(Section):
     data_root: str = Field("", description="folder of its paths; empty: as for the sites")
     checkpoint: str = Field("", description="a pretrained model to start from; empty: pretrain first")
     styles: str = Field("", description="styles.safetensors of an earlier run; empty: the sites are asked")
-    steps: int = Field(0, ge=0, description="optimiser steps of pretraining; 0: count epochs")
+    steps: int = Field(0, ge=0, description="optimizer steps of pretraining; 0: count epochs")
     epochs: int = Field(10, ge=1, description="passes over the source, where steps is 0")
     batch: int = Field(16, ge=1, description="images per step")
     lr: float = Field(5e-3, gt=0, description="learning rate of pretraining")

@@ -46,7 +46,7 @@ PRESETS: dict[str, dict[str, str | int | float | bool]] = {
         "aggregation.weights": "batches",
         "local.keep-optimizer": False,
     },
-    # the same objective with its faults mended: counts and directions matter, optimiser state survives
+    # the same objective with its faults mended: counts and directions matter, optimizer state survives
     "fuss-clean": _FUSS_OBJECTIVE
     | {
         "centroids.merge": "matched",

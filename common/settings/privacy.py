@@ -1,4 +1,4 @@
-"""Which settings decide what the server and others may learn from what a site sends (see `docs/privacy.md`)?"""
+"""Settings section `privacy`: what the server and others may learn from what a site sends (`docs/privacy.md`)."""
 
 from __future__ import annotations
 

@@ -57,7 +57,7 @@ class Aggregation(Section):
         "none", description="server optimizer on the averaged update (FedAvgM, FedAdam, FedYogi, FedAdagrad)"
     )
     lr: float = Field(1.0, gt=0, description="server learning rate")
-    momentum: float = Field(0.9, ge=0, lt=1, description="first moment of the server optimiser")
+    momentum: float = Field(0.9, ge=0, lt=1, description="first moment of the server optimizer")
     second_moment: float = Field(0.99, ge=0, lt=1, description="adam, yogi: second moment")
     tau: float = Field(1e-3, gt=0, description="adam, yogi, adagrad: degree of adaptivity")
 

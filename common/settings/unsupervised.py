@@ -63,11 +63,11 @@ class Cache(Section):
 class Local(Section):
     """Local work of one site in one round."""
 
-    steps: int = Field(12, ge=0, description="optimiser steps per round; 0: count epochs instead")
+    steps: int = Field(12, ge=0, description="optimizer steps per round; 0: count epochs instead")
     epochs: int = Field(1, ge=1, description="passes over the shard per round, where steps is 0")
     batch: int = Field(8, ge=1, description="images per step")
     lr: float = Field(5e-4, gt=0, description="Adam learning rate of the head")
-    centroid_lr: float = Field(5e-3, gt=0, description="Adam learning rate of locally optimised centroids")
+    centroid_lr: float = Field(5e-3, gt=0, description="Adam learning rate of locally optimized centroids")
     neighbours: int = Field(7, ge=1, description="nearest images of the shard that may serve as positives")
     neighbour_dropout: float = Field(
         0.0, ge=0, lt=1, description="share of an image's channels that the search for its neighbours misses"

@@ -1,4 +1,4 @@
-"""Which settings act in which task, and is one changed that does nothing in the run's own?
+"""Applicability of settings: in which task each acts, and a refusal of those that do nothing in the run's own.
 
 All tasks share one set of settings, so that a key of another task is easily taken for one of one's own. Only values
 that differ from the default are refused: a list of all settings may be handed over. Those that the chosen preset

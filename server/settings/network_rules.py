@@ -12,7 +12,7 @@ from common.settings.network import Style
 from common.settings.schema import RunConfig
 from common.styles.style import style_kind
 from server.settings.applicability import refuse_foreign
-from server.settings.rules import Table, broken
+from server.settings.rules import ConflictTable, broken
 
 
 def _learns_from_teacher_alone(config: RunConfig) -> bool:
@@ -26,7 +26,7 @@ def _alone(config: RunConfig) -> bool:
     return config.centroids.share == "none"
 
 
-NETWORK_RULES: Table = {
+NETWORK_RULES: ConflictTable = {
     lambda c: True: (("centroids.share", ("both", "none"), "but a network of task [task] has no centroids"),),
     lambda c: _learns_from_teacher_alone(c) and not c.teacher.weight: (
         (

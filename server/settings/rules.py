@@ -14,13 +14,13 @@ from common.settings.objectives import OBJECTIVES
 from common.settings.schema import RunConfig
 from common.settings.section import Scalar, kebab
 
-Row: TypeAlias = tuple[str, tuple[Scalar, ...], str]
+Conflict: TypeAlias = tuple[str, tuple[Scalar, ...], str]
 """A key, the values that it may have, and what follows "KEY is VALUE, " where it has another.
 
 ``[KEY]`` stands for another key's value. The remedy is the first value allowed; where none is, the text says it.
 """
 
-Table: TypeAlias = Mapping[Callable[[RunConfig], object], tuple[Row, ...]]
+ConflictTable: TypeAlias = Mapping[Callable[[RunConfig], object], tuple[Conflict, ...]]
 """Rows by the situation in which they hold."""
 
 _TOTAL = "but with secure summation or noise the server knows the sites' total only"
@@ -40,7 +40,7 @@ def _closed(config: RunConfig) -> bool:
     return config.facts.frozen_backbone and not config.loss.facts.steps
 
 
-RULES: Table = {
+RULES: ConflictTable = {
     lambda c: c.loss.augmentation_weight and not c.cache.views: (
         ("loss.augmentation-weight", (0,), "but cache.views is 0; set cache.views to 1 or more"),
     ),
@@ -150,7 +150,7 @@ RULES: Table = {
 }
 
 
-def broken(table: Table, config: RunConfig) -> str | None:
+def broken(table: ConflictTable, config: RunConfig) -> str | None:
     """Return the first conflict of a table, in one sentence without its full stop, or None."""
     flat = config.to_flat()
     rows = (row for when, rows in table.items() if when(config) for row in rows)

@@ -93,6 +93,10 @@ def test_json_round_trip() -> None:
         ({"name": "../up"}, ["'name'", "pattern"]),
         ({"preset": "fuss-ref", "loss.negative-weight": 0}, ["negative-draw", "set it to 'derangement'"]),
         ({"preset": "fuss-ref", "loss.inter-weight": 0}, ["local.neighbour-dropout is 0.1", "set it to 0"]),
+        (
+            {"preset": "fuss-ref", "loss.augmentation-weight": 1},
+            ["loss.augmentation-weight is 1", "cache.views is 0"],
+        ),
         ({"local.neighbour-dropout": 0.2}, ["local.neighbour-dropout is 0.2", "'spectral'"]),
         (
             {"preset": "fuss-ref", "local.prox-mu": 1, "model.nonlinear": False},

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from client.work.trainer import METRICS
+from client.work.trainer import TRAINING_METRICS
 from common import wire
 from common.clustering.spectral import PatchScatter
 from common.models.head import build_head, init_centroids, state_to_numpy
@@ -30,7 +30,7 @@ def test_a_small_vits_head_and_centroids_fit_the_promise(dtype: str, limit: floa
         "hospital-a",
         "0" * 64,
         {"head": head, "centroids": {"centroids": centroids, "counts": counts}},
-        dict.fromkeys(METRICS, 1.0),
+        dict.fromkeys(TRAINING_METRICS, 1.0),
         {"images": 1, "batches": 1},
     )
     down = wire.payload_bytes(wire.encode_task(task, dtype))
