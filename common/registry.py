@@ -21,49 +21,49 @@ from typing import Generic, TypeVar
 
 from common.errors import UserError
 
-T = TypeVar("T")
-F = TypeVar("F")
-V = TypeVar("V")
+_T = TypeVar("_T")
+_F = TypeVar("_F")
+_V = TypeVar("_V")
 
 
 @dataclass(frozen=True)
-class Registered(Generic[T, F]):
+class Registered(Generic[_T, _F]):
     """One registered implementation: its name in settings, a line about it, what others may ask, and itself."""
 
     name: str
     summary: str
-    facts: F
-    value: T
+    facts: _F
+    value: _T
 
 
-class Registry(Generic[T, F]):
+class Registry(Generic[_T, _F]):
     """The implementations of one ``kind`` (singular, for messages) in the modules of one ``package``.
 
-    ``T`` is what is registered, a function or a class. ``F`` is the type of its facts, None if nobody asks for any.
+    ``_T`` is what is registered, a function or a class. ``_F`` is the type of its facts, None if nobody asks for any.
     The modules of the package are imported on the first question, subfolders are not searched.
     """
 
     def __init__(self, kind: str, package: str) -> None:
         self.kind = kind
         self.package = package
-        self._entries: dict[str, Registered[T, F]] = {}
+        self._entries: dict[str, Registered[_T, _F]] = {}
         self._complete = False
         # threads of one process may ask at the same time; reentrant, as a module may ask while it is imported
         self._lock = threading.RLock()
 
-    def register(self, name: str, *, summary: str, facts: F) -> Callable[[V], V]:
+    def register(self, name: str, *, summary: str, facts: _F) -> Callable[[_V], _V]:
         """Return a decorator that registers a function or class under a name; it gives it back unchanged.
 
         Raises `ValueError` for a name that another module holds already.
         """
 
-        def decorate(value: V) -> V:
+        def decorate(value: _V) -> _V:
             held = self._entries.get(name)
             if held is not None and _origin(held.value) != _origin(value):
                 raise ValueError(
                     f"{self.kind} '{name}' stands in {_origin(held.value)} and in {_origin(value)}; rename one."
                 )
-            self._entries[name] = Registered(name, summary, facts, value)  # type: ignore[arg-type]  # V is a T
+            self._entries[name] = Registered(name, summary, facts, value)  # type: ignore[arg-type]  # _V is a _T
             return value
 
         return decorate
@@ -73,11 +73,11 @@ class Registry(Generic[T, F]):
         self._discover()
         return tuple(sorted(self._entries))
 
-    def entries(self) -> list[Registered[T, F]]:
+    def entries(self) -> list[Registered[_T, _F]]:
         """Return everything registered in the order of the names."""
         return [self._entries[name] for name in self.names()]
 
-    def entry(self, name: str) -> Registered[T, F]:
+    def entry(self, name: str) -> Registered[_T, _F]:
         """Return what is registered under a name; raises `UserError` with the known names for another."""
         if name not in self._entries:
             self._import_namesake(name)
@@ -90,11 +90,11 @@ class Registry(Generic[T, F]):
             raise UserError(f"Unknown {self.kind} '{name}'; known are {', '.join(names)}.{hint}")
         return self._entries[name]
 
-    def get(self, name: str) -> T:
+    def get(self, name: str) -> _T:
         """Return the implementation of a name; raises `UserError` as `entry` does."""
         return self.entry(name).value
 
-    def facts(self, name: str) -> F:
+    def facts(self, name: str) -> _F:
         """Return the facts of a name; raises `UserError` as `entry` does."""
         return self.entry(name).facts
 

@@ -16,6 +16,7 @@ from typing import Any
 from common.data.manifest import Shard, pool_shards, read_sites
 from common.errors import UserError
 from common.settings.schema import RunConfig
+from server.aggregation.heads import HEAD_RULES
 from server.tasks.registry import task_of
 
 PROJECT = Path(__file__).resolve().parents[1]
@@ -128,15 +129,13 @@ def training_shards(config: RunConfig) -> list[Shard]:
 
 def check_merge_rule(config: RunConfig, sites: int) -> None:
     """Refuse settings that the head rule cannot meet with as many sites as take part in a round."""
-    rule, taking_part = config.aggregation, config.sites.per_round or sites
-    if rule.rule in ("krum", "multi-krum") and taking_part < 2 * rule.malicious + 3:
+    settings, taking_part = config.aggregation, config.sites.per_round or sites
+    needed = HEAD_RULES.facts(settings.rule).fewest(settings)
+    if taking_part < needed:
         raise UserError(
-            f"Krum against {rule.malicious} hostile sites needs at least {2 * rule.malicious + 3} sites but "
-            f"{taking_part} take part in a round; lower aggregation.malicious or choose another rule."
-        )
-    if rule.rule == "multi-krum" and rule.keep > taking_part:
-        raise UserError(
-            f"aggregation.keep is {rule.keep} but {taking_part} sites take part in a round; lower it."
+            f"aggregation.rule '{settings.rule}' with aggregation.malicious {settings.malicious} and aggregation.keep "
+            f"{settings.keep} needs at least {needed} sites but {taking_part} take part in a round; lower them, or "
+            "choose another rule."
         )
 
 

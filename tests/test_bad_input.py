@@ -421,7 +421,7 @@ def simulate_more_sites_than_there_are(shop: Workshop) -> Words:
     return shop.simulate(sites__per_round=5)
 
 
-@row("Krum against 1 hostile sites needs at least 5 sites but 2 take part")
+@row("aggregation.malicious 1 and aggregation.keep 0 needs at least 5 sites but 2 take part")
 def simulate_krum_with_too_few_sites(shop: Workshop) -> Words:
     return shop.simulate(aggregation__rule="krum", aggregation__malicious=1)
 

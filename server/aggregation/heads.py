@@ -50,11 +50,13 @@ class HeadFacts:
 
     ``single_sites``: it compares single sites, so that a total over them is not enough.
     ``weighted``: it believes the sites' weights; ``picks``: it picks whole sites, and for all that they trained.
+    ``fewest``: how many sites it needs under some settings.
     """
 
     single_sites: bool = True
     weighted: bool = False
     picks: bool = False
+    fewest: Callable[[Aggregation], int] = lambda settings: 1
 
 
 HeadRule = Callable[[Heads, Mapping[str, float], Aggregation], Aggregate]
@@ -130,7 +132,7 @@ def _trimmed_mean(updates: Heads, weights: Mapping[str, float], settings: Aggreg
 @HEAD_RULES.register(
     "krum",
     summary="the one site that lies closest to its neighbours (aggregation.malicious)",
-    facts=HeadFacts(picks=True),
+    facts=HeadFacts(picks=True, fewest=lambda settings: 2 * settings.malicious + 3),
 )
 def _krum(updates: Heads, weights: Mapping[str, float], settings: Aggregation) -> Aggregate:
     return _closest(updates, settings.malicious, 1)
@@ -139,7 +141,11 @@ def _krum(updates: Heads, weights: Mapping[str, float], settings: Aggregation) -
 @HEAD_RULES.register(
     "multi-krum",
     summary="weighted mean of the sites that lie closest to their neighbours (aggregation.keep)",
-    facts=HeadFacts(weighted=True, picks=True),
+    facts=HeadFacts(
+        weighted=True,
+        picks=True,
+        fewest=lambda settings: max(2 * settings.malicious + 3, settings.keep),
+    ),
 )
 def _multi_krum(updates: Heads, weights: Mapping[str, float], settings: Aggregation) -> Aggregate:
     keep = settings.keep or len(updates) - settings.malicious

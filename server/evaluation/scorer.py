@@ -106,10 +106,10 @@ class Scorer(ABC):
         """Score the shared model, or each site's own where they are not shared."""
         if not self.shards:
             return Score()
-        if not (self.separate and state.own):  # a site may have its own beside the shared model
+        if not (self.separate and state.private):  # a site may have its own beside the shared model
             return self.score_shared(state)
         result = Score()
-        for name in sorted(state.own):
+        for name in sorted(state.private):
             result.add_site(name, self.score_site(state, name))
         return result
 
@@ -154,7 +154,7 @@ class Scorer(ABC):
         shard = self.shards[0]
         count = min(EXAMPLES, len(shard))
         chosen = [round(i * (len(shard) - 1) / max(count - 1, 1)) for i in range(count)]
-        site = min(state.own) if self.separate and state.own else None
+        site = min(state.private) if self.separate and state.private else None
         shown = self.examples(state, site, chosen)
         return write_pictures(
             run_dir,

@@ -27,7 +27,7 @@ from server.transport.reply_checks import ReplySchema
 
 log = logging.getLogger(__name__)
 
-ALL_SITES = "all sites"
+TOTAL_NAME = "all sites"
 """The name under which a total goes through the merge rules."""
 
 _LARGEST_WEIGHT = 2.0**10  # of a head's parameter: far above any that works
@@ -170,7 +170,7 @@ def _as_update(
     """Turn the total into an update; raises ValueError where no site can have sent such numbers."""
     replies = found.replies
     facts = {key: sum(int(u.facts.get(key, 0)) for u in replies.values()) for key in ("images", "batches")}
-    total = wire.Update(ALL_SITES, expectation.weights_hash or "", facts=dict(facts))
+    total = wire.Update(TOTAL_NAME, expectation.weights_hash or "", facts=dict(facts))
     privacy = config.privacy
     if not privacy.noise_multiplier:
         means = unpack_sums(totals, len(replies))

@@ -50,17 +50,17 @@ class Layout:
 class NetworkState:
     """The shared network, the clusters' and sites' own parts, and the server's memory.
 
-    ``model`` is the flat network (float32, by name). ``clusters`` and ``own`` hold the names that clusters and
+    ``model`` is the flat network (float32, by name). ``clusters`` and ``private`` hold the names that clusters and
     sites have for themselves. ``grouping`` says which site is in which cluster. ``pretrained`` is the model
     that adaptation started from; ``teachers`` the labelling models, by cluster or for everyone, and
     ``averaged`` how many models a running mean has seen. ``memory`` is the server optimiser's. ``weights`` says
-    what each site in ``own`` last counted for: its part of the mean, also in rounds in which it is absent.
+    what each site in ``private`` last counted for: its part of the mean, also in rounds in which it is absent.
     ``trained`` counts the rounds in which a site took steps that were merged.
     """
 
     model: Arrays
     clusters: dict[int, Arrays] = field(default_factory=dict)
-    own: dict[str, Arrays] = field(default_factory=dict)
+    private: dict[str, Arrays] = field(default_factory=dict)
     grouping: StyleClusters | None = None
     pretrained: Arrays = field(default_factory=dict)
     teachers: dict[str, Arrays] = field(default_factory=dict)
@@ -79,7 +79,7 @@ class NetworkState:
 
     def model_for(self, site: str) -> Arrays:
         """Return the whole network that a site starts from."""
-        return self.cluster_model(self.cluster_of(site)) | self.own.get(site, {})
+        return self.cluster_model(self.cluster_of(site)) | self.private.get(site, {})
 
     def teacher_for(self, site: str) -> Arrays:
         """Return the labelling network of a site: its cluster's, else everyone's, else the pretrained one."""
@@ -96,7 +96,7 @@ class NetworkState:
         extra |= {f"trained/{name}": np.array(count, dtype=np.int64) for name, count in self.trained.items()}
         extra["averaged"] = np.array(self.averaged, dtype=np.int64)
         named = [("cluster", str(key), arrays) for key, arrays in self.clusters.items()]
-        named += [("site", name, arrays) for name, arrays in self.own.items()]
+        named += [("site", name, arrays) for name, arrays in self.private.items()]
         named += [("teacher", name, arrays) for name, arrays in self.teachers.items()]
         for kind, name, arrays in named:
             extra |= {f"{kind}/{name}/{key}": value for key, value in arrays.items()}
@@ -125,7 +125,7 @@ class NetworkState:
         return cls(
             model=model,
             clusters={int(name): arrays for name, arrays in parts["cluster"].items()},
-            own=parts["site"],
+            private=parts["site"],
             grouping=StyleClusters.from_arrays(flat["grouping"]) if flat["grouping"] else None,
             pretrained=flat["pretrained"],
             teachers=parts["teacher"],

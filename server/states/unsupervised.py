@@ -12,17 +12,17 @@ from common.wire import Arrays, Groups
 
 @dataclass(frozen=True)
 class ModelState:
-    """The shared model, the sites' own parts, and the server's memory.
+    """The shared model, the sites' private parts, and the server's memory.
 
-    ``centroids`` is [K, D]. ``own`` holds, by site name, the groups that are not shared (see `own_groups`):
+    ``centroids`` is [K, D]. ``private`` holds, by site name, the groups that are not shared (see `private_groups`):
     the server keeps them on the sites' behalf, so that a run can be scored and resumed.
-    ``memory`` is whatever an aggregation rule remembers (optimiser moments, momentum of the sums).
+    ``memory`` is whatever an aggregation rule remembers (optimizer moments, momentum of the sums).
     """
 
     head: Arrays
     centroids: np.ndarray
     shared: Arrays = field(default_factory=dict)
-    own: dict[str, Groups] = field(default_factory=dict)
+    private: dict[str, Groups] = field(default_factory=dict)
     memory: Arrays = field(default_factory=dict)
 
     def shared_groups(self) -> Groups:
@@ -31,14 +31,14 @@ class ModelState:
         return groups | ({"shared": self.shared} if self.shared else {})
 
     def groups_for(self, site: str) -> Groups:
-        """Return what a site starts its round from: shared parts, its own in their place where it has any."""
-        return self.shared_groups() | self.own.get(site, {})
+        """Return what a site starts its round from: shared parts, its private ones in their place where it has any."""
+        return self.shared_groups() | self.private.get(site, {})
 
     def to_extra(self) -> Arrays:
         """Flatten everything but head and centroids for a checkpoint."""
         extra = {f"shared/{key}": value for key, value in self.shared.items()}
         extra |= {f"memory/{key}": value for key, value in self.memory.items()}
-        for site, groups in self.own.items():
+        for site, groups in self.private.items():
             for name, arrays in groups.items():
                 extra |= {f"site/{site}/{name}/{key}": value for key, value in arrays.items()}
         return extra
@@ -47,7 +47,7 @@ class ModelState:
     def from_arrays(cls, head: Arrays, centroids: np.ndarray, extra: Arrays) -> ModelState:
         """Rebuild what `to_extra` flattened."""
         shared, memory = {}, {}
-        own: dict[str, Groups] = {}
+        private: dict[str, Groups] = {}
         for key, value in extra.items():
             kind, rest = key.split("/", 1)
             if kind == "shared":
@@ -56,11 +56,11 @@ class ModelState:
                 memory[rest] = value
             else:
                 site, name, array = rest.split("/", 2)
-                own.setdefault(site, {}).setdefault(name, {})[array] = value
-        return cls(head, centroids, shared, own, memory)
+                private.setdefault(site, {}).setdefault(name, {})[array] = value
+        return cls(head, centroids, shared, private, memory)
 
 
-def own_groups(config: RunConfig) -> tuple[str, ...]:
+def private_groups(config: RunConfig) -> tuple[str, ...]:
     """Return which groups stay with each site under ``centroids.share``.
 
     What an objective trains beside the head (``shared``) goes where the head goes.

@@ -43,17 +43,17 @@ def merge_networks(
                 clusters[cluster] = weighted_mean(only(members, clustered), weights)
         # the shared values of clusters' names: every cluster counts once (LADD's rule), absent ones as they are
         model |= weighted_mean({str(cluster): arrays for cluster, arrays in clusters.items()})
-    own, counts = dict(state.own), dict(state.weights)
+    private, counts = dict(state.private), dict(state.weights)
     if layout.site:
         mine = only(sent, layout.site)
-        own |= {
+        private |= {
             name: {key: np.array(value) for key, value in arrays.items()} for name, arrays in mine.items()
         }
         if not layout.local_only:
             counts |= {name: weights[name] for name in mine}
             # a checkpoint of an earlier release does not say what a site counts for until it answers again
-            model |= weighted_mean({name: own[name] for name in counts}, counts)
-    return replace(state, model=model, clusters=clusters, own=own, memory=memory, weights=counts)
+            model |= weighted_mean({name: private[name] for name in counts}, counts)
+    return replace(state, model=model, clusters=clusters, private=private, memory=memory, weights=counts)
 
 
 def merge_shared(

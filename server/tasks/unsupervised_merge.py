@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
+import numpy as np
+
 from common.errors import UserError
 from common.losses.base import CLUSTERS, TRAIN
 from common.losses.objective import closed_form
@@ -26,11 +28,11 @@ from server.centroids.base import (
     stack_sites,
 )
 from server.centroids.lloyd import merge_lloyd
-from server.states.unsupervised import ModelState, own_groups
+from server.states.unsupervised import ModelState, private_groups
 
 _OPTIMIZER = "optimizer/"
 _CENTROIDS = "centroids/"
-_OWN_CENTROIDS = "own-centroids/"
+_PRIVATE_CENTROIDS = "own-centroids/"  # as in the checkpoints of version 0.1
 
 
 def weights_of(updates: Mapping[str, Update], config: RunConfig) -> dict[str, float]:
@@ -46,29 +48,27 @@ def merge_round(
     state: ModelState, updates: Mapping[str, Update], config: RunConfig, phase: str = TRAIN
 ) -> ModelState:
     """Merge one round of checked updates, at least one, into the next state."""
-    own = own_groups(config)
+    private = private_groups(config)
     if phase == CLUSTERS:
-        if "centroids" in own:
-            return own_lloyd_pass(state, state, updates, config)
-        return lloyd_pass(state, updates, config)
+        return kmeans_pass(state, updates, config)
     if phase != TRAIN:
         return solve(state, updates, config)
     merged = state
     weights = weights_of(updates, config)
-    if "head" not in own:
+    if "head" not in private:
         merged = merge_heads(merged, updates, weights, config)
-    if "centroids" not in own:
+    if "centroids" not in private:
         merged = merge_round_centroids(merged, updates, weights, config)
-    if own:
-        kept = {name: own_parts(update, own) for name, update in updates.items()}
-        merged = replace(merged, own=merged.own | kept)
-    if "centroids" in own and CENTROID_RULES.facts(config.centroids.merge).takes == "sums":
-        merged = own_lloyd_pass(merged, state, updates, config)
+    if private:
+        kept = {name: private_parts(update, private) for name, update in updates.items()}
+        merged = replace(merged, private=merged.private | kept)
+    if "centroids" in private and CENTROID_RULES.facts(config.centroids.merge).takes == "sums":
+        merged = kmeans_pass(merged, updates, config, under=state)
     if config.aggregation.keep_least_moved:
         # the published 'custom' variant: one site goes on with its own model; it is nobody else's
         least = min(sorted(updates), key=lambda name: updates[name].metrics.get("displacement", 0.0))
-        groups = own_parts(updates[least], ("head", "shared", "centroids"))
-        merged = replace(merged, own={least: groups})
+        groups = private_parts(updates[least], ("head", "shared", "centroids"))
+        merged = replace(merged, private={least: groups})
     return merged
 
 
@@ -84,20 +84,20 @@ def solve(state: ModelState, updates: Mapping[str, Update], config: RunConfig) -
             raise UserError(f"The projection cannot be found: {error}") from None
         return {"head": head, "centroids": {"centroids": centroids}}
 
-    own = own_groups(config)
-    kept = dict(state.own)
-    for name in updates if own else ():
+    private = private_groups(config)
+    kept = dict(state.private)
+    for name in updates if private else ():
         parts = solved([name])
-        kept[name] = kept.get(name, {}) | {group: parts[group] for group in own if group in parts}
-    if "head" in own and "centroids" in own:
-        return replace(state, own=kept)
+        kept[name] = kept.get(name, {}) | {group: parts[group] for group in private if group in parts}
+    if "head" in private and "centroids" in private:
+        return replace(state, private=kept)
     found = solved(updates)
-    head = state.head if "head" in own else found["head"]
-    centroids = state.centroids if "centroids" in own else found["centroids"]["centroids"]
-    return replace(state, head=head, centroids=centroids, own=kept)
+    head = state.head if "head" in private else found["head"]
+    centroids = state.centroids if "centroids" in private else found["centroids"]["centroids"]
+    return replace(state, head=head, centroids=centroids, private=kept)
 
 
-def own_parts(update: Update, groups: Iterable[str]) -> Groups:
+def private_parts(update: Update, groups: Iterable[str]) -> Groups:
     """Return the parts of an update that its site goes on with by itself; not every objective has ``shared``."""
     parts: Groups = {group: dict(update.groups[group]) for group in groups if group in update.groups}
     if "centroids" in parts:
@@ -156,51 +156,42 @@ def site_rows(updates: Mapping[str, Update], group: str) -> dict[str, SiteRows]:
     }
 
 
-def lloyd_pass(
-    state: ModelState, updates: Mapping[str, Update], config: RunConfig, *, use_momentum: bool = True
-) -> ModelState:
-    """Take one spherical k-means step from the sites' sums: exactly, or by the rule of the settings if it can.
-
-    A robust rule also holds for polish passes: the direction of a site's sums has one vote, whereas a total would
-    believe whatever counts are claimed. Polish passes look at one model only, so they carry no momentum over.
-    """
-    facts = CENTROID_RULES.facts(config.centroids.merge)
-    rule: Rule = (
-        CENTROID_RULES.get(config.centroids.merge) if facts.takes == "sums" or facts.robust else merge_lloyd
-    )
-    settings = config.centroids if use_momentum else config.centroids.model_copy(update={"momentum": 0.0})
-    stack = stack_sites(site_rows(updates, "sums"), state.centroids)
-    memory = _remembered(state, _CENTROIDS)
-    return _with_centroids(state, rule(RuleInput(state.centroids, stack, settings, memory=memory)))
-
-
-def own_lloyd_pass(
+def kmeans_pass(
     state: ModelState,
-    before: ModelState,
     updates: Mapping[str, Update],
     config: RunConfig,
     *,
+    under: ModelState | None = None,
     use_momentum: bool = True,
 ) -> ModelState:
-    """Take every site's own k-means step from its own sums alone: centroids that are not shared.
+    """Take one spherical k-means step from the sites' sums, or of each site by itself where centroids are private.
 
-    ``before`` holds the centroids that the sums were taken under. With momentum every site has a running total
-    of its own; polish passes carry none over (see `lloyd_pass`).
+    ``under`` holds the centroids that the sums were taken under, by default ``state`` does. The rule of the settings
+    is applied where it takes sums or is robust, else exact k-means. A robust rule also holds for polish passes: the
+    direction of a site's sums has one vote, whereas a total would believe whatever counts are claimed. With momentum
+    sums are a running total; polish passes look at one model only, so they carry none over.
     """
-    rule: Rule = CENTROID_RULES.get(config.centroids.merge)
-    if CENTROID_RULES.facts(config.centroids.merge).takes != "sums":
-        rule = merge_lloyd
+    chosen = CENTROID_RULES.entry(config.centroids.merge)
     settings = config.centroids if use_momentum else config.centroids.model_copy(update={"momentum": 0.0})
-    own, memory = dict(state.own), dict(state.memory)
-    for name, rows in site_rows(updates, "sums").items():
-        current = before.groups_for(name)["centroids"]["centroids"]
-        prefix = f"{_OWN_CENTROIDS}{name}/"
-        stack = stack_sites({name: rows}, current)
-        merged = rule(RuleInput(current, stack, settings, memory=_remembered(state, prefix)))
-        own[name] = own.get(name, {}) | {"centroids": {"centroids": merged.centroids}}
+    rows = site_rows(updates, "sums")
+
+    def step(rule: Rule, current: np.ndarray, sites: Mapping[str, SiteRows], prefix: str) -> Merged:
+        memory = _remembered(state, prefix)
+        return rule(RuleInput(current, stack_sites(sites, current), settings, memory=memory))
+
+    if "centroids" not in private_groups(config):
+        rule = chosen.value if chosen.facts.takes == "sums" or chosen.facts.robust else merge_lloyd
+        return _with_centroids(state, step(rule, state.centroids, rows, _CENTROIDS))
+    rule = chosen.value if chosen.facts.takes == "sums" else merge_lloyd  # one site has nobody to outvote
+    private, memory = dict(state.private), dict(state.memory)
+    for name, site in rows.items():
+        prefix = f"{_PRIVATE_CENTROIDS}{name}/"
+        current = (under or state).groups_for(name)["centroids"]["centroids"]
+        merged = step(rule, current, {name: site}, prefix)
+        private[name] = private.get(name, {}) | {"centroids": {"centroids": merged.centroids}}
         if settings.momentum:
             memory |= {prefix + k: v for k, v in merged.state.items()}
-    return replace(state, own=own, memory=memory)
+    return replace(state, private=private, memory=memory)
 
 
 def _remembered(state: ModelState, prefix: str) -> Arrays:

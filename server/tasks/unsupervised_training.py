@@ -13,9 +13,9 @@ from common.losses.objective import build_objective, closed_form, round_kind
 from common.models.head import build_head, init_centroids, state_to_numpy
 from common.settings.schema import RunConfig
 from server.centroids.base import CENTROID_RULES
-from server.states.unsupervised import ModelState, own_groups
+from server.states.unsupervised import ModelState, private_groups
 from server.tasks.base import Saved
-from server.tasks.unsupervised_merge import lloyd_pass, merge_round, own_lloyd_pass
+from server.tasks.unsupervised_merge import kmeans_pass, merge_round
 from server.transport.reply_checks import Ask, ReplySchema
 
 
@@ -68,7 +68,7 @@ class UnsupervisedTraining:
         Under ``keep-least-moved`` one site trains a model of its own, but counts and scores for the shared one:
         what it sends is added to what the others found under that.
         """
-        kept_aside = action != wire.TRAIN and not own_groups(self.config)
+        kept_aside = action != wire.TRAIN and not private_groups(self.config)
         groups = state.shared_groups() if kept_aside else state.groups_for(site)
         sends = CENTROID_RULES.facts(self.config.centroids.merge).takes
         return groups, {"phase": self.phase(number), "sends": sends}
@@ -112,9 +112,7 @@ class UnsupervisedTraining:
 
     def polish(self, state: ModelState, updates: Mapping[str, wire.Update]) -> ModelState:
         """Take one pass of exact k-means: sums went up, centroids go down."""
-        if "centroids" in own_groups(self.config):
-            return own_lloyd_pass(state, state, updates, self.config, use_momentum=False)
-        return lloyd_pass(state, updates, self.config, use_momentum=False)
+        return kmeans_pass(state, updates, self.config, use_momentum=False)
 
     def checkpointed(self, run_dir: Path) -> None:
         """Nothing lies in the run directory until the first checkpoint."""

@@ -19,7 +19,7 @@ from common.wire import Update
 from server.aggregation.heads import aggregate
 from server.centroids.base import SiteRows, directions, merge_centroids
 from server.states.unsupervised import ModelState
-from server.tasks.unsupervised_merge import lloyd_pass
+from server.tasks.unsupervised_merge import kmeans_pass
 
 CLASSES, CHANNELS, DIM, SITES = 6, 24, 16, 9
 HOSTILE = ("site-3", "site-7")
@@ -152,7 +152,7 @@ def test_polish_passes_keep_to_the_robust_rule_of_the_settings(rule: str) -> Non
 
     def polished(merge: str, updates: dict[str, Update]) -> np.ndarray:
         config = load_config({"preset": "fuss-ref", "centroids.merge": merge})
-        return directions(lloyd_pass(state, updates, config).centroids)
+        return directions(kmeans_pass(state, updates, config).centroids)
 
     exact = polished("fedcc-maximin", honest)
     assert (polished("fedcc-maximin", attacked) * exact).sum(axis=1).max() < 0.8

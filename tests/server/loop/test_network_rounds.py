@@ -145,7 +145,7 @@ def test_a_run_scores_checkpoints_and_reports(whole: dict[str, Path]) -> None:
     state = state_of(run_dir)
     assert state.averaged == 3 and sorted(state.clusters) == [0, 1]
     assert set(state.teachers) == {"0", "1", EVERYONE}
-    assert set(state.own) == {f"site-{i}" for i in range(SITES)}
+    assert set(state.private) == {f"site-{i}" for i in range(SITES)}
     assert (
         sum(len(names) for names in json.loads((run_dir / "clusters.json").read_text())["clusters"]) == SITES
     )
@@ -605,15 +605,15 @@ def test_a_sites_own_batch_norms_come_back_to_it(tmp_path: Path, scenes: Path, b
     model = build_network(SYNTHETIC.num_classes, config.network, 0)
     own = (statistics_keys if batchnorm == "local-statistics" else batchnorm_keys)(model)
     first = state_of(run_dir, 1)
-    assert all(arrays.keys() == own for arrays in first.own.values()) and len(first.own) == SITES
+    assert all(arrays.keys() == own for arrays in first.private.values()) and len(first.private) == SITES
     key = next(name for name in sorted(own) if name.endswith("running_mean"))
-    assert not np.array_equal(first.own["site-0"][key], first.own["site-1"][key])
-    mean = np.mean([first.own[f"site-{i}"][key] for i in range(SITES)], axis=0)
+    assert not np.array_equal(first.private["site-0"][key], first.private["site-1"][key])
+    mean = np.mean([first.private[f"site-{i}"][key] for i in range(SITES)], axis=0)
     np.testing.assert_allclose(first.model[key], mean, rtol=1e-5)
     for site in (0, 1):
         received = wire.decode_task(sent_to(grid, site, 2)).groups
         found = received["weights"] | received["statistics"]
-        assert same({key: found[key] for key in own}, first.own[f"site-{site}"])
+        assert same({key: found[key] for key in own}, first.private[f"site-{site}"])
         assert all(np.array_equal(found[key], first.model[key]) for key in found.keys() - own)
 
 
@@ -647,7 +647,7 @@ def test_local_only_sites_never_learn_from_each_other(tmp_path: Path, scenes: Pa
     assert same(state.model, start[0] | start[1])
     received = wire.decode_task(sent_to(grid, 2, 2)).groups
     assert same(received["weights"], start[0])
-    heads = [state.own[f"site-{i}"]["head.4.weight"] for i in range(SITES)]
+    heads = [state.private[f"site-{i}"]["head.4.weight"] for i in range(SITES)]
     assert not any(np.array_equal(heads[0], other) for other in heads[1:])
 
 

@@ -64,8 +64,10 @@ def test_local_only_gives_every_site_its_own_projection() -> None:
     found = solve(state(), updates, config(centroids_share="none"))
     assert np.array_equal(found.head["linear.weight"], np.zeros((3, 6)))
     alone = solve(state(), {"a": updates["a"]}, config())
-    assert np.array_equal(found.own["a"]["head"]["linear.weight"], alone.head["linear.weight"])
-    assert not np.allclose(found.own["a"]["head"]["linear.weight"], found.own["b"]["head"]["linear.weight"])
+    assert np.array_equal(found.private["a"]["head"]["linear.weight"], alone.head["linear.weight"])
+    assert not np.allclose(
+        found.private["a"]["head"]["linear.weight"], found.private["b"]["head"]["linear.weight"]
+    )
 
 
 @pytest.mark.parametrize("clusters", [2, 5, 6, 10, 18])

@@ -12,7 +12,7 @@ from common import wire
 from common.settings.load import load_config
 from common.settings.schema import RunConfig
 from server.states.unsupervised import ModelState
-from server.tasks.unsupervised_merge import merge_round, own_lloyd_pass
+from server.tasks.unsupervised_merge import kmeans_pass, merge_round
 from server.tasks.unsupervised_training import UnsupervisedTraining
 
 F32 = np.float32
@@ -66,7 +66,7 @@ def test_what_is_trained_beside_a_shared_head_is_averaged_like_it(share: str) ->
     merged = merge_round(START, sent, config_of(centroids__share=share, aggregation__weights="images"))
     np.testing.assert_allclose(merged.shared["decoder"], 12.5)
     np.testing.assert_allclose(merged.head["linear.weight"], 2)
-    assert not any("shared" in groups for groups in merged.own.values())
+    assert not any("shared" in groups for groups in merged.private.values())
 
 
 @pytest.mark.parametrize(
@@ -102,7 +102,7 @@ def test_a_site_that_keeps_its_model_keeps_all_of_it_but_counts_under_the_shared
     config = config_of(aggregation__keep_least_moved=True)
     sent = {"a": update("a", 1, 10, displacement=0.5), "b": update("b", 3, 30, displacement=0.2)}
     merged = merge_round(START, sent, config)
-    assert set(merged.own) == {"b"}
+    assert set(merged.private) == {"b"}
     work = UnsupervisedTraining(config)
     trained = work.parts(merged, "b", 2, wire.TRAIN)[0]
     assert trained["head"]["linear.weight"][0, 0] == 3 and trained["shared"]["decoder"][0] == 30
@@ -130,21 +130,21 @@ def sums(name: str, rows: list[list[float]]) -> wire.Update:
 def test_momentum_is_a_running_total_of_each_sites_own_sums(share: str) -> None:
     config = config_of(centroids__share=share, centroids__merge="lloyd", centroids__momentum=0.5)
     first = {"a": sums("a", [[4, 0], [0, 4]]), "b": sums("b", [[8, 0], [0, 8]])}
-    state = own_lloyd_pass(START, START, first, config)
+    state = kmeans_pass(START, first, config)
     state = ModelState.from_arrays(state.head, state.centroids, state.to_extra())  # as after a resume
     second = {"a": sums("a", [[0, 4], [0, 4]]), "b": sums("b", [[0, 4], [0, 4]])}
-    after = own_lloyd_pass(state, state, second, config)
+    after = kmeans_pass(state, second, config)
     expected = {"a": [2, 4], "b": [4, 4]}  # half of the first sum, and the second
     for name, row in expected.items():
         found = after.groups_for(name)["centroids"]["centroids"]
         np.testing.assert_allclose(found, [row / np.linalg.norm(row), [0, 1]], atol=1e-6)
-    polished = own_lloyd_pass(state, state, second, config, use_momentum=False)
+    polished = kmeans_pass(state, second, config, use_momentum=False)
     np.testing.assert_allclose(polished.groups_for("a")["centroids"]["centroids"][0], [0, 1], atol=1e-6)
     assert polished.memory.keys() == state.memory.keys()
 
 
 def test_without_momentum_nothing_is_remembered() -> None:
     config = config_of(centroids__share="none", centroids__merge="lloyd")
-    assert own_lloyd_pass(START, START, {"a": sums("a", [[4, 0], [0, 4]])}, config) == replace(
-        START, own={"a": {"centroids": {"centroids": pytest.approx(np.eye(2))}}}
+    assert kmeans_pass(START, {"a": sums("a", [[4, 0], [0, 4]])}, config) == replace(
+        START, private={"a": {"centroids": {"centroids": pytest.approx(np.eye(2))}}}
     )
