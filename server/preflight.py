@@ -171,7 +171,7 @@ def _with_table(config: RunConfig, shards: Sequence[Shard]) -> list[Shard]:
 
 
 def check_start(config: RunConfig, run_dir: Path, stopped: Path | None) -> None:
-    """Raise `UserError` where adaptation cannot begin; of the source, labels are read and headers of pictures.
+    """Raise `UserError` where adaptation cannot begin; of the source, labels are read and headers of images.
 
     In a deployment nobody else asks before the sites do their part. ``stopped`` is the pretraining that the settings
     say to go on from, if any: it was begun with these labels.
@@ -208,7 +208,7 @@ def scored_shards(config: RunConfig, sites: Sequence[str]) -> list[Shard]:
 
 
 def check_source(config: RunConfig, table: ClassTable) -> None:
-    """Refuse a source that adaptation cannot start from; of its pictures, headers are read at most."""
+    """Refuse a source that adaptation cannot start from; of its images, headers are read at most."""
     if config.source.checkpoint:
         load_pretrained(config, table)
         return
@@ -223,7 +223,7 @@ def check_source(config: RunConfig, table: ClassTable) -> None:
 
 
 def check_source_files(config: RunConfig) -> None:
-    """Refuse a source with pictures or labels that cannot be read, or that make no batches; all are decoded."""
+    """Refuse a source with images or labels that cannot be read, or that make no batches; all are decoded."""
     if config.source.checkpoint:
         return
     shard, key = source_shard(config), "source.batch"
@@ -255,7 +255,7 @@ def check_window(shard: Shard, config: RunConfig) -> None:
 
 
 def least_side(shard: Shard, index: int) -> int:
-    """Return the shorter side of a picture in pixels, whichever way up it is; 0 where its header cannot be read.
+    """Return the shorter side of an image in pixels, whichever way up it is; 0 where its header cannot be read.
 
     `entry_size` wants to know the orientation as well, for which Pillow decodes all of a PNG.
     """

@@ -89,13 +89,11 @@ def _check_data(site: SiteConfig, asked: Questions) -> Iterator[Finding]:
 
     yield examine("manifest", manifest)
     if shard is not None:
-        pictures: Shard = shard
-        yield check_files(pictures, labels=False)
+        known: Shard = shard
+        yield check_files(known, labels=False)
         if asked.labels or config.facts.opens_labels:
-            yield check_site_labels(
-                pictures, asked.classes or ("" if pictures.classes else config.eval.classes)
-            )
-        yield examine("size", lambda: check_size(pictures, config))
+            yield check_site_labels(known, asked.classes or ("" if known.classes else config.eval.classes))
+        yield examine("size", lambda: check_size(known, config))
     else:
         yield Finding("images", "left out", "the manifest has to be readable first")
     yield examine("device", lambda: describe_device(site.device, site.gpu_share))
@@ -122,8 +120,8 @@ def _check_features(site: SiteConfig, shard: Shard | None, config: RunConfig) ->
 
     yield examine("weights", weights)
     if shard is not None and backbone is not None:
-        pictures, network = shard, backbone
-        yield examine("cache", lambda: check_cache(site, pictures, network, config))
+        known, loaded = shard, backbone
+        yield examine("cache", lambda: check_cache(site, known, loaded, config))
     else:
         yield Finding("cache", "left out", "its size follows from the manifest and the weights")
 

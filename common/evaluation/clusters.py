@@ -53,7 +53,7 @@ class Evaluation:
     predictions: dict[int, Bytes] = field(default_factory=dict)
 
     def __add__(self, other: Evaluation) -> Evaluation:
-        """Sum two shards' figures; pictures are not carried over, for their indices belong to one shard."""
+        """Sum two shards' figures; images are not carried over, for their indices belong to one shard."""
         both = [c for c in (self.confusion, other.confusion) if c is not None]
         return Evaluation(
             patches=self.patches + other.patches,
@@ -106,8 +106,8 @@ def evaluate_segmenter(
         score_at: "label" compares at the label's own size (the part of it that the crop kept);
             "input" resizes labels to the input size by nearest neighbour, as the reference protocol does.
         mirrored: gives the features of mirrored images (see `mirrored_features`): flip averaging.
-        refine: turns cosines [K, H, W] and the picture uint8 [H, W, 3] into clusters uint8 [H, W]. With
-            score_at "input" the picture is the backbone's own input, as in the reference protocol.
+        refine: turns cosines [K, H, W] and the image uint8 [H, W, 3] into clusters uint8 [H, W]. With
+            score_at "input" the image is the backbone's own input, as in the reference protocol.
         keep: indices of images whose cluster maps are wanted.
         batch: images per step; memory does not depend on the number of images.
         progress: called with (done, total) images.
@@ -164,7 +164,7 @@ def predict(
 ) -> Bytes:
     """Return the cluster of every pixel, uint8 [H, W], of one image's code [1, D, h, w].
 
-    With ``refine`` the picture is brought to ``size`` and decides together with the cosines.
+    With ``refine`` the image is brought to ``size`` and decides together with the cosines.
     """
     if refine is None or picture is None:
         labels: Bytes = segmenter.labels_of_code(code, size)[0].cpu().numpy()

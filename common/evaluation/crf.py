@@ -5,9 +5,9 @@ A fully connected conditional random field (Kraehenbuehl and Koltun, NeurIPS 201
     E(y) = sum_i u_i(y_i) + sum_{i<j} [y_i != y_j] ( w_s k_s(i, j) + w_b k_b(i, j) )
     k_s = exp(-|p_i - p_j|^2 / 2 s^2),   k_b = exp(-|p_i - p_j|^2 / 2 a^2 - |c_i - c_j|^2 / 2 b^2)
 
-with positions p in pixels and colours c in 0..255, each kernel normalised on both sides, D^-1/2 k D^-1/2.
+with positions p in pixels and colors c in 0..255, each kernel normalized on both sides, D^-1/2 k D^-1/2.
 Mean field repeats Q_i <- softmax(-u_i + w_s (k_s Q)_i + w_b (k_b Q)_i). k_s is a small window; k_b,
-which joins far pixels of like colour, is applied on a permutohedral lattice (`common/evaluation/permutohedral.py`).
+which joins far pixels of like color, is applied on a permutohedral lattice (`common/evaluation/permutohedral.py`).
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class CrfSettings:
     bilateral_pixels: float = 67.0
     bilateral_colour: float = 3.0
     max_pixels: int = 400_000
-    """Larger pictures are refined at this size and the marginals enlarged: memory stays below 2 GB."""
+    """Larger images are refined at this size and the marginals enlarged: memory stays below 2 GB."""
 
 
 DEFAULT = CrfSettings()
@@ -101,7 +101,7 @@ def mean_field(unary: Tensor, image: Bytes, settings: CrfSettings = DEFAULT) -> 
 
 
 class _Smoothing:
-    """k_s, normalised on both sides: one Gaussian window on the grid."""
+    """k_s, normalized on both sides: one Gaussian window on the grid."""
 
     def __init__(self, height: int, width: int, sigma: float, device: torch.device) -> None:
         self.size = (height, width)
@@ -122,7 +122,7 @@ class _Smoothing:
 
 
 class _Bilateral:
-    """k_b, normalised on both sides, on permutohedral lattices over position and colour.
+    """k_b, normalized on both sides, on permutohedral lattices over position and color.
 
     One lattice blurs a little more in some directions than in others, depending on where a point lies in its
     simplex. Several lattices, shifted against each other, blur alike on average: the iterations take turns with

@@ -43,11 +43,11 @@ def predict_logits(
     *,
     flip: bool = False,
 ) -> Tensor:
-    """Return logits float32 [C, H, W] of a picture uint8 [H, W, 3], on the network's device.
+    """Return logits float32 [C, H, W] of an image uint8 [H, W, 3], on the network's device.
 
-    The picture enters at the size of the settings; logits are brought to ``size`` (by default the picture's own)
+    The image enters at the size of the settings; logits are brought to ``size`` (by default the image's own)
     bilinearly. With ``flip`` they are the logarithms of probabilities, averaged with those of the mirrored
-    picture. ``network`` stays in evaluation mode.
+    image. ``network`` stays in evaluation mode.
     """
     device = next(network.parameters()).device
     entered = eval_image(image_tensor(image), transforms).unsqueeze(0).to(device)
@@ -121,7 +121,7 @@ def count_agreement(
     """Segment every image and count agreement with its label, at the label's own size.
 
     Args:
-        predict: turns index and picture uint8 [H, W, 3] into classes uint8 [H, W].
+        predict: turns index and image uint8 [H, W, 3] into classes uint8 [H, W].
         shard: labelled images; label files are opened here.
         table: classes; C of the counts.
         order: which images, in which order; by default all.

@@ -17,8 +17,8 @@ ClassIou = Mapping[str, float | None]
 class Score:
     """What scoring found; empty where nothing was scored. All qualities are fractions.
 
-    Where sites keep models of their own there is no common model to score: ``sites`` holds one mIoU for
-    each of theirs, which is never presented as the mIoU of a model.
+    Where sites keep models of their own there is no common model to score: ``sites`` holds the
+    fields of each of theirs, which are never presented as those of a model.
     """
 
     accuracy: float | None = None
@@ -30,16 +30,13 @@ class Score:
     mean_cosine: float | None = None
     cluster_share: list[float] | None = None
     entropy: float | None = None
-    sites: dict[str, float] = field(default_factory=dict)
-    site_accuracy: dict[str, float] = field(default_factory=dict)
-    site_classes: dict[str, dict[str, float | None]] = field(default_factory=dict)
+    sites: dict[str, dict[str, Any]] = field(default_factory=dict)
     sets: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def add_site(self, name: str, one: Score) -> None:
         """Take in the score of one site's model, where there were labels to score it by."""
         if one.miou is not None and one.accuracy is not None:
-            self.sites[name], self.site_accuracy[name] = one.miou, one.accuracy
-            self.site_classes[name] = one.per_class_iou or {}
+            self.sites[name] = one.fields()
 
     def fields(self) -> dict[str, Any]:
         """Return the quality fields of a metrics line."""
@@ -56,7 +53,7 @@ class Score:
         if self.cluster_share is not None:
             found["cluster_share"] = self.cluster_share
         if self.sites:
-            found |= site_fields(self.sites, self.site_accuracy, self.site_classes)
+            found |= site_fields(self.sites)
         return found
 
     def progress(self) -> list[str]:
@@ -66,7 +63,8 @@ class Score:
         if self.miou is not None:
             return [f"mIoU {self.miou:.3f}", f"accuracy {self.accuracy:.3f}"]
         if self.sites:
-            mean, spread = statistics.mean(self.sites.values()), statistics.pstdev(self.sites.values())
+            values = [record["miou"] for record in self.sites.values()]
+            mean, spread = statistics.mean(values), statistics.pstdev(values)
             return [f"mIoU of the sites' own models {mean:.3f} +- {spread:.3f}"]
         return [] if self.mean_cosine is None else [f"mean cosine {self.mean_cosine:.3f}"]
 
@@ -103,18 +101,18 @@ def class_means(sites: Iterable[ClassIou]) -> dict[str, float | None]:
     return {name: statistics.mean(values) if values else None for name, values in found.items()}
 
 
-def site_fields(
-    miou: Mapping[str, float], accuracy: Mapping[str, float], classes: Mapping[str, ClassIou]
-) -> dict[str, Any]:
-    """Return the fields of a record for scores by site, at least one, as fractions.
+def site_fields(sites: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the fields of a record for the scores of sites by name, at least one, as fractions.
 
     Their names begin with ``site_``: a mean over models is never the mIoU of a model.
     """
+    miou = {name: record["miou"] for name, record in sites.items()}
+    accuracy = {name: record["accuracy"] for name, record in sites.items()}
     return {
-        "site_miou": dict(miou),
+        "site_miou": miou,
         "site_miou_mean": statistics.mean(miou.values()),
         "site_miou_std": statistics.pstdev(miou.values()),
-        "site_accuracy": dict(accuracy),
+        "site_accuracy": accuracy,
         "site_accuracy_mean": statistics.mean(accuracy.values()),
-        "site_per_class_iou": class_means(classes.values()),
+        "site_per_class_iou": class_means(record["per_class_iou"] or {} for record in sites.values()),
     }

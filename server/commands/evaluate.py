@@ -63,16 +63,16 @@ def evaluate_checkpoint(
     started = time.monotonic()
     saved = load_checkpoint(checkpoint)
     table = load_table(classes) if classes is not None else None
-    pictures = read_shard(shard, data_root, table)
+    images = read_shard(shard, data_root, table)
     where = str(checkpoint)
     how = Scoring(crf, flip, matching, protocol, cluster, site, cache_dir, device, progress)
-    found = task_of(saved.config).evaluate(saved, where, pictures, how)
+    found = task_of(saved.config).evaluate(saved, where, images, how)
     record = {
         "checkpoint": where,
         "round": saved.round,
         "run": saved.config.name,
         "seed": saved.config.seed,
-        "split": pictures.name,
+        "split": images.name,
         "site": site,
         **found,
         "protocol": protocol,

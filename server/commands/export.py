@@ -41,7 +41,7 @@ def export_onnx(
     """Write the whole model of a checkpoint, from pixels to scores, as one ONNX file and return its path.
 
     The file is run by ONNX Runtime on random images, one and two at a time, and compared with torch before it
-    gets its name; a file that differs is never kept. Its metadata hold input size, names and colours of
+    gets its name; a file that differs is never kept. Its metadata hold input size, names and colors of
     what each cluster or class stands for.
 
     Args:

@@ -21,7 +21,7 @@ from server.tasks.registry import task_of
 
 @dataclass(frozen=True)
 class ImageJob:
-    """A picture to segment, and the name of its results (relative, without a suffix)."""
+    """An image to segment, and the name of its results (relative, without a suffix)."""
 
     source: Path
     name: Path
@@ -40,27 +40,27 @@ def segment(
     alpha: float = 0.55,
     progress: Callable[[int, int], None] | None = None,
 ) -> Path:
-    """Segment pictures and return the path of the index page.
+    """Segment images and return the path of the index page.
 
-    Writes ``labels/NAME.png`` (palette picture of the picture's own size whose values are class ids, or
+    Writes ``labels/NAME.png`` (palette image of the image's own size whose values are class ids, or
     cluster numbers where nobody named them), ``overlays/NAME.png`` with a legend, ``legend.json`` (id, name,
-    colour) and, last, ``index.html``. Every picture is opened before anything is written. The whole of it is
+    colour) and, last, ``index.html``. Every image is opened before anything is written. The whole of it is
     segmented even where training looked at a part.
 
     Args:
         checkpoint: a ``round-NNNN.safetensors`` file or a run directory (its newest round).
         out: folder of the results; files of the same name are replaced.
-        inputs: pictures and folders; folders are searched with all their subfolders.
+        inputs: images and folders; folders are searched with all their subfolders.
         crf: refine with the dense CRF.
-        flip: average codes (of a whole network: probabilities) with those of the mirrored picture.
+        flip: average codes (of a whole network: probabilities) with those of the mirrored image.
         device: "auto", "cpu" or "cuda".
         cluster: which network of a run with style clusters (see `server.inference.base.Cluster`).
         site: whose own model, of a run whose sites do not share all.
-        alpha: strength of the colours in the overlay, 0..1.
-        progress: called with (done, total) pictures.
+        alpha: strength of the colors in the overlay, 0..1.
+        progress: called with (done, total) images.
 
     Raises:
-        UserError: no picture found, one that cannot be read, two with the same name, other weights, no such cluster or
+        UserError: no image found, one that cannot be read, two with the same name, other weights, no such cluster or
             site.
     """
     folder = Path(out)
@@ -105,7 +105,7 @@ def segment(
 
 
 def find_pictures(inputs: Sequence[str | Path], exclude: Path | None = None) -> list[ImageJob]:
-    """List the pictures of files and folders in a fixed order; each gets a name of its own.
+    """List the images of files and folders in a fixed order; each gets a name of its own.
 
     Names keep the path below the given folder. What lies below ``exclude`` (earlier results) is left out.
     """

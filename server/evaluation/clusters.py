@@ -82,22 +82,15 @@ class ClusterScorer(Scorer):
         features = open_features(
             shard, config.model, config.cache, folder, device=choose_device("auto"), seed=config.seed
         )
-        return cls(config, shard.classes, [shard], features)
-
-    @property
-    def weights_hash(self) -> str:
-        """Hash of the server's own backbone; empty where it has none."""
-        return "" if self.features is None else self.features.weights_hash
-
-    @property
-    def channels(self) -> int:
-        """Channels of the server's own features; 0 where it has none."""
-        return 0 if self.features is None else self.features.channels
-
-    @property
-    def grid(self) -> tuple[int, int] | None:
-        """Grid of the server's own features."""
-        return None if self.features is None else self.features.grid
+        return cls(
+            config,
+            shard.classes,
+            [shard],
+            weights_hash=features.weights_hash,
+            channels=features.channels,
+            grid=features.grid,
+            features=features,
+        )
 
     def score_shared(self, state: ModelState) -> Score:
         """Score the shared model; where a part is not shared and no site has its own yet, there is none."""
@@ -211,10 +204,4 @@ def _evaluate_own_models(saved: Checkpoint, where: str, shard: Shard, how: Scori
     for key in ("mean_cosine", "entropy"):
         together[key] = statistics.mean(record[key] for record in records)
     scored = {name: record for name, record in found.items() if record["miou"] is not None}
-    if not scored:
-        return together
-    by_key = {
-        key: {name: record[key] for name, record in scored.items()}
-        for key in ("miou", "accuracy", "per_class_iou")
-    }
-    return together | site_fields(by_key["miou"], by_key["accuracy"], by_key["per_class_iou"])
+    return together | (site_fields(scored) if scored else {})

@@ -83,33 +83,25 @@ class NetworkScorer(Scorer):
         """Open the shards that the settings name."""
         shards = evaluation_shards(config)
         table = run_classes(config, shards)
-        if table is not None:
-            for shard in shards:  # of a real run, nobody else looks before the first round is over
-                check_labelled(shard, table, "the run is scored on it")
-                check_truth(shard)
-        return cls(config, table, shards, device=str(choose_device("auto")))
+        if table is None:
+            return cls(config, table, shards)
+        for shard in shards:  # of a real run, nobody else looks before the first round is over
+            check_labelled(shard, table, "the run is scored on it")
+            check_truth(shard)
+        signature = network_signature(table.num_classes, config.network)
+        return cls(
+            config,
+            table,
+            shards,
+            weights_hash=signature,
+            channels=table.num_classes,
+            device=str(choose_device("auto")),
+        )
 
     @property
     def matching(self) -> MatchRule:
         """Outputs are classes, in their order."""
         return "identity"
-
-    @property
-    def weights_hash(self) -> str:
-        """Identity of the architecture."""
-        if self.classes is None:
-            return ""
-        return network_signature(self.classes.num_classes, self.config.network)
-
-    @property
-    def channels(self) -> int:
-        """Number of classes: what the network gives."""
-        return 0 if self.classes is None else self.classes.num_classes
-
-    @property
-    def grid(self) -> tuple[int, int] | None:
-        """No fixed grid: images enter at any size."""
-        return None
 
     def score_shared(self, state: NetworkState) -> Score:
         """Score the shared network on every set, and the clusters' networks beside it."""

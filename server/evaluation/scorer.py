@@ -61,12 +61,16 @@ class Examples:
 class Scorer(ABC):
     """Scores states on labelled images that nobody trains on, where the server has any.
 
-    ``shards`` is empty where it has none: then only counts that sites send are scored.
+    ``shards`` is empty where it has none: then only counts that sites send are scored. ``weights_hash`` is that of the
+    server's own model, ``channels`` and ``grid`` say what it gives; empty, 0 and None where it has none.
     """
 
     config: RunConfig
     classes: ClassTable | None = None
     shards: list[Shard] = field(default_factory=list)
+    weights_hash: str = ""
+    channels: int = 0
+    grid: tuple[int, int] | None = None
     sums_sites: ClassVar[bool] = False
     """Whether every site's own score stands beside that of the sum, as a spread."""
 
@@ -86,21 +90,6 @@ class Scorer(ABC):
         if not self.shards:
             return "sites" if self.config.eval.where == "sites" else None
         return ",".join(shard.name for shard in self.shards)
-
-    @property
-    @abstractmethod
-    def weights_hash(self) -> str:
-        """Hash of the server's own model; empty where it has none."""
-
-    @property
-    @abstractmethod
-    def channels(self) -> int:
-        """Channels of the server's own features; 0 where it has none."""
-
-    @property
-    @abstractmethod
-    def grid(self) -> tuple[int, int] | None:
-        """Grid of the server's own features."""
 
     def score(self, state: Any) -> Score:
         """Score the shared model, or each site's own where they are not shared."""

@@ -41,7 +41,7 @@ class Predictor(Protocol):
 
     @property
     def legend(self) -> Legend:
-        """Names and colours of the outputs."""
+        """Names and colors of the outputs."""
 
     def logits(self, image: Bytes, *, flip: bool = False) -> Tensor:
         """Return float32 [K, H, W] for an image uint8 [H, W, 3]; a softmax over K gives probabilities."""

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 class WholeModel(Exportable):
     """Images fp32 [B, 3, H, W] in 0..1, RGB, of the configured size -> cosines [B, K, H, W].
 
-    Normalisation is inside. The cluster of a pixel is the argmax over K.
+    Normalization is inside. The cluster of a pixel is the argmax over K.
     """
 
     output = "cosines"
@@ -80,7 +80,7 @@ class ClusterPredictor:
 
     @torch.no_grad()
     def code(self, image: Bytes, flip: bool = False) -> Tensor:
-        """Return the code [1, D, h, w] of a picture."""
+        """Return the code [1, D, h, w] of an image."""
         prepared = prepare_image(image, self.model).unsqueeze(0).to(self.device)
         mirrored = backbone_maps(self.backbone, prepared.flip(-1)) if flip else None
         return self.segmenter.code(backbone_maps(self.backbone, prepared), mirrored)

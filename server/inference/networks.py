@@ -34,7 +34,7 @@ from server.inference.base import (
 from server.states.network import NetworkState
 
 HELD = 3
-"""Networks in memory at once, about 50 MB each; pictures of one cluster tend to come together."""
+"""Networks in memory at once, about 50 MB each; images of one cluster tend to come together."""
 
 
 def read_state(saved: Checkpoint, where: str) -> NetworkState:
@@ -84,9 +84,9 @@ def network_of(config: RunConfig, classes: ClassTable, model: Arrays) -> DeepLab
 
 
 class NetworkPredictor:
-    """The shared network, that of one cluster, or per picture that of the cluster of nearest style.
+    """The shared network, that of one cluster, or per image that of the cluster of nearest style.
 
-    ``images`` counts the pictures that each cluster's network segmented, where it is chosen per picture.
+    ``images`` counts the images that each cluster's network segmented, where it is chosen per image.
     """
 
     def __init__(
@@ -133,7 +133,7 @@ class NetworkPredictor:
         return network
 
     def network_for(self, image: Bytes) -> DeepLab:
-        """Return the network for a picture; where style decides, the picture is counted."""
+        """Return the network for an image; where style decides, the image is counted."""
         if self.choice != "nearest" or self.state.grouping is None:
             return self._network(self._fixed)
         cluster = self.state.grouping.nearest(extract_style(image, self._style))

@@ -70,7 +70,12 @@ def test_a_class_counts_where_it_is_in_the_labels() -> None:
 
 
 def test_fields_by_hand() -> None:
-    found = site_fields({"a": 0.2, "b": 0.4}, {"a": 0.5, "b": 0.7}, {"a": {"x": 0.2}, "b": {"x": 0.4}})
+    found = site_fields(
+        {
+            "a": {"miou": 0.2, "accuracy": 0.5, "per_class_iou": {"x": 0.2}},
+            "b": {"miou": 0.4, "accuracy": 0.7, "per_class_iou": {"x": 0.4}},
+        }
+    )
     assert found["site_miou_mean"] == pytest.approx(0.3) and found["site_miou_std"] == pytest.approx(0.1)
     assert found["site_accuracy_mean"] == pytest.approx(0.6)
     assert all(key.startswith("site_") for key in found)
