@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from common.errors import UserError, user_error
-from common.settings.migration import MOVED, migrated
+from common.settings.migration import FIXED, MOVED, migrated
 from common.settings.presets import FROM_PRESET, PRESETS
 from common.settings.schema import RunConfig
 from common.settings.section import Scalar, flatten, kebab, unflatten
@@ -28,7 +28,7 @@ def default_flat() -> dict[str, Scalar]:
     """
     governed = {key for preset in PRESETS.values() for key in preset}
     default = {key: FROM_PRESET if key in governed else value for key, value in RunConfig().to_flat().items()}
-    return default | dict.fromkeys(MOVED, FROM_PRESET)
+    return default | dict.fromkeys((*MOVED, *FIXED), FROM_PRESET)
 
 
 def load_config(*layers: Mapping[str, Any]) -> RunConfig:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from common.errors import UserError
 from common.settings.presets import FROM_PRESET
 
 _CORRESPONDENCE = (
@@ -46,10 +47,21 @@ MOVED: Mapping[str, tuple[str, ...]] = (
 )
 """The keys that do what a key of an earlier version did, by its old name."""
 
+FIXED: Mapping[str, Any] = {"clusters.starts": 10}
+"""The keys that nobody set to anything else, now constants in the code, with the value that each one has."""
+
 
 def migrated(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """Return flat settings under today's keys; an old key wins over the default that stands beside it."""
-    found = {key: value for key, value in flat.items() if key not in MOVED}
+    """Return flat settings under today's keys; an old key wins over the default that stands beside it.
+
+    Raises `UserError` for a key of `FIXED` with another value.
+    """
+    found = {key: value for key, value in flat.items() if key not in MOVED and key not in FIXED}
+    for key in FIXED.keys() & flat.keys():
+        if flat[key] not in (FIXED[key], FROM_PRESET):
+            raise UserError(
+                f"Setting '{key}' is {flat[key]!r} but always {FIXED[key]} in this version; leave it out."
+            )
     for old, value in flat.items():
         if old in MOVED and value != FROM_PRESET:
             found |= dict.fromkeys(MOVED[old], value)

@@ -221,7 +221,6 @@ class Clusters(Section):
     smallest: int = Field(2, ge=2, description="fewest clusters tried")
     largest: int = Field(20, ge=2, description="most clusters tried, below the number of sites")
     exact: int = Field(0, ge=0, description="this many clusters, whatever the silhouette says; 0: search")
-    starts: int = Field(10, ge=1, description="runs of k-means per number of clusters")
     bootstrap_rounds: int = Field(0, ge=0, description="first rounds without clusters")
 
     @model_validator(mode="after")

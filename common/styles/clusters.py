@@ -28,7 +28,13 @@ log = logging.getLogger(__name__)
 CLUSTERS_FILE = "clusters.json"
 """Of a run directory: a `ClustersRecord`."""
 _TIE = 1e-9
+_STARTS = (
+    10  # runs of k-means for each number of clusters: styles are few and short, so that these cost nothing
+)
 """Silhouettes closer than this are equal: the difference is rounding."""
+_STARTS = (
+    10  # runs of k-means for each number of clusters: styles are few and short, so that these cost nothing
+)
 _SITE = "site/"  # keeps names of sites apart from the other arrays
 
 
@@ -137,7 +143,7 @@ def cluster_styles(styles: Mapping[str, np.ndarray], clusters: Clusters, seed: i
                 f"{_amount(different, 'different style')}; expected at least {clusters.exact}, so lower "
                 "clusters.exact or set it to 0."
             )
-        labels = _group(points, clusters.exact, clusters.starts, seed)
+        labels = _group(points, clusters.exact, _STARTS, seed)
         scores = {clusters.exact: silhouette(points, labels)} if 1 < clusters.exact < count else {}
         return _result(sites, points, labels, scores, "The number of clusters was set, not searched for.")
     if clusters.smallest > max(2, count - 1):
@@ -165,7 +171,7 @@ def _search(
     scores: dict[int, float] = {}
     best, labels_of_best = -2.0, np.zeros(len(points), dtype=np.int64)
     for number in range(smallest, largest + 1):
-        labels = _group(points, number, clusters.starts, seed)
+        labels = _group(points, number, _STARTS, seed)
         scores[number] = silhouette(points, labels)
         if scores[number] > best + _TIE:
             best, labels_of_best = scores[number], labels

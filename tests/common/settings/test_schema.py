@@ -165,3 +165,15 @@ def test_a_base_that_cannot_be_is_refused(tmp_path: Path, base: str, words: list
 def test_every_recipe_is_valid(recipe: Path) -> None:
     settings = read_recipe(recipe)
     assert load_config(settings).name == recipe.stem
+
+
+def test_old_keys_say_what_they_said() -> None:
+    moved = load_config(
+        {"preset": "fuss-ref", "loss.intra-shift": 0.3, "loss.samples": 7, "clusters.starts": 10}
+    )
+    flat = moved.to_flat()
+    assert flat["loss.correspondence.intra-shift"] == 0.3
+    assert flat["loss.correspondence.samples"] == flat["loss.smoothness.samples"] == 7
+    with pytest.raises(UserError, match=r"'clusters\.starts' is 3 .*leave it out"):
+        load_config({"clusters.starts": 3})
+    assert from_record({"loss": {"spectral-ridge": 0.5}}).to_flat()["loss.spectral.ridge"] == 0.5
