@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from common.errors import UserError
+from common.losses.correspondence import CorrespondenceSettings
 from common.settings.load import load_config, read_recipe
 from common.settings.schema import RunConfig
 from partitions.__main__ import _line as partitions_line
@@ -77,7 +78,11 @@ def test_rules_differ_in_nothing_but_the_rule() -> None:
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_what_is_odd_in_the_published_method_stays_with_its_own_rows(path: Path) -> None:
     config = settings(path.stem)
-    odd = (config.loss.negative_draw, config.local.neighbour_dropout, config.local.prox_parameters)
+    odd = (
+        config.loss.own(CorrespondenceSettings).negative_draw,
+        config.local.neighbour_dropout,
+        config.local.prox_parameters,
+    )
     plain = "-objective-" in path.stem or path.stem.endswith(("-correspondence", "-smoothness"))
     if config.preset == "fuss-ref" and not plain:
         assert odd == ("published", 0.1, "nonlinear")
