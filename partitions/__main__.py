@@ -9,6 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Annotated, Any
 
+import numpy as np
 import typer
 from click import Choice, Command, IntRange, Option
 
@@ -19,10 +20,10 @@ from common.system.progress import progress_line
 from partitions import domains
 from partitions.domains import adapt, parse_roles
 from partitions.leaf import Form, export_lists
-from partitions.output import staged_folder
-from partitions.plan import Request, Split, plan, write
+from partitions.output import staged_folder, write
+from partitions.plan import Request, Split, plan
 from partitions.rules import DIVISIONS
-from partitions.sources.base import Dataset, SourceFacts, check_table, datasets, load_dataset
+from partitions.sources.base import Dataset, SourceFacts, datasets, load_dataset
 
 _INTRODUCTION = """\
 Divide a data set on disk into shards, one per site. Images stay where they are: a shard is a list of paths. \
@@ -105,32 +106,22 @@ def _with_domains(data: Dataset, args: SimpleNamespace) -> Dataset:
 
 def _print_summary(split: Split) -> None:
     """Print the table of sites: images, domains, commonest classes."""
-    classes = split.dataset.classes
+    partition, classes = split.partition(), split.dataset.classes
 
-    def row(name: str, count: int, found: dict[str, int], histogram: list[int] | None) -> tuple[str, ...]:
-        text = ", ".join(f"{d} {c}" if len(found) > 1 else d for d, c in list(found.items())[:3])
-        text += ", ..." if len(found) > 3 else ""
-        common = "-"
-        if histogram is not None and classes is not None:
-            total = max(1, sum(histogram))
-            pairs = sorted(zip(histogram, classes.names, strict=True), key=lambda pair: -pair[0])[:3]
-            common = ", ".join(f"{label} {100 * pixels / total:.0f} %" for pixels, label in pairs)
-        return name, str(count), text, common
+    def domains_of(name: str) -> str:
+        found = partition.domains[name]
+        text = ", ".join(f"{d} {n}" if len(found) > 1 else d for d, n in list(found.items())[:3])
+        return text + (", ..." if len(found) > 3 else "")
 
-    partition, counted = split.partition(), split.evaluation_histograms
-    rows = [
-        row(
-            name,
-            count,
-            partition.domains[name],
-            None if partition.histogram is None else partition.histogram[name],
-        )
-        for name, count in partition.sites.items()
-    ]
-    rows += [
-        row(f"{name} (eval)", count, {}, counted[name].sum(axis=0).tolist() if name in counted else None)
-        for name, count in partition.evaluation.items()
-    ]
+    def commonest(name: str) -> str:
+        if name not in split.histograms or classes is None:
+            return "-"
+        counts = split.histograms[name]
+        first = np.argsort(-counts, kind="stable")[:3]
+        return ", ".join(f"{classes.names[c]} {100 * counts[c] / max(1, counts.sum()):.0f} %" for c in first)
+
+    rows = [(name, str(n), domains_of(name), commonest(name)) for name, n in partition.sites.items()]
+    rows += [(f"{name} (eval)", str(n), "", commonest(name)) for name, n in partition.evaluation.items()]
     print_table(("site", "images", "domains", "commonest classes"), rows, numbers=("images",))
 
 
@@ -156,7 +147,6 @@ def _divide(dataset: str, **given: Any) -> None:
         skip_unreadable=args.skip_unreadable,
     )
     out = Path(args.out)
-    check_table(dataset, args.classes)
     with staged_folder(out, args.overwrite) as stage:
         data = _with_domains(load_dataset(dataset, args, stage, progress_line("drawing")), args)
         if roles is not None:

@@ -8,24 +8,21 @@ others are kept for scoring.
 from __future__ import annotations
 
 import csv
-import difflib
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 from common.data.manifest import Entry
 from common.errors import UserError
-from partitions.sources.base import SAME, SOURCE, TRAIN_EVAL, Dataset
+from common.system.cli import need_name
+from partitions.sources.base import SAME, SOURCE, TRAIN_EVAL, Dataset, all_labelled
 
 TARGET = "target"
-_KEY_COLUMNS = (
-    "image",
-    "path",
-    "file",
-    "filename",
-    "name",
-)  # names that published lists use, likeliest first
+Roles = dict[str, list[str]]
+"""Which domains become what, by option: ``--sites-of``, ``--source`` and ``--score``."""
+# names that published lists use, likeliest first
+_KEY_COLUMNS = ("image", "path", "file", "filename", "name")
 
 
 def from_regex(entries: Sequence[Entry], pattern: str) -> list[Entry]:
@@ -107,35 +104,25 @@ def from_csv(entries: Sequence[Entry], path: Path, column: str) -> list[Entry]:
     return result
 
 
-@dataclass(frozen=True)
-class Roles:
-    """Which domains become what, as the options ``--sites-of``, ``--source`` and ``--score`` name them."""
-
-    sites: tuple[str, ...]
-    source: tuple[str, ...]
-    score: tuple[str, ...] = ()
-
-    def by_option(self) -> dict[str, tuple[str, ...]]:
-        """Return the domains by option."""
-        return {"--sites-of": self.sites, "--source": self.source, "--score": self.score}
-
-
 def parse_roles(sites: str | None, source: str | None, score: str | None) -> Roles | None:
-    """Read the three options, domains separated by commas; None where none is given.
+    """Read the options ``--sites-of``, ``--source`` and ``--score``, domains separated by commas.
 
-    Raises `UserError` where only some of them are given or a domain stands twice.
+    Returns None where none is given. Raises `UserError` where only some of them are given or a domain stands twice.
     """
-    if sites is None and source is None and score is None:
+    given = {"--sites-of": sites, "--source": source, "--score": score}
+    if not any(text is not None for text in given.values()):
         return None
-    given = [_names(text) for text in (sites, source, score)]
-    if not given[0] or not given[1]:
+    roles = {
+        option: [name.strip() for name in (text or "").split(",") if name.strip()]
+        for option, text in given.items()
+    }
+    if not roles["--sites-of"] or not roles["--source"]:
         raise UserError(
             "--sites-of, --source and --score belong together; give at least --sites-of (domains without labels) "
             "and --source (labelled domains), names separated by commas."
         )
-    roles = Roles(*given)
     owner: dict[str, str] = {}
-    for option, names in roles.by_option().items():
+    for option, names in roles.items():
         for name in names:
             if name in owner:
                 raise UserError(
@@ -144,10 +131,6 @@ def parse_roles(sites: str | None, source: str | None, score: str | None) -> Rol
                 )
             owner[name] = option
     return roles
-
-
-def _names(text: str | None) -> tuple[str, ...]:
-    return tuple(name.strip() for name in (text or "").split(",") if name.strip())
 
 
 def adapt(data: Dataset, roles: Roles) -> Dataset:
@@ -164,25 +147,19 @@ def adapt(data: Dataset, roles: Roles) -> Dataset:
     for entry in data.images:
         members.setdefault(entry.domain or "", []).append(entry)
     known = [name for name in members if name]
-    for option, names in roles.by_option().items():
+    if not known:
+        raise UserError("--sites-of names domains but the images have none; give a --domain-* option.")
+    for option, names in roles.items():
         for name in names:
-            if name not in known:
-                near = difflib.get_close_matches(name, known, n=1)
-                hint = f"did you mean {near[0]!r}? " if near else ""
-                listed = ", ".join(known) if known else "domains, which the --domain-* options give"
-                raise UserError(f"{option} names the domain {name!r}: {hint}expected {listed}.")
-
-    def of(names: tuple[str, ...]) -> list[Entry]:
-        return [entry for name in names for entry in members[name]]
-
+            need_name(name, known, f"domain for {option}")
+    sites, source, target = ([entry for name in names for entry in members[name]] for names in roles.values())
     taken = next((name for name in (SOURCE, TARGET) if name in data.evaluation), None)
     if taken is not None:
         raise UserError(
             f"--test names the manifest {taken!r}, which --source and --score keep for themselves; give another "
             "name, as NAME=F."
         )
-    sites = of(roles.sites)
-    added = {SOURCE: of(roles.source), TARGET: of(roles.score)}
+    added = {SOURCE: source, TARGET: target}
     for name, entries in added.items():
         bare = next((entry for entry in entries if entry.label is None), None)
         if bare is not None:
@@ -190,9 +167,9 @@ def adapt(data: Dataset, roles: Roles) -> Dataset:
                 f"The image {data.root / bare.image} of {name}.jsonl has no label map; source and target need "
                 "labels, so choose labelled domains."
             )
-    added[TRAIN_EVAL] = sites if all(entry.label is not None for entry in sites) else []
+    added[TRAIN_EVAL] = sites if all_labelled(sites) else []
     own = {name: entries for name, entries in data.evaluation.items() if name not in added}
-    kept = (None, *roles.sites)  # a list of the user's may say nothing of domains
+    kept = (None, *roles["--sites-of"])  # a list of the user's may say nothing of domains
     own[SAME] = [entry for entry in own.get(SAME, []) if entry.domain in kept]
     return replace(
         data,
@@ -200,12 +177,8 @@ def adapt(data: Dataset, roles: Roles) -> Dataset:
         clients={entry.image: data.clients[entry.image] for entry in sites if entry.image in data.clients},
         evaluation={name: entries for name, entries in (added | own).items() if entries},
         open_labels=False,
-        settings={
-            **data.settings,
-            "sites_of": ",".join(roles.sites),
-            "source": ",".join(roles.source),
-            "score": ",".join(roles.score),
-        },
+        settings=data.settings
+        | {option.strip("-").replace("-", "_"): ",".join(names) for option, names in roles.items()},
     )
 
 

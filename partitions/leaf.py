@@ -42,8 +42,11 @@ class ListedImage:
 Clients = dict[str, list[ListedImage]]
 
 
-def read_names(path: Path) -> list[str]:
-    """Return the lines of a text list without blank ones; `UserError` where there are none, or two are equal."""
+def read_names(path: Path, bare: bool = False) -> list[str]:
+    """Return the lines of a text list without blank ones.
+
+    Raises `UserError` where there are none, two are equal or, of ``bare`` names, one is a path.
+    """
     try:
         names = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
@@ -55,6 +58,9 @@ def read_names(path: Path) -> list[str]:
     repeated = next((name for name, count in Counter(names).items() if count > 1), None)
     if repeated is not None:
         raise UserError(f"The list {path} names {repeated!r} more than once; keep one of the lines.")
+    path_like = next((name for name in names if "/" in name or "\\" in name or name.startswith(".")), None)
+    if bare and path_like is not None:
+        raise UserError(f"The list {path} holds {path_like!r}; expected bare names such as 000000066064.")
     return names
 
 
@@ -73,27 +79,22 @@ def read_clients(paths: Sequence[Path]) -> Clients:
             raise UserError(f"The folder {path} holds no .json; expected the lists of clients there.")
         files += found
     merged: Clients = {}
+    owner: dict[str, str] = {}
     for file in files:
-        for client, samples in _read_file(file).items():
+        for client, images in _read_file(file).items():
             if client in merged:
                 raise UserError(
                     f"The list {file} holds the client {client!r}, which an earlier file holds too; keep one of them."
                 )
-            merged[client] = samples
-    _check_images(merged)
+            merged[client] = images
+            for image in images:
+                if image.x in owner:
+                    raise UserError(
+                        f"The lists give the image {image.x!r} to {owner[image.x]} and to {client}; an image "
+                        "belongs to one client, once."
+                    )
+                owner[image.x] = client
     return merged
-
-
-def _check_images(clients: Clients) -> None:
-    owner: dict[str, str] = {}
-    for client, samples in clients.items():
-        for sample in samples:
-            if sample.x in owner:
-                raise UserError(
-                    f"The lists give the image {sample.x!r} to {owner[sample.x]} and to {client}; an image "
-                    "belongs to one client, once."
-                )
-            owner[sample.x] = client
 
 
 def _read_file(path: Path) -> Clients:
@@ -101,18 +102,10 @@ def _read_file(path: Path) -> Clients:
         return {path.stem: [ListedImage(name) for name in read_names(path)]}
     try:
         data = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_once)
-    except OSError as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(
-            f"The list {path} cannot be read ({error.strerror or error}); check its path."
-        ) from None
-    except ValueError as error:
-        raise UserError(
-            f"The list {path} cannot be read as JSON ({error}); correct the file, or end a text list in .txt."
-        ) from None
-    except RecursionError:
-        raise UserError(
-            f"The list {path} is nested too deeply for a list of clients; expected LEAF JSON or "
-            "{client: [image, ...]}, so restore the file."
+            f"The list {path} cannot be read as JSON ({error}); expected LEAF JSON or {{client: [image, ...]}}, so "
+            "correct the file, or end a text list in .txt."
         ) from None
     if not isinstance(data, dict) or not data:
         raise UserError(f"The list {path} holds no clients; expected LEAF JSON or {{client: [image, ...]}}.")

@@ -9,8 +9,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from common.data.manifest import PARTITION_FILE, read_partition
+from common.data.manifest import PARTITION_FILE, read_partition, write_manifest, write_partition
 from common.errors import UserError
+from partitions.plan import Split
 
 
 def _ours(folder: Path) -> set[str]:
@@ -79,3 +80,15 @@ def staged_folder(folder: Path, overwrite: bool) -> Iterator[Path]:
         for leftover in (stage, old):
             if leftover is not None:
                 shutil.rmtree(leftover, ignore_errors=True)
+
+
+def write(split: Split, folder: Path, final: Path) -> None:
+    """Write manifests, ``partition.json`` and ``split.png`` into ``folder``, which will become ``final``."""
+    from partitions.picture import picture_of  # not at import time: matplotlib is slow to load
+
+    for site in split.sites:
+        write_manifest(folder / f"{site}.jsonl", split.entries(site))
+    for name in split.dataset.evaluation:
+        write_manifest(folder / f"{name}.jsonl", split.evaluation(name))
+    write_partition(folder, split.partition(), final)
+    picture_of(split).save(folder / "split.png", optimize=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import textwrap
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,10 @@ from PIL import Image, ImageOps
 
 from common.data.classes import Colour, distinct_colours
 from common.data.images import read_image
+from common.data.manifest import Entry
 from common.figures import INK, SOFT, add_legend, as_pixels, fitting, legend_layout, new_figure, styled
+from partitions.plan import Split
+from partitions.sources.base import all_labelled
 
 _WIDTH = 1480
 _TEXT, _THUMBS, _BAR = 240, 860, 340
@@ -25,7 +29,7 @@ _MOST_ROWS = 24  # of sites; more would make an image that no viewer shows well
 
 
 @dataclass(frozen=True)
-class Row:
+class SplitRow:
     """One site or evaluation split: ``share`` [C] sums to 1 (class or domain mix), or None."""
 
     name: str
@@ -42,7 +46,7 @@ def _spread(count: int, wanted: int) -> list[int]:
     return [round((i + 0.5) * count / wanted - 0.5) for i in range(wanted)]
 
 
-def _sample_strip(row: Row) -> npt.NDArray[np.uint8]:
+def _sample_strip(row: SplitRow) -> npt.NDArray[np.uint8]:
     """Return sample images side by side, each cut to the middle: uint8 [h, _THUMBS, 3]."""
     width, height = (_THUMBS - 24 - _GAP * (_SAMPLES - 1)) // _SAMPLES, _ROW - 12  # 24: before the mix
     strip = np.full((height, _THUMBS, 3), 255, np.uint8)
@@ -54,7 +58,7 @@ def _sample_strip(row: Row) -> npt.NDArray[np.uint8]:
     return strip
 
 
-def _draw_words(ax: Axes, row: Row, most: int) -> None:
+def _draw_words(ax: Axes, row: SplitRow, most: int) -> None:
     ax.text(0, 0.98, fitting(row.name, _TEXT - 12, 16), fontsize=12.5, va="top")
     ax.text(0, 0.72, f"{row.images} image{'' if row.images == 1 else 's'}", fontsize=10, va="top")
     ax.barh(0.48, 0.85 * row.images / most, height=0.05, color="#3c6eb4")
@@ -62,7 +66,7 @@ def _draw_words(ax: Axes, row: Row, most: int) -> None:
     ax.text(0, 0.42, note.replace("\u00a0", " "), fontsize=9, va="top", color=SOFT, linespacing=1.3)
 
 
-def _draw_mix(ax: Axes, row: Row, colours: Sequence[str]) -> None:
+def _draw_mix(ax: Axes, row: SplitRow, colours: Sequence[str]) -> None:
     if row.share is None:
         ax.text(0, 0.5, "no labels to count, one domain", fontsize=9.5, va="center", color=SOFT)
         return
@@ -80,8 +84,8 @@ def _draw_mix(ax: Axes, row: Row, colours: Sequence[str]) -> None:
 def draw_split(
     title: str,
     subtitle: str,
-    sites: Sequence[Row],
-    evaluation: Sequence[Row],
+    sites: Sequence[SplitRow],
+    evaluation: Sequence[SplitRow],
     names: Sequence[str],
     colours: Sequence[Colour] | None,
     mix: str,
@@ -130,3 +134,36 @@ def draw_split(
         figure.text(28 / _WIDTH, (bottom - 24) / height, more, fontsize=11, color=SOFT)
     add_legend(figure, legend, columns)
     return Image.fromarray(as_pixels(figure))
+
+
+def picture_of(split: Split) -> Image.Image:
+    """Draw the page of a split: shares of classes where they were counted, else of domains."""
+    data, request = split.dataset, split.request
+    classes = data.classes if split.counted else None
+    domains = list(dict.fromkeys(entry.domain for entry in data.images if entry.domain is not None))
+
+    def row(label: str, name: str, entries: Sequence[Entry]) -> SplitRow:
+        found = Counter(entry.domain for entry in entries if entry.domain is not None)
+        note = ", ".join(f"{d}\u00a0{n}" if len(found) > 1 else d for d, n in found.most_common())
+        counts = None
+        if classes is not None:
+            counts = split.histograms.get(name)
+        elif len(domains) > 1:
+            counts = np.asarray([found[domain] for domain in domains])
+        share = None if counts is None or not counts.any() else counts / counts.sum()
+        return SplitRow(label, len(entries), note, [data.root / entry.image for entry in entries], share)
+
+    over = f", alpha {request.alpha:g} over {request.over}" if request.rule == "dirichlet" else ""
+    labels = "labels stand in the site manifests" if split.keeps_labels else "site manifests without labels"
+    if not all_labelled(data.images):
+        labels = "no labels"
+    views = f", {len(data.views)} views of each" if data.views else ""
+    return draw_split(
+        title=f"{data.name}: {len(split.sites)} sites by {request.rule}{over}",
+        subtitle=f"{len(data.images)} images{views}, seed {request.seed}; {labels}",
+        sites=[row(name, name, images) for name, images in split.sites.items()],
+        evaluation=[row(f"{name} (evaluation)", name, entries) for name, entries in data.evaluation.items()],
+        names=classes.names if classes is not None else domains if len(domains) > 1 else (),
+        colours=classes.colours if classes is not None else None,
+        mix="classes, % of labelled pixels" if classes is not None else "domains, % of images",
+    )

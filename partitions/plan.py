@@ -1,25 +1,27 @@
-"""Plans a split: checks a data set's files, divides its images over sites, and writes the result."""
+"""Plans a split: checks a data set's files and divides its images over sites."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from common.data.check import inspect_shard
-from common.data.manifest import REPAIR_SIZES, Entry, Partition, Shard, write_manifest, write_partition
+from common.data.manifest import REPAIR_SIZES, Entry, Partition, Shard
 from common.errors import UserError
 from common.system.progress import Progress
 from partitions.domains import check_roles
 from partitions.rules import by_domain, characteristic_class, check_sites, dirichlet, iid
-from partitions.sources.base import TRAIN_EVAL, Dataset
+from partitions.sources.base import TRAIN_EVAL, Dataset, all_labelled
 
 Histograms = npt.NDArray[np.int64]
+_Result = Histograms | UserError | None  # of one image: counts [C], the fault, or usable but not counted
 _NO_DOMAIN = "(none)"  # no folder is called so: images without a domain form a group of their own
+_TRAINING = "the training images"
 
 
 @dataclass(frozen=True)
@@ -38,29 +40,21 @@ class Request:
 
 @dataclass(frozen=True)
 class Split:
-    """The outcome: images of every site, and class histograms per image where labels were read.
+    """The outcome: the images of every site, and labelled pixels per class where labels were read.
 
     Whole images are divided, also where sites train on crops of them: one image is never at two sites.
+    ``histograms`` [C] are those of sites and of evaluation manifests, by name; ``skipped`` are sentences about files.
     """
 
     dataset: Dataset
     request: Request
-    sites: list[list[int]]
-    histograms: Histograms | None
-    evaluation_histograms: dict[str, Histograms]
+    sites: dict[str, list[Entry]]
+    histograms: dict[str, Histograms]
     skipped: list[str]
 
-    def names(self) -> list[str]:
-        """Return site-0, site-1, ..."""
-        return [f"site-{i}" for i in range(len(self.sites))]
-
-    def images(self, site: int) -> list[Entry]:
-        """Return the images of a site."""
-        return [self.dataset.images[i] for i in self.sites[site]]
-
-    def entries(self, site: int) -> list[Entry]:
+    def entries(self, site: str) -> list[Entry]:
         """Return the manifest lines of a site, with or without labels as requested."""
-        chosen = self.images(site)
+        chosen = self.sites[site]
         if self.dataset.views:
             chosen = [replace(entry, view=view) for entry in chosen for view in self.dataset.views]
         return chosen if self.keeps_labels else [replace(entry, label=None) for entry in chosen]
@@ -70,7 +64,7 @@ class Split:
         entries = self.dataset.evaluation[name]
         if name != TRAIN_EVAL:
             return entries
-        owner = {entry.image: site for i, site in enumerate(self.names()) for entry in self.images(i)}
+        owner = {entry.image: site for site, images in self.sites.items() for entry in images}
         return [replace(entry, site=owner.get(entry.image)) for entry in entries]
 
     @property
@@ -78,15 +72,12 @@ class Split:
         """Whether label paths stand in the site manifests."""
         return self.request.keep_labels and self.dataset.open_labels
 
-    def clients(self) -> dict[str, str]:
-        """Return which clients of the data set's own lists make up each site."""
-        owner = self.dataset.clients
-        found = [
-            dict.fromkeys(owner[entry.image] for entry in self.images(i)) for i in range(len(self.sites))
-        ]
-        return {name: ", ".join(clients) for name, clients in zip(self.names(), found, strict=True)}
+    @property
+    def counted(self) -> bool:
+        """Whether the classes of the training images were counted."""
+        return any(name in self.histograms for name in self.sites)
 
-    def domains(self, site: int) -> dict[str, int]:
+    def domains(self, site: str) -> dict[str, int]:
         """Return the number of manifest lines per domain of a site, largest first."""
         found = Counter(entry.domain for entry in self.entries(site))
         return {name: count for name, count in found.most_common() if name is not None}
@@ -95,8 +86,11 @@ class Split:
         """Return what goes into ``partition.json``."""
         data, request = self.dataset, self.request
         settings: dict[str, object] = {**data.settings, "labels_in_site_manifests": self.keeps_labels}
-        if request.rule == "lists":
-            settings |= {"clients": self.clients()}
+        if request.rule == "lists":  # which clients of the data set's own lists make up each site
+            settings["clients"] = {
+                site: ", ".join(dict.fromkeys(data.clients[entry.image] for entry in images))
+                for site, images in self.sites.items()
+            }
         if request.rule == "dirichlet":
             settings |= {"alpha": request.alpha, "over": request.over}
         return Partition(
@@ -104,60 +98,52 @@ class Split:
             rule=request.rule,
             seed=request.seed,
             root=data.final_root or data.root,
-            sites={name: len(self.entries(i)) for i, name in enumerate(self.names())},
+            sites={site: len(self.entries(site)) for site in self.sites},
             classes=data.classes,
-            histogram=None
-            if self.histograms is None
-            else {
-                name: self.histograms[site].sum(axis=0).tolist()
-                for name, site in zip(self.names(), self.sites, strict=True)
-            },
-            domains={name: self.domains(i) for i, name in enumerate(self.names())},
+            histogram={site: self.histograms[site].tolist() for site in self.sites} if self.counted else None,
+            domains={site: self.domains(site) for site in self.sites},
             evaluation={name: len(entries) for name, entries in data.evaluation.items()},
             settings=settings,
         )
 
 
-def _labelled(entries: Sequence[Entry]) -> bool:
-    return bool(entries) and all(entry.label is not None for entry in entries)
+def _decode(
+    data: Dataset, groups: Mapping[str, Sequence[Entry]], progress: Progress | None
+) -> dict[str, list[_Result]]:
+    """Decode images, and labels where all of a group have them, each once though two groups may hold it."""
+    labelled = {name: all_labelled(entries) and data.classes is not None for name, entries in groups.items()}
+    total = len({entry for entries in groups.values() for entry in entries})
+    repair = data.settings.get(REPAIR_SIZES) is True
+    results: dict[tuple[Entry, bool], _Result] = {}
+
+    def step(now: int, _: int) -> None:
+        if progress is not None:
+            progress(len(results) + now, total)
+
+    for labels in (True, False):
+        chosen = [entries for name, entries in groups.items() if labelled[name] is labels]
+        once = tuple(dict.fromkeys(entry for entries in chosen for entry in entries))
+        shard = Shard("", Path(), data.root, once, data.classes, repair)
+        found = inspect_shard(shard, labels, progress=step)
+        results.update(((entry, labels), result) for entry, result in zip(once, found, strict=True))
+    return {name: [results[entry, labelled[name]] for entry in entries] for name, entries in groups.items()}
 
 
-@dataclass
-class _Inspector:
-    """Decodes images and labels, each once: those of `TRAIN_EVAL` are training images too."""
-
-    data: Dataset
-    skip: bool
-    progress: Progress | None
-    total: int
-    seen: dict[tuple[Entry, bool], npt.NDArray[np.int64] | UserError | None] = field(default_factory=dict)
-
-    def inspect(self, entries: list[Entry]) -> tuple[list[Entry], Histograms | None, list[str]]:
-        """Return usable entries, their histograms [N, C], sentences about the others."""
-        labels = _labelled(entries) and self.data.classes is not None
-        self._decode([entry for entry in entries if (entry, labels) not in self.seen], labels)
-        found = [self.seen[entry, labels] for entry in entries]
-        faults = [result for result in found if isinstance(result, UserError)]
-        if faults and not self.skip:
-            more = f" ({len(faults) - 1} more files have faults too)" if len(faults) > 1 else ""
-            raise UserError(f"{faults[0]}{more}")
-        good = [i for i, result in enumerate(found) if not isinstance(result, UserError)]
-        if not good:
-            raise UserError(f"No image of {self.data.root} is usable; the first: {faults[0]}")
-        rows = [result for result in found if isinstance(result, np.ndarray)]
-        return [entries[i] for i in good], np.stack(rows) if labels else None, [str(f) for f in faults]
-
-    def _decode(self, entries: list[Entry], labels: bool) -> None:
-        data, done = self.data, len(self.seen)
-        repair = data.settings.get(REPAIR_SIZES) is True
-        shard = Shard("", Path(), data.root, tuple(entries), data.classes, repair)
-
-        def step(now: int, _: int) -> None:
-            if self.progress is not None:
-                self.progress(done + now, self.total)
-
-        results = inspect_shard(shard, labels, progress=step)
-        self.seen.update(((entry, labels), result) for entry, result in zip(entries, results, strict=True))
+def _usable(
+    data: Dataset, entries: list[Entry], results: Sequence[_Result], skip: bool
+) -> tuple[list[Entry], Histograms | None, list[str]]:
+    """Return usable entries, their histograms [N, C], sentences about the others."""
+    faults = [result for result in results if isinstance(result, UserError)]
+    if faults and not skip:
+        more = f" ({len(faults) - 1} more files have faults too)" if len(faults) > 1 else ""
+        raise UserError(f"{faults[0]}{more}")
+    good = [
+        entry for entry, result in zip(entries, results, strict=True) if not isinstance(result, UserError)
+    ]
+    if not good:
+        raise UserError(f"No image of {data.root} is usable; the first: {faults[0]}")
+    rows = [result for result in results if isinstance(result, np.ndarray)]
+    return good, np.stack(rows) if rows else None, [str(fault) for fault in faults]
 
 
 def _assign(data: Dataset, histograms: Histograms | None, request: Request) -> list[list[int]]:
@@ -198,10 +184,10 @@ def _assign(data: Dataset, histograms: Histograms | None, request: Request) -> l
     return dirichlet(groups, request.sites, request.alpha, request.seed)
 
 
-def _check_labelled(counts: Mapping[str, Histograms | None], data: Dataset) -> None:
+def _check_labelled(counts: Mapping[str, Histograms], data: Dataset) -> None:
     """Refuse label maps that have no class at all: another table was meant, or other maps."""
     for name, histograms in counts.items():
-        if histograms is not None and data.classes is not None and not histograms.any():
+        if data.classes is not None and not histograms.any():
             raise UserError(
                 f"Every pixel in the label maps of {name} of {data.name} is ignored by the class table "
                 f"{data.classes.name!r}; choose the table that they were made for with --classes."
@@ -216,83 +202,27 @@ def plan(data: Dataset, request: Request, progress: Progress | None = None) -> S
     check_roles(data)
     if request.sites is not None:
         check_sites(request.sites, len(data.images))
-    images = data.images
-    histograms: Histograms | None = None
+    groups = {_TRAINING: data.images, **data.evaluation}
+    counts: dict[str, Histograms] = {}
     skipped: list[str] = []
-    evaluation = dict(data.evaluation)
-    evaluated: dict[str, Histograms] = {}
     if request.decode:
-        everything = {*images, *(entry for entries in evaluation.values() for entry in entries)}
-        inspector = _Inspector(data, request.skip_unreadable, progress, len(everything))
-        images, histograms, skipped = inspector.inspect(images)
-        for name, entries in evaluation.items():
-            evaluation[name], counts, faults = inspector.inspect(entries)
+        for name, results in _decode(data, groups, progress).items():
+            groups[name], rows, faults = _usable(data, groups[name], results, request.skip_unreadable)
             skipped += faults
-            if counts is not None:
-                evaluated[name] = counts
-        skipped = list(dict.fromkeys(skipped))
-    _check_labelled({"the training images": histograms, **evaluated}, data)
+            if rows is not None:
+                counts[name] = rows
+    _check_labelled(counts, data)
+    images, histograms = groups.pop(_TRAINING), counts.pop(_TRAINING, None)
+    data = replace(data, images=images, evaluation=groups)
     if request.over == "auto":
         request = replace(request, over="domains" if histograms is None else "classes")
-    sites = _assign(replace(data, images=images), histograms, request)
+    sites = {f"site-{i}": site for i, site in enumerate(_assign(data, histograms, request))}
+    if histograms is not None:
+        counts |= {name: histograms[site] for name, site in sites.items()}
     return Split(
-        replace(data, images=images, evaluation=evaluation), request, sites, histograms, evaluated, skipped
+        data,
+        request,
+        {name: [images[i] for i in site] for name, site in sites.items()},
+        {name: rows.sum(axis=0) for name, rows in counts.items()},
+        list(dict.fromkeys(skipped)),
     )
-
-
-def _draw(split: Split) -> object:
-    """Return the image of the split (PIL)."""
-    from partitions.picture import Row, draw_split  # not at import time: matplotlib is slow to load
-
-    data = split.dataset
-    classes = data.classes if split.histograms is not None else None
-    domains = list(dict.fromkeys(e.domain for e in data.images if e.domain is not None))
-
-    def share(counts: Histograms | None, entries: Sequence[Entry]) -> npt.NDArray[np.float64] | None:
-        if classes is not None:
-            summed = None if counts is None else counts.sum(axis=0).astype(np.float64)
-        else:
-            found = Counter(entry.domain for entry in entries)
-            summed = (
-                np.asarray([found[name] for name in domains], dtype=np.float64) if len(domains) > 1 else None
-            )
-        return None if summed is None or summed.sum() == 0 else summed / summed.sum()
-
-    def row(name: str, entries: Sequence[Entry], counts: Histograms | None) -> Row:
-        found = Counter(entry.domain for entry in entries if entry.domain is not None).most_common()
-        note = ", ".join(f"{domain}\u00a0{count}" if len(found) > 1 else domain for domain, count in found)
-        return Row(name, len(entries), note, [data.root / e.image for e in entries], share(counts, entries))
-
-    sites = [
-        row(name, split.images(i), None if split.histograms is None else split.histograms[split.sites[i]])
-        for i, name in enumerate(split.names())
-    ]
-    evaluation = [
-        row(f"{name} (evaluation)", entries, split.evaluation_histograms.get(name))
-        for name, entries in data.evaluation.items()
-    ]
-    request = split.request
-    skew = f", alpha {request.alpha:g} over {request.over}" if request.rule == "dirichlet" else ""
-    labels = "labels stand in the site manifests" if split.keeps_labels else "site manifests without labels"
-    if not _labelled(data.images):
-        labels = "no labels"
-    views = f", {len(data.views)} views of each" if data.views else ""
-    return draw_split(
-        title=f"{data.name}: {len(sites)} sites by {request.rule}{skew}",
-        subtitle=f"{len(data.images)} images{views}, seed {request.seed}; {labels}",
-        sites=sites,
-        evaluation=evaluation,
-        names=classes.names if classes is not None else domains if len(domains) > 1 else (),
-        colours=classes.colours if classes is not None else None,
-        mix="classes, % of labelled pixels" if classes is not None else "domains, % of images",
-    )
-
-
-def write(split: Split, folder: Path, final: Path) -> None:
-    """Write manifests, ``partition.json`` and ``split.png`` into ``folder``, which will become ``final``."""
-    for i, name in enumerate(split.names()):
-        write_manifest(folder / f"{name}.jsonl", split.entries(i))
-    for name in split.dataset.evaluation:
-        write_manifest(folder / f"{name}.jsonl", split.evaluation(name))
-    write_partition(folder, split.partition(), final)
-    _draw(split).save(folder / "split.png", optimize=True)  # type: ignore[attr-defined]

@@ -165,7 +165,7 @@ def partitions_more_sites_than_images(shop: Workshop) -> Words:
     return split(shop, "--by", "iid", "--sites", "99")
 
 
-@row("holds no picture; expected jpg")
+@row("holds no images .*jpg")
 def partitions_empty_folder(shop: Workshop) -> Words:
     (shop.tmp / "empty").mkdir()
     return ["partitions", "folder", "--root", shop.tmp / "empty", "--out", shop.out]
@@ -319,7 +319,7 @@ def partitions_leaf_users_disagree(shop: Workshop) -> Words:
     return listed(shop, users=["a", "b"])
 
 
-@row("--sites-of names the domain 'images': expected domains, which the --domain-\\* options give")
+@row("--sites-of names domains but the images have none; give a --domain-\\* option")
 def partitions_roles_without_domains(shop: Workshop) -> Words:
     return split(shop, "--sites-of", "images", "--source", "labels")
 

@@ -1,4 +1,4 @@
-"""Canvas of a synthetic scene: places on the road projected into the image, and the objects along it."""
+"""The canvas of a synthetic scene, which knows where a place on the road appears, and the objects drawn on it."""
 
 from __future__ import annotations
 
@@ -48,6 +48,16 @@ class Canvas:
     def width(self) -> int:
         return int(self.label.shape[1])
 
+    def rays(self) -> tuple[FloatMap, FloatMap]:
+        """Return how far each pixel lies below the horizon [H, 1] and right of the vanishing point [1, W].
+
+        Both are in units of the image height.
+        """
+        rows = (np.arange(self.height, dtype=np.float32) + 0.5) / self.height - self.horizon
+        middle = np.arange(self.width, dtype=np.float32) + 0.5 - self.width / 2
+        columns = middle / self.height - self.vanish
+        return rows[:, None].astype(np.float32), columns[None, :].astype(np.float32)
+
     def fill(
         self,
         rows: slice,
@@ -96,7 +106,6 @@ def vary(rng: np.random.Generator, colour: Rgb, amount: float) -> FloatMap:
 
 
 def facade_albedo(
-    canvas: Canvas,
     condition: Condition,
     rng: np.random.Generator,
     along: FloatMap,
@@ -118,7 +127,7 @@ def facade_albedo(
     return np.asarray(colour * (1 - weight) + glass * weight, dtype=np.float32)
 
 
-def draw_house(canvas: Canvas, condition: Condition, rng: np.random.Generator, x: float, z: float) -> None:
+def _draw_house(canvas: Canvas, condition: Condition, rng: np.random.Generator, x: float, z: float) -> None:
     """Draw a house that faces the camera, ``x`` metres beside the road's middle, ``z`` metres away."""
     half = float(rng.uniform(5, 11))
     top = float(rng.integers(condition.place.storeys[0], condition.place.storeys[1] + 1)) * 3.2
@@ -129,11 +138,11 @@ def draw_house(canvas: Canvas, condition: Condition, rng: np.random.Generator, x
     along = np.broadcast_to((u + 1) * half, (v.shape[0], u.shape[1])).astype(np.float32)
     up = np.broadcast_to(v * top, along.shape).astype(np.float32)
     wall = vary(rng, condition.palette.facade, 0.16)
-    colour = facade_albedo(canvas, condition, rng, along, up, wall, int(z), min(1.0, 26.0 / z))
+    colour = facade_albedo(condition, rng, along, up, wall, int(z), min(1.0, 26.0 / z))
     canvas.fill(rows, columns, np.ones(along.shape, dtype=np.bool_), colour, BUILDING, z)
 
 
-def draw_tree(canvas: Canvas, condition: Condition, rng: np.random.Generator, x: float, z: float) -> None:
+def _draw_tree(canvas: Canvas, condition: Condition, rng: np.random.Generator, x: float, z: float) -> None:
     """Draw a tree: a trunk and a ragged crown of leaves."""
     top, half = float(rng.uniform(4.5, 8.5)), float(rng.uniform(1.6, 3.0))
     box = canvas.window(x, half, top, z)
@@ -153,7 +162,7 @@ def draw_tree(canvas: Canvas, condition: Condition, rng: np.random.Generator, x:
     canvas.fill(rows, columns, crown, green.astype(np.float32), TREE, z)
 
 
-def draw_car(canvas: Canvas, condition: Condition, rng: np.random.Generator, x: float, z: float) -> None:
+def _draw_car(canvas: Canvas, condition: Condition, rng: np.random.Generator, x: float, z: float) -> None:
     """Draw a car from behind, or from the side where cars are parked."""
     sideways = condition.place.parked and rng.random() < 0.35
     half, top = (2.1, 1.5) if sideways else (0.95, float(rng.uniform(1.45, 1.8)))
@@ -186,7 +195,7 @@ def draw_car(canvas: Canvas, condition: Condition, rng: np.random.Generator, x: 
     canvas.glow[rows, columns][lamp] = 1.0
 
 
-def draw_person(canvas: Canvas, condition: Condition, rng: np.random.Generator, x: float, z: float) -> None:
+def _draw_person(canvas: Canvas, condition: Condition, rng: np.random.Generator, x: float, z: float) -> None:
     """Draw someone standing or walking."""
     top = float(rng.uniform(1.6, 1.9))
     box = canvas.window(x, 0.36, top, z)
@@ -202,3 +211,45 @@ def draw_person(canvas: Canvas, condition: Condition, rng: np.random.Generator, 
     coat = vary(rng, condition.palette.cloth, 0.2) * np.broadcast_to(stripes, torso.shape)[..., None]
     canvas.fill(rows, columns, torso, coat.astype(np.float32), PERSON, z)
     canvas.fill(rows, columns, head, vary(rng, (0.75, 0.55, 0.42), 0.2), PERSON, z)
+
+
+def _spots(rng: np.random.Generator, per_ten_metres: float, nearest: float) -> npt.NDArray[np.float64]:
+    """Return distances in metres, denser close by, where things are large enough to be seen."""
+    count = rng.poisson(per_ten_metres * (60 - nearest) / 10)
+    return nearest + (60 - nearest) * rng.random(count) ** 1.7
+
+
+def draw_objects(canvas: Canvas, condition: Condition, rng: np.random.Generator) -> None:
+    """Draw houses, trees, cars and persons along the road, the farthest first."""
+    place = condition.place
+    edge = place.road + place.pavement
+    todo: list[tuple[float, float, int]] = []
+
+    def side() -> float:
+        return float(rng.choice((-1.0, 1.0)))
+
+    if 0 < place.facades <= 0.5:
+        for z in rng.uniform(30, 80, size=rng.poisson(place.facades * 9)):
+            todo.append((float(z), side() * float(rng.uniform(edge + 9, edge + 30)), BUILDING))
+    for z in _spots(rng, place.trees, 7.0):
+        beyond = 0.2 if place.facades > 0.5 else float(rng.exponential(5.0)) + 2.5
+        todo.append((float(z), side() * (edge + beyond - (1.4 if place.facades > 0.5 else 0.0)), TREE))
+    for z in _spots(rng, place.cars, 5.5):
+        if place.parked:
+            x = side() * (place.road - float(rng.uniform(0.5, 1.5) + 2.6 * rng.integers(2)))
+            z = round(z / 2.6) * 2.6 + 2.6
+        else:
+            lane = int(rng.integers(place.lanes))
+            x = (2 * lane + 1 - place.lanes) * place.road / place.lanes
+            x += float(rng.uniform(-0.4, 0.4))
+            if abs(x + canvas.offset) < 1.5:  # our own lane: keep the distance
+                z += 6.0
+        todo.append((float(z), x, CAR))
+    for z in _spots(rng, place.persons, 4.5):
+        walk = place.road + float(rng.uniform(0.3, max(place.pavement, 1.2) - 0.2))
+        if rng.random() < (0.5 if place.parked else 0.1):
+            walk = float(rng.uniform(1.0, place.road))
+        todo.append((float(z), side() * walk, PERSON))
+    painters = {BUILDING: _draw_house, TREE: _draw_tree, CAR: _draw_car, PERSON: _draw_person}
+    for z, x, kind in sorted(todo, reverse=True):
+        painters[kind](canvas, condition, rng, x, z)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 
-Rgb = tuple[float, float, float]
+Rgb = tuple[float, ...]  # red, green, blue, 0..1
 
 
 @dataclass(frozen=True)
@@ -89,12 +89,11 @@ class Condition:
         return f"{self.place.name}-{self.light.name}"
 
 
-def _hsv(h: float, s: float, v: float) -> Rgb:
-    r, g, b = colorsys.hsv_to_rgb(h % 1.0, min(max(s, 0.0), 1.0), min(max(v, 0.0), 1.0))
-    return (r, g, b)
+def _hsv(hue: float, saturation: float, value: float) -> Rgb:
+    return colorsys.hsv_to_rgb(hue % 1.0, saturation, value)
 
 
-def draw_palette(rng: np.random.Generator) -> Palette:
+def _draw_palette(rng: np.random.Generator) -> Palette:
     """Draw the materials of one site: brick or plaster, fresh or dry grass, spring or autumn leaves."""
     u = rng.uniform
     return Palette(
@@ -108,15 +107,11 @@ def draw_palette(rng: np.random.Generator) -> Palette:
     )
 
 
-def mix(a: Palette, b: Palette, share: float) -> Palette:
+def _mix(a: Palette, b: Palette, share: float) -> Palette:
     """Return a palette between two, ``share`` of the way from ``a`` to ``b``."""
 
     def between(x: Rgb, y: Rgb) -> Rgb:
-        return (
-            x[0] + share * (y[0] - x[0]),
-            x[1] + share * (y[1] - x[1]),
-            x[2] + share * (y[2] - x[2]),
-        )
+        return tuple(u + share * (v - u) for u, v in zip(x, y, strict=True))
 
     return Palette(**{f.name: between(getattr(a, f.name), getattr(b, f.name)) for f in fields(Palette)})
 
@@ -126,7 +121,7 @@ def site_condition(site: int, rng: np.random.Generator) -> Condition:
 
     Four places and five lights have no common factor, so their pairs repeat only after twenty.
     """
-    return Condition(PLACES[site % len(PLACES)], LIGHTS[site % len(LIGHTS)], draw_palette(rng))
+    return Condition(PLACES[site % len(PLACES)], LIGHTS[site % len(LIGHTS)], _draw_palette(rng))
 
 
 def unseen_condition(sites: list[Condition], rng: np.random.Generator) -> Condition:
@@ -143,4 +138,4 @@ def unseen_condition(sites: list[Condition], rng: np.random.Generator) -> Condit
         pairs = [(site.place, site.light) for site in sites]
     place, light = pairs[int(rng.integers(len(pairs)))]
     first, second = (sites[int(i)].palette for i in rng.integers(len(sites), size=2))
-    return Condition(place, light, mix(first, second, float(rng.uniform(0.25, 0.75))))
+    return Condition(place, light, _mix(first, second, float(rng.uniform(0.25, 0.75))))

@@ -1,5 +1,9 @@
 """Draws synthetic street scenes with their label maps, and writes them to the disk.
 
+They serve the demo and the tests: every site is a drive of its own (place, light, palette), and one more
+drive mixes the conditions of the sites. All figures made on them are figures about drawings; they say that
+the system works, not how good it is on photographs.
+
 A pinhole camera looks along a road: the ground, the facades on both sides and upright objects are
 drawn from far to near with their distance in metres; then light and air are applied to everything
 at once. Every class has a texture of its own (grain, tiles, windows, blades, leaves), so that local
@@ -8,7 +12,6 @@ statistics tell the classes apart while colours change from site to site.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -17,24 +20,19 @@ from PIL import Image
 
 from common.data.manifest import Entry
 from common.seeds import numpy_generator
+from common.system.progress import Progress
 from partitions.drawing.canvas import (
     BUILDING,
     CAMERA,
-    CAR,
     FAR,
     FOCAL,
     GRASS,
     PAVEMENT,
-    PERSON,
     ROAD,
     SKY,
-    TREE,
     Canvas,
     FloatMap,
-    draw_car,
-    draw_house,
-    draw_person,
-    draw_tree,
+    draw_objects,
     facade_albedo,
     noise,
     rgb,
@@ -42,16 +40,15 @@ from partitions.drawing.canvas import (
 )
 from partitions.drawing.conditions import Condition, site_condition, unseen_condition
 
-VERSION = 1  # counts up when the same seed draws other pictures
+VERSION = 1  # counts up when the same seed draws other images
 
 
 def _draw_ground(canvas: Canvas, condition: Condition, rng: np.random.Generator) -> None:
     h, w = canvas.height, canvas.width
     place, palette = condition.place, condition.palette
-    rows = (np.arange(h, dtype=np.float32) + 0.5) / h - canvas.horizon
-    first = int(np.searchsorted(rows, FOCAL * CAMERA / 2000.0))
-    rows = rows[first:, None]
-    columns = ((np.arange(w, dtype=np.float32) + 0.5 - w / 2) / h - canvas.vanish)[None, :]
+    rows, columns = canvas.rays()
+    first = int(np.searchsorted(rows[:, 0], FOCAL * CAMERA / 2000.0))  # from there on the ground is in sight
+    rows = rows[first:]
     z = np.broadcast_to(FOCAL * CAMERA / rows, (h - first, w)).astype(np.float32)
     x = columns * z / FOCAL - canvas.offset
     side = np.abs(x)
@@ -88,8 +85,7 @@ def _draw_walls(canvas: Canvas, condition: Condition, rng: np.random.Generator) 
     place = condition.place
     h, w = canvas.height, canvas.width
     reach = place.road + place.pavement
-    columns = ((np.arange(w, dtype=np.float32) + 0.5 - w / 2) / h - canvas.vanish)[None, :]
-    rows = ((np.arange(h, dtype=np.float32) + 0.5) / h - canvas.horizon)[:, None]
+    rows, columns = canvas.rays()
     for sign in (-1.0, 1.0):
         lateral = np.float32(reach + sign * canvas.offset)
         z: FloatMap = (lateral * FOCAL / np.maximum(sign * columns, 1e-4)).astype(np.float32)
@@ -105,49 +101,8 @@ def _draw_walls(canvas: Canvas, condition: Condition, rng: np.random.Generator) 
         fade = np.clip(26.0 / along, 0, 1).astype(np.float32)
         shade = np.float32(1.0 if sign > 0 else 0.82)
         wall = (walls[house][None] * shade).astype(np.float32)
-        colour = facade_albedo(canvas, condition, rng, along, up, wall, int(sign), fade)
+        colour = facade_albedo(condition, rng, along, up, wall, int(sign), fade)
         canvas.fill(slice(0, h), slice(0, w), mask, colour, BUILDING, along)
-
-
-def _spots(rng: np.random.Generator, per_ten_metres: float, nearest: float) -> npt.NDArray[np.float64]:
-    """Return distances in metres, denser close by, where things are large enough to be seen."""
-    count = rng.poisson(per_ten_metres * (60 - nearest) / 10)
-    return nearest + (60 - nearest) * rng.random(count) ** 1.7
-
-
-def _draw_objects(canvas: Canvas, condition: Condition, rng: np.random.Generator) -> None:
-    place = condition.place
-    edge = place.road + place.pavement
-    todo: list[tuple[float, float, int]] = []
-
-    def side() -> float:
-        return float(rng.choice((-1.0, 1.0)))
-
-    if 0 < place.facades <= 0.5:
-        for z in rng.uniform(30, 80, size=rng.poisson(place.facades * 9)):
-            todo.append((float(z), side() * float(rng.uniform(edge + 9, edge + 30)), BUILDING))
-    for z in _spots(rng, place.trees, 7.0):
-        beyond = 0.2 if place.facades > 0.5 else float(rng.exponential(5.0)) + 2.5
-        todo.append((float(z), side() * (edge + beyond - (1.4 if place.facades > 0.5 else 0.0)), TREE))
-    for z in _spots(rng, place.cars, 5.5):
-        if place.parked:
-            x = side() * (place.road - float(rng.uniform(0.5, 1.5) + 2.6 * rng.integers(2)))
-            z = round(z / 2.6) * 2.6 + 2.6
-        else:
-            lane = int(rng.integers(place.lanes))
-            x = (2 * lane + 1 - place.lanes) * place.road / place.lanes
-            x += float(rng.uniform(-0.4, 0.4))
-            if abs(x + canvas.offset) < 1.5:  # our own lane: keep the distance
-                z += 6.0
-        todo.append((float(z), x, CAR))
-    for z in _spots(rng, place.persons, 4.5):
-        walk = place.road + float(rng.uniform(0.3, max(place.pavement, 1.2) - 0.2))
-        if rng.random() < (0.5 if place.parked else 0.1):
-            walk = float(rng.uniform(1.0, place.road))
-        todo.append((float(z), side() * walk, PERSON))
-    painters = {BUILDING: draw_house, TREE: draw_tree, CAR: draw_car, PERSON: draw_person}
-    for z, x, kind in sorted(todo, reverse=True):
-        painters[kind](canvas, condition, rng, x, z)
 
 
 def _shine(canvas: Canvas, condition: Condition, rng: np.random.Generator) -> npt.NDArray[np.uint8]:
@@ -168,17 +123,17 @@ def _shine(canvas: Canvas, condition: Condition, rng: np.random.Generator) -> np
         lit = lit + canvas.colour * (canvas.glow * light.lamps)[..., None]
     lit = np.mean(lit) + (lit - np.mean(lit)) * light.contrast
     through = np.exp(-canvas.distance / light.haze)[..., None]
-    picture = lit * through + air * (1 - through)
-    picture = np.where((canvas.label == SKY)[..., None], sky, picture)
-    picture = picture * np.float32(rng.uniform(0.92, 1.08))
-    picture = picture + light.noise * rng.standard_normal((h, w, 1), dtype=np.float32)
-    return np.asarray(np.clip(picture * 255, 0, 255), dtype=np.uint8)
+    seen = lit * through + air * (1 - through)
+    seen = np.where((canvas.label == SKY)[..., None], sky, seen)
+    seen = seen * np.float32(rng.uniform(0.92, 1.08))
+    seen = seen + light.noise * rng.standard_normal((h, w, 1), dtype=np.float32)
+    return np.asarray(np.clip(seen * 255, 0, 255), dtype=np.uint8)
 
 
 def _render(
     condition: Condition, size: tuple[int, int], rng: np.random.Generator
 ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
-    """Draw one scene: picture uint8 [H, W, 3] and train ids uint8 [H, W] of table ``synthetic``."""
+    """Draw one scene: image uint8 [H, W, 3] and train ids uint8 [H, W] of table ``synthetic``."""
     h, w = size
     lane = condition.place.road / max(condition.place.lanes, 2)
     canvas = Canvas(
@@ -193,55 +148,51 @@ def _render(
     _draw_ground(canvas, condition, rng)
     if condition.place.facades > 0.5:
         _draw_walls(canvas, condition, rng)
-    _draw_objects(canvas, condition, rng)
+    draw_objects(canvas, condition, rng)
     return _shine(canvas, condition, rng), canvas.label
 
 
 def make_scenes(
     data: Path,
-    sites: int,
-    images_per_site: int,
-    eval_images: int,
+    drives: int,
+    images: int,
+    unseen: int,
     size: tuple[int, int],
     seed: int,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> tuple[list[list[Entry]], list[Entry]]:
-    """Draw the pictures and label maps below ``data``: entries of every site, entries of the unseen drive.
+    """Draw images and label maps below ``data``: entries of every drive, entries of the unseen one.
 
-    ``size`` is (height, width). A scene depends on seed, site and its number alone, so that asking
-    for more images or sites leaves those of a smaller set as they were. The unseen drive mixes the
-    conditions of the sites asked for.
+    ``images`` are those of each drive, ``unseen`` those of the drive that no site holds, ``size`` is (height, width).
+    A scene depends on seed, drive and its number alone, so that asking for more images or drives leaves those of a
+    smaller set as they were. The unseen drive mixes the conditions of the drives asked for.
     """
-    conditions = [site_condition(site, numpy_generator(seed, "site", site)) for site in range(sites)]
-    total = sites * images_per_site + eval_images
+    conditions = [site_condition(drive, numpy_generator(seed, "site", drive)) for drive in range(drives)]
+    total = drives * images + unseen
     done = 0
 
     def draw(condition: Condition, folder: str, number: int, rng: np.random.Generator, domain: str) -> Entry:
         nonlocal done
-        entry = Entry(f"images/{folder}/{number:04d}.jpg", f"labels/{folder}/{number:04d}.png", domain)
-        picture, label = _render(condition, size, rng)
-        for path in (data / entry.image, data / str(entry.label)):
+        image, label = f"images/{folder}/{number:04d}.jpg", f"labels/{folder}/{number:04d}.png"
+        for path in (data / image, data / label):
             path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(picture).save(data / entry.image, quality=92, subsampling=0)
-        Image.fromarray(label).save(data / str(entry.label), compress_level=1)
+        pixels, ids = _render(condition, size, rng)
+        Image.fromarray(pixels).save(data / image, quality=92, subsampling=0)
+        Image.fromarray(ids).save(data / label, compress_level=1)
         done += 1
         if progress is not None:
             progress(done, total)
-        return entry
+        return Entry(image, label, domain)
 
     shards = []
-    for site, condition in enumerate(conditions):
-        domain = condition.name if site < 20 else f"{condition.name}-{site // 20 + 1}"
-        folder = f"{site:02d}-{condition.name}"
-        shards.append(
-            [
-                draw(condition, folder, i, numpy_generator(seed, "scene", site, i), domain)
-                for i in range(images_per_site)
-            ]
-        )
-    unseen = []
-    for i in range(eval_images):
+    for drive, condition in enumerate(conditions):
+        domain = condition.name if drive < 20 else f"{condition.name}-{drive // 20 + 1}"
+        folder = f"{drive:02d}-{condition.name}"
+        rngs = [numpy_generator(seed, "scene", drive, i) for i in range(images)]
+        shards.append([draw(condition, folder, i, rng, domain) for i, rng in enumerate(rngs)])
+    mixed = []
+    for i in range(unseen):
         rng = numpy_generator(seed, "unseen", i)
         condition = unseen_condition(conditions, rng)
-        unseen.append(draw(condition, "unseen", i, rng, condition.name))
-    return shards, unseen
+        mixed.append(draw(condition, "unseen", i, rng, condition.name))
+    return shards, mixed

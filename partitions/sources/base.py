@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -31,11 +31,11 @@ CITYSCAPES_IDS = ("cityscapes-27", "cityscapes-19", "crosscity-13", "gta5-19", "
 class Dataset:
     """Images to be divided, and labelled manifests that go along undivided.
 
-    A loader fills in ``images`` and what differs from the defaults; name, root and class table follow from
-    its `SourceFacts`. ``root`` is where the files lie now; ``final_root`` where they will lie once the output folder
-    stands, if that is elsewhere. ``rule`` and ``sites`` hold where the user says nothing. ``views``
-    stand for every image in the site manifests, in place of the whole; evaluation is on whole images.
-    ``clients`` says for an image (its path) which site the data set's own lists give it to: rule
+    A loader fills in ``images`` and what differs from the defaults. Name, root and class table follow from its
+    `SourceFacts`, and `load_dataset` looks whether all files are there. ``root`` is where they lie now; ``final_root``
+    where they will lie once the output folder stands, if that is elsewhere. ``rule`` and ``sites`` hold where the
+    user says nothing. ``views`` stand for every image in the site manifests, in place of the whole; evaluation is on
+    whole images. ``clients`` says for an image (its path) which site the data set's own lists give it to: rule
     ``lists``. Without ``open_labels`` labels never stand in site manifests. A setting
     `REPAIR_SIZES` lets images take the size of their label maps.
     """
@@ -81,7 +81,7 @@ class SourceFacts:
     """What the command asks of a data set besides its loader.
 
     Attributes:
-        layout: which files it expects where, and what it makes of them.
+        layout: which files it expects where, for messages as well; in further sentences what it makes of them.
         title: what --root should hold, for messages.
         place: order in the help; data sets without one come last.
         options: the data set's own options.
@@ -110,7 +110,7 @@ def datasets() -> list[Registered[Read, SourceFacts]]:
     return sorted(DATASETS.entries(), key=lambda entry: (entry.facts.place, entry.name))
 
 
-def check_table(name: str, table: str | None) -> None:
+def _check_table(name: str, table: str | None) -> None:
     """Refuse a class table of the project's own that was made for other raw values; a file may say anything."""
     tables = DATASETS.facts(name).tables
     if tables and table is not None and table not in tables and known_table(table) is not None:
@@ -121,7 +121,9 @@ def check_table(name: str, table: str | None) -> None:
 
 
 def load_dataset(name: str, args: SimpleNamespace, stage: Path, progress: Progress | None) -> Dataset:
-    """Read a data set; raises `UserError` for a class table, folders and files that do not fit it.
+    """Read a data set and check that its files are there.
+
+    Raises `UserError` for a class table, folders and files that do not fit it, and for a split without images.
 
     Args:
         name: a data set's name in `DATASETS`.
@@ -129,7 +131,7 @@ def load_dataset(name: str, args: SimpleNamespace, stage: Path, progress: Progre
         stage: see `LoadJob`.
         progress: see `LoadJob`.
     """
-    check_table(name, args.classes)
+    _check_table(name, args.classes)
     source = DATASETS.facts(name)
     root = Path()
     if source.needs_root:
@@ -137,7 +139,20 @@ def load_dataset(name: str, args: SimpleNamespace, stage: Path, progress: Progre
     chosen = args.classes or source.classes
     table = load_table(chosen) if chosen else None
     data = DATASETS.get(name)(LoadJob(root, table, args, stage, progress))
-    return replace(data, name=name, root=root if data.root == Path() else data.root, classes=table)
+    data = replace(data, name=name, root=root if data.root == Path() else data.root, classes=table)
+    for split, entries in {"train": data.images, **data.evaluation}.items():
+        if not entries:
+            raise UserError(
+                f"{root} holds no images of split {split!r} (expected: {source.layout.partition('. ')[0]}); complete "
+                "the data set or check --root."
+            )
+        need_files(data.root, entries, split)
+    return data
+
+
+def all_labelled(entries: Sequence[Entry]) -> bool:
+    """Return whether there are images and each has a label map."""
+    return bool(entries) and all(entry.label is not None for entry in entries)
 
 
 def need_folder(path: Path, what: str, hint: str) -> Path:

@@ -8,37 +8,18 @@ from click import Choice
 
 from common.data.crops import VIEWS
 from common.data.manifest import Entry
-from common.errors import UserError
 from common.system.cli import option
-from partitions.sources.base import (
-    CITYSCAPES_IDS,
-    DATASETS,
-    Dataset,
-    LoadJob,
-    SourceFacts,
-    need_files,
-    need_folder,
-)
+from partitions.sources.base import CITYSCAPES_IDS, DATASETS, Dataset, LoadJob, SourceFacts
 
 _IMAGE = "_leftImg8bit.png"
 
 
 def _split(root: Path, split: str) -> list[Entry]:
-    folder = need_folder(
-        root / "leftImg8bit" / split,
-        "The Cityscapes folder",
-        "unpack leftImg8bit_trainvaltest.zip into --root.",
-    )
     entries = []
-    for path in sorted(folder.glob(f"*/*{_IMAGE}")):
+    for path in sorted((root / "leftImg8bit" / split).glob(f"*/*{_IMAGE}")):
         city, frame = path.parent.name, path.name.removesuffix(_IMAGE)
         label = f"gtFine/{split}/{city}/{frame}_gtFine_labelIds.png"
         entries.append(Entry(path.relative_to(root).as_posix(), label, city))
-    if not entries:
-        raise UserError(
-            f"{folder} holds no CITY/NAME{_IMAGE}; unpack leftImg8bit_trainvaltest.zip into --root."
-        )
-    need_files(root, entries, split)
     return entries
 
 

@@ -78,8 +78,4 @@ def _read(job: LoadJob) -> Dataset:
             label = existing[0].relative_to(root).as_posix()
         domain = inside.parts[0] if len(inside.parts) > 1 else None
         entries.append(Entry(path.relative_to(root).as_posix(), label, domain))
-    if not entries:
-        raise UserError(
-            f"{images} holds no picture; expected jpg, jpeg, png, bmp, tif, tiff or webp in it or below it."
-        )
     return Dataset(entries)

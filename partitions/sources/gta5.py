@@ -8,16 +8,7 @@ from common.data.manifest import REPAIR_SIZES, Entry
 from common.errors import UserError
 from common.system.cli import option
 from partitions.leaf import read_names
-from partitions.sources.base import (
-    CITYSCAPES_IDS,
-    DATASETS,
-    Dataset,
-    LoadJob,
-    SourceFacts,
-    images_below,
-    need_files,
-    need_folder,
-)
+from partitions.sources.base import CITYSCAPES_IDS, DATASETS, Dataset, LoadJob, SourceFacts, images_below
 
 
 def _entry(line: str, where: Path) -> Entry:
@@ -67,25 +58,19 @@ _OPTIONS = (
 )
 def _read(job: LoadJob) -> Dataset:
     args, root = job.args, job.root
-    folder = need_folder(root / "images", "The GTA5 folder", "expected images and labels in --root.")
     test = _listed(root, args.test_list, "test.txt")
     images = _listed(root, args.train_list, "train.txt")
     if images is None:
         scored = {entry.image for entry in test or ()}
-        names = [path.relative_to(folder) for path in images_below(folder)]
+        names = [path.relative_to(root / "images") for path in images_below(root / "images")]
         found = [
             Entry(f"images/{name.as_posix()}", f"labels/{name.with_suffix('.png').as_posix()}")
             for name in names
         ]
         images = [entry for entry in found if entry.image not in scored]
-    if not images:
-        raise UserError(f"{folder} holds no picture to divide; expected 00001.png, 00002.png, and so on.")
-    evaluation = {"test": test} if test else {}
-    for name, entries in {"train": images, **evaluation}.items():
-        need_files(root, entries, name)
     return Dataset(
         images,
-        evaluation=evaluation,
+        evaluation={"test": test} if test else {},
         rule="iid",
         sites=1,
         settings={REPAIR_SIZES: True},

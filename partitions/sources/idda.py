@@ -1,8 +1,9 @@
-"""IDDA, as FedDrive's folders of domains or as the reduced set with its list files."""
+"""IDDA: FedDrive's folders of domains, divided by scenario and distribution or by lists, or the reduced set."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,7 +19,6 @@ from common.errors import UserError
 from common.system.cli import option
 from partitions.leaf import Clients, ListedImage
 from partitions.rules import characteristic_class
-from partitions.sources import idda_clients
 from partitions.sources.base import (
     DATASETS,
     DIFFERENT,
@@ -29,26 +29,35 @@ from partitions.sources.base import (
     images_below,
     need_files,
 )
-from partitions.sources.idda_clients import in_domains, is_reduced, label_of, listed, reduced
+from partitions.sources.idda_clients import (
+    DISTRIBUTIONS,
+    UNSEEN,
+    class_imbalance,
+    hold_out,
+    in_domain,
+    is_reduced,
+    is_unseen,
+    label_of,
+    listed,
+    reduced,
+    uniform,
+)
 from partitions.sources.leaf import place, train_eval
 
 _DOMAIN = re.compile(r"T\d\d_[A-Z]+_[A-Z]")
-Division = tuple[dict[str, str], Clients, Clients]
-"""What partition.json says of it, the clients, and what is scored, by manifest."""
-
 
 _OPTIONS = (
     option(
         "--scenario",
         "S",
         "What no client sees: country (town T07, default), rainy or bus (car B).",
-        type=Choice(tuple(idda_clients.UNSEEN)),
+        type=Choice(tuple(UNSEEN)),
     ),
     option(
         "--distribution",
         "D",
         "heterogeneous: a client is a domain (default); uniform: of all domains; class-imbalance: few classes.",
-        type=Choice(idda_clients.DISTRIBUTIONS),
+        type=Choice(DISTRIBUTIONS),
     ),
     option(
         "--lists",
@@ -77,26 +86,28 @@ _OPTIONS = (
 def _read(job: LoadJob) -> Dataset:
     args, root, table = job.args, job.root, job.classes
     assert table is not None, "it has a default"
+    given = {"--scenario": args.scenario, "--distribution": args.distribution}
     if is_reduced(root, args.lists is not None):
-        settings, train, tests = _divide_reduced(args, root)
+        own = str(root / "train.json")
+        _refuse({**given, "--lists": args.lists}, own, "point --root to the folders of domains")
+        settings = {"form": "reduced"}
+        train, tests = reduced(root)
     else:
         root = root / "IDDAsmall" if (root / "IDDAsmall").is_dir() else root
-        settings, train, tests = _divide_domains(args, root, table)
-    images, owner = place(train, "{id}", None)
+        if args.lists is not None:
+            _refuse(given, f"--lists {args.lists}", "leave --lists out")
+            settings = {"form": "domains", "lists": str(args.lists)}
+            train, tests = listed(Path(args.lists))
+        else:
+            scenario, distribution = args.scenario or "country", args.distribution or "heterogeneous"
+            settings = {"form": "domains", "scenario": scenario, "distribution": distribution}
+            train, tests = _drawn(root, scenario, distribution, args, table)
+    images, owner = place(train)
     evaluation = train_eval(images) | {
-        name: place({name: samples}, "{id}", None)[0] for name, samples in tests.items() if samples
+        name: place({name: samples})[0] for name, samples in tests.items() if samples
     }
     _check_tests(images, evaluation)
-    for name, entries in {"train": images, **evaluation}.items():
-        need_files(root, entries, name)
-    return Dataset(
-        images,
-        root,
-        evaluation=evaluation,
-        rule="lists",
-        settings=dict(settings),
-        clients=owner,
-    )
+    return Dataset(images, root, evaluation=evaluation, rule="lists", settings=dict(settings), clients=owner)
 
 
 def _check_tests(images: list[Entry], evaluation: dict[str, list[Entry]]) -> None:
@@ -115,27 +126,6 @@ def _check_tests(images: list[Entry], evaluation: dict[str, list[Entry]]) -> Non
             )
 
 
-def _divide_reduced(args: SimpleNamespace, root: Path) -> Division:
-    given = {"--scenario": args.scenario, "--distribution": args.distribution, "--lists": args.lists}
-    _refuse(given, str(root / "train.json"), "point --root to the folders of domains")
-    return {"form": "reduced"}, *reduced(root)
-
-
-def _divide_domains(args: SimpleNamespace, root: Path, table: ClassTable) -> Division:
-    if args.lists is not None:
-        given = {"--scenario": args.scenario, "--distribution": args.distribution}
-        _refuse(given, f"--lists {args.lists}", "leave --lists out")
-        return {"form": "domains", "lists": str(args.lists)}, *listed(Path(args.lists))
-    scenario, distribution = args.scenario or "country", args.distribution or "heterogeneous"
-    if distribution == "class-imbalance" and args.quick:
-        raise UserError(
-            "--quick is given, but --distribution class-imbalance divides by the classes in the label maps and reads "
-            "them all; leave --quick out, or choose heterogeneous or uniform."
-        )
-    settings = {"form": "domains", "scenario": scenario, "distribution": distribution}
-    return settings, *_drawn(root, scenario, distribution, args.seed, table)
-
-
 def _refuse(given: dict[str, str | None], lists: str, otherwise: str) -> None:
     """Raise `UserError` for the first option that was given although lists say all."""
     extra = next((option for option, value in given.items() if value is not None), None)
@@ -146,42 +136,41 @@ def _refuse(given: dict[str, str | None], lists: str, otherwise: str) -> None:
 
 
 def _drawn(
-    root: Path, scenario: str, distribution: str, seed: int, table: ClassTable
+    root: Path, scenario: str, distribution: str, args: SimpleNamespace, table: ClassTable
 ) -> tuple[Clients, Clients]:
-    bare = next(
-        (f for f in sorted(root.iterdir()) if _DOMAIN.fullmatch(f.name) and not (f / "RGB").is_dir()), None
-    )
-    if bare is not None:
-        raise UserError(f"The domain {bare} has no folder RGB; complete it or take it away.")
-    domains = {
-        folder.name: [p.relative_to(root).as_posix() for p in images_below(folder / "RGB")]
-        for folder in sorted(root.iterdir())
-        if (folder / "RGB").is_dir()
-    }
-    if not any(domains.values()):
+    """Draw the clients, and what is scored, from the folders of domains."""
+    if distribution == "class-imbalance" and args.quick:
         raise UserError(
-            f"{root} holds neither DOMAIN/RGB/NAME.jpg nor train.json; expected IDDA, so check --root."
+            "--quick is given, but --distribution class-imbalance divides by the classes in the label maps and reads "
+            "them all; leave --quick out, or choose heterogeneous or uniform."
         )
-    unseen = [image for d, found in domains.items() if idda_clients.is_unseen(d, scenario) for image in found]
-    seen = {d: found for d, found in domains.items() if not idda_clients.is_unseen(d, scenario)}
+    domains: dict[str, list[str]] = {}
+    for folder in sorted(root.iterdir()):
+        if (folder / "RGB").is_dir():
+            domains[folder.name] = [p.relative_to(root).as_posix() for p in images_below(folder / "RGB")]
+        elif _DOMAIN.fullmatch(folder.name):
+            raise UserError(f"The domain {folder} has no folder RGB; complete it or take it away.")
+    if not any(domains.values()):
+        return {}, {}
+    seen = {domain: images for domain, images in domains.items() if not is_unseen(domain, scenario)}
+    unseen = [image for domain, images in domains.items() if domain not in seen for image in images]
     if not seen:
         raise UserError(
             f"All domains of {root} are unseen in scenario {scenario!r}; choose another --scenario."
         )
-    train, test = idda_clients.hold_out(seen, seed)
+    train, test = hold_out(seen, args.seed)
+    clients = train
     if distribution == "uniform":
-        clients = idda_clients.uniform(train, seed)
+        clients = uniform(train, args.seed)
     elif distribution == "class-imbalance":
-        clients = idda_clients.class_imbalance(
-            train, scenario, seed, lambda images: _standing_out(root, images, table)
+        clients = class_imbalance(
+            train, scenario, args.seed, lambda images: _standing_out(root, images, table)
         )
-    else:
-        clients = train
 
-    def samples(images: list[str]) -> list[ListedImage]:
-        return in_domains([ListedImage(image) for image in images])
+    def samples(images: Sequence[str]) -> list[ListedImage]:
+        return [in_domain(ListedImage(image)) for image in images]
 
-    tests = {SAME: samples([i for found in test.values() for i in found]), DIFFERENT: samples(unseen)}
+    tests = {SAME: samples([i for images in test.values() for i in images]), DIFFERENT: samples(unseen)}
     return {client: samples(images) for client, images in clients.items()}, tests
 
 

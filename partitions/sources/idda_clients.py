@@ -23,12 +23,11 @@ _TEST_USERS = {"test_user_same_domain": SAME, "test_user_diff_domain": DIFFERENT
 _TESTS = {SAME: "test_same_dom.txt", DIFFERENT: "test_diff_dom.txt"}
 UNSEEN: dict[str, tuple[int, str]] = {"country": (0, "T07"), "rainy": (1, "HRN"), "bus": (2, "B")}
 """What no client holds: which part of TOWN_WEATHER_CAR has which value."""
-
 DISTRIBUTIONS = ("heterogeneous", "uniform", "class-imbalance")
-Domains = Mapping[str, Sequence[str]]  # domain -> images
-_Clients = dict[str, list[str]]  # client -> images
-_TEST_SHARE = 5
-_DOMAINS_PER_CLIENT = 4
+_Domains = Mapping[str, Sequence[str]]  # domain -> images
+_Drawn = dict[str, list[str]]  # client -> images
+_TEST_SHARE = 5  # one image of so many is kept for scoring, as published: 12 of 60
+_DOMAINS_PER_CLIENT = 4  # about, with imbalanced classes
 
 
 def domain_of(image: str) -> str:
@@ -54,10 +53,22 @@ def _image_of(name: str) -> str:
     return f"{domain_of(name)}/RGB/{name}.jpg"
 
 
-def in_domains(samples: list[ListedImage]) -> list[ListedImage]:
-    """Place samples in the folders of domains; add domains, and label maps where a list names none."""
-    images = [_image_of(sample.x) for sample in samples]
-    return [ListedImage(x, s.y or label_of(x), domain_of(x)) for x, s in zip(images, samples, strict=True)]
+def in_domain(image: ListedImage) -> ListedImage:
+    """Place an image in the folder of its domain; add the domain, and the label map where a list names none."""
+    path = _image_of(image.x)
+    return ListedImage(path, image.y or label_of(path), domain_of(path))
+
+
+def _in_images(image: ListedImage) -> ListedImage:
+    """Place an image in the folders of the reduced form."""
+    return ListedImage(f"images/{image.x}.jpg", f"labels/{image.x}.png", domain_of(image.x))
+
+
+def _placed(
+    lists: tuple[Clients, Clients], place: Callable[[ListedImage], ListedImage]
+) -> tuple[Clients, Clients]:
+    train, tests = ({name: [*map(place, images)] for name, images in part.items()} for part in lists)
+    return train, tests
 
 
 def is_reduced(root: Path, other_lists: bool) -> bool:
@@ -70,17 +81,9 @@ def reduced(root: Path) -> tuple[Clients, Clients]:
     if not (root / "images").is_dir():
         raise UserError(
             f"{root} holds {_TRAIN} but no folder images; complete the reduced form, or give --lists {root} if the "
-            "pictures lie in folders of domains."
+            "images lie in folders of domains."
         )
-
-    def placed(clients: Clients) -> Clients:
-        return {
-            client: [ListedImage(f"images/{s.x}.jpg", f"labels/{s.x}.png", domain_of(s.x)) for s in samples]
-            for client, samples in clients.items()
-        }
-
-    train, tests = _names(root, _TESTS)
-    return placed(train), placed(tests)
+    return _placed(_names(root, _TESTS), _in_images)
 
 
 def listed(folder: Path) -> tuple[Clients, Clients]:
@@ -88,12 +91,7 @@ def listed(folder: Path) -> tuple[Clients, Clients]:
 
     Raises `UserError` where ``folder`` holds neither, or lists of another kind.
     """
-    train, tests = _names_there(folder) if (folder / _TRAIN).is_file() else _published(folder)
-
-    def placed(clients: Clients) -> Clients:
-        return {client: in_domains(samples) for client, samples in clients.items()}
-
-    return placed(train), placed(tests)
+    return _placed(_names_there(folder) if (folder / _TRAIN).is_file() else _published(folder), in_domain)
 
 
 def _names(folder: Path, tests: Iterable[str]) -> tuple[Clients, Clients]:
@@ -143,7 +141,7 @@ def is_unseen(domain: str, scenario: str) -> bool:
     return parts[position] == value
 
 
-def hold_out(domains: Domains, seed: int) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
+def hold_out(domains: _Domains, seed: int) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
     """Divide every domain at random into images for training and for scoring, 4 to 1 (48 and 12 of 60).
 
     A domain of fewer than five images is trained on as a whole.
@@ -158,7 +156,7 @@ def hold_out(domains: Domains, seed: int) -> tuple[dict[str, list[str]], dict[st
     return train, test
 
 
-def uniform(train: Domains, seed: int) -> _Clients:
+def uniform(train: _Domains, seed: int) -> _Drawn:
     """Deal every domain out, one image a client: all clients see as many domains as they have images.
 
     There are as many clients as domains; with domains of one size each holds that many images, of
@@ -167,7 +165,7 @@ def uniform(train: Domains, seed: int) -> _Clients:
     clients = [f"client_{i + 1}" for i in range(len(train))]
     rng = numpy_generator(seed, "idda", "uniform")
     names = list(train)
-    dealt: _Clients = {client: [] for client in clients}
+    dealt: _Drawn = {client: [] for client in clients}
     turn = 0
     for d in rng.permutation(len(names)):
         images = train[names[d]]
@@ -178,11 +176,11 @@ def uniform(train: Domains, seed: int) -> _Clients:
 
 
 def class_imbalance(
-    train: Domains,
+    train: _Domains,
     scenario: str,
     seed: int,
     characteristic: Callable[[list[str]], npt.NDArray[np.int64]],
-) -> _Clients:
+) -> _Drawn:
     """Give every client images of few classes from three to five domains (all, where there are fewer).
 
     Domains are grouped at random by about four. The images of a group are ordered by the class that
@@ -193,7 +191,7 @@ def class_imbalance(
     names = [list(train)[i] for i in rng.permutation(len(train))]
     every = [image for name in names for image in train[name]]
     standing_out = dict(zip(every, characteristic(every).tolist(), strict=True))
-    clients: _Clients = {}
+    clients: _Drawn = {}
     groups = max(1, round(len(names) / _DOMAINS_PER_CLIENT))
     for group in np.array_split(np.arange(len(names)), groups):
         images = [image for g in group for image in train[names[g]]]

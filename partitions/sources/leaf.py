@@ -9,7 +9,7 @@ from common.data.manifest import Entry
 from common.errors import UserError
 from common.system.cli import option
 from partitions.leaf import Clients, ListedImage, read_clients
-from partitions.sources.base import DATASETS, TRAIN_EVAL, Dataset, LoadJob, SourceFacts, need_files
+from partitions.sources.base import DATASETS, TRAIN_EVAL, Dataset, LoadJob, SourceFacts, all_labelled
 
 _PLACE = "{id}"
 
@@ -25,7 +25,7 @@ def _fill(pattern: str, name: str, option: str) -> str:
     return path
 
 
-def entry_of(sample: ListedImage, image: str, label: str | None) -> Entry:
+def _entry_of(sample: ListedImage, image: str, label: str | None) -> Entry:
     """Place what a list names below the root.
 
     ``image`` and ``label`` are patterns with ``{id}``: for ``x``, and for ``y`` or, where a list has
@@ -39,21 +39,17 @@ def entry_of(sample: ListedImage, image: str, label: str | None) -> Entry:
     return Entry(_fill(image, sample.x, "--image-path"), found, sample.domain)
 
 
-def place(clients: Clients, image: str, label: str | None) -> tuple[list[Entry], dict[str, str]]:
-    """Return all images in the order of the lists, and the client of each (by its path)."""
-    entries: list[Entry] = []
-    owner: dict[str, str] = {}
-    for client, samples in clients.items():
-        for sample in samples:
-            entry = entry_of(sample, image, label)
-            entries.append(entry)
-            owner[entry.image] = client
-    return entries, owner
+def place(
+    clients: Clients, image: str = _PLACE, label: str | None = None
+) -> tuple[list[Entry], dict[str, str]]:
+    """Return all images in the order of the lists, and the client of each (by its path); patterns as `_entry_of`."""
+    placed = [(_entry_of(x, image, label), client) for client, images in clients.items() for x in images]
+    return [entry for entry, _ in placed], {entry.image: client for entry, client in placed}
 
 
 def train_eval(entries: list[Entry]) -> dict[str, list[Entry]]:
     """Return the manifest of all training images, where every one of them has a label map."""
-    return {TRAIN_EVAL: entries} if all(entry.label is not None for entry in entries) else {}
+    return {TRAIN_EVAL: entries} if all_labelled(entries) else {}
 
 
 def _check_manifest(name: str, earlier: Container[str], file: str) -> None:
@@ -76,7 +72,7 @@ def _tests(given: Iterable[str], image: str, label: str | None) -> dict[str, lis
         joined = {name: [s for samples in clients.values() for s in samples]} if equals else clients
         for manifest, samples in joined.items():
             _check_manifest(manifest, result, file or text)
-            result[manifest] = [entry_of(sample, image, label) for sample in samples]
+            result[manifest] = [_entry_of(sample, image, label) for sample in samples]
     return result
 
 
@@ -121,12 +117,10 @@ _OPTIONS = (
     ),
 )
 def _read(job: LoadJob) -> Dataset:
-    args, root = job.args, job.root
+    args = job.args
     clients = read_clients([Path(name) for name in args.lists])
     images, owner = place(clients, args.image_path, args.label_path)
     evaluation = train_eval(images) | _tests(args.test, args.image_path, args.label_path)
-    for name, entries in {"the lists": images, **evaluation}.items():
-        need_files(root, entries, name)
     if args.classes is None and any(entry.label for entry in images):
         raise UserError(
             "The lists name label maps but --classes is not given; name a class table or a JSON file."

@@ -5,28 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 from common.data.manifest import Entry
-from common.errors import UserError
-from partitions.sources.base import (
-    DATASETS,
-    Dataset,
-    LoadJob,
-    SourceFacts,
-    images_below,
-    need_files,
-    need_folder,
-)
+from partitions.sources.base import DATASETS, Dataset, LoadJob, SourceFacts, images_below
 
 
 def _split(root: Path, split: str) -> list[Entry]:
-    folder = need_folder(root / split / "images", "The Mapillary folder", "unpack Vistas into --root.")
-    entries = [
+    return [
         Entry(path.relative_to(root).as_posix(), f"{split}/v1.2/labels/{path.stem}.png")
-        for path in images_below(folder)
+        for path in images_below(root / split / "images")
     ]
-    if not entries:
-        raise UserError(f"{folder} holds no picture; unpack Vistas into --root.")
-    need_files(root, entries, split)
-    return entries
 
 
 @DATASETS.register(

@@ -22,15 +22,15 @@ _TEST = frozenset("2_13 2_14 3_13 3_14 4_13 4_14 4_15 5_13 5_14 5_15 6_13 6_14 6
 _LABEL_FOLDERS = ("5_Labels_all", "5_Labels_for_participants")
 
 
-def colours_to_ids(picture: npt.NDArray[np.uint8], where: Path) -> npt.NDArray[np.uint8]:
+def colours_to_ids(image: npt.NDArray[np.uint8], where: Path) -> npt.NDArray[np.uint8]:
     """Turn a colour-coded label map [H, W, 3] into raw ids 0..5, uint8 [H, W]."""
-    ids = np.full(picture.shape[:2], 255, dtype=np.uint8)
+    ids = np.full(image.shape[:2], 255, dtype=np.uint8)
     for index, colour in enumerate(_COLOURS):
-        ids[(picture == np.asarray(colour, dtype=np.uint8)).all(axis=2)] = index
+        ids[(image == np.asarray(colour, dtype=np.uint8)).all(axis=2)] = index
     if (ids == 255).any():
         row, column = np.argwhere(ids == 255)[0]
         raise UserError(
-            f"The label map {where} has the colour {tuple(picture[row, column].tolist())} at row {row}, column "
+            f"The label map {where} has the colour {tuple(image[row, column].tolist())} at row {row}, column "
             f"{column}; expected the six colours of the benchmark, so use its own files."
         )
     return ids
@@ -41,7 +41,7 @@ _OPTIONS = (option("--tile", "PIXELS", "Side of the images cut (default: 400).",
 
 @DATASETS.register(
     "potsdam",
-    summary="ISPRS Potsdam, 3 classes; tiles are cut into pictures, rows of tiles are domains",
+    summary="ISPRS Potsdam, 3 classes; tiles are cut into images, rows of tiles are domains",
     facts=SourceFacts(
         "ROOT/2_Ortho_RGB/top_potsdam_ROW_COLUMN_RGB.tif and ROOT/5_Labels_all (or _for_participants)/"
         "top_potsdam_ROW_COLUMN_label.tif. Images of --tile pixels go to OUT/data; test.jsonl holds those of the "
@@ -57,10 +57,6 @@ def _read(job: LoadJob) -> Dataset:
     if args.tile < 32:
         raise UserError(f"--tile is {args.tile}; expected at least 32 pixels.")
     sources = sorted((root / "2_Ortho_RGB").glob("top_potsdam_*_RGB.tif"), key=lambda p: natural_key(p.name))
-    if not sources:
-        raise UserError(
-            f"{root / '2_Ortho_RGB'} holds no top_potsdam_R_C_RGB.tif; unpack the benchmark into --root."
-        )
     images: list[Entry] = []
     evaluation: list[Entry] = []
     for done, source in enumerate(sources, start=1):
@@ -86,18 +82,18 @@ def _read(job: LoadJob) -> Dataset:
 
 
 def _cut(source: Path, labels: Path | None, data: Path, name: str, domain: str, side: int) -> list[Entry]:
-    picture = read_image(source)
+    image = read_image(source)
     ids = None if labels is None else colours_to_ids(read_image(labels), labels)
-    if ids is not None and ids.shape != picture.shape[:2]:
+    if ids is not None and ids.shape != image.shape[:2]:
         raise UserError(f"{source} and its label map {labels} differ in size; restore both files.")
     entries = []
     (data / "images").mkdir(parents=True, exist_ok=True)
     (data / "labels").mkdir(parents=True, exist_ok=True)
-    for top in range(0, picture.shape[0] - side + 1, side):
-        for left in range(0, picture.shape[1] - side + 1, side):
+    for top in range(0, image.shape[0] - side + 1, side):
+        for left in range(0, image.shape[1] - side + 1, side):
             view = slice(top, top + side), slice(left, left + side)
             file = f"{name}_{top:04d}_{left:04d}.png"
-            Image.fromarray(picture[view]).save(data / "images" / file, compress_level=3)
+            Image.fromarray(image[view]).save(data / "images" / file, compress_level=3)
             if ids is not None:
                 Image.fromarray(ids[view]).save(data / "labels" / file, compress_level=3)
             entries.append(Entry(f"images/{file}", None if ids is None else f"labels/{file}", domain))

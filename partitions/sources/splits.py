@@ -7,10 +7,10 @@ from pathlib import Path
 
 from common.data.manifest import Entry
 from common.errors import UserError
-from partitions.sources.base import DATASETS, Dataset, LoadJob, SourceFacts, need_files
+from partitions.sources.base import DATASETS, Dataset, LoadJob, SourceFacts
 
 
-def read_splits(root: Path) -> dict[str, list[tuple[str, str]]]:
+def _frames(root: Path) -> dict[str, list[tuple[str, str]]]:
     """Return the (name, domain) rows of ``splits/domains.csv`` by split, in the file's order."""
     path = root / "splits" / "domains.csv"
     try:
@@ -32,18 +32,14 @@ def read_splits(root: Path) -> dict[str, list[tuple[str, str]]]:
 
 
 def _read_splits(job: LoadJob, evaluation: tuple[str, ...]) -> Dataset:
-    listed = read_splits(job.root)
     splits = {
         split: [
             Entry(f"{split}/images/{frame}.jpg", f"{split}/labels/{frame}.png", domain)
-            for frame, domain in listed.get(split, [])
+            for frame, domain in listed
         ]
-        for split in ("train", *evaluation)
+        for split, listed in _frames(job.root).items()
     }
-    for split, entries in splits.items():
-        need_files(job.root, entries, split)
-    images = splits.pop("train")
-    return Dataset(images, evaluation={split: entries for split, entries in splits.items() if entries})
+    return Dataset(splits["train"], evaluation={name: splits[name] for name in evaluation if name in splits})
 
 
 @DATASETS.register(

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from common.data.manifest import Entry
-from partitions.sources.base import DATASETS, Dataset, LoadJob, SourceFacts, need_files
-from partitions.sources.cocostuff import read_list
+from partitions.leaf import read_names
+from partitions.sources.base import DATASETS, Dataset, LoadJob, SourceFacts
 
 
 @DATASETS.register(
@@ -21,9 +21,10 @@ from partitions.sources.cocostuff import read_list
 )
 def _read(job: LoadJob) -> Dataset:
     root = job.root / "VOC2012" if (job.root / "VOC2012").is_dir() else job.root
-    splits = {}
-    for split in ("train", "val"):
-        names = read_list(root / "ImageSets" / "Segmentation" / f"{split}.txt")
-        splits[split] = [Entry(f"JPEGImages/{n}.jpg", f"SegmentationClass/{n}.png") for n in names]
-        need_files(root, splits[split], split)
-    return Dataset(splits["train"], root, evaluation={"val": splits["val"]}, rule="dirichlet", sites=10)
+    train, val = (
+        [Entry(f"JPEGImages/{name}.jpg", f"SegmentationClass/{name}.png") for name in names]
+        for names in (
+            read_names(root / f"ImageSets/Segmentation/{split}.txt", bare=True) for split in ("train", "val")
+        )
+    )
+    return Dataset(train, root, evaluation={"val": val}, rule="dirichlet", sites=10)

@@ -100,7 +100,7 @@ def test_roles_that_contradict_each_other(words: tuple[str | None, ...], sentenc
 
 def test_no_role_is_no_adaptation() -> None:
     assert parse_roles(None, None, None) is None
-    assert parse_roles(" a, b", "c", None) == Roles(("a", "b"), ("c",))
+    assert parse_roles(" a, b", "c", None) == {"--sites-of": ["a", "b"], "--source": ["c"], "--score": []}
 
 
 def test_an_unknown_domain_gets_a_hint(
@@ -111,16 +111,21 @@ def test_an_unknown_domain_gets_a_hint(
     message = capsys.readouterr().err
     assert stop.value.code == 2 and not (tmp_path / "o").exists()
     assert (
-        "--sites-of names the domain 'prak': did you mean 'park'? expected dusk, park, day, rain." in message
+        "There is no domain for --sites-of 'prak': did you mean 'park'? expected one of dusk, park, day, rain."
+        in message
     )
+
+
+def _roles(sites: str, source: str) -> Roles:
+    return {"--sites-of": [sites], "--source": [source], "--score": []}
 
 
 def test_a_source_needs_labels_but_sites_do_not() -> None:
     images = [Entry("a.png", None, "a"), Entry("b.png", "b_label.png", "b")]
     data = Dataset(images)
-    assert "train_eval" not in adapt(data, Roles(("a",), ("b",))).evaluation
+    assert "train_eval" not in adapt(data, _roles("a", "b")).evaluation
     with pytest.raises(UserError, match=r"a.png of source.jsonl has no label map"):
-        adapt(data, Roles(("b",), ("a",)))
+        adapt(data, _roles("b", "a"))
 
 
 @pytest.mark.shared

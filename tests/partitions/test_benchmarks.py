@@ -214,9 +214,9 @@ def test_voc(tmp_path: Path, inner: str) -> None:
 @pytest.mark.parametrize(
     ("dataset", "sentence"),
     [
-        ("cityscapes", "unpack leftImg8bit_trainvaltest.zip"),
+        ("cityscapes", "(expected: ROOT/leftImg8bit/{train,val}/CITY"),
         ("cocostuff", "expected one image name per line"),
-        ("potsdam", "unpack the benchmark into --root"),
+        ("potsdam", "(expected: ROOT/2_Ortho_RGB"),
         ("voc", "expected one image name per line"),
     ],
 )

@@ -175,7 +175,7 @@ def test_a_fault_while_writing_leaves_the_old_split(
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("partitions.plan.write_partition", full)
+    monkeypatch.setattr("partitions.output.write_partition", full)
     capsys.readouterr()
     assert "No space left" in _fails(capsys, out, *arguments, "--overwrite")
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
@@ -225,7 +225,7 @@ def test_bad_requests(
 def test_bad_data_sets(pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "empty").mkdir()
     out = tmp_path / "out"
-    assert "holds no picture" in _fails(capsys, out, "folder", "--root", tmp_path / "empty")
+    assert "holds no images" in _fails(capsys, out, "folder", "--root", tmp_path / "empty")
     flat = tmp_path / "flat"
     _picture(flat / "a.png")
     assert "The images have no domains" in _fails(capsys, out, "folder", "--root", flat)

@@ -100,10 +100,10 @@ def test_mapillary_takes_labels_of_version_1_2(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("dataset", "sentence"),
     [
-        ("crosscity", "holds no CITY/Images/Train/NAME.jpg"),
-        ("mapillary", "unpack Vistas into --root"),
-        ("gta5", "expected images and labels in --root"),
-        ("idda", "expected IDDA"),
+        ("crosscity", "holds no images of split 'train' (expected: ROOT (or ROOT/cities) holds CITY/Images"),
+        ("mapillary", "(expected: ROOT/{training,validation}/images/NAME.jpg"),
+        ("gta5", "(expected: ROOT/images/NNNNN.png"),
+        ("idda", "(expected: ROOT/DOMAIN/RGB/"),
     ],
 )
 def test_folders_of_something_else(

@@ -423,7 +423,7 @@ def test_folders_that_are_no_idda(tmp_path: Path, capsys: pytest.CaptureFixture[
     (tmp_path / "empty").mkdir()
     with pytest.raises(SystemExit):
         _run(tmp_path / "empty", tmp_path / "o")
-    assert "holds neither DOMAIN/RGB/NAME.jpg nor train.json" in capsys.readouterr().err
+    assert "holds no images of split 'train' (expected: ROOT/DOMAIN/RGB" in capsys.readouterr().err
     _put(tmp_path / "odd", "town-1", 0)
     with pytest.raises(SystemExit):
         _run(tmp_path / "odd", tmp_path / "o")

@@ -84,7 +84,7 @@ def test_users_may_be_whole_numbers_as_their_keys_cannot(tmp_path: Path) -> None
 
 
 def test_lists_nested_without_end(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"l\.json is nested too deeply for a list of clients"):
+    with pytest.raises(UserError, match=r"l\.json cannot be read as JSON \(maximum recursion depth"):
         read_clients([_write(tmp_path / "l.json", '{"a": ' * 100_000)])
 
 
@@ -247,7 +247,7 @@ def test_clients_without_labels_need_no_class_table(root: Path, tmp_path: Path) 
 @pytest.mark.parametrize(
     ("data", "words", "sentence"),
     [
-        ({"u": ["gone"]}, [], "gone of split 'the lists' is missing"),
+        ({"u": ["gone"]}, [], "gone of split 'train' is missing"),
         ({"u": ["../x.jpg"]}, [], "name '../x.jpg', which leaves --root"),
         (
             {"u": ["1"]},
@@ -267,7 +267,7 @@ def test_clients_without_labels_need_no_class_table(root: Path, tmp_path: Path) 
             "the manifest 'a', which an earlier list of --test makes already; give another name, as NAME=.*train.json",
         ),
         ({"users": [{"id": 1}], "user_data": {"1": {"x": ["1"]}}}, [], r"'users\.0' is \{'id': 1\}"),
-        ("[" * 100_000, [], "train.json is nested too deeply"),
+        ("[" * 100_000, [], "train.json cannot be read as JSON .maximum recursion"),
         ({"u": ["pics/1.jpg"]}, ["--test", "far=LISTS"], "train on 'pics/1.jpg' and score it in far"),
     ],
 )

@@ -17,7 +17,7 @@ def write_synthetic(
     size: tuple[int, int] = (96, 128),
     seed: int = 0,
 ) -> Path:
-    """Make a complete folder of shards with its pictures, one site per domain, and return it.
+    """Make a complete folder of shards with its images, one site per domain, and return it.
 
     ``root/site-0.jsonl`` ..., ``root/eval.jsonl`` (labelled, conditions that no site holds),
     ``root/partition.json`` (class table ``synthetic``), pictures and label maps below

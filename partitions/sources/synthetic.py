@@ -6,19 +6,20 @@ import json
 import math
 import shutil
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from click import IntRange
 
 from common.data.manifest import Entry
 from common.errors import UserError
 from common.system.cli import option, parse_size
+from common.system.progress import Progress
 from partitions.drawing.scenes import VERSION, make_scenes
 from partitions.sources.base import DATASETS, Dataset, LoadJob, SourceFacts
 
 _RECORD = "scenes.json"
-Drawn = tuple[list[list[Entry]], list[Entry]]  # of every drive, of the unseen one
+_Drawn = tuple[list[list[Entry]], list[Entry]]  # of every drive, of the unseen one
 
 
 _OPTIONS = (
@@ -26,10 +27,6 @@ _OPTIONS = (
     option("--size", "HxW", "Height x width (default: 160x224).", type=parse_size, default="160x224"),
     option("--eval-images", "N", "Scenes of the unseen drive (default: 60).", type=IntRange(0), default=60),
 )
-
-
-def _entry(data: list[str]) -> Entry:
-    return Entry(data[0], data[1], data[2])
 
 
 @DATASETS.register(
@@ -57,42 +54,31 @@ def _read(job: LoadJob) -> Dataset:
     drives = sites if natural else 4
     per_drive = args.images_per_site if natural else math.ceil(sites * args.images_per_site / drives)
     wanted = {
-        "version": VERSION,
         "seed": args.seed,
         "drives": drives,
         "images": per_drive,
         "unseen": args.eval_images,
         "size": list(size),
     }
-
-    def draw(folder: Path) -> Drawn:
-        made = make_scenes(folder, drives, per_drive, args.eval_images, size, args.seed, job.progress)
-        listed = [[[e.image, e.label, e.domain] for e in part] for part in (*made[0], made[1])]
-        (folder / _RECORD).write_text(json.dumps({"made": wanted, "entries": listed}), encoding="utf-8")
-        return made
-
-    if args.root is None:
-        root, final = job.stage / "data", Path(args.out).resolve() / "data"
-        shards, unseen = draw(root)
-    else:
-        root = final = Path(args.root).resolve()
-        shards, unseen = _draw_once(root, wanted, draw)
+    inside = args.root is None
+    root = job.stage / "data" if inside else Path(args.root).resolve()
+    shards, unseen = _draw_once(root, wanted, job.progress)
     return Dataset(
         [entry for shard in shards for entry in shard],
         root,
-        final_root=final,
+        final_root=Path(args.out).resolve() / "data" if inside else root,
         evaluation={"eval": unseen} if unseen else {},
         settings={"size": f"{size[0]}x{size[1]}", "drives": drives},
     )
 
 
-def _draw_once(root: Path, wanted: dict[str, object], draw: Callable[[Path], Drawn]) -> Drawn:
+def _draw_once(root: Path, wanted: dict[str, Any], progress: Progress | None) -> _Drawn:
     """Use the scenes in ``root`` if they are those ``wanted``; draw them if it is empty or absent."""
-    record = root / _RECORD
-    if record.is_file():
-        known = json.loads(record.read_text(encoding="utf-8"))
-        if known["made"] == wanted:
-            parts = [[_entry(e) for e in part] for part in known["entries"]]
+    made = {"version": VERSION, **wanted}
+    if (root / _RECORD).is_file():
+        known = json.loads((root / _RECORD).read_text(encoding="utf-8"))
+        if known["made"] == made:
+            parts = [[Entry(*entry) for entry in part] for part in known["entries"]]
             return parts[:-1], parts[-1]
     if root.exists() and (not root.is_dir() or any(root.iterdir())):
         raise UserError(
@@ -101,9 +87,11 @@ def _draw_once(root: Path, wanted: dict[str, object], draw: Callable[[Path], Dra
     root.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{root.name}.", dir=root.parent))
     try:
-        made = draw(temporary)
+        shards, unseen = make_scenes(temporary, **wanted, progress=progress)
+        listed = [[[e.image, e.label, e.domain] for e in part] for part in (*shards, unseen)]
+        (temporary / _RECORD).write_text(json.dumps({"made": made, "entries": listed}), encoding="utf-8")
         temporary.chmod(0o755)
         temporary.replace(root)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    return made
+    return shards, unseen
