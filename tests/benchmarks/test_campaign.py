@@ -206,7 +206,7 @@ def test_settings_are_compared_but_not_where_files_lie(tmp_path: Path) -> None:
     weights = "/elsewhere/mobilenet_v2_imagenet.safetensors"
     assert differing(model__weights=weights, seed=3, simulation__shards="/x", run_dir="y", resume="z") == []
     assert differing(model__weights="random", sites__expected=9) == ["model.weights"]
-    assert differing(loss__negative_draw="derangement") == ["loss.negative-draw"]
+    assert differing(loss__negative_draw="derangement") == ["loss.correspondence.negative-draw"]
     (run / "config.json").write_text('{"rounds": 4, "gone": 1}')
     assert campaign.differing(run, wanted) == ["config.json"]
     assert campaign.differing(tmp_path / "none", wanted) == []
