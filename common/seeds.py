@@ -1,4 +1,4 @@
-"""How does every random draw of a run follow from one seed?"""
+"""Random generators of a run, all derived from its one seed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What exactly travels between server and sites?
+"""Wire format: everything that travels between server and sites.
 
 This is the only file of the project that knows Flower's message types. A `Task` goes to a site, an
 `Update` comes back; both are plain Python and numpy, grouped as ``head``, ``centroids``, ``sums`` and so

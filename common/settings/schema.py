@@ -89,7 +89,7 @@ class Eval(Section):
     crf: bool = Field(False, description="refine with a dense CRF")
 
 
-class Checkpoint(Section):
+class Checkpoints(Section):
     """What stays on disk."""
 
     keep: int = Field(0, ge=0, description="how many rounds to keep; 0: all")
@@ -142,7 +142,7 @@ class RunConfig(Section):
     privacy: Privacy = Privacy()
     wire: Wire = Wire()
     eval: Eval = Eval()
-    checkpoint: Checkpoint = Checkpoint()
+    checkpoint: Checkpoints = Checkpoints()
     simulation: Simulation = Simulation()
 
     @property
