@@ -33,9 +33,8 @@ class NetworkTask:
         from server.preflight import check_network_run, need_classes
 
         table = need_classes(config)
-        training = self.training(
-            config, table
-        )  # settings that conflict and weights that are missing show here
+        training = self.training(config, table)  # conflicting settings and missing weights show here
+        training.greeting()  # a crucial class that the table does not name shows here
         check_network_run(config, shards, table, training)
 
     def unfinished(self, config: RunConfig) -> Path | None:
