@@ -1,4 +1,4 @@
-"""CamVid and CrackForest: folders {train,val,dev}/{images,labels} with splits/domains.csv."""
+"""CamVid and CrackForest, which come in one layout: folders {train,val,dev}/{images,labels} with splits/domains.csv."""
 
 from __future__ import annotations
 
