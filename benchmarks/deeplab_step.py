@@ -36,7 +36,7 @@ from common.errors import report_user_errors
 if TYPE_CHECKING:
     import torch
 
-    from common.data.dataset import ImageBatch
+    from common.data.data_loader import ImageBatch
     from common.models.deeplab import DeepLab
 
 CLASSES = 16
@@ -48,7 +48,7 @@ def synthetic(batch: int, height: int, width: int, device: torch.device) -> Imag
     """Return one batch of random images and labels, a tenth of them ignored."""
     import torch
 
-    from common.data.dataset import ImageBatch
+    from common.data.data_loader import ImageBatch
 
     generator = torch.Generator().manual_seed(0)
     images = torch.rand(batch, 3, height, width, generator=generator)

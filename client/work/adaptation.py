@@ -15,7 +15,7 @@ from client.work.registry import SITE_TASKS
 from client.work.self_training import AdaptationLoss, self_train
 from client.work.teachers import collect_teachers
 from common import wire
-from common.data.dataset import ImageDataset
+from common.data.data_loader import ImageDataset
 from common.data.manifest import Shard
 from common.settings.schema import RunConfig
 from common.settings.tasks import TASK_FACTS

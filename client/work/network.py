@@ -13,7 +13,7 @@ from client.site import SiteConfig
 from client.work.base import SiteTask
 from common import wire
 from common.data.classes import ClassTable, known_table
-from common.data.dataset import ImageBatch, ImageDataset
+from common.data.data_loader import ImageBatch, ImageDataset
 from common.data.manifest import Shard
 from common.data.reading import entry_image
 from common.errors import UserError

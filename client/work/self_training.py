@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from common.data.classes import IGNORE
-from common.data.dataset import ImageBatch
+from common.data.data_loader import ImageBatch
 from common.losses.region_terms import max_square_loss
 from common.losses.self_training import (
     MEAN,

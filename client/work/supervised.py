@@ -14,7 +14,7 @@ from client.work.network import (
 from client.work.registry import SITE_TASKS
 from common import wire
 from common.data.classes import ClassTable
-from common.data.dataset import ImageDataset
+from common.data.data_loader import ImageDataset
 from common.data.manifest import Shard
 from common.errors import UserError
 from common.losses.labelled import labelled_loss

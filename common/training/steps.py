@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from common.data.dataset import ImageBatch
+from common.data.data_loader import ImageBatch
 from common.models.deeplab import DeepLab
 from common.models.parameter_groups import start_training
 from common.settings.network import Sgd

@@ -17,7 +17,7 @@ import numpy as np
 
 from common.checkpoint import arrays_hash, load_checkpoint
 from common.data.classes import ClassTable, load_table
-from common.data.dataset import ImageDataset
+from common.data.data_loader import ImageDataset
 from common.data.manifest import Shard, read_shard
 from common.errors import UserError
 from common.losses.labelled import labelled_loss

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import torch
 
-from common.data.dataset import ImageBatch
+from common.data.data_loader import ImageBatch
 from common.models.deeplab import SeededDropout
 from common.seeds import derive
 from common.training.steps import Stepper, TrainedSteps

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 from flwr.serverapp.strategy import Strategy
 
 from common import wire
-from common.seeds import numpy_generator
 from common.settings.schema import RunConfig
+from server.loop.sampling import sample_clients
 from server.tasks.base import Training
 from server.transport.exchange import Exchange, Payload, Replies
 from server.transport.link import arrived
@@ -42,16 +42,9 @@ class SegmentationStrategy(Strategy):  # type: ignore[misc]
     loop: Callable[[], None] | None = None
 
     def choose(self, number: int) -> list[str]:
-        """Draw the sites of a round by name, from the seed: node ids and arrival order play no part.
-
-        A round that measures statistics asks all of them.
-        """
-        names = sorted(self.registry.sites)
+        """Return the sites of a round; one that measures statistics asks all of them."""
         wanted = 0 if self.config.measures(number) else self.config.sites.per_round
-        if wanted and wanted < len(names):
-            picked = numpy_generator(self.config.seed, "sites", number).choice(len(names), wanted, False)
-            names = sorted(names[i] for i in picked)
-        return names
+        return sample_clients(self.registry.sites, wanted, self.config.seed, number)
 
     def payload(self, name: str, action: str, number: int, options: wire.Options | None = None) -> Payload:
         """Return what a site starts from; ``options`` win over the task's own."""

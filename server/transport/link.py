@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from common import wire
-from server.transport.polling import GRACE_SECONDS, patiently, pull
+from server.transport.retry import GRACE_SECONDS, patiently, pull
 
 if TYPE_CHECKING:
     from flwr.app import Error, Message, RecordDict

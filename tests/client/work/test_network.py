@@ -17,7 +17,7 @@ from client.work.network import task_classes
 from client.work.registry import site_task
 from common import wire
 from common.data.classes import load_table
-from common.data.dataset import ImageDataset
+from common.data.data_loader import ImageDataset
 from common.data.images import read_image
 from common.data.manifest import Shard, read_shard
 from common.data.reading import entry_image, entry_pair

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from client.work.self_training import METRICS, AdaptationLoss, self_train
-from common.data.dataset import ImageBatch
+from common.data.data_loader import ImageBatch
 from common.losses.labelled import labelled_loss
 from common.losses.region_terms import max_square_loss
 from common.losses.self_training import entropy_loss

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from common.data.dataset import ImageBatch
+from common.data.data_loader import ImageBatch
 from common.models.deeplab import DeepLab, SeededDropout, network_to_arrays
 from common.settings.network import Sgd
 from common.training import steps as network_training

@@ -13,7 +13,7 @@ import torch
 
 from common.checkpoint import Checkpoint, checkpoint_path, save_checkpoint
 from common.data.classes import ClassTable, load_table
-from common.data.dataset import ImageDataset
+from common.data.data_loader import ImageDataset
 from common.errors import UserError
 from common.losses.reductions import reduce_cross_entropy
 from common.models.deeplab import build_network, network_signature, network_to_arrays

@@ -17,7 +17,7 @@ from flwr.app import Array, Error, Message
 from common import wire
 from common.checkpoint import Checkpoint, checkpoint_path, load_checkpoint
 from common.data.classes import load_table
-from common.data.dataset import ImageDataset
+from common.data.data_loader import ImageDataset
 from common.data.manifest import pool_shards, read_shard
 from common.errors import UserError
 from common.losses.reductions import reduce_cross_entropy

@@ -13,12 +13,12 @@ import pytest
 import torch
 from PIL import Image
 
-from common.data import dataset as pictures
+from common.data import data_loader as pictures
 from common.data import images
 from common.data import reading as pairs
 from common.data.classes import ClassTable, load_table
 from common.data.crops import Bytes
-from common.data.dataset import ImageBatch, ImageDataset
+from common.data.data_loader import ImageBatch, ImageDataset
 from common.data.manifest import Entry, Shard, read_shard, write_manifest
 from common.errors import UserError
 from common.settings.network import Transforms
