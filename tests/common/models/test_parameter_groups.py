@@ -44,7 +44,7 @@ def test_names_do_not_decide() -> None:
     odd.backbone = nn.ModuleDict({"bn": nn.Conv2d(1, 2, 1), "conv": nn.BatchNorm2d(2)})
     odd.head = nn.ModuleDict({"bn1": nn.Conv2d(2, 1, 1)})
     assert scopes.batchnorm_keys(odd) == {
-        f"backbone.conv.{n}" for n in ("weight", "bias", *scopes.STATISTICS)
+        f"backbone.conv.{n}" for n in ("weight", "bias", "running_mean", "running_var")
     }
     assert scopes.encoder_keys(odd) == {"backbone.bn.weight", "backbone.bn.bias"}
     assert scopes.decoder_keys(odd) == {"head.bn1.weight", "head.bn1.bias"}
