@@ -94,6 +94,7 @@ def without_bytes(rounds: Any) -> dict[str, Any]:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "key"), [(name, key) for name, keys in RUNS.items() for key in keys])
 def test_a_run_feels_its_settings(name: str, key: str, computed: dict[str, Golden], folder: Path) -> None:
     config = altered(key, partial(config_of, name, **{"run-dir": f"{name}-{key}"}))

@@ -429,6 +429,7 @@ def start(shard: Shard, folder: Path, pause: float) -> subprocess.Popen[str]:
     )
 
 
+@pytest.mark.slow
 def test_second_process_waits_and_then_hits_without_timm(shard: Shard, tmp_path: Path) -> None:
     folder = tmp_path / "c"
     first = start(shard, folder, pause=3.0)
