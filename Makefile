@@ -35,9 +35,9 @@ quick: setup
 	$(BIN)/ruff check .
 	$(PYTEST) -m "not long and not net and not slow"
 
-# at most 30 minutes: whole recipes, and every figure against five times each setting
+# at most 30 minutes: whole recipes, and faults of real processes; two workers, as a recipe takes both cores itself
 test-long: setup
-	$(PYTEST) -m long
+	$(PYTEST) -n 2 -m long
 
 # what the code computes, pinned: a figure that left its tolerance is rewritten and named
 golden: setup
