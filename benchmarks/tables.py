@@ -115,7 +115,7 @@ def check_compute(part: Part) -> None:
 def goes_on(recipe: str) -> bool:
     """Say whether a run adapts: it then starts from a pretrained model."""
     config = settings_of(recipe)
-    return config.task == "adaptation" and config.rounds > 0
+    return config.facts.pretrains and config.rounds > 0
 
 
 def wanted(part: Part, named: Sequence[str] | None) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
@@ -139,20 +140,20 @@ class LocalRound:
         return self.settings.measures(self.task.round)
 
 
-class NetworkSite(SiteTask):
+class NetworkSite(SiteTask, ABC):
     """A site that trains a whole network; see `client.work.base.SiteTask`."""
 
+    @abstractmethod
     def training_shard(self, task: wire.Task, settings: RunConfig, site: SiteConfig) -> Shard:
         """Read the manifest and check that it serves the task."""
-        raise NotImplementedError
 
+    @abstractmethod
     def images(self, shard: Shard, settings: RunConfig, site: SiteConfig, device: str) -> ImageDataset:
         """Return the images that the site trains on."""
-        raise NotImplementedError
 
+    @abstractmethod
     def learn(self, local: LocalRound) -> tuple[dict[str, float], tuple[str, ...]]:
         """Train the network; returns the metrics of the round, and the hashes of networks that stay on disk."""
-        raise NotImplementedError
 
     def hello(self, task: wire.Task, settings: RunConfig, site: SiteConfig) -> wire.Update:
         """Tell this site's name, size and architecture."""
