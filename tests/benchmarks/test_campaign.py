@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 
 from common.errors import UserError
-from common.losses.correspondence import CorrespondenceSettings
 from common.settings.load import load_config, read_recipe
 from common.settings.schema import RunConfig
 from partitions.__main__ import _line as partitions_line
@@ -73,21 +72,6 @@ def test_rules_differ_in_nothing_but_the_rule() -> None:
                 "name",
             }
             assert len(changed) > 1, recipe
-
-
-@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
-def test_what_is_odd_in_the_published_method_stays_with_its_own_rows(path: Path) -> None:
-    config = settings(path.stem)
-    odd = (
-        config.loss.own(CorrespondenceSettings).negative_draw,
-        config.local.neighbour_dropout,
-        config.local.prox_parameters,
-    )
-    plain = "-objective-" in path.stem or path.stem.endswith(("-correspondence", "-smoothness"))
-    if config.preset == "fuss-ref" and not plain:
-        assert odd == ("published", 0.1, "nonlinear")
-    else:
-        assert odd == ("derangement", 0.0, "all")
 
 
 def write_run(folder: Path, rounds: int, last: int) -> Path:

@@ -7,7 +7,7 @@ from typing import Any, get_args
 import pytest
 
 from common.errors import UserError
-from common.settings.load import load_config, read_recipe
+from common.settings.load import load_config
 from common.settings.presets import PRESETS
 from common.settings.schema import RunConfig
 from common.settings.tasks import TASK_FACTS
@@ -20,10 +20,8 @@ from server.settings.applicability import (
 )
 from server.simulate import check_run
 from server.tasks.registry import task_of
-from tests.conftest import ROOT
 from tests.support.federation import tiny_config
 
-RECIPES = sorted(path.name for path in (ROOT / "recipes").glob("*.toml"))
 TASKS: tuple[str, ...] = get_args(RunConfig.model_fields["task"].annotation)
 DEFAULTS = RunConfig().to_flat()
 
@@ -159,23 +157,6 @@ def test_defaults_are_never_refused(task: str, preset: str) -> None:
     refuse_foreign(config)
     refuse_foreign(load_config(config.to_flat()))
     refuse_foreign(load_config(DEFAULTS | {"task": task, "preset": preset}))
-
-
-@pytest.mark.parametrize("name", RECIPES)
-def test_every_recipe_is_taken(name: str) -> None:
-    given = read_recipe(ROOT / "recipes" / name)
-    config = load_config(given)
-    started = [config]
-    if config.task == "adaptation":  # as the campaigns start it, and with another seed
-        started.append(
-            load_config(given, {"source.checkpoint": "runs/source", "source.styles": "", "seed": 1})
-        )
-    for one in started:
-        task_of(one).check_settings(one)
-
-
-def test_there_are_recipes_of_every_task() -> None:
-    assert {load_config(read_recipe(ROOT / "recipes" / name)).task for name in RECIPES} == set(TASKS)
 
 
 def test_every_setting_is_of_the_tasks_that_look_at_it() -> None:
