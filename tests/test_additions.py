@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.conftest import ROOT
-from tests.support.checkout import Checkout
+from tests.support.checkout import Checkout, Done
 from tests.support.federation import TINY
 
 pytestmark = pytest.mark.slow
@@ -68,56 +70,6 @@ class Mirrored(Spectral):
 '''
 
 
-@pytest.fixture
-def checkout(tmp_path: Path) -> Checkout:
-    """A copy of the packages, to which a test adds its file."""
-    return Checkout.copied(tmp_path / "checkout")
-
-
-def tiny(**settings: object) -> list[str]:
-    """Return the options of the smallest run of one round by gradient steps; ``a__b_c`` stands for ``a.b-c``."""
-    given = TINY | {"preset": "fuss-clean", "rounds": 1}
-    given |= {key.replace("__", ".").replace("_", "-"): value for key, value in settings.items()}
-    return [word for key, value in given.items() for word in ("--set", f"{key}={value}")]
-
-
-@pytest.mark.parametrize("takes", ["centroids", "sums"])
-def test_a_new_centroid_rule_is_one_file(
-    checkout: Checkout, scenes: Path, tmp_path: Path, takes: str
-) -> None:
-    checkout.add("server/centroids/still.py", changed(RULE, 'takes="centroids"', f'takes="{takes}"'))
-    words = tiny(centroids__merge="still")
-    checkout.simulate("--shards", scenes, "--run-dir", tmp_path / "run", *words)
-    (line,) = [json.loads(text) for text in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-    assert line["counted"] and (line["displacement"] == 0) == (
-        takes == "sums"
-    )  # sites move centroids, or not
-    assert "#   still: centroids stay as they are" in checkout.output("-m", "server", "settings", "--explain")
-    assert "centroids stay as they are" in checkout.output("-m", "server", "list", "rules")
-    private = checkout.refusal("-m", "server", "settings", *words, "--set", "privacy.secure-sum=true")
-    assert "centroids.merge 'still'" in private and "lloyd" in private
-    wrong = checkout.refusal("-m", "server", "settings", "--set", "centroids.merge=stil")
-    assert "Did you mean 'still'?" in wrong
-
-
-def test_a_new_rule_that_a_total_is_enough_for_goes_with_secure_summation(checkout: Checkout) -> None:
-    checkout.add(
-        "server/centroids/still.py",
-        changed(changed(RULE, "single_sites=True", "single_sites=False"), '"centroids"', '"sums"'),
-    )
-    words = tiny(centroids__merge="still", privacy__secure_sum="true")
-    assert 'merge = "still"' in checkout.output("-m", "server", "settings", *words)
-
-
-def test_a_new_head_rule_is_one_file(checkout: Checkout, scenes: Path, tmp_path: Path) -> None:
-    checkout.add("server/aggregation/first.py", HEAD_RULE)
-    words = tiny(aggregation__rule="first")
-    checkout.simulate("--shards", scenes, "--run-dir", tmp_path / "run", *words)
-    assert "#   first: head of the first site" in checkout.output("-m", "server", "settings", "--explain")
-    private = checkout.refusal("-m", "server", "settings", *words, "--set", "privacy.secure-sum=true")
-    assert "aggregation.rule 'first'" in private
-
-
 BACKBONE = '''"""Mean colors of 8 x 8 pixels."""
 
 import torch
@@ -135,58 +87,150 @@ def load_colors(model, seed):
 '''
 
 
-def test_a_new_data_set_is_one_file_and_its_class_table(checkout: Checkout, tmp_path: Path) -> None:
-    checkout.add("partitions/sources/halves.py", DATA_SET)
-    checkout.add("common/data/tables/halves.json", CLASS_TABLE)
-    listed = checkout.output("-m", "partitions", "list")
+FILES = {
+    "server/centroids/still.py": RULE,
+    "server/centroids/frozen.py": changed(
+        changed(RULE, '"still"', '"frozen"'), 'takes="centroids"', 'takes="sums"'
+    ),
+    "server/centroids/total.py": changed(
+        changed(changed(RULE, '"still"', '"total"'), "single_sites=True", "single_sites=False"),
+        '"centroids"',
+        '"sums"',
+    ),
+    "server/aggregation/first.py": HEAD_RULE,
+    "common/losses/compact.py": OBJECTIVE,
+    "common/losses/mirrored.py": CLOSED,
+    "common/models/backbones/colors.py": BACKBONE,
+    "partitions/sources/halves.py": DATA_SET,
+    "common/data/tables/halves.json": CLASS_TABLE,
+}
+
+
+def tiny(**settings: object) -> list[str]:
+    """Return the options of the smallest run of one round by gradient steps; ``a__b_c`` stands for ``a.b-c``."""
+    given = TINY | {"preset": "fuss-clean", "rounds": 1}
+    given |= {key.replace("__", ".").replace("_", "-"): value for key, value in settings.items()}
+    return [word for key, value in given.items() for word in ("--set", f"{key}={value}")]
+
+
+RUNS = {
+    "still": tiny(centroids__merge="still"),
+    "frozen": tiny(centroids__merge="frozen"),
+    "first": tiny(aggregation__rule="first"),
+    "compact": [*tiny(loss__objective="compact"), "--set", "loss.compact.pull=2.0"],
+    "mirrored": tiny(preset="default", rounds=2, loss__objective="mirrored"),
+    "mirrored-secure": tiny(
+        preset="default", rounds=2, loss__objective="mirrored", privacy__secure_sum="true"
+    ),
+    "colors": tiny(model__backbone="colors", model__weights="random"),
+    "halves": tiny(local__neighbours=2),
+}
+SECURE = ("--set", "privacy.secure-sum=true")
+
+
+@dataclass(frozen=True)
+class Additions:
+    """What the commands of a copy with all additions did."""
+
+    folder: Path
+    done: dict[str, Done]
+
+    def printed(self, *words: str) -> str:
+        return self.done[" ".join(words)].printed()
+
+    def refusal(self, *words: str) -> str:
+        return self.done[" ".join(words)].refusal()
+
+    def run(self, name: str) -> Path:
+        """Return the run directory of a simulation that went well."""
+        self.done[name].printed()
+        return self.folder / name
+
+    def lines(self, name: str) -> list[dict[str, Any]]:
+        """Return the metrics of a simulation."""
+        return [json.loads(text) for text in (self.run(name) / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def additions(tmp_path_factory: pytest.TempPathFactory, scenes: Path) -> Additions:
+    """A copy of the packages with one file for each addition; all commands in one process."""
+    folder = tmp_path_factory.mktemp("additions")
+    checkout = Checkout.copied(folder / "checkout")
+    for path, text in FILES.items():
+        checkout.add(path, text)
+    shards = folder / "shards"
+    commands: dict[str, list[str | Path]] = {
+        "partitions list": ["partitions", "list"],
+        "partitions halves": ["partitions", "halves", "--out", shards],
+        "settings": ["server", "settings", "--explain"],
+        "total secure": ["server", "settings", *tiny(centroids__merge="total"), *SECURE],
+        "wrong rule": ["server", "settings", "--set", "centroids.merge=stil"],
+        "wrong setting": ["server", "settings", "--set", "loss.compact.pull=-1"],
+    }
+    commands |= {f"list {what}": ["server", "list", what] for what in ("rules", "objectives", "backbones")}
+    for name in ("still", "first", "compact"):
+        commands[f"{name} secure"] = ["server", "settings", *RUNS[name], *SECURE]
+    for name, words in RUNS.items():
+        images = shards if name == "halves" else scenes
+        commands[name] = ["server", "simulate", "--shards", images, "--run-dir", folder / name, *words]
+    done = checkout.run(*commands.values())
+    return Additions(folder, dict(zip(commands, done, strict=True)))
+
+
+@pytest.mark.parametrize(("rule", "moves"), [("still", True), ("frozen", False)])
+def test_a_new_centroid_rule_is_one_file(additions: Additions, rule: str, moves: bool) -> None:
+    (line,) = additions.lines(rule)
+    # sites move the centroids that they send, and send sums beside centroids that stay
+    assert line["counted"] and (line["displacement"] != 0) == moves
+    assert f"#   {rule}: centroids stay as they are" in additions.printed("settings")
+    assert re.search(rf"{rule} +centroids stay as they are", additions.printed("list rules"))
+
+
+def test_a_new_centroid_rule_is_refused_by_its_facts(additions: Additions) -> None:
+    private = additions.refusal("still secure")
+    assert "centroids.merge 'still'" in private and "lloyd" in private
+    assert "Did you mean 'still'?" in additions.refusal("wrong rule")
+    assert 'merge = "total"' in additions.printed("total secure"), "a total is enough for it"
+
+
+def test_a_new_head_rule_is_one_file(additions: Additions) -> None:
+    (line,) = additions.lines("first")
+    assert line["counted"]
+    assert "#   first: head of the first site" in additions.printed("settings")
+    assert "aggregation.rule 'first'" in additions.refusal("first secure")
+
+
+def test_a_new_data_set_is_one_file_and_its_class_table(additions: Additions) -> None:
+    listed = additions.printed("partitions list")
     assert "images whose left half is bright" in listed and "halves" in listed.split("class tables:")[1]
-    shards = tmp_path / "shards"
-    checkout.output("-m", "partitions", "halves", "--out", shards)
-    partition = json.loads((shards / "partition.json").read_text())
+    additions.printed("partitions halves")
+    partition = json.loads((additions.folder / "shards" / "partition.json").read_text())
     assert partition["sites"] == {"site-0": 5, "site-1": 5}
-    assert partition["classes"]["names"] == ["dark", "bright"] and partition["histogram"]["site-0"] == [
-        15360,
-        15360,
-    ]
-    checkout.simulate("--shards", shards, "--run-dir", tmp_path / "run", *tiny(local__neighbours=2))
-    assert (tmp_path / "run" / "checkpoints" / "round-0001.safetensors").is_file()
+    assert partition["classes"]["names"] == ["dark", "bright"]
+    assert partition["histogram"]["site-0"] == [15360, 15360]
+    assert (additions.run("halves") / "checkpoints" / "round-0001.safetensors").is_file()
 
 
-def test_a_new_backbone_is_one_file(checkout: Checkout, scenes: Path, tmp_path: Path) -> None:
-    checkout.add("common/models/backbones/colors.py", BACKBONE)
-    assert "mean colors of 8 x 8 pixels" in checkout.output("-m", "server", "list", "backbones")
-    words = tiny(model__backbone="colors", model__weights="random")
-    checkout.simulate("--shards", scenes, "--run-dir", tmp_path / "run", *words)
-    saved = json.loads((tmp_path / "run" / "checkpoints" / "round-0001.json").read_text())
+def test_a_new_backbone_is_one_file(additions: Additions) -> None:
+    assert "mean colors of 8 x 8 pixels" in additions.printed("list backbones")
+    saved = json.loads((additions.run("colors") / "checkpoints" / "round-0001.json").read_text())
     assert saved["channels"] == 3
 
 
-def test_a_new_objective_is_one_file(checkout: Checkout, scenes: Path, tmp_path: Path) -> None:
-    checkout.add("common/losses/compact.py", OBJECTIVE)
-    words = [*tiny(loss__objective="compact"), "--set", "loss.compact.pull=2.0"]
-    checkout.simulate("--shards", scenes, "--run-dir", tmp_path / "run", *words)
-    (line,) = [json.loads(text) for text in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+def test_a_new_objective_is_one_file(additions: Additions) -> None:
+    (line,) = additions.lines("compact")
     assert line["counted"] and line["loss"] > 0
-    described = json.loads((tmp_path / "run" / "config.json").read_text())
+    described = json.loads((additions.run("compact") / "config.json").read_text())
     assert described["loss"]["compact"] == {"pull": 2.0}
-    assert "codes stay near the mean" in checkout.output("-m", "server", "list", "objectives")
-    explained = checkout.output("-m", "server", "settings", "--explain")
+    assert "codes stay near the mean" in additions.printed("list objectives")
+    explained = additions.printed("settings")
     assert "#   compact: codes stay near the mean" in explained
     assert "# strength of the pull to the mean (> 0)\nloss.compact.pull = 0.5" in explained
-    private = checkout.refusal("-m", "server", "settings", *words, "--set", "privacy.secure-sum=true")
+    private = additions.refusal("compact secure")
     assert "loss.objective is 'compact'" in private and "single sites" in private
-    wrong = checkout.refusal("-m", "server", "settings", "--set", "loss.compact.pull=-1")
-    assert "'loss.compact.pull' is -1" in wrong
+    assert "'loss.compact.pull' is -1" in additions.refusal("wrong setting")
 
 
-@pytest.mark.parametrize("secure", [False, True])
-def test_a_new_objective_in_closed_form_is_one_file(
-    checkout: Checkout, scenes: Path, tmp_path: Path, secure: bool
-) -> None:
-    checkout.add("common/losses/mirrored.py", CLOSED)
-    words = tiny(
-        preset="default", rounds=2, loss__objective="mirrored", privacy__secure_sum=str(secure).lower()
-    )
-    checkout.simulate("--shards", scenes, "--run-dir", tmp_path / "run", *words)
-    lines = [json.loads(text) for text in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-    assert [line["counted"] for line in lines] == [True, True]
+@pytest.mark.parametrize("name", ["mirrored", "mirrored-secure"])
+def test_a_new_objective_in_closed_form_is_one_file(additions: Additions, name: str) -> None:
+    assert [line["counted"] for line in additions.lines(name)] == [True, True]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,21 +15,50 @@ from tests.conftest import ROOT
 
 COPIED = ("server", "client", "common", "partitions", "recipes", "pyproject.toml", "tests/support")
 
-SIMULATE = """
-import runpy, sys
+COMMANDS = """
+import contextlib, io, json, sys, traceback
 import server.simulate
 from server.loop.run import run
 from tests.support.federation import local_grid
+from tests.support.workshop import run_command
 server.simulate.run_in_flower = lambda config, gpus: run(local_grid(config.sites.expected), config)
-sys.argv = ["server", "simulate", *sys.argv[1:]]
-runpy.run_module("server", run_name="__main__")
+done = []
+for words in json.load(sys.stdin):
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            code = run_command(words)
+        except Exception:
+            code = 1
+            traceback.print_exc()
+    done.append({"code": code, "out": out.getvalue(), "err": err.getvalue()})
+json.dump(done, open("done.json", "w"))
 """
-"""The command `simulate` with sites in its own process: Ray takes ten seconds to start."""
+"""Commands one after the other in one process, which takes seconds to start; sites run in it as well."""
+
+
+@dataclass(frozen=True)
+class Done:
+    """What came of a command."""
+
+    code: int
+    out: str
+    err: str
+
+    def printed(self) -> str:
+        """Return what the command printed; fails with its errors where it fails."""
+        assert self.code == 0, self.err[-3000:]
+        return self.out
+
+    def refusal(self) -> str:
+        """Return the sentence by which the command refused its input (exit code 2)."""
+        assert self.code == 2, (self.code, self.err[-3000:])
+        return self.err
 
 
 @dataclass(frozen=True)
 class Checkout:
-    """The packages in a folder of their own; commands run there, in processes of their own."""
+    """The packages in a folder of their own; commands run there, in a process of their own."""
 
     folder: Path
 
@@ -50,32 +81,17 @@ class Checkout:
         assert not target.exists(), f"{path} is there already"
         target.write_text(text, encoding="utf-8")
 
-    def run(self, *words: str | Path) -> subprocess.CompletedProcess[str]:
-        """Run ``python`` with these words in the copy."""
-        environment = os.environ | {"PYTHONPATH": str(self.folder), "OMP_NUM_THREADS": "1"}
-        return subprocess.run(
-            [sys.executable, *map(str, words)],
+    def run(self, *commands: Sequence[str | Path]) -> list[Done]:
+        """Run commands (``server list rules``) in the copy, one after the other, in one process."""
+        done = subprocess.run(
+            [sys.executable, "-c", COMMANDS],
             cwd=self.folder,
-            env=environment,
+            env=os.environ | {"PYTHONPATH": str(self.folder), "OMP_NUM_THREADS": "1"},
+            input=json.dumps([[str(word) for word in words] for words in commands]),
             capture_output=True,
             text=True,
-            timeout=300,
+            timeout=600,
         )
-
-    def output(self, *words: str | Path) -> str:
-        """Return what ``python`` with these words prints; fails with its errors where it fails."""
-        done = self.run(*words)
         assert done.returncode == 0, done.stderr[-3000:]
-        return done.stdout
-
-    def refusal(self, *words: str | Path) -> str:
-        """Return the sentence by which ``python`` with these words refuses its input (exit code 2)."""
-        done = self.run(*words)
-        assert done.returncode == 2, (done.returncode, done.stderr[-3000:])
-        return done.stderr
-
-    def simulate(self, *words: str | Path) -> str:
-        """Run ``python -m server simulate`` with sites in the same process; returns what it logs."""
-        done = self.run("-c", SIMULATE, *words)
-        assert done.returncode == 0, done.stderr[-3000:]
-        return done.stdout + done.stderr
+        found = json.loads((self.folder / "done.json").read_text())
+        return [Done(**each) for each in found]
