@@ -1001,11 +1001,9 @@ def adaptation_window_larger_than_a_source_image(shop: Workshop) -> Words:
     return adaptation(shop, style__transfer="fourier", style__side=41, style__height=64, style__width=64)
 
 
-@row(
-    "sgd.nesterov looks ahead along the momentum of 'sgd', but algorithm is 'sgd' and momentum 0; set nesterov"
-)
-def a_look_ahead_without_momentum(shop: Workshop) -> Words:
-    return network(shop, sgd__nesterov=True, sgd__momentum=0)
+@row("Setting 'sgd.nesterov' is True but always False in this version; leave it out")
+def a_setting_that_became_a_constant(shop: Workshop) -> Words:
+    return network(shop, sgd__nesterov=True)
 
 
 @row("network.site-statistics is 0.5, for a network that was pretrained elsewhere, but task is 'supervised'")

@@ -22,8 +22,6 @@ IMAGE_FILL = 0
 """What lies where there is no image: black, and `IGNORE` in the label."""
 STRETCH = 4 / 3
 """By how much a resized crop may change the proportions of things, either way."""
-BLUR_SIGMA = (0.1, 2.0)
-"""Range of the blur's standard deviation, in pixels after the crop."""
 
 Pair = tuple[torch.Tensor, torch.Tensor | None]
 
@@ -41,10 +39,6 @@ class TransformDraws(NamedTuple):
     brightness: float
     contrast: float
     saturation: float
-    hue: float
-    blur: float
-    sigma: float
-    flip_vertical: float  # newer than the others, hence behind them: their numbers stay what they were
 
 
 def draw_decisions(generator: torch.Generator) -> TransformDraws:
@@ -78,7 +72,7 @@ class JointTransform:
     def views(
         self, image: torch.Tensor, label: torch.Tensor | None, generator: torch.Generator
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-        """Return the changed image, the same cut with its own colours and sharpness, and the label.
+        """Return the changed image, the same cut with its own colours, and the label.
 
         The second is what a teacher sees whose student has it harder. See `__call__`.
         """
@@ -92,9 +86,7 @@ class JointTransform:
         pair = self._crop(self._rotate(self._resize((image, label), drawn), drawn), drawn)
         if drawn.flip < self.transforms.flip:
             pair = mirror(pair)
-        if drawn.flip_vertical < self.transforms.flip_vertical:
-            pair = upside_down(pair)
-        return self._blur(self._colours(pair[0], drawn), drawn), pair[0], pair[1]
+        return self._colours(pair[0], drawn), pair[0], pair[1]
 
     def _resize(self, pair: Pair, drawn: TransformDraws) -> Pair:
         """Resize to the fixed size and scale in one step: pixels are interpolated once."""
@@ -124,16 +116,13 @@ class JointTransform:
         return pair
 
     def _colours(self, image: torch.Tensor, drawn: TransformDraws) -> torch.Tensor:
-        jitter, hue = self.transforms.jitter, self.transforms.hue
-        if not jitter and not hue:
+        jitter = self.transforms.jitter
+        if not jitter:
             return image
         brightness, contrast, saturation = (
             _between(1 - jitter, 1 + jitter, u) for u in (drawn.brightness, drawn.contrast, drawn.saturation)
         )
-        return recolour(image, brightness, contrast, saturation, _between(-hue, hue, drawn.hue))
-
-    def _blur(self, image: torch.Tensor, drawn: TransformDraws) -> torch.Tensor:
-        return blur(image, _between(*BLUR_SIGMA, drawn.sigma)) if drawn.blur < self.transforms.blur else image
+        return recolour(image, brightness, contrast, saturation)
 
 
 def image_tensor(pixels: npt.NDArray[np.uint8]) -> torch.Tensor:
@@ -187,11 +176,6 @@ def mirror(pair: Pair) -> Pair:
     return pair[0].flip(-1), None if pair[1] is None else pair[1].flip(-1)
 
 
-def upside_down(pair: Pair) -> Pair:
-    """Swap top and bottom."""
-    return pair[0].flip(-2), None if pair[1] is None else pair[1].flip(-2)
-
-
 def share_of_area(size: tuple[int, int], share: float, proportions: float) -> tuple[int, int]:
     """Return height and width of a window with a share (0..1] of an image's area, which it fits into.
 
@@ -205,37 +189,20 @@ def share_of_area(size: tuple[int, int], share: float, proportions: float) -> tu
     return min(high, max(1, round(height))), min(wide, max(1, round(width)))
 
 
-def recolour(
-    image: torch.Tensor, brightness: float, contrast: float, saturation: float, hue: float
-) -> torch.Tensor:
-    """Change the colours of an image uint8 [3, H, W]; factors around 1, hue in turns of the circle.
+def recolour(image: torch.Tensor, brightness: float, contrast: float, saturation: float) -> torch.Tensor:
+    """Change the colours of an image uint8 [3, H, W] by factors around 1.
 
     Contrast is relative to the mean grey of the image. Rounds once, at the end.
     """
     from torchvision.transforms.v2.functional import (
         adjust_brightness_image,
         adjust_contrast_image,
-        adjust_hue_image,
         adjust_saturation_image,
     )
 
     changed: torch.Tensor = adjust_brightness_image(image.float() / 255, brightness)
     changed = adjust_saturation_image(adjust_contrast_image(changed, contrast), saturation)
-    if hue:
-        changed = adjust_hue_image(changed, hue)
     return changed.mul(255).round_().to(torch.uint8)
-
-
-def blur(image: torch.Tensor, sigma: float) -> torch.Tensor:
-    """Blur an image uint8 [3, H, W] by a Gaussian of ``sigma`` pixels, cut off at 3 sigma."""
-    from torchvision.transforms.v2.functional import gaussian_blur_image
-
-    reach = math.ceil(3 * sigma)
-    across, down = (2 * min(reach, side - 1) + 1 for side in (image.shape[2], image.shape[1]))
-    # the kernel is a product: rows, then columns, cost 2 n instead of n * n multiplications per pixel
-    rows = gaussian_blur_image(image.float(), [across, 1], [sigma, sigma])
-    blurred: torch.Tensor = gaussian_blur_image(rows, [1, down], [sigma, sigma])
-    return blurred.round_().to(torch.uint8)
 
 
 def _between(low: float, high: float, share: float) -> float:

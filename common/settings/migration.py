@@ -47,8 +47,18 @@ MOVED: Mapping[str, tuple[str, ...]] = (
 )
 """The keys that do what a key of an earlier version did, by its old name."""
 
-FIXED: Mapping[str, Any] = {"clusters.starts": 10}
-"""The keys that nobody set to anything else, now constants in the code, with the value that each one has."""
+FIXED: Mapping[str, Any] = {
+    "clusters.starts": 10,
+    "sgd.gamma": 0.8,
+    "sgd.head-factor": 1.0,
+    "sgd.nesterov": False,
+    "sgd.period": 0.1,
+    "style.images": 0,
+    "transforms.blur": 0.0,
+    "transforms.flip-vertical": 0.0,
+    "transforms.hue": 0.0,
+}
+"""The keys that no recipe, preset or document set to anything else, with the value that the code has today."""
 
 
 def migrated(flat: Mapping[str, Any]) -> dict[str, Any]:
@@ -60,7 +70,7 @@ def migrated(flat: Mapping[str, Any]) -> dict[str, Any]:
     for key in FIXED.keys() & flat.keys():
         if flat[key] not in (FIXED[key], FROM_PRESET):
             raise UserError(
-                f"Setting '{key}' is {flat[key]!r} but always {FIXED[key]} in this version; leave it out."
+                f"Setting '{key}' is {flat[key]!r} but always {FIXED[key]!r} in this version; leave it out."
             )
     for old, value in flat.items():
         if old in MOVED and value != FROM_PRESET:

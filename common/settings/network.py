@@ -78,10 +78,7 @@ class Transforms(Section):
     area_min: float = Field(0.5, gt=0, le=1, description="resized crop: least share of the area")
     area_max: float = Field(1.0, gt=0, le=1, description="resized crop: largest share of the area")
     flip: float = Field(0.0, ge=0, le=1, description="probability of a mirror image, left and right swapped")
-    flip_vertical: float = Field(0.0, ge=0, le=1, description="probability of being turned upside down")
     jitter: float = Field(0.0, ge=0, lt=1, description="brightness, contrast, saturation by up to this share")
-    hue: float = Field(0.0, ge=0, le=0.5, description="shift of the hue by up to this share of the circle")
-    blur: float = Field(0.0, ge=0, le=1, description="probability of a Gaussian blur")
     eval_height: int = Field(0, ge=0, description="images are scored at this height; 0: as on disk")
     eval_width: int = Field(0, ge=0, description="images are scored at this width; 0: as on disk")
 
@@ -104,27 +101,14 @@ class Sgd(Section):
         "sgd", description="adam, adamw: momentum is the first moment's decay, the second's is 0.999"
     )
     lr: float = Field(0.05, gt=0, description="learning rate")
-    head_factor: float = Field(1.0, gt=0, description="the decoder's learning rate in multiples of lr")
     momentum: float = Field(0.9, ge=0, lt=1, description="how much of the last step goes on")
-    nesterov: bool = Field(False, description="take the gradient where the momentum leads")
     weight_decay: float = Field(0.0, ge=0, description="pull of all parameters to 0")
-    schedule: Literal["constant", "poly", "cosine", "linear", "step", "exponential"] = Field(
+    schedule: Literal["constant", "poly", "cosine", "linear"] = Field(
         "poly", description="of the learning rate over all steps of a run, not of a round"
     )
     power: float = Field(0.9, gt=0, description="poly: exponent")
-    gamma: float = Field(0.8, gt=0, le=1, description="step, exponential: factor")
-    period: float = Field(0.1, gt=0, le=1, description="step, exponential: share of the run per factor")
     warmup: float = Field(0.0, ge=0, lt=1, description="share of the run in which lr rises from 0")
     mixed_precision: bool = Field(True, description="float16 arithmetic on CUDA; the CPU stays at float32")
-
-    @model_validator(mode="after")
-    def _nesterov(self) -> Sgd:
-        if self.nesterov and (self.algorithm != "sgd" or not self.momentum):
-            raise ValueError(
-                f"sgd.nesterov looks ahead along the momentum of 'sgd', but algorithm is '{self.algorithm}' and "
-                f"momentum {self.momentum:g}; set nesterov to false, or momentum above 0"
-            )
-        return self
 
 
 class Reduction(Section):
@@ -156,7 +140,6 @@ class Style(Section):
     fraction: float = Field(0.0, ge=0, le=0.5, description="window half-size as share of the shorter side")
     height: int = Field(512, ge=8, description="all styles are taken at this height in pixels")
     width: int = Field(1024, ge=8, description="all styles are taken at this width in pixels")
-    images: int = Field(0, ge=0, description="images of a site that its style is a mean of; 0: all")
     mix: float = Field(1.0, gt=0, le=1, description="spectra: largest share of the site's amplitude")
 
     @model_validator(mode="after")
@@ -194,7 +177,8 @@ class Teacher(Section):
     every: int = Field(1, ge=1, description="rounds between two updates")
     start: int = Field(0, ge=0, description="mean: rounds before the first model that counts")
     view: Literal["same", "plain"] = Field(
-        "same", description="plain: the teacher sees a cut before jitter and blur, the student after them"
+        "same",
+        description="plain: the teacher sees a cut before its colors are jittered, the student after it",
     )
     mirror: bool = Field(False, description="average the teacher's answer with that to the mirrored cut")
     confidence: float = Field(0.9, ge=0, le=1, description="pixels above it are kept; 1: none")

@@ -19,7 +19,6 @@ uint8 [H, W, 3].
 from __future__ import annotations
 
 from collections.abc import Iterable
-from itertools import islice
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -111,12 +110,8 @@ def mean_style(styles: Iterable[npt.NDArray[np.floating]]) -> StyleArray:
 
 
 def style_of(images: Iterable[Bytes], settings: Style) -> StyleArray:
-    """Return a site's style: the mean over its first ``style.images`` images, or over all.
-
-    Images are asked for one at a time, so that a generator may read them from disk.
-    """
-    chosen = islice(images, settings.images or None)
-    return mean_style(extract_style(image, settings) for image in chosen)
+    """Return a site's style, the mean over its images, which are asked for one at a time."""
+    return mean_style(extract_style(image, settings) for image in images)
 
 
 def apply_style(

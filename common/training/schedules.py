@@ -17,8 +17,7 @@ def learning_rate(sgd: Sgd, step: int, total: int) -> float:
 
     With W = warmup * total, rounded, the first W steps rise in a line, (step + 1) / (W + 1); the schedule
     covers the others. With p the share of those that lies behind, it multiplies ``sgd.lr`` by 1 (constant),
-    (1 - p)^power (poly; Liu et al., "ParseNet", 2015), (1 + cos(pi p)) / 2 (cosine), 1 - p (linear),
-    gamma^floor(p / period) (step) or gamma^(p / period) (exponential).
+    (1 - p)^power (poly; Liu et al., "ParseNet", 2015), (1 + cos(pi p)) / 2 (cosine) or 1 - p (linear).
 
     Args:
         sgd: the settings.
@@ -36,16 +35,9 @@ def learning_rate(sgd: Sgd, step: int, total: int) -> float:
     return sgd.lr * _FACTORS[sgd.schedule](sgd, share)
 
 
-def _periods(sgd: Sgd, share: float) -> int:
-    # the nudge keeps a step that lies exactly on a border (0.3 / 0.1 = 2.9999999999999996) behind it
-    return math.floor(share / sgd.period + 1e-9)
-
-
 _FACTORS: dict[str, Callable[[Sgd, float], float]] = {
     "constant": lambda _sgd, _share: 1.0,
     "poly": lambda sgd, share: float((1 - share) ** sgd.power),
     "cosine": lambda _sgd, share: (1 + math.cos(math.pi * share)) / 2,
     "linear": lambda _sgd, share: 1 - share,
-    "step": lambda sgd, share: float(sgd.gamma ** _periods(sgd, share)),
-    "exponential": lambda sgd, share: float(sgd.gamma ** (share / sgd.period)),
 }

@@ -78,7 +78,6 @@ FOREIGN: list[tuple[str, str, Any, str]] = [
     ("unsupervised", "network.weights", "random", "leave it at 'pretrained' and use model.weights."),
     ("unsupervised", "network.batchnorm", "local", "leave it at 'shared'."),
     ("unsupervised", "transforms.flip", 0.5, "leave it at 0.0."),
-    ("unsupervised", "transforms.flip-vertical", 0.5, "leave it at 0.0."),
     ("unsupervised", "transforms.width", 64, "leave it at 928 and use model.width."),
     ("unsupervised", "sgd.lr", 0.01, "leave it at 0.05 and use local.lr."),
     ("unsupervised", "sgd.algorithm", "adam", "leave it at 'sgd'."),
@@ -134,7 +133,7 @@ def test_all_are_named_at_once() -> None:
 
 @pytest.mark.parametrize(
     "style",
-    [{"style.transfer": "lab"}, {"style.side": 5}, {"style.height": 64}, {"style.images": 3}],
+    [{"style.transfer": "lab"}, {"style.side": 5}, {"style.height": 64}],
     ids=str,
 )
 def test_styles_of_supervised_training_are_for_clusters(style: dict[str, Any]) -> None:
