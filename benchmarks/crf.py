@@ -33,7 +33,7 @@ from common.data.reading import entry_image
 from common.errors import report_user_errors
 from common.evaluation.clusters import backbone_maps, seen_image
 from common.evaluation.crf import DEFAULT, CrfSettings, mean_field
-from common.models.inputs import prepare_image
+from common.models.backbone import prepare_image
 from common.models.segmenter import COSINE_SHARPNESS, Segmenter
 
 Bytes = npt.NDArray[np.uint8]

@@ -66,8 +66,8 @@ def measure(how: str, backbone: str, folder: Path, options: argparse.Namespace) 
 
     from client.work.trainer import train_local
     from common.data.manifest import read_shard
-    from common.features.cache import Features, open_features
-    from common.features.source import FeatureSource
+    from common.features.cache import open_features
+    from common.features.source import Features
     from common.models.head import build_head, init_centroids, state_to_numpy
     from common.settings.load import load_config
     from tests.support.uncached import UncachedFeatures
@@ -90,7 +90,7 @@ def measure(how: str, backbone: str, folder: Path, options: argparse.Namespace) 
     one_step = config.model_copy(update={"local": config.local.model_copy(update={"steps": 1})})
     shard = read_shard(folder / "site-0.jsonl")
     started = time.perf_counter()
-    features: FeatureSource
+    features: Features
     if how == "uncached":
         features = UncachedFeatures(shard, config.model, options.device, config.seed)
         features.neighbours(1)  # pools the features of all images, once, as the published method does

@@ -7,7 +7,8 @@ import time
 
 from client.site import SiteConfig
 from common.data.manifest import Shard
-from common.features.cache import Features, open_features
+from common.features.cache import open_features
+from common.features.source import Features
 from common.settings.schema import RunConfig
 
 log = logging.getLogger(__name__)

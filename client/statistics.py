@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from common.features.source import FeatureSource, tokens_of
+from common.features.source import Features, tokens_of
 from common.losses.base import unit
 from common.models.head import SegmentationHead, load_numpy
 from common.settings.schema import RunConfig
@@ -62,7 +62,7 @@ def spherical_sums(directions: torch.Tensor, centroids: torch.Tensor) -> Cluster
 
 
 @torch.no_grad()
-def sums_under(features: FeatureSource, head: SegmentationHead, centroids: np.ndarray) -> ClusterSums:
+def sums_under(features: Features, head: SegmentationHead, centroids: np.ndarray) -> ClusterSums:
     """Run one exact E-step of spherical k-means over all patches of a shard, with dropout off.
 
     ``centroids`` is [K, D] of any length per row. Raises ValueError where the codes are not finite.
@@ -87,7 +87,7 @@ def sums_under(features: FeatureSource, head: SegmentationHead, centroids: np.nd
 
 
 def cluster_sums(
-    features: FeatureSource,
+    features: Features,
     head: Mapping[str, np.ndarray],
     centroids: np.ndarray,
     config: RunConfig,
@@ -101,7 +101,7 @@ def cluster_sums(
 
 def site_sums(
     what: str,
-    features: FeatureSource,
+    features: Features,
     groups: Mapping[str, Mapping[str, np.ndarray]],
     config: RunConfig,
     site: str,

@@ -264,7 +264,7 @@ def _list(
     ],
 ) -> None:
     """List the names that settings know: rules, objectives, backbones or tasks, with a line about each."""
-    from common.models.inputs import BACKBONES
+    from common.models.backbone import BACKBONES
     from server.settings.registered import REGISTRIES
     from server.tasks.registry import SERVER_TASKS
 

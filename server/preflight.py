@@ -18,6 +18,7 @@ from common.data.check import (
     check_batch_sizes,
     check_label_files,
     check_labelled,
+    check_shard_fits,
     check_single_features,
     check_truth,
     refuse_faulty,
@@ -27,7 +28,8 @@ from common.data.crops import view_box
 from common.data.manifest import Shard
 from common.data.reading import entry_size
 from common.errors import UserError
-from common.features.preflight import backbone_needs, check_folder, check_shard_fits, find_cache
+from common.features.cache import find_cache
+from common.features.preflight import backbone_needs, check_folder
 from common.settings.schema import RunConfig
 from common.styles.bank import StyleBank
 from common.styles.style import half_sizes

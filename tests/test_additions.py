@@ -74,8 +74,7 @@ BACKBONE = '''"""Mean colors of 8 x 8 pixels."""
 
 import torch
 
-from common.models.backbone import PER_IMAGE, Backbone
-from common.models.inputs import BACKBONES, BackboneFacts
+from common.models.backbone import BACKBONES, PER_IMAGE, Backbone, BackboneFacts
 
 
 @BACKBONES.register(

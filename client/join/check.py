@@ -20,11 +20,12 @@ from client.join.connection import (
     shake_hands,
 )
 from client.site import SiteConfig
-from common.data.check import check_shard
+from common.data.check import check_shard, check_shard_fits
 from common.data.classes import load_table
 from common.data.manifest import Shard
 from common.errors import UserError
-from common.features.preflight import cache_bytes, check_folder, check_shard_fits, find_cache
+from common.features.cache import find_cache
+from common.features.preflight import cache_bytes, check_folder
 from common.models.backbone import Backbone
 from common.settings.schema import RunConfig
 from common.system.progress import progress_line

@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from client.statistics import chunks, spherical_sums
-from common.features.source import FeatureSource, tokens_of
+from common.features.source import Features, tokens_of
 from common.losses.base import ClosedForm, NamedArrays, unit
 from common.losses.objective import clipping_bound
 from common.models.head import SegmentationHead, load_numpy
@@ -92,7 +92,7 @@ def noisy(values: PackedSums, deviation: float, key: bytes, purpose: str) -> Pac
 
 @torch.no_grad()
 def bounded_cluster_sums(
-    features: FeatureSource, head: NamedArrays, centroids: np.ndarray, config: RunConfig
+    features: Features, head: NamedArrays, centroids: np.ndarray, config: RunConfig
 ) -> PackedSums:
     """Run one pass of exact k-means over a shard, each image's share bounded by ``privacy.clip-sums``.
 
@@ -121,7 +121,7 @@ def bounded_cluster_sums(
 
 
 @torch.no_grad()
-def bounded_sums(closed: ClosedForm, features: FeatureSource, config: RunConfig) -> PackedSums:
+def bounded_sums(closed: ClosedForm, features: Features, config: RunConfig) -> PackedSums:
     """Add up a closed form's sums over a shard, each image's part bounded by the objective's clipping norm.
 
     Returns ``kind/name`` for every array of `ClosedForm.image_sums`.

@@ -13,7 +13,7 @@ from torch import nn
 from client.statistics import sums_under
 from client.work.adam_state import load_moments, moments_to_numpy
 from client.work.centroid_fit import CentroidFit
-from common.features.source import Augmented, Coloured, FeatureSource, tokens_of
+from common.features.source import Features, tokens_of
 from common.losses.anchoring import Anchors
 from common.losses.base import Batch, Objective, View
 from common.losses.objective import build_objective
@@ -70,7 +70,7 @@ def count_steps(local: Local, images: int) -> int:
 
 
 def train_local(
-    features: FeatureSource,
+    features: Features,
     head: Mapping[str, np.ndarray],
     centroids: np.ndarray,
     config: RunConfig,
@@ -180,7 +180,7 @@ def train_local(
 
 def _on_demand(
     objective: Objective,
-    features: FeatureSource,
+    features: Features,
     indices: list[int],
     model: SegmentationHead,
     generator: torch.Generator,
@@ -188,20 +188,14 @@ def _on_demand(
     """Fetch what only some objectives want: patch colours, augmented views."""
     colours, augmented = None, None
     if objective.wants_colours:
-        if not isinstance(features, Coloured):
-            raise ValueError("This objective needs the colours of patches, which these features do not hold.")
         colours = features.colours(indices)
     if objective.wants_augmented:
-        if not isinstance(features, Augmented):
-            raise ValueError(
-                "loss.augmentation-weight needs augmented views, which these features do not hold."
-            )
         tensors, places = features.augmented(indices, generator)
         augmented = View.of(tensors.flatten(2).transpose(1, 2), model, generator), places
     return colours, augmented
 
 
-def _neighbour_table(features: FeatureSource, config: RunConfig, site: str) -> np.ndarray | None:
+def _neighbour_table(features: Features, config: RunConfig, site: str) -> np.ndarray | None:
     """Return [N, k] possible positives; fewer than wanted in a small shard, none for a single image.
 
     The same table in every round, whatever channels are dropped: the draw knows seed and site only.

@@ -11,8 +11,8 @@ from client.state import load_state, save_state
 from client.work.base import SiteTask
 from client.work.registry import SITE_TASKS
 from common import wire
+from common.data.check import check_shard_size
 from common.errors import UserError
-from common.features.preflight import check_shard_size
 from common.losses.base import CLUSTERS, TRAIN
 from common.losses.objective import closed_form
 from common.settings.schema import RunConfig

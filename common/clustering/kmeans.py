@@ -9,6 +9,7 @@ pooled points.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -18,9 +19,10 @@ from common.errors import UserError
 _Floats = npt.NDArray[np.float64]
 _Ints = npt.NDArray[np.int64]
 
-_EPSILON = 1e-10  # lengths below it have no direction: float64 rounds unit vectors off at 1e-16
+# lengths below it have no direction: float64 rounds unit vectors off at 1e-16
+_EPSILON = 1e-10
+# points compared with all centres at a time, which bounds the memory
 _CHUNK = 1 << 16
-"""Points compared with all centres at a time, which bounds the memory."""
 
 
 def unit_rows(points: npt.ArrayLike) -> _Floats:
@@ -81,21 +83,11 @@ def plus_plus(
     return np.array(selected, dtype=np.int64)
 
 
-@dataclass(frozen=True)
-class DirectionSums:
-    """What one E-step leaves of a set of points: sums of directions [K, D], their weights [K], their
-    cosines [K].
-    """
+class DirectionSums(NamedTuple):
+    """What one E-step leaves of a set of points: sums of directions [K, D] and their weights [K]."""
 
     sums: _Floats
     weights: _Floats
-    cosines: _Floats
-
-    def __add__(self, other: DirectionSums) -> DirectionSums:
-        """Join disjoint sets of points."""
-        return DirectionSums(
-            self.sums + other.sums, self.weights + other.weights, self.cosines + other.cosines
-        )
 
 
 def assign(points: npt.ArrayLike, centres: npt.ArrayLike) -> tuple[_Ints, _Floats]:
@@ -109,12 +101,8 @@ def expectation(
     """Assign every row to its centre and add up what the next centres need."""
     rows, means = unit_rows(points), unit_rows(centres)
     mass = _weights_of(len(rows), weights)
-    labels, cosines = _assign(rows, means)
-    return DirectionSums(
-        _sum_rows(rows, labels, mass, len(means)),
-        _sum_by(labels, mass, len(means)),
-        _sum_by(labels, cosines * mass, len(means)),
-    )
+    labels, _ = _assign(rows, means)
+    return DirectionSums(_sum_rows(rows, labels, mass, len(means)), _sum_by(labels, mass, len(means)))
 
 
 def maximisation(sums: npt.ArrayLike, previous: npt.ArrayLike) -> _Floats:

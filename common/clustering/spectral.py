@@ -16,17 +16,18 @@ add up theirs get exactly what pooled images would give: no step size, no rounds
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from common.features.source import Coloured, FeatureSource, tokens_of
+from common.features.source import Features, tokens_of
 
 _Array = NDArray[np.float64]
 
+# keeps variances and medians of 0 (a channel or an image of one value) from being divided by
 _TINY = 1e-8
 
 
@@ -128,10 +129,8 @@ def pair_weights(colours: torch.Tensor, grid: tuple[int, int], tolerance: float)
 
 
 @torch.no_grad()
-def patch_scatter(source: FeatureSource, tolerance: float, batch: int = 8) -> PatchScatter:
+def patch_scatter(source: Features, tolerance: float, batch: int = 8) -> PatchScatter:
     """Add up C and N over all images of a site (see the head of this file); the source needs colours."""
-    if not isinstance(source, Coloured):
-        raise ValueError("These features carry no colours; the spectral objective needs them.")
     left, right = pairs(source.grid)
     total: PatchScatter | None = None
     for start in range(0, len(source), batch):
@@ -150,14 +149,6 @@ def patch_scatter(source: FeatureSource, tolerance: float, batch: int = 8) -> Pa
         total = part if total is None else total + part
     if total is None:
         raise ValueError("The shard has no image; the scatter of nothing is not defined.")
-    return total
-
-
-def join(parts: Sequence[PatchScatter]) -> PatchScatter:
-    """Add up the sums of several sites, in the order given."""
-    total = parts[0]
-    for part in parts[1:]:
-        total = total + part
     return total
 
 

@@ -15,6 +15,7 @@ from common.data.manifest import Shard
 from common.data.reading import entry_pair, entry_size, trained_size
 from common.errors import UserError
 from common.settings.network import Transforms
+from common.settings.objectives import OBJECTIVES
 from common.settings.schema import RunConfig
 from common.system.progress import Progress, progress_line
 
@@ -249,3 +250,29 @@ def check_batches(shard: Shard, config: RunConfig) -> None:
         check_single_features(shard, config.transforms, stride, config.local.batch)
     if config.network.site_statistics or config.network.final_statistics:
         check_measured(shard, config.transforms, stride)
+
+
+def check_shard_size(images: int, name: str, config: RunConfig) -> None:
+    """Raise `UserError` where a shard has fewer images than a batch, or than the neighbours of one and itself."""
+    if not config.loss.facts.steps:  # sums over a whole shard know neither batches nor neighbors
+        return
+    local = config.local
+    needs = {"local.batch": local.batch}
+    if OBJECTIVES.get(config.loss.objective).needs_neighbours(config):
+        needs["local.neighbours"] = local.neighbours + 1
+    key = max(needs, key=lambda name: needs[name])
+    if images < needs[key]:
+        largest = images - (key == "local.neighbours")
+        advice = f"set {key} to at most {largest} or add images" if largest else "add images"
+        raise UserError(
+            f"{name} holds {images} image{'s' if images != 1 else ''}, but {key} = {getattr(local, key[6:])} "
+            f"needs at least {needs[key]}; {advice}."
+        )
+
+
+def check_shard_fits(shard: Shard, config: RunConfig) -> None:
+    """Raise `UserError` where a shard's images do not make the batches that the run's task trains on."""
+    if config.facts.frozen_backbone:
+        check_shard_size(len(shard), shard.name, config)
+    else:
+        check_batches(shard, config)

@@ -22,8 +22,8 @@ from common.data.manifest import Shard
 from common.data.reading import entry_image, entry_label, entry_size
 from common.errors import UserError
 from common.evaluation.metrics import Confusion
-from common.features.source import FeatureSource
-from common.models.inputs import crop_box, prepare_image
+from common.features.source import Features
+from common.models.backbone import crop_box, prepare_image
 from common.models.segmenter import Segmenter, Upsample
 from common.settings.unsupervised import Model
 
@@ -83,7 +83,7 @@ class Evaluation:
 @torch.no_grad()
 def evaluate_segmenter(
     segmenter: Segmenter,
-    features: FeatureSource,
+    features: Features,
     shard: Shard,
     model: Model,
     *,

@@ -24,7 +24,7 @@ from torch.nn import functional
 from common.data.classes import IGNORE
 from common.data.manifest import Shard
 from common.evaluation.clusters import ScoreAt, seen_label
-from common.features.source import FeatureSource
+from common.features.source import Features
 from common.models.segmenter import Geometry, Segmenter, interpolation
 from common.seeds import numpy_generator
 from common.settings.unsupervised import Model
@@ -74,7 +74,7 @@ def codes_at(
 @torch.no_grad()
 def sample_pixels(
     segmenter: Segmenter,
-    features: FeatureSource,
+    features: Features,
     shard: Shard,
     model: Model,
     *,

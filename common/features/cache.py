@@ -1,15 +1,16 @@
-"""The feature cache: features of a site's images from its disk, made once where no cache fits.
+"""The feature cache: features of a site's images from its disk, made by one pass of the backbone where none fits.
 
-`Features` satisfies `common.features.source.FeatureSource`. On a hit neither timm nor torchvision is imported.
+On a hit neither timm nor torchvision is imported.
 """
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Sequence
-from dataclasses import dataclass
+import logging
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
-from typing import Any, Self
 
 import numpy as np
 import torch
@@ -17,137 +18,32 @@ from numpy.typing import NDArray
 
 from common.data.augment import Augmentation
 from common.data.manifest import Shard
+from common.data.reading import entry_image
 from common.errors import UserError
 from common.features import store
-from common.features.backbone_pass import BackbonePass, encode_images, in_float16
-from common.features.neighbours import drop_channels, nearest_neighbours
+from common.features.source import Features, Views
 from common.models import backbone as backbones
-from common.models.inputs import backbone_entry, backbone_settings, weights_key
+from common.models.backbone import backbone_entry, prepare_image
 from common.settings.unsupervised import Cache, Model
 from common.system.device import choose_device
 from common.system.progress import Progress
 
-Indices = Sequence[int] | NDArray[np.integer] | torch.Tensor
+_log = logging.getLogger(__name__)
+
+# images that the backbone sees at once; on the CPU more is no faster, but takes memory: the activations of a whole
+# image for each
+GPU_BATCH, CPU_BATCH = 16, 2
 
 
-@dataclass(frozen=True)
-class Views:
-    """Features of V augmentations of N images: tokens [V, N, h*w, C], drawn by ``seed`` (see `Augmentation`)."""
+def find_cache(
+    shard: Shard, model: Model, cache: Cache, cache_dir: Path, seed: int, device: str | None = None
+) -> store.Header | None:
+    """Return the header of a shard's feature cache where a fitting one exists for this device (None: as found).
 
-    tokens: NDArray[Any]
-    seed: int
-    tiled: bool
-
-
-class Features:
-    """Frozen patch features of N images, read from a cache.
-
-    Attributes:
-        tokens: float16 or float32 [N, h*w, C], on disk (or in memory, see `from_arrays`).
-        pooled: float32 [N, C], mean of an image's tokens.
-        grid: (h, w).
-        channels: C.
-        weights_hash: of the backbone that made them.
-        device: where `batch` puts its answer.
-        name: of the shard, for messages.
+    Raises `UserError` where an image or the weights file is missing.
     """
-
-    def __init__(
-        self,
-        tokens: NDArray[Any],
-        pooled: NDArray[np.float32],
-        grid: tuple[int, int],
-        weights_hash: str,
-        device: str | torch.device = "cpu",
-        name: str = "the shard",
-        colours: NDArray[np.float16] | None = None,
-        views: Views | None = None,
-    ) -> None:
-        """Wrap arrays that belong together; shapes as in the class's attributes."""
-        if tokens.ndim != 3 or tokens.shape[1] != grid[0] * grid[1]:
-            raise ValueError(f"expected tokens [N, {grid[0] * grid[1]}, C], got {list(tokens.shape)}")
-        self.tokens = tokens
-        self.pooled = pooled
-        self.grid = grid
-        self.channels = int(tokens.shape[2])
-        self.weights_hash = weights_hash
-        self.device = torch.device(device)
-        self.name = name
-        self._colours = colours
-        self._views = views
-        self._rows = np.asarray(tokens)  # the same memory; indexing a memmap object is slower
-
-    @classmethod
-    def from_arrays(
-        cls,
-        tokens: NDArray[np.float32],
-        grid: tuple[int, int],
-        weights_hash: str = "",
-        colours: NDArray[np.floating[Any]] | None = None,
-    ) -> Self:
-        """Wrap tokens [N, h*w, C] that lie in memory, and colours [N, h*w, 3] where they are needed."""
-        stored = None if colours is None else colours.astype(np.float16)
-        return cls(tokens, tokens.mean(axis=1, dtype=np.float32), grid, weights_hash, colours=stored)
-
-    def __len__(self) -> int:
-        """Return N."""
-        return len(self._rows)
-
-    def batch(self, indices: Indices) -> torch.Tensor:
-        """Return the features of some images, float32 [B, C, h, w], in channels-last memory.
-
-        The last point saves a transposition: 1x1 convolutions read that layout as fast as any.
-        """
-        rows = torch.from_numpy(self._rows[np.asarray(indices)]).to(self.device).float()
-        return rows.transpose(1, 2).unflatten(2, self.grid)  # type: ignore[no-untyped-call,no-any-return]
-
-    def colours(self, indices: Indices) -> torch.Tensor:
-        """Return the mean colour of each cell, in 0..1: float32 [B, h*w, 3]."""
-        if self._colours is None:
-            raise ValueError("These features were made without colours; make them from images.")
-        return torch.from_numpy(self._colours[np.asarray(indices)]).to(self.device).float()
-
-    def augmented(self, indices: Indices, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-        """Draw one of each image's views: float32 [B, C, h, w], and where its patches lie, [B, h*w, 2]."""
-        if self._views is None:
-            raise ValueError(
-                "These features were made without augmented views; set cache.views to 1 or more."
-            )
-        images = np.asarray(indices)
-        drawn = torch.randint(len(self._views.tokens), (len(images),), generator=generator).numpy()
-        rows = torch.from_numpy(self._views.tokens[drawn, images]).to(self.device).float()
-        places = [
-            Augmentation.draw(self._views.seed, int(image), int(view)).places(self.grid, self._views.tiled)
-            for image, view in zip(images, drawn, strict=True)
-        ]
-        maps: torch.Tensor = rows.transpose(1, 2).unflatten(2, self.grid)  # type: ignore[no-untyped-call]
-        return maps, torch.stack(places).to(self.device)
-
-    def neighbours(self, k: int, dropout: float = 0.0, seed: int = 0) -> NDArray[np.int64]:
-        """Return each image's k most similar other images, int64 [N, k] (see `nearest_neighbours`)."""
-        return nearest_neighbours(drop_channels(self.pooled, dropout, seed), k, self.name)
-
-
-def features_key(shard: Shard, model: Model, cache: Cache, seed: int, device: torch.device) -> store.Key:
-    """Identify the cache of a shard's features as ``device`` makes them; `UserError` where a file is missing."""
-    views = f"{cache.views}:{seed}" if cache.views else ""  # views follow from the seed as well
-    arithmetic = "float16" if in_float16(cache, device) else ""
-    return store.cache_key(shard, model, weights_key(model, seed), cache.dtype, views, arithmetic)
-
-
-def features_header(
-    images: int, backbone: backbones.Backbone, model: Model, cache: Cache, seed: int
-) -> store.Header:
-    """Describe the cache of so many images before it is made: what it will hold, and the bytes of its files."""
-    return store.Header.describe(
-        images=images * (1 + cache.views),
-        grid=backbone.grid,
-        channels=backbone.channels,
-        dtype=cache.dtype,
-        weights_hash=backbone.weights_hash,
-        weights_key=weights_key(model, seed),
-        settings=backbone_settings(model),
-    )
+    found = store.read(cache_dir, store.features_key(shard, model, cache, seed, choose_device(device)))
+    return None if found is None else found.header
 
 
 def open_features(
@@ -178,7 +74,7 @@ def open_features(
         raise UserError(f"Shard {shard.name} holds no images; list at least one in {shard.path}.")
     folder = Path(cache_dir)
     place = choose_device(device)
-    key = features_key(shard, model, cache, seed, place)
+    key = store.features_key(shard, model, cache, seed, place)
     stored = store.read(folder, key)
     if stored is None:
         with store.shard_lock(folder, key):
@@ -224,12 +120,12 @@ def _build(
 ) -> None:
     """Run the backbone once over the shard, then over each round of augmented views; write what it says."""
     backbone = backbones.load_backbone(model, seed, device)
-    header = features_header(len(shard), backbone, model, cache, seed)
-    run = BackbonePass(backbone, device, in_float16(cache, device))
+    header = store.Header.describe(len(shard), backbone, model, cache, seed)
+    run = BackbonePass(backbone, device, store.in_float16(cache, device))
     with store.writing(folder, key, header) as writer:
         done = 0
         for view in range(-1, cache.views):  # -1: the picture as it is
-            seen = None if view < 0 else functools.partial(_augment, seed=seed, view=view)
+            seen = None if view < 0 else partial(_augment, seed=seed, view=view)
             for indices, tokens, colours in encode_images(run, shard, model, range(len(shard)), seen):
                 values = tokens.cpu().numpy()
                 _check_finite(values, cache.dtype, shard, indices, run.float16)
@@ -265,3 +161,77 @@ def _check_finite(
             f"Features of shard {shard.name} exceed {limit:.0f}, the largest {dtype}; "
             "set cache.dtype to 'float32'."
         )
+
+
+class BackbonePass:
+    """Runs a backbone over pictures; ``batch`` is how many it sees at once, and falls where a GPU has no room.
+
+    Several sites may share a GPU, and how much of it is free changes while they work.
+    """
+
+    def __init__(self, backbone: backbones.Backbone, device: torch.device, float16: bool = False) -> None:
+        """Take a backbone that is on ``device``; ``float16`` lets matrix products and convolutions use it."""
+        self.backbone = backbone
+        self.device = device
+        self.float16 = float16
+        self.batch = CPU_BATCH if device.type == "cpu" else GPU_BATCH
+
+    def __call__(self, pictures: torch.Tensor) -> torch.Tensor:
+        """Return the features of pictures [B, 3, H, W]: float32 [B, h*w, C], on the device.
+
+        Raises `UserError` where the GPU has no room for one picture.
+        """
+        while True:
+            try:
+                return self._features(pictures)
+            except torch.cuda.OutOfMemoryError as error:
+                reason = str(error).splitlines()[0]
+            # out of the handler: until here the exception keeps the activations of the failed batch alive
+            if self.batch == 1:
+                raise UserError(
+                    f"GPU '{self.device}' has no room for the features of a single picture ({reason}); raise this "
+                    "site's gpu-share, end what else runs on the GPU, or set device to cpu."
+                )
+            torch.cuda.empty_cache()
+            self.batch //= 2
+            _log.warning(
+                "GPU '%s' is out of memory; going on with %d images at once", self.device, self.batch
+            )
+
+    def _features(self, pictures: torch.Tensor) -> torch.Tensor:
+        found = []
+        for piece in pictures.split(self.batch):  # type: ignore[no-untyped-call]
+            with torch.autocast(self.device.type, torch.float16, enabled=self.float16):
+                tokens = self.backbone(piece.to(self.device))
+            found.append(tokens.float().contiguous())
+        return found[0] if len(found) == 1 else torch.cat(found)
+
+
+def encode_images(
+    run: BackbonePass,
+    shard: Shard,
+    model: Model,
+    indices: Sequence[int],
+    change: Callable[[torch.Tensor, int], torch.Tensor] | None = None,
+) -> Iterator[tuple[Sequence[int], torch.Tensor, torch.Tensor]]:
+    """Yield (indices, tokens float32 [b, h*w, C], colors [b, h*w, 3]) of as many images as ``run`` takes at once.
+
+    ``change`` makes another image of image [3, H, W] and index, before the backbone sees it.
+    """
+
+    def load(index: int) -> torch.Tensor:
+        picture = prepare_image(entry_image(shard, index), model)
+        return picture if change is None else change(picture, index)
+
+    # decoding releases the interpreter lock, so that threads help wherever there are cores
+    with ThreadPoolExecutor(max_workers=min(run.batch, os.cpu_count() or 1)) as pool:
+        left = indices
+        while len(left):
+            part, left = left[: run.batch], left[run.batch :]
+            pictures = torch.stack(list(pool.map(load, part)))
+            yield part, run(pictures), cell_colours(pictures, run.backbone.grid)
+
+
+def cell_colours(pictures: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
+    """Return the mean colour in each cell of the grid: pictures [B, 3, H, W] -> [B, h*w, 3]."""
+    return torch.nn.functional.adaptive_avg_pool2d(pictures, grid).flatten(2).transpose(1, 2)

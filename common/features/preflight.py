@@ -1,4 +1,4 @@
-"""Checks before training on a shard: number and sizes of images, feature cache, backbone and disk space.
+"""Checks before features are made: the backbone loads, and the disk has room for them.
 
 Server and site run the same checks, each on what lies on its own machine. Nothing here writes.
 """
@@ -10,59 +10,15 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from common.data.check import check_batches
-from common.data.manifest import Shard
 from common.errors import UserError
-from common.features import store
-from common.features.cache import features_header, features_key
+from common.features.store import Header
 from common.models.backbone import Backbone, load_backbone
-from common.settings.objectives import OBJECTIVES
-from common.settings.schema import RunConfig
 from common.settings.unsupervised import Cache, Model
-from common.system.device import choose_device
-
-
-def check_shard_size(images: int, name: str, config: RunConfig) -> None:
-    """Raise `UserError` where a shard has fewer images than a batch, or than the neighbours of one and itself."""
-    if not config.loss.facts.steps:  # sums over a whole shard know neither batches nor neighbors
-        return
-    local = config.local
-    needs = {"local.batch": local.batch}
-    if OBJECTIVES.get(config.loss.objective).needs_neighbours(config):
-        needs["local.neighbours"] = local.neighbours + 1
-    key = max(needs, key=lambda name: needs[name])
-    if images < needs[key]:
-        largest = images - (key == "local.neighbours")
-        advice = f"set {key} to at most {largest} or add images" if largest else "add images"
-        raise UserError(
-            f"{name} holds {images} image{'s' if images != 1 else ''}, but {key} = {getattr(local, key[6:])} "
-            f"needs at least {needs[key]}; {advice}."
-        )
-
-
-def check_shard_fits(shard: Shard, config: RunConfig) -> None:
-    """Raise `UserError` where a shard's images do not make the batches that the run's task trains on."""
-    if config.facts.frozen_backbone:
-        check_shard_size(len(shard), shard.name, config)
-    else:
-        check_batches(shard, config)
-
-
-def find_cache(
-    shard: Shard, model: Model, cache: Cache, cache_dir: Path, seed: int, device: str | None = None
-) -> store.Header | None:
-    """Return the header of a shard's feature cache where a fitting one exists for this device (None: as found).
-
-    Raises `UserError` where an image or the weights file is missing.
-    """
-    found = store.read(cache_dir, features_key(shard, model, cache, seed, choose_device(device)))
-    return None if found is None else found.header
 
 
 def cache_bytes(images: int, backbone: Backbone, model: Model, cache: Cache, seed: int) -> int:
     """Return the disk space that the features of so many images need."""
-    header = features_header(images, backbone, model, cache, seed)
-    return sum(header.files.values())
+    return Header.describe(images, backbone, model, cache, seed).size
 
 
 def backbone_needs(model: Model, cache: Cache, seed: int, images: list[int]) -> tuple[int, str, list[int]]:

@@ -24,25 +24,27 @@ import re
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Final, Literal
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from common.data.manifest import Shard
 from common.errors import UserError
-from common.models.inputs import backbone_settings
-from common.settings.unsupervised import Model
+from common.models.backbone import Backbone, backbone_settings, weights_key
+from common.settings.unsupervised import Cache, Model
 
 _log = logging.getLogger(__name__)
 
 _FORMAT: Final = 2
+_FILES = ("tokens.bin", "pooled.bin", "colours.bin")
+# caches of one shard that may lie side by side (other backbones or sizes); the least recently used go
 KEEP = 4
-"""Caches of one shard that may lie side by side (other backbones or sizes); the least recently used go."""
 
 
 @dataclass(frozen=True)
@@ -77,38 +79,32 @@ class Header(BaseModel):
     settings: dict[str, str | int]
 
     @classmethod
-    def describe(
-        cls,
-        images: int,
-        grid: tuple[int, int],
-        channels: int,
-        dtype: Literal["float16", "float32"],
-        weights_hash: str,
-        weights_key: str,
-        settings: dict[str, str | int],
-    ) -> Header:
-        """Fill in the sizes of the files."""
+    def describe(cls, images: int, backbone: Backbone, model: Model, cache: Cache, seed: int) -> Header:
+        """Describe the cache of so many images before it is made, and the bytes of its files."""
+        rows = images * (1 + cache.views)
+        patches, channels = backbone.grid[0] * backbone.grid[1], backbone.channels
         return cls(
-            images=images,
-            grid=grid,
+            images=rows,
+            grid=backbone.grid,
             channels=channels,
-            dtype=dtype,
-            token_bytes=images * grid[0] * grid[1] * channels * np.dtype(dtype).itemsize,
-            pooled_bytes=images * channels * 4,
-            colour_bytes=images * grid[0] * grid[1] * 3 * 2,
-            weights_hash=weights_hash,
-            weights_key=weights_key,
-            settings=settings,
+            dtype=cache.dtype,
+            token_bytes=rows * patches * channels * np.dtype(cache.dtype).itemsize,
+            pooled_bytes=rows * channels * 4,
+            colour_bytes=rows * patches * 3 * 2,
+            weights_hash=backbone.weights_hash,
+            weights_key=weights_key(model, seed),
+            settings=backbone_settings(model),
         )
 
     @property
     def files(self) -> dict[str, int]:
         """Return the bytes of each file of numbers."""
-        return {
-            "tokens.bin": self.token_bytes,
-            "pooled.bin": self.pooled_bytes,
-            "colours.bin": self.colour_bytes,
-        }
+        return dict(zip(_FILES, (self.token_bytes, self.pooled_bytes, self.colour_bytes), strict=True))
+
+    @property
+    def size(self) -> int:
+        """Return the bytes of all files of numbers."""
+        return sum(self.files.values())
 
 
 @dataclass(frozen=True)
@@ -121,15 +117,16 @@ class Stored:
     colours: NDArray[np.float16]
 
 
-def cache_key(
-    shard: Shard, model: Model, weights: str, dtype: str, views: str = "", arithmetic: str = ""
-) -> Key:
-    """Identify a cache by all that its content follows from.
+def in_float16(cache: Cache, device: torch.device) -> bool:
+    """Tell whether features are computed in float16: on CUDA, where it is asked for; a CPU would be slower."""
+    return cache.mixed_precision and device.type == "cuda"
 
-    ``views`` tells augmentations, if there are any, ``arithmetic`` in what the backbone computes, if not float32.
+
+def features_key(shard: Shard, model: Model, cache: Cache, seed: int, device: torch.device) -> Key:
+    """Identify the cache of a shard's features as ``device`` makes them, by all that they follow from.
 
     Images count by path below the root, view, size and modification time, in the order of the shard, so that
-    a data root may be mounted elsewhere. Raises `UserError` where an image is missing.
+    a data root may be mounted elsewhere. Raises `UserError` where an image or the weights file is missing.
     """
     where = str(shard.path.resolve())
     slug = re.sub(r"[^A-Za-z0-9_.]+", "_", shard.name).lstrip(".")[:40]
@@ -144,8 +141,11 @@ def cache_key(
             ) from None
         shown = [entry.image] if entry.view is None else [entry.image, entry.view]
         images.update(json.dumps([*shown, state.st_size, state.st_mtime_ns]).encode())
-    parts = [_FORMAT, weights, backbone_settings(model), dtype, views]
-    features = json.dumps(parts + ([arithmetic] if arithmetic else []), sort_keys=True)
+    # augmented views follow from the seed as well; keys of plain float32 features are as before there were others
+    views = f"{cache.views}:{seed}" if cache.views else ""
+    parts = [_FORMAT, weights_key(model, seed), backbone_settings(model), cache.dtype, views]
+    parts += ["float16"] if in_float16(cache, device) else []
+    features = json.dumps(parts, sort_keys=True)
     return Key(f"{slug}-{_short(f'{where}|{shard.name}', 8)}", _short(features, 16), images.hexdigest()[:16])
 
 
@@ -220,26 +220,27 @@ class Writer:
 
     def __init__(self, folder: Path, dtype: str) -> None:
         """Open the files of a new cache in ``folder``."""
-        self._dtype = np.dtype(dtype)
-        self._tokens: BinaryIO = (folder / "tokens.bin").open("wb")
-        self._pooled: BinaryIO = (folder / "pooled.bin").open("wb")
-        self._colours: BinaryIO = (folder / "colours.bin").open("wb")
+        self._dtypes: tuple[np.dtype[Any], ...] = (
+            np.dtype(dtype),
+            np.dtype(np.float32),
+            np.dtype(np.float16),
+        )
+        self._files: list[BinaryIO] = [(folder / name).open("wb") for name in _FILES]
 
-    def append(
-        self, tokens: NDArray[np.float32], pooled: NDArray[np.float32], colours: NDArray[np.float32]
-    ) -> None:
-        """Write tokens [B, h*w, C], pooled [B, C], colours [B, h*w, 3]; a full disk would kill a memory map."""
-        self._tokens.write(np.ascontiguousarray(tokens, dtype=self._dtype).data)
-        self._pooled.write(np.ascontiguousarray(pooled, dtype=np.float32).data)
-        self._colours.write(np.ascontiguousarray(colours, dtype=np.float16).data)
+    def append(self, *arrays: NDArray[np.float32]) -> None:
+        """Write tokens [B, h*w, C], pooled [B, C] and colours [B, h*w, 3]."""
+        # written, not mapped: a full disk would kill a process that writes to a memory map
+        for file, dtype, array in zip(self._files, self._dtypes, arrays, strict=True):
+            file.write(np.ascontiguousarray(array, dtype=dtype).data)
 
     def close(self, sync: bool) -> None:
         """Close the files, after flushing them to the disk if they are worth it."""
-        with self._tokens, self._pooled, self._colours:  # all get closed, even where the disk is full
-            if sync:
-                for file in (self._tokens, self._pooled, self._colours):
-                    file.flush()
-                    os.fsync(file.fileno())
+        with ExitStack() as closing:  # all get closed, even where the disk is full
+            for file in self._files:
+                closing.enter_context(file)
+            for file in self._files if sync else ():
+                file.flush()
+                os.fsync(file.fileno())
 
 
 @contextmanager
@@ -248,7 +249,7 @@ def writing(cache_dir: Path, key: Key, header: Header) -> Iterator[Writer]:
 
     Raises `UserError`, naming the bytes needed, where the disk is full.
     """
-    if shutil.disk_usage(cache_dir).free < sum(header.files.values()):
+    if shutil.disk_usage(cache_dir).free < header.size:
         raise _disk_full(cache_dir, header)
     target = cache_dir / key.folder
     partial = Path(tempfile.mkdtemp(prefix=f".{key.shard}-", suffix=".partial", dir=cache_dir))
@@ -280,11 +281,10 @@ def writing(cache_dir: Path, key: Key, header: Header) -> Iterator[Writer]:
 
 
 def _disk_full(cache_dir: Path, header: Header) -> UserError:
-    needed = sum(header.files.values())
     free = shutil.disk_usage(cache_dir).free
     halve = ", or set cache.dtype to 'float16'" if header.dtype == "float32" else ""
     return UserError(
-        f"The features need {needed} bytes ({needed / 1e9:.2f} GB) in {cache_dir}, where {free} bytes are "
+        f"The features need {header.size} bytes ({header.size / 1e9:.2f} GB) in {cache_dir}, where {free} bytes are "
         f"free; make room or choose another cache folder{halve}."
     )
 

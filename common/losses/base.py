@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.nn import functional
 
-from common.features.source import FeatureSource
+from common.features.source import Features
 from common.models.head import SegmentationHead, channel_mask
 from common.settings.schema import RunConfig
 from common.settings.unsupervised import Local
@@ -151,11 +151,11 @@ class ClosedForm(ABC, ObjectiveRules):
         return self.kind if number == 1 else CLUSTERS
 
     @abstractmethod
-    def site(self, features: FeatureSource) -> dict[str, np.ndarray]:
+    def site(self, features: Features) -> dict[str, np.ndarray]:
         """Return what a site sends in the first round; raises ValueError for features that do not do."""
 
     @abstractmethod
-    def image_sums(self, features: FeatureSource) -> Iterator[dict[str, NDArray[np.float64]]]:
+    def image_sums(self, features: Features) -> Iterator[dict[str, NDArray[np.float64]]]:
         """Yield each image's part of the sums, in the form of `noisy_shapes`, for bounds and noise."""
 
     @abstractmethod
@@ -182,10 +182,12 @@ class ClosedForm(ABC, ObjectiveRules):
     def noisy_shapes(plain: ShapesOf) -> Shapes:
         """Return the shapes of what `image_sums` yields, from those of what `site` returns."""
 
-    @staticmethod
-    @abstractmethod
-    def packed_shapes(plain: ShapesOf) -> Shapes:
+    @classmethod
+    def packed_shapes(cls, plain: ShapesOf) -> Shapes:
         """Return the shapes of what `pack` returns, from those of what `site` returns."""
+        # ones, because sums may be divided by a count
+        packed = cls.pack({name: np.ones(shape) for name, shape in plain.items()})
+        return {name: array.shape for name, array in packed.items()}
 
     @staticmethod
     @abstractmethod

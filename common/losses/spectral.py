@@ -6,7 +6,9 @@ how it is noised, and what the server makes of the total.
 
 from __future__ import annotations
 
+import functools
 import itertools
+import operator
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -15,25 +17,24 @@ from pydantic import Field
 
 from common.clustering.spectral import (
     PatchScatter,
-    join,
     pair_weights,
     pairs,
     patch_scatter,
     separating_projection,
     symmetric,
 )
-from common.features.source import Coloured, FeatureSource, tokens_of
+from common.features.source import Features, tokens_of
 from common.losses.base import ClosedForm, NamedArrays, Shapes, ShapesOf, Sums
 from common.settings.objectives import OBJECTIVES, ObjectiveFacts
 from common.settings.schema import RunConfig
 from common.settings.section import Section
 
+# Factors of an image's mean feature, mean x x^T, mean difference of neighbors and mean pair weight where noise
+# covers all four as one vector. Their usual lengths (CamVid: 0.37, 0.16, 0.011 and 0.20 of the feature norm's powers)
+# are not what they are worth: the projection hangs on the two matrices, the shorter one most of all.
 RELEASE_SCALES = {"total": 0.2, "outer": 1.0, "difference": 8.0, "weight": 0.1}
-"""Factors of an image's mean feature, mean x x^T, mean difference of neighbors and mean pair weight where noise
-covers all four as one vector. Their usual lengths (CamVid: 0.37, 0.16, 0.011 and 0.20 of the feature norm's powers)
-are not what they are worth: the projection hangs on the two matrices, the shorter one most of all.
-"""
 
+# keeps a share of pairs that is 0, or below it by noise, from being divided by
 _TINY = 1e-8
 
 
@@ -77,18 +78,16 @@ class Spectral(ClosedForm):
             )
         return None
 
-    def site(self, features: FeatureSource) -> dict[str, np.ndarray]:
+    def site(self, features: Features) -> dict[str, np.ndarray]:
         """Return the scatter of a shard as it travels."""
         return patch_scatter(features, self.settings.tolerance).to_arrays()
 
-    def image_sums(self, features: FeatureSource) -> Iterator[dict[str, NDArray[np.float64]]]:
+    def image_sums(self, features: Features) -> Iterator[dict[str, NDArray[np.float64]]]:
         """Yield each image's mean feature over R, means of x x^T and w d d^T over R^2, and mean pair weight.
 
         Features longer than R = ``privacy.feature-norm`` are shortened to it. Each part is scaled by its factor of
         `RELEASE_SCALES`.
         """
-        if not isinstance(features, Coloured):
-            raise ValueError("These features carry no colours; the spectral objective needs them.")
         radius = self.config.privacy.feature_norm
         left, right = pairs(features.grid)
         triangle = np.triu_indices(features.channels)
@@ -108,7 +107,7 @@ class Spectral(ClosedForm):
 
     def merge(self, parts: Sequence[NamedArrays]) -> tuple[dict[str, np.ndarray], np.ndarray]:
         """Add up the sites' sums and solve for the linear head."""
-        scatter = join([PatchScatter.from_arrays(part) for part in parts])
+        scatter = functools.reduce(operator.add, map(PatchScatter.from_arrays, parts))
         model = self.config.model
         try:
             weight, bias, _ = separating_projection(
@@ -152,12 +151,6 @@ class Spectral(ClosedForm):
         """Return the shapes of the four means of an image."""
         triangle = plain["difference"]
         return {"total": plain["mean"], "outer": triangle, "difference": triangle, "weight": (1,)}
-
-    @staticmethod
-    def packed_shapes(plain: ShapesOf) -> Shapes:
-        """Return the shapes of the sums behind a scatter."""
-        triangle = plain["difference"]
-        return {"total": plain["mean"], "outer": triangle, "difference": triangle, "weights": (2,)}
 
     @staticmethod
     def pack(arrays: NamedArrays) -> dict[str, np.ndarray]:

@@ -17,9 +17,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from common.models.backbone import prepare_torchvision
 from common.models.deeplab_weights import load_weights
 from common.models.parameter_groups import parameter_keys, statistics_keys
-from common.models.weights import prepare_torchvision
 from common.seeds import derive
 from common.settings.network import Network, numbers
 

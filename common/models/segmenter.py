@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from common.checkpoint import Checkpoint, load_checkpoint
-from common.models.inputs import backbone_entry
+from common.models.backbone import backbone_entry
 from common.models.site_models import chosen_model
 from common.settings.unsupervised import Model
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,42 +13,12 @@ import torch
 from torch import nn
 
 from common.errors import UserError
+from common.models.backbone import prepare_torchvision
 
 _log = logging.getLogger(__name__)
 
 PROBE_SECONDS = 4.0
 """How long a server may take to answer before it counts as out of reach."""
-
-
-_DESCRIBED_ON_IMPORT = (
-    "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
-    "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
-)
-
-
-@cache
-def prepare_torchvision() -> torch.library.Library | None:
-    """Make ``import torchvision`` work beside any torch; call it before torchvision or timm is imported.
-
-    The wheel on the default package index is built for CUDA. Beside a CPU build of torch its compiled operators
-    cannot be loaded, and then the import fails while it describes them. The frozen backbones use none of them:
-    declaring their signatures is enough.
-
-    Returns what holds the declarations (they live as long as it does), or None where none were needed.
-    """
-    try:
-        import torchvision
-    except RuntimeError as error:
-        if "operator torchvision::" not in str(error):
-            raise
-    else:
-        return None
-    declared = torch.library.Library("torchvision", "FRAGMENT")  # type: ignore[no-untyped-call]
-    for signature in _DESCRIBED_ON_IMPORT:
-        declared.define(signature)  # type: ignore[no-untyped-call]
-    import torchvision  # noqa: F401
-
-    return declared
 
 
 def read_safetensors(path: Path) -> dict[str, torch.Tensor]:
@@ -100,16 +68,6 @@ def load_fitting(
                 f"the model expects {list(tensor.shape)}; {advice}."
             )
     net.load_state_dict({name: tensors.get(name, tensor) for name, tensor in wanted.items()})
-
-
-def state_hash(net: nn.Module) -> str:
-    """Return the sha256 (hex) of names, dtypes, shapes and bytes of a state dict, in order of names."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(net.state_dict().items()):
-        array = tensor.detach().cpu().contiguous().numpy()
-        digest.update(f"{name}|{array.dtype.str}|{list(array.shape)}\n".encode())
-        digest.update(array.data)
-    return digest.hexdigest()
 
 
 def offline_error(what: str, setting: str = "model.weights") -> UserError:

@@ -37,7 +37,8 @@ from common.evaluation.probe import (
     join_pixels,
     sample_pixels,
 )
-from common.features.cache import Features, open_features
+from common.features.cache import open_features
+from common.features.source import Features
 from common.models.segmenter import Geometry, Segmenter
 from common.models.site_models import chosen_model
 from common.settings.unsupervised import Model

@@ -24,8 +24,8 @@ from common.evaluation.clusters import (
 )
 from common.evaluation.crf import refine
 from common.evaluation.score import Score, site_fields
-from common.features.cache import Features, open_features
-from common.features.preflight import find_cache
+from common.features.cache import find_cache, open_features
+from common.features.source import Features
 from common.models.segmenter import Segmenter
 from common.models.site_models import chosen_model, own_sites, unshared
 from common.settings.schema import RunConfig

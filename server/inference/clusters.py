@@ -13,7 +13,7 @@ from common.errors import UserError
 from common.evaluation.clusters import backbone_maps, check_backbone, predict
 from common.evaluation.crf import refine
 from common.evaluation.overlay import Bytes, Legend, make_legend
-from common.models.inputs import prepare_image
+from common.models.backbone import prepare_image
 from common.models.segmenter import COSINE_SHARPNESS, Segmenter
 from common.models.site_models import chosen_model
 from common.system.device import choose_device

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from client.statistics import ClusterSums, cluster_sums, site_sums
 from common.clustering.kmeans import unit_rows
-from common.features.cache import Features
+from common.features.source import Features
 from common.models.head import build_head, init_centroids, state_to_numpy
 from common.settings.objectives import Loss
 from common.settings.schema import RunConfig

@@ -10,7 +10,7 @@ import torch
 
 from client.work.trainer import train_local
 from common.clustering.spectral import patch_scatter, separating_projection
-from common.features.cache import Features, Views
+from common.features.source import Features, Views
 from common.losses.base import Batch, View
 from common.losses.labelled import labelled_loss
 from common.losses.objective import build_objective

@@ -10,11 +10,10 @@ from numpy.typing import NDArray
 
 from common.data.manifest import Shard
 from common.data.reading import entry_image
-from common.features.backbone_pass import BackbonePass, cell_colours, encode_images
-from common.features.cache import Indices
-from common.features.neighbours import drop_channels, nearest_neighbours
+from common.features.cache import BackbonePass, cell_colours, encode_images
+from common.features.source import Indices, drop_channels, nearest_neighbours
 from common.models import backbone as backbones
-from common.models.inputs import prepare_image
+from common.models.backbone import prepare_image
 from common.settings.unsupervised import Model
 from common.system.device import choose_device
 

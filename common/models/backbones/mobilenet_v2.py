@@ -10,9 +10,18 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from common.models.backbone import IMAGENET_MEAN, IMAGENET_STD, PER_IMAGE, Backbone, seeded_constructors
-from common.models.inputs import BACKBONES, BackboneFacts, weights_path
-from common.models.weights import load_fitting, prepare_torchvision, read_safetensors, torchvision_pretrained
+from common.models.backbone import (
+    BACKBONES,
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    PER_IMAGE,
+    Backbone,
+    BackboneFacts,
+    prepare_torchvision,
+    seeded_constructors,
+    weights_path,
+)
+from common.models.weights import load_fitting, read_safetensors, torchvision_pretrained
 from common.settings.unsupervised import Model
 
 _log = logging.getLogger(__name__)

@@ -11,9 +11,19 @@ import torch
 from torch import nn
 
 from common.errors import UserError
-from common.models.backbone import IMAGENET_MEAN, IMAGENET_STD, PER_IMAGE, Backbone, seeded_constructors
-from common.models.inputs import BACKBONES, VIT, BackboneFacts, weights_path
-from common.models.weights import load_fitting, prepare_torchvision, read_safetensors, timm_pretrained
+from common.models.backbone import (
+    BACKBONES,
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    PER_IMAGE,
+    VIT,
+    Backbone,
+    BackboneFacts,
+    prepare_torchvision,
+    seeded_constructors,
+    weights_path,
+)
+from common.models.weights import load_fitting, read_safetensors, timm_pretrained
 from common.settings.unsupervised import Model
 
 _log = logging.getLogger(__name__)

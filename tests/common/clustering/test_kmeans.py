@@ -63,9 +63,8 @@ def test_lloyd_by_sums_over_any_split_equals_pooled(seed: int, cuts: list[int], 
     bounds = [0, *sorted(cuts), 60]
     for _ in range(4):
         pooled = maximisation(expectation(points, pooled).sums, pooled)
-        parts = [expectation(points[a:b], split) for a, b in itertools.pairwise(bounds)]
-        total = sum(parts[1:], start=parts[0])
-        split = maximisation(total.sums, split)
+        parts = [expectation(points[a:b], split).sums for a, b in itertools.pairwise(bounds)]
+        split = maximisation(sum(parts), split)
     np.testing.assert_allclose(split, pooled, atol=1e-6)
 
 

@@ -17,8 +17,8 @@ from common.data.reading import entry_image, entry_label, entry_size
 from common.errors import UserError
 from common.evaluation.clusters import seen_image, seen_label
 from common.features.cache import open_features
-from common.features.store import cache_key
-from common.models.inputs import prepare_image
+from common.features.store import features_key
+from common.models.backbone import prepare_image
 from common.settings.unsupervised import Cache, Model
 
 MODEL = Model(weights="random", height=33, width=49)
@@ -105,7 +105,7 @@ def test_features_are_those_of_the_cut_picture(shard: Shard, tmp_path: Path) -> 
 def test_a_view_has_a_cache_of_its_own(shard: Shard) -> None:
     def key(view: str | None) -> str:
         one = Shard("s", shard.path, shard.root, (Entry("a.png", None, None, view),))
-        return cache_key(one, MODEL, "random:0", "float16").images
+        return features_key(one, MODEL, Cache(), 0, torch.device("cpu")).images
 
     assert len({key(view) for view in (None, *VIEWS)}) == 6
 

@@ -17,7 +17,7 @@ from common.data.manifest import Entry, Shard
 from common.errors import UserError
 from common.evaluation.clusters import Evaluation, evaluate_segmenter
 from common.evaluation.metrics import Confusion
-from common.features.cache import Features
+from common.features.source import Features
 from common.models.segmenter import Geometry, Segmenter
 from common.settings.unsupervised import Model
 

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from common.errors import UserError
-from common.features.backbone_pass import GPU_BATCH, BackbonePass, in_float16
+from common.features.cache import GPU_BATCH, BackbonePass
+from common.features.store import in_float16
 from common.models.backbone import Backbone, load_backbone
 from common.settings.unsupervised import Cache, Model
 

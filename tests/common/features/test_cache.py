@@ -24,11 +24,11 @@ from common.data.images import read_image
 from common.data.manifest import Entry, Shard, read_shard, write_manifest
 from common.errors import UserError
 from common.features import store
-from common.features.backbone_pass import CPU_BATCH
-from common.features.cache import Features, features_key, open_features
-from common.features.neighbours import nearest_neighbours
+from common.features.cache import CPU_BATCH, open_features
+from common.features.source import Features, nearest_neighbours
+from common.features.store import features_key
 from common.models import backbone as backbones
-from common.models.inputs import prepare_image, weights_key
+from common.models.backbone import prepare_image, weights_key
 from common.seeds import numpy_generator
 from common.settings.load import load_config
 from common.settings.unsupervised import Cache, Model
@@ -188,7 +188,7 @@ def test_float16_that_overflows_is_named_as_the_cause(
         return torch.full((len(images), 6, 64), torch.inf)
 
     monkeypatch.setattr(backbones.Backbone, "forward", overflowing)
-    monkeypatch.setattr("common.features.cache.in_float16", lambda cache, device: cache.mixed_precision)
+    monkeypatch.setattr("common.features.store.in_float16", lambda cache, device: cache.mixed_precision)
     with pytest.raises(UserError, match=r"computed in float16; set cache\.mixed-precision to false"):
         cached(shard, tmp_path / "c", cache=Cache(mixed_precision=True))
     assert folders(tmp_path / "c") == []
@@ -494,7 +494,7 @@ def test_neighbours_agree_with_a_slow_loop(monkeypatch: pytest.MonkeyPatch) -> N
     expected = slow_neighbours(pooled.astype(np.float64), 4)
     assert nearest_neighbours(pooled, 4).tolist() == expected
     monkeypatch.setattr(
-        "common.features.neighbours._BLOCK_ELEMENTS", 3 * 23
+        "common.features.source._BLOCK_ELEMENTS", 3 * 23
     )  # blocks of three rows, the last of two
     assert nearest_neighbours(pooled, 4).tolist() == expected
 

@@ -17,8 +17,15 @@ from torch.nn import functional as F
 
 from common.errors import UserError
 from common.models import weights
-from common.models.backbone import IMAGENET_MEAN, IMAGENET_STD, load_backbone
-from common.models.inputs import backbone_settings, crop_box, prepare_image, weights_key
+from common.models.backbone import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    backbone_settings,
+    crop_box,
+    load_backbone,
+    prepare_image,
+    weights_key,
+)
 from common.settings.unsupervised import Model
 
 ROOT = Path(__file__).resolve().parents[3]

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from common.checkpoint import Checkpoint, checkpoint_path, save_checkpoint
 from common.errors import UserError
 from common.models import deeplab_weights, weights
+from common.models.backbone import prepare_torchvision
 from common.models.deeplab import (
     Aspp,
     AtrousConv,
@@ -28,7 +29,6 @@ from common.models.deeplab import (
     network_to_arrays,
 )
 from common.models.parameter_groups import start_training, statistics_keys
-from common.models.weights import prepare_torchvision
 from common.settings.load import load_config
 from common.settings.network import Network
 from common.training.batchnorm import blend_statistics

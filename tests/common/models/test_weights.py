@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from common.models import weights as operators
+from common.models import backbone as operators
 
 
 @pytest.fixture(autouse=True)

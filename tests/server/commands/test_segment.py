@@ -14,8 +14,7 @@ from common.data.classes import load_table
 from common.errors import UserError
 from common.evaluation.clusters import backbone_maps
 from common.evaluation.overlay import hex_colour
-from common.models.backbone import load_backbone
-from common.models.inputs import prepare_image
+from common.models.backbone import load_backbone, prepare_image
 from common.models.segmenter import Segmenter
 from common.settings.unsupervised import Model
 from server.commands.segment import find_pictures, segment

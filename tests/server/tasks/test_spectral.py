@@ -7,7 +7,7 @@ import pytest
 
 from common.clustering.spectral import patch_scatter
 from common.errors import UserError
-from common.features.cache import Features
+from common.features.source import Features
 from common.losses.spectral import axis_directions
 from common.settings.load import load_config
 from common.wire import Update
