@@ -24,6 +24,7 @@ from common.models.backbone import (
     crop_box,
     load_backbone,
     prepare_image,
+    state_hash,
     weights_key,
 )
 from common.settings.unsupervised import Model
@@ -216,9 +217,9 @@ def test_random_weights_follow_the_seed_and_leave_the_global_generator_alone(mod
 
 def test_hash_sees_a_single_weight_and_the_normalisation() -> None:
     backbone = load_backbone(vit(), 0, "cpu")
-    assert weights.state_hash(backbone) == backbone.weights_hash
+    assert state_hash(backbone) == backbone.weights_hash
     backbone.extractor.vit.blocks[0].norm1.bias.data[3] += 1e-6
-    changed = weights.state_hash(backbone)
+    changed = state_hash(backbone)
     assert changed != backbone.weights_hash
     assert load_backbone(vit(normalize="model"), 0, "cpu").weights_hash != backbone.weights_hash
 
