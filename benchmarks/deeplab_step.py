@@ -6,7 +6,7 @@
 Both loops train the same weights on the same synthetic images and labels in memory, with the same optimiser
 settings, and take turns step by step in one process, so that a busy machine slows both alike. "plain" is what one
 would write by hand: torchvision's MobileNetV2 features and DeepLabHead, cross-entropy, torch.optim.SGD, on CUDA
-with autocast and a gradient scaler. "ours" is `common.training.steps` on `common.models.deeplab`, with its
+with autocast and a gradient scaler. "ours" is `common.training.steps` on `common.models.networks.deeplab`, with its
 schedule, its checks and its seeded dropout. Seconds are the median over ``--steps``; on the CPU they are those of
 the processor, not of the clock, so that other processes do not count. Bar: a ratio of at least 1.
 
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     import torch
 
     from common.data.data_loader import ImageBatch
-    from common.models.deeplab import DeepLab
+    from common.models.networks.deeplab import DeepLab
 
 CLASSES = 16
 MEMORY_BATCH, MEMORY_HEIGHT, MEMORY_WIDTH = 4, 512, 928
@@ -59,7 +59,7 @@ def synthetic(batch: int, height: int, width: int, device: torch.device) -> Imag
 
 def network(options: argparse.Namespace, device: torch.device) -> DeepLab:
     """Build our network with random weights: speed does not depend on them."""
-    from common.models.deeplab import build_network
+    from common.models.network import build_network
     from common.settings.network import Network
 
     return build_network(CLASSES, Network(weights="random", output_stride=options.stride), 0).to(device)
@@ -96,7 +96,7 @@ def plain_step(options: argparse.Namespace, batch: ImageBatch, model: DeepLab) -
     from torchvision.models import mobilenet_v2
     from torchvision.models.segmentation.deeplabv3 import DeepLabHead
 
-    from common.models.deeplab import dilate
+    from common.models.networks.deeplab import dilate
 
     device = batch.images.device
     backbone, head = mobilenet_v2(weights=None).features, DeepLabHead(1280, CLASSES)

@@ -259,17 +259,18 @@ def _settings(
 def _list(
     *,
     what: Annotated[
-        Literal["rules", "objectives", "backbones", "tasks"],
+        Literal["rules", "objectives", "backbones", "networks", "tasks"],
         typer.Argument(metavar="WHAT", show_default=False),
     ],
 ) -> None:
-    """List the names that settings know: rules, objectives, backbones or tasks, with a line about each."""
+    """List the names that settings know: rules, objectives, backbones, networks or tasks, with a line about each."""
     from common.models.backbone import BACKBONES
     from server.settings.registered import REGISTRIES
     from server.tasks.registry import SERVER_TASKS
 
     registries = {**REGISTRIES, "model.backbone": BACKBONES, "task": SERVER_TASKS}
     keys = {"tasks": ["task"], "objectives": ["loss.objective"], "backbones": ["model.backbone"]}
+    keys["networks"] = ["network.architecture"]
     for key in keys.get(what, ["centroids.merge", "aggregation.rule", "aggregation.optimizer"]):
         print_table((key, ""), [(entry.name, entry.summary) for entry in registries[key].entries()])
 

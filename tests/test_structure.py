@@ -33,6 +33,7 @@ ORDER = {
         "styles",
         "models",
         "models/backbones",
+        "models/networks",
         "training",
         "features",
         "clustering",

@@ -33,7 +33,7 @@ from common.system.progress import progress_line
 Verdict = Literal["ok", "wrong", "left out"]
 
 NETWORK_BYTES = 51_000_000
-"""DeepLabV3 on MobileNetV2 on disk."""
+"""The largest network (DeepLabV3 on MobileNetV2) on disk."""
 MOST_LISTED = 20
 """Faulty files that are listed one by one."""
 

@@ -18,7 +18,13 @@ from common.data.data_loader import ImageBatch, ImageDataset
 from common.data.manifest import Shard
 from common.data.reading import entry_image
 from common.errors import UserError
-from common.models.deeplab import DeepLab, build_network, load_arrays, network_signature, network_to_arrays
+from common.models.network import (
+    SegmentationNetwork,
+    build_network,
+    load_arrays,
+    network_signature,
+    network_to_arrays,
+)
 from common.seeds import derive
 from common.settings.schema import RunConfig
 from common.styles.style import style_kind, style_of
@@ -56,7 +62,7 @@ def check_classes(table: ClassTable, task: wire.Task, site: str) -> None:
         )
 
 
-def received_network(task: wire.Task, settings: RunConfig, device: str) -> DeepLab:
+def received_network(task: wire.Task, settings: RunConfig, device: str) -> SegmentationNetwork:
     """Build the network of the message."""
     blank = settings.network.model_copy(update={"weights": "random"})  # every array is replaced
     network = build_network(task_classes(task), blank, settings.seed)
@@ -76,7 +82,7 @@ class Schedule:
     anchor: Anchor | None
     clip_norm: float
 
-    def stepper(self, network: DeepLab, settings: RunConfig) -> Stepper:
+    def stepper(self, network: SegmentationNetwork, settings: RunConfig) -> Stepper:
         """Return what takes the steps of this round."""
         return Stepper(
             network,
@@ -106,7 +112,7 @@ def schedule_of(task: wire.Task, settings: RunConfig, site: SiteConfig, per_epoc
     )
 
 
-def crucial_of(task: wire.Task, network: DeepLab) -> torch.Tensor:
+def crucial_of(task: wire.Task, network: SegmentationNetwork) -> torch.Tensor:
     """Return which classes the server calls crucial, bool [C] on the network's device."""
     crucial = torch.zeros(task_classes(task), dtype=torch.bool)
     crucial[[int(index) for index in str(task.options.get("crucial", "")).split(",") if index]] = True
@@ -114,7 +120,7 @@ def crucial_of(task: wire.Task, network: DeepLab) -> torch.Tensor:
 
 
 def measure_statistics(
-    network: DeepLab, shard: Shard, settings: RunConfig, device: str, share: float
+    network: SegmentationNetwork, shard: Shard, settings: RunConfig, device: str, share: float
 ) -> dict[str, float]:
     """Move the batch norms of the network by ``share`` towards the site's images; there is no loss to report."""
     blend_statistics(network, whole_images(shard, settings.transforms, device), share)
@@ -130,7 +136,7 @@ class LocalRound:
     site: SiteConfig
     device: str
     shard: Shard
-    network: DeepLab
+    network: SegmentationNetwork
     batches: Iterator[ImageBatch]
     schedule: Schedule
 

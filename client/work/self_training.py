@@ -25,7 +25,7 @@ from common.losses.self_training import (
     kept_pixels,
     pseudo_label_loss,
 )
-from common.models.deeplab import DeepLab
+from common.models.network import SegmentationNetwork
 from common.settings.schema import RunConfig
 from common.training.steps import Stepper
 
@@ -103,7 +103,7 @@ class AdaptationLoss:
 
 
 def self_train(
-    student: DeepLab, batches: Iterable[ImageBatch], loss: AdaptationLoss, stepper: Stepper
+    student: SegmentationNetwork, batches: Iterable[ImageBatch], loss: AdaptationLoss, stepper: Stepper
 ) -> dict[str, float]:
     """Train the student on all batches and return the metrics of the round.
 

@@ -22,7 +22,7 @@ from client.site import SiteConfig
 from client.state import run_folder
 from common import wire
 from common.errors import UserError
-from common.models.deeplab import DeepLab, build_network, load_arrays
+from common.models.network import SegmentationNetwork, build_network, load_arrays
 from common.models.parameter_groups import split_flat
 from common.settings.schema import RunConfig
 from common.system.atomic import atomic_write_bytes
@@ -38,8 +38,8 @@ _HASH = re.compile(r"[0-9a-f]{64}")
 class Teachers:
     """The networks of a round, in evaluation mode without gradients; ``held`` names what lies on disk now."""
 
-    teacher: DeepLab | None
-    pretrained: DeepLab | None
+    teacher: SegmentationNetwork | None
+    pretrained: SegmentationNetwork | None
     held: tuple[str, ...]
 
 
@@ -61,7 +61,7 @@ def collect_teachers(task: wire.Task, settings: RunConfig, site: SiteConfig, dev
             atomic_write_bytes(folder / f"{key}.safetensors", save(arrays))
     forget(folder, set(named.values()))
     forget_other_runs(state_dir, folder)
-    loaded: dict[str, DeepLab] = {}
+    loaded: dict[str, SegmentationNetwork] = {}
     for key in sorted(set(named.values())):
         module = build_network(
             int(task.options["classes"]),

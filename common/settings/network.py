@@ -19,8 +19,9 @@ def numbers(value: str) -> tuple[int, ...]:
 
 
 class Network(Section):
-    """DeepLabV3 on MobileNetV2."""
+    """A whole segmentation network on MobileNetV2."""
 
+    architecture: str = Field("deeplab", description="see `list networks`")
     weights: str = Field(
         "pretrained",
         description="to start from: 'pretrained' (the backbone), 'random', or safetensors files or folders of runs "

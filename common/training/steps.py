@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from common.data.data_loader import ImageBatch
-from common.models.deeplab import DeepLab
+from common.models.network import SegmentationNetwork
 from common.models.parameter_groups import start_training
 from common.settings.network import Sgd
 from common.training.schedules import learning_rate
@@ -51,7 +51,7 @@ class TrainedSteps:
     skipped: int
 
 
-def make_optimizer(model: DeepLab, sgd: Sgd) -> torch.optim.Optimizer:
+def make_optimizer(model: SegmentationNetwork, sgd: Sgd) -> torch.optim.Optimizer:
     """Return the optimiser of all parameters that ask for a gradient, without any momentum yet.
 
     (torch imports its compiler with the first optimiser of a process. Torchvision, which built the backbone, has
@@ -84,7 +84,7 @@ class Stepper:
 
     def __init__(
         self,
-        model: DeepLab,
+        model: SegmentationNetwork,
         sgd: Sgd,
         *,
         first_step: int,
@@ -182,7 +182,7 @@ class Stepper:
 
 
 def train_steps(
-    model: DeepLab,
+    model: SegmentationNetwork,
     batches: Iterator[ImageBatch],
     loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
     sgd: Sgd,
@@ -242,7 +242,9 @@ def train_steps(
     return TrainedSteps(summed / count, stepper.prox / count, steps, stepper.skipped)
 
 
-def _anchored(model: DeepLab, anchor: Anchor | None) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+def _anchored(
+    model: SegmentationNetwork, anchor: Anchor | None
+) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
     """Pair the parameters that FedProx pulls with where it pulls them."""
     if anchor is None:
         return [], []

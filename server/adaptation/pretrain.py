@@ -22,7 +22,7 @@ from common.data.manifest import Shard, read_shard
 from common.errors import UserError
 from common.losses.labelled import labelled_loss
 from common.losses.reductions import crucial_classes
-from common.models.deeplab import build_network, load_arrays, network_signature, network_to_arrays
+from common.models.network import build_network, load_arrays, network_signature, network_to_arrays
 from common.models.parameter_groups import split_flat
 from common.settings.schema import RunConfig
 from common.styles.bank import STYLES_PICTURE, StyleBank

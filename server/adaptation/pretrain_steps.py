@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from common.data.data_loader import ImageBatch
-from common.models.deeplab import SeededDropout
+from common.models.network import SeededDropout
 from common.seeds import derive
 from common.training.steps import Stepper, TrainedSteps
 from server.adaptation.pretrain_snapshot import Snapshot

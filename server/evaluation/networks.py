@@ -24,7 +24,7 @@ from common.errors import UserError
 from common.evaluation.metrics import MatchRule
 from common.evaluation.networks import NetworkEvaluation, count_agreement, evaluate_network
 from common.evaluation.score import Score, scored
-from common.models.deeplab import DeepLab, network_signature
+from common.models.network import SegmentationNetwork, network_signature
 from common.models.site_models import refuse_site
 from common.settings.schema import RunConfig
 from common.styles.style import extract_style, style_kind
@@ -126,7 +126,7 @@ class NetworkScorer(Scorer):
         """Score one site's own network on the first set."""
         return self.score_counts(self.evaluate(state.model_for(site), self.shards[0]).confusion)
 
-    def _network(self, model: Arrays) -> DeepLab:
+    def _network(self, model: Arrays) -> SegmentationNetwork:
         assert self.classes is not None
         return network_of(self.config, self.classes, model).to(self.device)
 
@@ -141,7 +141,7 @@ class NetworkScorer(Scorer):
         nearest = [state.grouping.nearest(style) for style in self._styles(shard)]
 
         @lru_cache(maxsize=1)  # cluster by cluster: one network in memory serves any number of them
-        def network(cluster: int) -> DeepLab:
+        def network(cluster: int) -> SegmentationNetwork:
             return self._network(state.cluster_model(cluster))
 
         order = sorted(range(len(shard)), key=lambda index: nearest[index])
@@ -149,7 +149,7 @@ class NetworkScorer(Scorer):
 
     def _count(
         self,
-        network: Callable[[int], DeepLab],
+        network: Callable[[int], SegmentationNetwork],
         shard: Shard,
         order: Sequence[int] | None,
         keep: Sequence[int] = (),

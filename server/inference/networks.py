@@ -16,7 +16,7 @@ from common.errors import UserError
 from common.evaluation.crf import refine_logits
 from common.evaluation.networks import predict_logits
 from common.evaluation.overlay import Bytes, Legend, truth_legend
-from common.models.deeplab import DeepLab, build_network, load_arrays
+from common.models.network import NETWORKS, SegmentationNetwork, build_network, load_arrays
 from common.models.parameter_groups import split_flat
 from common.models.site_models import refuse_site
 from common.settings.schema import RunConfig
@@ -64,7 +64,9 @@ def choose_networks(state: NetworkState, cluster: Cluster, where: str) -> int | 
     )
 
 
-def assemble_network(saved: Checkpoint, state: NetworkState, cluster: int | None, where: str) -> DeepLab:
+def assemble_network(
+    saved: Checkpoint, state: NetworkState, cluster: int | None, where: str
+) -> SegmentationNetwork:
     """Return the shared network (None) or that of a cluster, on the CPU in evaluation mode.
 
     Raises `UserError` where the arrays do not fit the settings of the checkpoint.
@@ -75,7 +77,7 @@ def assemble_network(saved: Checkpoint, state: NetworkState, cluster: int | None
         raise UserError(f"Checkpoint {where} does not fit its own settings ({error})") from None
 
 
-def network_of(config: RunConfig, classes: ClassTable, model: Arrays) -> DeepLab:
+def network_of(config: RunConfig, classes: ClassTable, model: Arrays) -> SegmentationNetwork:
     """Return a network of these arrays, on the CPU in evaluation mode; `ValueError` where they do not fit."""
     blank = config.network.model_copy(update={"weights": "random"})  # every array is replaced
     network = build_network(classes.num_classes, blank, config.seed)
@@ -104,7 +106,7 @@ class NetworkPredictor:
         self.state = read_state(saved, where)
         self.choice = choose_networks(self.state, cluster, where)
         self.images: Counter[int] = Counter()
-        self._held: dict[int | None, DeepLab] = {}
+        self._held: dict[int | None, SegmentationNetwork] = {}
         self._style = style_kind(saved.config.style)
         if self.choice != "nearest":
             self._network(self._fixed)  # arrays that do not fit are refused before a picture is read
@@ -123,7 +125,7 @@ class NetworkPredictor:
     def _fixed(self) -> int | None:
         return self.choice if isinstance(self.choice, int) else None
 
-    def _network(self, cluster: int | None) -> DeepLab:
+    def _network(self, cluster: int | None) -> SegmentationNetwork:
         network = self._held.pop(cluster, None)
         if network is None:
             while len(self._held) >= HELD:
@@ -132,7 +134,7 @@ class NetworkPredictor:
         self._held[cluster] = network  # the newest stands last
         return network
 
-    def network_for(self, image: Bytes) -> DeepLab:
+    def network_for(self, image: Bytes) -> SegmentationNetwork:
         """Return the network for an image; where style decides, the image is counted."""
         if self.choice != "nearest" or self.state.grouping is None:
             return self._network(self._fixed)
@@ -172,7 +174,9 @@ class NetworkPredictor:
                 "file holds one network; give global or the number of one."
             )
         module = WholeNetwork(self._network(self._fixed), size or input_size(self.saved))
-        described = described_model(self.saved, "deeplabv3-mobilenet-v2", module.size)
+        described = described_model(
+            self.saved, NETWORKS.facts(self.saved.config.network.architecture).identity, module.size
+        )
         return module, described | {
             "cluster": str(self.choice),
             "classes": json.dumps(self.legend.as_json()),
@@ -184,7 +188,7 @@ class WholeNetwork(Exportable):
 
     output = "logits"
 
-    def __init__(self, network: DeepLab, size: Size) -> None:
+    def __init__(self, network: SegmentationNetwork, size: Size) -> None:
         super().__init__()
         self.network, self.size = network, size
 

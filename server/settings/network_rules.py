@@ -8,6 +8,7 @@ switched by ``--set`` on top of a recipe.
 from __future__ import annotations
 
 from common.errors import UserError
+from common.models.network import NETWORKS
 from common.settings.network import Style
 from common.settings.schema import RunConfig
 from common.styles.style import style_kind
@@ -26,7 +27,14 @@ def _alone(config: RunConfig) -> bool:
     return config.centroids.share == "none"
 
 
+_FIXED = "but network.architecture [network.architecture] has a stride and a head of its own"
+
 NETWORK_RULES: ConflictTable = {
+    lambda c: not NETWORKS.facts(c.network.architecture).atrous: (
+        ("network.output-stride", (32,), _FIXED),
+        ("network.rates", ("12,24,36",), _FIXED),
+        ("network.dropout", (0.5,), _FIXED),
+    ),
     lambda c: True: (("centroids.share", ("both", "none"), "but a network of task [task] has no centroids"),),
     lambda c: _learns_from_teacher_alone(c) and not c.teacher.weight: (
         (
@@ -117,8 +125,9 @@ def refuse_other_form(kept: RunConfig, config: RunConfig) -> None:
 def network_plan(config: RunConfig, classes: int) -> str:
     """Return in a line what a run will train, and from which round on what begins late."""
     clusters, teacher = config.clusters, config.teacher
+    network = NETWORKS.facts(config.network.architecture).identity
     words = [
-        f"DeepLabV3-MobileNetV2 at stride {config.network.output_stride} with {classes} classes",
+        f"{network} at stride {config.network.output_stride} with {classes} classes",
         f"{config.reduction.kind} loss",
         f"lr {config.sgd.lr:g} {config.sgd.schedule}",
         f"batch norms {config.network.batchnorm}",

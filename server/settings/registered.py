@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from common.errors import UserError
+from common.models.network import NETWORKS
 from common.registry import Registry
 from common.settings.objectives import OBJECTIVES
 from common.settings.schema import RunConfig
@@ -17,6 +18,7 @@ REGISTRIES: dict[str, Registry[Any, Any]] = {
     "aggregation.rule": HEAD_RULES,
     "aggregation.optimizer": OPTIMIZERS,
     "loss.objective": OBJECTIVES,
+    "network.architecture": NETWORKS,
 }
 """The registry in which the value of a key is looked up."""
 

@@ -15,7 +15,7 @@ from common.checkpoint import Checkpoint
 from common.data.classes import ClassTable
 from common.errors import UserError
 from common.losses.reductions import crucial_classes
-from common.models.deeplab import build_network, network_signature, network_to_arrays
+from common.models.network import build_network, network_signature, network_to_arrays
 from common.models.parameter_groups import cluster_keys, site_keys
 from common.settings.schema import RunConfig
 from common.styles.bank import StyleBank

@@ -143,7 +143,7 @@ def test_gta5_is_scored_by_its_own_raw_values(data: Path) -> None:
     )
     source = scorer.shards[-1]
     assert source.name == "site-0" and scorer.classes is not None and source.classes != scorer.classes
-    from common.models.deeplab import build_network, network_to_arrays
+    from common.models.network import build_network, network_to_arrays
 
     weights, statistics = network_to_arrays(build_network(16, scorer.config.network, 0))
     truth = scorer.evaluate(weights | statistics, source).confusion.matrix.sum(axis=0)

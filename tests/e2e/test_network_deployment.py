@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from common.checkpoint import load_checkpoint
-from common.models.deeplab import build_network, network_to_arrays
+from common.models.network import build_network, network_to_arrays
 from server.run_dir import read_metrics
 from tests.support.deployment import Deployment
 from tests.support.federation import TINY_NETWORK

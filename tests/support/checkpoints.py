@@ -15,8 +15,9 @@ from common.checkpoint import Checkpoint, checkpoint_path, save_checkpoint
 from common.data.classes import ClassTable, load_table
 from common.evaluation.clusters import backbone_maps
 from common.models.backbone import Backbone, load_backbone
-from common.models.deeplab import DeepLab, build_network, network_signature, network_to_arrays
 from common.models.head import SegmentationHead, build_head, init_centroids, state_to_numpy
+from common.models.network import build_network, network_signature, network_to_arrays
+from common.models.networks.deeplab import DeepLab
 from common.settings.load import load_config
 from common.styles.clusters import StyleClusters
 from common.styles.style import extract_style

@@ -8,8 +8,8 @@ from functools import partial
 
 import pytest
 
-from common.models import deeplab
 from common.models.backbone import prepare_torchvision
+from common.models.networks import deeplab
 
 BLOCKS = [[1, 16, 1, 1], [6, 24, 1, 2], [6, 32, 1, 2], [6, 64, 1, 2], [6, 160, 1, 2]]
 """One inverted residual a stage: expansion, channels, repetitions, stride."""

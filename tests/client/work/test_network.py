@@ -24,7 +24,7 @@ from common.data.reading import entry_image, entry_pair
 from common.errors import UserError
 from common.evaluation.networks import evaluate_network, predict_pixels
 from common.losses.reductions import reduce_cross_entropy
-from common.models.deeplab import build_network, network_signature, network_to_arrays
+from common.models.network import build_network, network_signature, network_to_arrays
 from common.seeds import derive
 from common.settings.load import to_wire
 from common.settings.schema import RunConfig

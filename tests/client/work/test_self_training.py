@@ -15,7 +15,8 @@ from common.data.data_loader import ImageBatch
 from common.losses.labelled import labelled_loss
 from common.losses.region_terms import max_square_loss
 from common.losses.self_training import entropy_loss
-from common.models.deeplab import DeepLab, build_network
+from common.models.network import build_network
+from common.models.networks.deeplab import DeepLab
 from common.settings.load import load_config
 from common.settings.network import Reduction
 from common.settings.schema import RunConfig

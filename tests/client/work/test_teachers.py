@@ -15,7 +15,7 @@ from client.work.teachers import UNUSED_SECONDS, Teachers, collect_teachers
 from common import wire
 from common.checkpoint import arrays_hash
 from common.errors import UserError
-from common.models.deeplab import build_network, network_to_arrays
+from common.models.network import build_network, network_to_arrays
 from common.settings.load import load_config
 from tests.support.small_network import small_network
 

@@ -15,12 +15,9 @@ from torch.nn import functional as F
 
 from common.checkpoint import Checkpoint, checkpoint_path, save_checkpoint
 from common.errors import UserError
-from common.models import deeplab_weights, weights
+from common.models import network_weights, weights
 from common.models.backbone import prepare_torchvision
-from common.models.deeplab import (
-    Aspp,
-    AtrousConv,
-    DeepLab,
+from common.models.network import (
     PooledNorm,
     SeededDropout,
     build_network,
@@ -28,6 +25,7 @@ from common.models.deeplab import (
     network_signature,
     network_to_arrays,
 )
+from common.models.networks.deeplab import Aspp, AtrousConv, DeepLab
 from common.models.parameter_groups import start_training, statistics_keys
 from common.settings.load import load_config
 from common.settings.network import Network
@@ -322,7 +320,7 @@ def test_pretrained_weights_out_of_reach_are_a_sentence_with_the_right_setting(
 def test_pretrained_weights_reach_the_backbone(monkeypatch: pytest.MonkeyPatch) -> None:
     source = network(seed=1)
     tensors = {f"features.{name}": value for name, value in source.backbone.state_dict().items()}
-    monkeypatch.setattr(deeplab_weights, "torchvision_pretrained", lambda _setting: tensors)
+    monkeypatch.setattr(network_weights, "torchvision_pretrained", lambda _setting: tensors)
     model = network(weights="pretrained")
     assert torch.equal(model.backbone[18][0].weight, source.backbone[18][0].weight)
 

@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from common.models import parameter_groups as scopes
-from common.models.deeplab import DeepLab, build_network
+from common.models.network import build_network
+from common.models.networks.deeplab import DeepLab
 from common.settings.network import Network
 
 

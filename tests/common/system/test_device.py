@@ -114,7 +114,7 @@ TRAINING = """
     import hashlib, torch
     from common.settings.network import Network, Sgd
     from common.system.device import set_deterministic
-    from common.models.deeplab import build_network
+    from common.models.network import build_network
     from common.training.steps import Stepper
     set_deterministic(True)
     network = build_network(5, Network(weights="random"), 0).cuda()

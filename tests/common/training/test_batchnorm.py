@@ -14,7 +14,8 @@ from torch import nn
 
 from common.data.manifest import read_shard
 from common.errors import UserError
-from common.models.deeplab import DeepLab, PooledNorm, build_network
+from common.models.network import PooledNorm, build_network
+from common.models.networks.deeplab import DeepLab
 from common.models.parameter_groups import parameter_keys, statistics_keys
 from common.settings.network import Network, Transforms
 from common.training.batchnorm import BATCH, blend_statistics, whole_images

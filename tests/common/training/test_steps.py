@@ -13,7 +13,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from common.data.data_loader import ImageBatch
-from common.models.deeplab import DeepLab, SeededDropout, network_to_arrays
+from common.models.network import SeededDropout, network_to_arrays
+from common.models.networks.deeplab import DeepLab
 from common.settings.network import Sgd
 from common.training import steps as network_training
 from common.training.schedules import learning_rate

@@ -16,7 +16,7 @@ from common.data.classes import ClassTable, load_table
 from common.data.data_loader import ImageDataset
 from common.errors import UserError
 from common.losses.reductions import reduce_cross_entropy
-from common.models.deeplab import build_network, network_signature, network_to_arrays
+from common.models.network import build_network, network_signature, network_to_arrays
 from common.settings.schema import RunConfig
 from common.styles.bank import StyleBank
 from common.styles.style import extract_style

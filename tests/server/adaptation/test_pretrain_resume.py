@@ -18,7 +18,7 @@ from common import wire
 from common.checkpoint import checkpoint_path
 from common.data.classes import load_table
 from common.errors import UserError
-from common.models.deeplab import build_network, network_to_arrays
+from common.models.network import build_network, network_to_arrays
 from common.settings.schema import RunConfig
 from common.styles.bank import StyleBank
 from common.styles.style import extract_style

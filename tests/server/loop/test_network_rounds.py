@@ -21,7 +21,7 @@ from common.data.data_loader import ImageDataset
 from common.data.manifest import pool_shards, read_shard
 from common.errors import UserError
 from common.losses.reductions import reduce_cross_entropy
-from common.models.deeplab import build_network, network_to_arrays
+from common.models.network import build_network, network_to_arrays
 from common.models.parameter_groups import batchnorm_keys, encoder_keys, split_flat, statistics_keys
 from common.seeds import derive
 from common.settings.network import Transforms

@@ -20,7 +20,7 @@ from common.models.weights import read_safetensors, torchvision_pretrained
 RANDOM, PRETRAINED = "random", "pretrained"
 
 
-def load_weights(model: nn.Module, weights: str) -> None:
+def load_weights(model: nn.Module, weights: str, unused: str = "classifier.") -> None:
     """Load what ``weights`` names into a network that has its random weights.
 
     A head that no file holds stays random; a backbone has to come whole.
@@ -28,6 +28,7 @@ def load_weights(model: nn.Module, weights: str) -> None:
     Args:
         model: a network with ``backbone.*`` and ``head.*``, changed in place.
         weights: 'random', 'pretrained', or paths of safetensors files separated by commas.
+        unused: how the names start, in torchvision's files, that the network does without beside the classifier.
 
     Raises:
         UserError: naming the file or array that is missing, unknown or of another shape.
@@ -36,10 +37,10 @@ def load_weights(model: nn.Module, weights: str) -> None:
         return
     tensors: dict[str, torch.Tensor] = {}
     if weights == PRETRAINED:
-        tensors = _renamed(torchvision_pretrained("network.weights"), "torchvision's file")
+        tensors = _renamed(torchvision_pretrained("network.weights"), "torchvision's file", unused)
     else:
         for path in weights_paths(weights):
-            found = _renamed(read_safetensors(path), f"Weights file {path}")
+            found = _renamed(read_safetensors(path), f"Weights file {path}", unused)
             _check_shapes(model, found, f"Weights file {path}")
             tensors |= found
     source = "torchvision's file" if weights == PRETRAINED else f"network.weights = '{weights}'"
@@ -64,11 +65,11 @@ def weights_paths(weights: str) -> list[Path]:
     return paths
 
 
-def _renamed(tensors: Mapping[str, torch.Tensor], source: str) -> dict[str, torch.Tensor]:
-    """Give torchvision's names of the backbone ours, and leave its classifier out; of a run keep the network."""
+def _renamed(tensors: Mapping[str, torch.Tensor], source: str, unused: str) -> dict[str, torch.Tensor]:
+    """Give torchvision's names of the backbone ours, leave out what is not used; of a run keep the network."""
     ours: dict[str, torch.Tensor] = {}
     for stored, tensor in tensors.items():
-        if stored.startswith(STATE):
+        if stored.startswith((*STATE, unused)):
             continue
         name = stored.removeprefix(MODEL)
         group, _, rest = name.partition(".")

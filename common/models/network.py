@@ -1,16 +1,15 @@
-"""DeepLabV3 on MobileNetV2: images to class scores, and the arrays of it that travel.
+"""Segmentation networks: their registry, what they have in common, and the arrays of them that travel.
 
-Chen et al., "Rethinking Atrous Convolution for Semantic Image Segmentation" (2017), section 3.3; Sandler et
-al., "MobileNetV2" (2018). The backbone is torchvision's, the head computes what torchvision's computes and
-has its names, so that published state dicts fit after a change of prefix. 12,651,792 parameters for 16 classes,
-of which 82 % are in the head. Where the weights come from: ``common/models/deeplab_weights.py``.
+Each network is a file in ``common/models/networks``. Where its weights come from: ``common/models/network_weights.py``.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -18,18 +17,13 @@ from torch import nn
 from torch.nn import functional as F
 
 from common.models.backbone import prepare_torchvision
-from common.models.deeplab_weights import load_weights
+from common.models.network_weights import load_weights
 from common.models.parameter_groups import parameter_keys, statistics_keys
+from common.registry import Registry
 from common.seeds import derive
 from common.settings.network import Network, numbers
 
 _Arrays = dict[str, np.ndarray]
-
-FEATURES = 1280
-"""Channels of MobileNetV2's last convolution."""
-
-WIDTH = 256
-"""Channels of every part of the head."""
 
 NORMALIZATIONS = {
     "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
@@ -37,25 +31,6 @@ NORMALIZATIONS = {
     "none": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
 }
 """Mean and standard deviation of the input, for pixels in 0..1."""
-
-
-class AtrousConv(nn.Conv2d):
-    """A 3 x 3 convolution with holes that leaves out the taps which can only see padding.
-
-    At output stride 32 an image of 512 rows has 16 rows of features, fewer than the usual rates 24 and 36: the
-    upper and lower taps add nothing but zeros there, at two thirds of the cost. The sum is the same without
-    them, and so is the gradient: that of a tap left out is zero either way.
-    """
-
-    def __init__(self, channels: int, out_channels: int, rate: int) -> None:
-        super().__init__(channels, out_channels, 3, padding=rate, dilation=rate, bias=False)
-
-    def forward(self, input: torch.Tensor) -> torch.Tensor:
-        """Map [B, channels, h, w] to [B, out_channels, h, w]."""
-        rate = int(self.dilation[0])
-        reach = [rate if side > rate else 0 for side in input.shape[2:]]
-        rows, columns = (slice(None) if padding else slice(1, 2) for padding in reach)
-        return F.conv2d(input, self.weight[:, :, rows, columns], None, 1, tuple(reach), rate)
 
 
 class PooledNorm(nn.BatchNorm2d):
@@ -92,38 +67,8 @@ class SeededDropout(nn.Module):
         return x * kept.div_(1 - self.p)
 
 
-def _normed(conv: nn.Conv2d) -> list[nn.Module]:
-    return [conv, nn.BatchNorm2d(conv.out_channels), nn.ReLU()]
-
-
-class Aspp(nn.Module):
-    """Atrous spatial pyramid pooling: what is here, at three distances around, and in the image at all."""
-
-    def __init__(self, channels: int, rates: Sequence[int], dropout: float) -> None:
-        super().__init__()
-        pooling = [nn.AdaptiveAvgPool2d(1), nn.Conv2d(channels, WIDTH, 1, bias=False), PooledNorm(WIDTH)]
-        self.convs = nn.ModuleList(
-            [
-                nn.Sequential(*_normed(nn.Conv2d(channels, WIDTH, 1, bias=False))),
-                *(nn.Sequential(*_normed(AtrousConv(channels, WIDTH, rate))) for rate in rates),
-                nn.Sequential(*pooling, nn.ReLU()),
-            ]
-        )
-        branches = len(self.convs)
-        self.project = nn.Sequential(
-            *_normed(nn.Conv2d(branches * WIDTH, WIDTH, 1, bias=False)), SeededDropout(dropout)
-        )
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Map [B, channels, h, w] to [B, 256, h, w]."""
-        *local, pooled = [branch(x) for branch in self.convs]
-        joined = torch.cat([*local, pooled.expand_as(local[0])], dim=1)
-        projected: torch.Tensor = self.project(joined)
-        return projected
-
-
-class DeepLab(nn.Module):
-    """Images float [B, 3, H, W] in 0..1 -> logits float32 [B, classes, H, W].
+class SegmentationNetwork(nn.Module, ABC):
+    """Images float [B, 3, H, W] in 0..1 -> logits float32 [B, classes, H, W], for sides of any length.
 
     ``backbone`` and ``head`` hold all parameters; mean and standard deviation of the input are settings, not
     state. Training with dropout needs `seed_dropout` first. One image is a batch.
@@ -131,20 +76,24 @@ class DeepLab(nn.Module):
 
     mean: torch.Tensor
     std: torch.Tensor
+    unused = "classifier."
+    """Start of the names, in torchvision's files, of what the network does without."""
 
-    def __init__(self, backbone: nn.Module, classes: int, network: Network) -> None:
-        """Put a head on ``backbone``: normalised images -> [B, 1280, h, w] at the configured stride."""
+    def __init__(
+        self, backbone: nn.Module, head: nn.Module, classes: int, normalize: str, output_stride: int
+    ) -> None:
+        """Join ``backbone`` and ``head``; ``output_stride`` is pixels per cell of the deepest features."""
         super().__init__()
         self.backbone = backbone
-        self.head = nn.Sequential(
-            Aspp(FEATURES, numbers(network.rates), network.dropout),
-            *_normed(nn.Conv2d(WIDTH, WIDTH, 3, padding=1, bias=False)),
-            nn.Conv2d(WIDTH, classes, 1),
-        )
+        self.head = head
         self.classes = classes
-        self.output_stride = int(network.output_stride)
-        for name, values in zip(("mean", "std"), NORMALIZATIONS[network.normalize], strict=True):
+        self.output_stride = output_stride
+        for name, values in zip(("mean", "std"), NORMALIZATIONS[normalize], strict=True):
             self.register_buffer(name, torch.tensor(values).view(1, 3, 1, 1), persistent=False)
+
+    @abstractmethod
+    def scores(self, images: torch.Tensor) -> torch.Tensor:
+        """Return scores [B, classes, h, w] of normalized images on the head's own grid."""
 
     def seed_dropout(self, seed: int) -> None:
         """Let the dropout of training draw from ``seed``, on the device where the network is now."""
@@ -166,7 +115,7 @@ class DeepLab(nn.Module):
             )
         # oneDNN and cuDNN both compute depthwise convolutions faster with channels last
         images = images.contiguous(memory_format=torch.channels_last)
-        scores = self.head(self.backbone((images - self.mean) / self.std))
+        scores = self.scores((images - self.mean) / self.std)
         # float32 from here on: half precision would blur the interpolated scores of close classes
         return F.interpolate(scores.float(), images.shape[2:], mode="bilinear", align_corners=False)
 
@@ -176,8 +125,27 @@ class DeepLab(nn.Module):
         return any(norm.training and not isinstance(norm, PooledNorm) for norm in norms)
 
 
-def build_network(classes: int, network: Network, seed: int) -> DeepLab:
-    """Build the network with its starting weights, on the CPU and in training mode.
+@dataclass(frozen=True)
+class NetworkFacts:
+    """What others ask of a network.
+
+    Attributes:
+        identity: its name in signatures and exported files.
+        atrous: ``output-stride``, ``rates`` and ``dropout`` of section ``network`` act; else none may be set.
+    """
+
+    identity: str
+    atrous: bool = False
+
+
+NETWORKS = Registry[Callable[[int, Network], SegmentationNetwork], NetworkFacts](
+    "network", "common.models.networks"
+)
+"""Constructors by name: (classes, settings) -> a network whose parameters torch's global generator drew."""
+
+
+def build_network(classes: int, network: Network, seed: int) -> SegmentationNetwork:
+    """Build the network of the settings with its starting weights, on the CPU and in training mode.
 
     Args:
         classes: C, the number of classes that are scored.
@@ -185,47 +153,23 @@ def build_network(classes: int, network: Network, seed: int) -> DeepLab:
         seed: of all that no file gives; the global generators are left alone.
 
     Raises:
-        UserError: weights that are missing or do not fit, or are out of reach.
+        UserError: an unknown architecture; weights that are missing or do not fit, or are out of reach.
     """
+    construct = NETWORKS.get(network.architecture)
     prepare_torchvision()
-    from torchvision.models import mobilenet_v2
-
     with torch.random.fork_rng(devices=[]):  # constructors draw from the CPU's global generator
         torch.default_generator.manual_seed(derive(seed, "network"))
-        backbone = mobilenet_v2(weights=None).features
-        dilate(backbone, int(network.output_stride))
-        model = DeepLab(backbone, classes, network)
-    load_weights(model, network.weights)
+        model = construct(classes, network)
+    load_weights(model, network.weights, model.unused)
     return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
-
-
-def dilate(backbone: nn.Module, output_stride: int) -> None:
-    """Trade strides beyond ``output_stride`` for dilation; the weights and what they see stay the same."""
-    stride, dilation = 1, 1
-    for conv in backbone.modules():
-        if not isinstance(conv, nn.Conv2d):
-            continue
-        step = conv.stride[0]
-        too_much = step > 1 and stride == output_stride
-        if conv.kernel_size[0] > 1:
-            conv.dilation = (dilation, dilation)
-            conv.padding = (dilation, dilation)
-        if too_much:
-            conv.stride = (1, 1)
-            dilation *= step  # from here on neighbours lie as many positions apart as were not skipped
-        else:
-            stride *= step
 
 
 def network_signature(classes: int, network: Network) -> str:
     """Return a sha256 (hex) of the architecture: equal where the same arrays mean the same function."""
-    facts = {
-        "architecture": "deeplabv3-mobilenet-v2",
-        "classes": classes,
-        "output-stride": int(network.output_stride),
-        "rates": numbers(network.rates),
-        "normalize": network.normalize,
-    }
+    known = NETWORKS.facts(network.architecture)
+    facts = {"architecture": known.identity, "classes": classes, "normalize": network.normalize}
+    if known.atrous:
+        facts |= {"output-stride": int(network.output_stride), "rates": numbers(network.rates)}
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
