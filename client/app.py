@@ -9,21 +9,17 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING
 
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
 from client.ledger import record_egress
 from client.site import SiteConfig, site_config
+from client.work.base import Handler, SiteTask, site_task
 from common import wire
 from common.errors import UserError
 from common.settings.load import from_wire
 from common.settings.schema import RunConfig
-
-if TYPE_CHECKING:
-    from client.work.base import Handler, SiteTask
 
 log = logging.getLogger(__name__)
 app = ClientApp()
@@ -31,13 +27,7 @@ app = ClientApp()
 
 def by_task(choose: Callable[[SiteTask], Handler]) -> Handler:
     """Return a handler that does what the run's task does for a kind of message."""
-
-    def handle(task: wire.Task, settings: RunConfig, site: SiteConfig) -> wire.Update:
-        from client.work.registry import site_task
-
-        return choose(site_task(settings))(task, settings, site)
-
-    return handle
+    return lambda task, settings, site: choose(site_task(settings))(task, settings, site)
 
 
 @app.query("hello")
@@ -96,65 +86,57 @@ def score(message: Message, context: Context) -> Message:
 
 def answer(message: Message, context: Context, action: str, handler: Handler) -> Message:
     """Decode, handle, write the ledger, encode; an error becomes a reply that names its reason."""
-    name = str(context.node_config.get("site", "") or f"site-{context.node_config.get('partition-id', '?')}")
+    node = context.node_config
+    name = str(node.get("site", "") or f"site-{node.get('partition-id', '?')}")
     state_dir = None
-    private: tuple[object, ...] = (context.node_config.get("shard", ""),)
-    dtype = "float32"
-    round_number, run_key = 0, ""
+    private: tuple[object, ...] = (node.get("shard", ""),)
+    dtype, round_number, run_key = "float32", 0, ""
+
+    def failure(error: Exception) -> wire.Update:
+        # nothing but a sentence; Flower itself would send the text with its paths
+        log.exception("site %s could not answer %s", name, action)
+        return wire.Update(site=name, weights_hash="", facts={"error": public_reason(error, private)})
+
     try:
         task = wire.decode_task(message)
         settings = from_wire(task.settings)
-        site = site_config(context.node_config, settings)
+        site = site_config(node, settings)
         name, state_dir, dtype = site.name, site.state_dir / site.name, settings.wire.dtype
         private = site.private_paths()
         round_number, run_key = task.round, task.run_key
-        limit_threads(site)
-        prepare_device(site, settings)
-        with room_for(settings):
-            update = handler(task, settings, site)
-    except Exception as error:
-        log.exception("site %s could not answer %s", name, action)
-        update = wire.Update(site=name, weights_hash="", facts={"error": public_reason(error, private)})
+        update = _handle(handler, task, settings, site)
+    except Exception as error:  # whatever it is, the server must not wait for a silent site
+        update = failure(error)
     content = wire.encode_update(update, dtype)
-    if state_dir is not None:
+    if state_dir is not None:  # else there is no ledger to write to
+        sizes = wire.group_bytes(content)
         try:
-            record_egress(
-                state_dir,
-                run=run_key,
-                round_number=round_number,
-                action=action,
-                sizes=wire.group_bytes(content),
-            )
+            record_egress(state_dir, run=run_key, round_number=round_number, action=action, sizes=sizes)
         except UserError as error:
-            log.exception("site %s does not answer %s", name, action)
-            # nothing but a sentence; Flower itself would send the text with its paths
-            update = wire.Update(site=name, weights_hash="", facts={"error": public_reason(error, private)})
-            content = wire.encode_update(update, dtype)
+            content = wire.encode_update(failure(error), dtype)
     return Message(content, reply_to=message)
 
 
-def room_for(settings: RunConfig) -> AbstractContextManager[None]:
-    """Say in one sentence what helps where a GPU runs out of memory within."""
+def _handle(handler: Handler, task: wire.Task, settings: RunConfig, site: SiteConfig) -> wire.Update:
+    """Run a handler on the prepared device; a GPU without room says what helps."""
     from common.system.device import room_on_device
 
+    prepare_device(site, settings)
     batch = settings.local.batch
-    return room_on_device(
+    with room_on_device(
         f"lower local.batch ({batch}), raise this site's gpu-share, or set this site's device to cpu"
-    )
-
-
-def limit_threads(site: SiteConfig) -> None:
-    """Keep sites that share a machine out of each other's way."""
-    import torch
-
-    if site.threads and torch.get_num_threads() != site.threads:
-        torch.set_num_threads(site.threads)
+    ):
+        return handler(task, settings, site)
 
 
 def prepare_device(site: SiteConfig, settings: RunConfig) -> None:
-    """Do what has to be done before the GPU is used: reproducible arithmetic, and no more memory than this site's."""
+    """Do what has to be done before torch computes: threads, reproducible arithmetic, memory of this site alone."""
+    import torch
+
     from common.system.device import choose_device, limit_memory, set_deterministic
 
+    if site.threads and torch.get_num_threads() != site.threads:
+        torch.set_num_threads(site.threads)  # sites that share a machine keep out of each other's way
     set_deterministic(settings.deterministic)
     limit_memory(choose_device(site.device), site.gpu_share)
 

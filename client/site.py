@@ -1,4 +1,4 @@
-"""A site's own settings: where its images are, who it is, and what it may use.
+"""A site's own settings, where its images are, who it is, and what it may use; its shards and features.
 
 A site's engineer decides this on the site: ``--node-config`` first, then environment variables
 (``SITESEG_SHARD`` and so on). Only a simulated site, which has neither, takes it from the run's settings.
@@ -6,9 +6,12 @@ A site's engineer decides this on the site: ``--node-config`` first, then enviro
 
 from __future__ import annotations
 
+import logging
 import os
+import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -17,6 +20,11 @@ from common.errors import UserError, user_error
 from common.settings.schema import RunConfig
 from common.settings.section import kebab
 from common.settings.unsupervised import Model
+
+if TYPE_CHECKING:
+    from common.features.source import Features
+
+_log = logging.getLogger(__name__)
 
 ENVIRONMENT_PREFIX = "SITESEG_"
 
@@ -58,11 +66,33 @@ class SiteConfig(BaseModel):
 
     def torch_device(self) -> str:
         """Return the device to train on: as set, or CUDA where there is one."""
-        if self.device != "auto":
-            return self.device
-        import torch
+        from common.system.device import choose_device
 
-        return "cuda" if torch.cuda.is_available() else "cpu"
+        return str(choose_device(self.device))
+
+    def features(self, settings: RunConfig, shard: Shard | None = None) -> Features:
+        """Open the cached features of a shard, by default the training shard.
+
+        The frozen backbone runs only where there is no cache yet.
+        """
+        from common.features.cache import open_features  # torch, which not every message needs
+
+        shard = self.load_shard() if shard is None else shard
+        name, started = shard.name, time.monotonic()
+
+        def progress(done: int, total: int) -> None:
+            left = (time.monotonic() - started) / max(done, 1) * (total - done)
+            _log.info("caching features of %s: %d of %d images, %.0f s left", name, done, total, left)
+
+        return open_features(
+            shard,
+            self.apply_weights(settings.model),
+            settings.cache,
+            self.cache_dir,
+            device=self.torch_device(),
+            seed=settings.seed,
+            progress=progress,
+        )
 
 
 def site_config(node_config: Mapping[str, object], settings: RunConfig) -> SiteConfig:

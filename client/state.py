@@ -1,16 +1,18 @@
-"""A site's state on disk between rounds, one file per run and round.
+"""A site's state on disk between rounds, optimizer moments included: one file per run and round.
 
-In deployment every message starts a new process, so memory lives on the site's disk: one file per run
-and round. A run that is resumed from round r finds the state as it was after round r.
+In deployment every message starts a new process, so memory lives on the site's disk. A run that is resumed
+from round r finds the state as it was after round r.
 """
 
 from __future__ import annotations
 
 import logging
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
+import torch
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
@@ -55,3 +57,37 @@ def save_state(
     if keep > 0:
         for _, old in _rounds(folder)[keep:]:
             old.unlink(missing_ok=True)
+
+
+def without_prefix(arrays: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
+    """Return the arrays whose names start with a prefix, without it."""
+    return {key.removeprefix(prefix): array for key, array in arrays.items() if key.startswith(prefix)}
+
+
+def moments_to_numpy(optimizer: torch.optim.Optimizer, prefix: str) -> dict[str, np.ndarray]:
+    """Return Adam's state as named arrays: ``prefix/parameter number/moment``."""
+    return {
+        f"{prefix}/{number}/{name}": value.cpu().numpy().copy()
+        for number, moments in optimizer.state_dict()["state"].items()
+        for name, value in moments.items()
+    }
+
+
+def load_moments(optimizer: torch.optim.Optimizer, arrays: Mapping[str, np.ndarray], prefix: str) -> None:
+    """Load what `moments_to_numpy` returned; names of other prefixes are ignored, none at all is a fresh start.
+
+    Raises ValueError where a moment has not the shape of its parameter.
+    """
+    shapes = [tuple(parameter.shape) for group in optimizer.param_groups for parameter in group["params"]]
+    entries: dict[int, dict[str, torch.Tensor]] = {}
+    for key, array in without_prefix(arrays, f"{prefix}/").items():
+        number, _, name = key.partition("/")
+        index = int(number)
+        # Adam counts its steps in one number, whatever the parameter
+        if index >= len(shapes) or (name != "step" and array.shape != shapes[index]):
+            raise ValueError(
+                f"The kept optimizer state {prefix}/{key} {array.shape} does not fit; delete this site's state."
+            )
+        entries.setdefault(index, {})[name] = torch.from_numpy(np.array(array))
+    if entries:
+        optimizer.load_state_dict({**optimizer.state_dict(), "state": entries})

@@ -86,31 +86,18 @@ def sums_under(features: Features, head: SegmentationHead, centroids: np.ndarray
     return total
 
 
+def received_head(
+    features: Features, arrays: Mapping[str, np.ndarray], config: RunConfig
+) -> SegmentationHead:
+    """Build the head that came as arrays, for these features and on their device."""
+    model = config.model
+    head = SegmentationHead(features.channels, model.dim, model.dropout, model.nonlinear)
+    load_numpy(head, arrays)
+    return head.to(features.device)
+
+
 def cluster_sums(
-    features: Features,
-    head: Mapping[str, np.ndarray],
-    centroids: np.ndarray,
-    config: RunConfig,
+    features: Features, head: Mapping[str, np.ndarray], centroids: np.ndarray, config: RunConfig
 ) -> ClusterSums:
     """Run one exact E-step under a head that came as arrays (see `sums_under`)."""
-    model = config.model
-    module = SegmentationHead(features.channels, model.dim, model.dropout, model.nonlinear)
-    load_numpy(module, head)
-    return sums_under(features, module.to(features.device), centroids)
-
-
-def site_sums(
-    what: str,
-    features: Features,
-    groups: Mapping[str, Mapping[str, np.ndarray]],
-    config: RunConfig,
-    site: str,
-) -> dict[str, np.ndarray]:
-    """Answer the server's request for sums: named arrays that it adds up over the sites.
-
-    ``what`` is "clusters": one exact E-step under the received head and centroids. Raises ValueError for anything else.
-    """
-    if what != "clusters":
-        raise ValueError(f"Site {site} was asked for sums of {what!r}; it knows 'clusters'.")
-    found = cluster_sums(features, groups["head"], groups["centroids"]["centroids"], config)
-    return {"sums": found.sums, "counts": found.counts, "cosines": found.cosines}
+    return sums_under(features, received_head(features, head, config), centroids)

@@ -47,7 +47,6 @@ ORDER = {
         "state",
         "ledger",
         "statistics",
-        "features",
         "join",
         "privacy",
         "work",

@@ -20,7 +20,7 @@ from types import SimpleNamespace
 from typing import Any, NoReturn
 
 from client.join.connection import Address, check_certificates, check_key
-from client.join.forks import end, exit_code, fork
+from client.join.warm import WarmTasks, end, exit_code, fork, preload
 from common.errors import UserError
 
 LOOPBACK = "127.0.0.1"  # node and tasks talk here alone: unencrypted, and no other machine can listen
@@ -137,8 +137,6 @@ def serve(node: Node, notice: Callable[[str], None]) -> int:
     os.close(reading)
     alive = [supernode]
     try:
-        from client.join.warm import WarmTasks, preload
-
         began = time.monotonic()
         preload()
         notice(f"site {node.name} is warm after {time.monotonic() - began:.1f} s and waits for tasks")

@@ -2,7 +2,8 @@
 
 Flower starts a fresh Python process for every message. Here one process imports torch once, asks the
 SuperNode for tasks in the place of Flower's executor (SuperNode with ``--isolation process``), and forks for
-each of them a child that goes on exactly as ``flwr-clientapp`` does. A task runs the code that came with
+each of them a child that goes on exactly as ``flwr-clientapp`` does. A forked child shares the memory of its parent;
+in return the parent has to be alone with itself: no other threads, no CUDA. A task runs the code that came with
 its run, never the copy of this project that the site happens to have.
 """
 
@@ -15,7 +16,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from types import SimpleNamespace
@@ -37,7 +38,6 @@ from flwr.supercore.runtime import RuntimeHttpClient
 from flwr.supercore.task_identity import TaskIdentity
 from flwr.supernode.runtime import run_clientapp as flower
 
-from client.join.forks import end, exit_code, fork
 from common import wire
 
 _log = logging.getLogger(__name__)
@@ -52,6 +52,60 @@ REFUSED_SECONDS = 5.0
 _ACQUIRE = "/flwr.proto.Runtime/AcquireTask"
 _RECEIPT_BYTES = 1 << 16  # what a pipe of Linux holds; a message without content has some hundred bytes
 _STOP_SECONDS = 5.0  # a task that is stopped has nothing to save; the run asks again
+
+
+STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)  # what service managers and terminals send
+_END_LOOK_SECONDS = 0.02  # children end within milliseconds of SIGTERM, so that a stop is not felt
+
+
+def fork(work: Callable[[], None]) -> int:
+    """Run ``work`` in a child and return the child's id; the child never comes back into the caller's code.
+
+    The child meets signals as a fresh process does, and ends as ``work`` ends: with the code of a
+    `SystemExit`, with 1 after any other exception (which is logged), else with 0.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # a signal that came between fork and reset would go to the parent's handler and be lost for the child
+    earlier = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
+    child = os.fork()
+    if child:
+        signal.pthread_sigmask(signal.SIG_SETMASK, earlier)
+        return child
+    code = 1
+    try:
+        for number in STOPPING:
+            signal.signal(number, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_SETMASK, earlier)
+        work()
+        code = 0
+    except SystemExit as stop:
+        code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+    except BaseException:  # nothing may climb into the parent's code, which would run twice from there
+        _log.exception("process %d failed", os.getpid())
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def exit_code(child: int) -> int | None:
+    """Return how a child ended (below 0: by that signal), once; None while it runs."""
+    ended, status = os.waitpid(child, os.WNOHANG)
+    return os.waitstatus_to_exitcode(status) if ended else None
+
+
+def end(children: Iterable[int], seconds: float) -> None:
+    """Ask children to stop, and kill those that still run after ``seconds``."""
+    left = set(children)
+    for how in (signal.SIGTERM, signal.SIGKILL):
+        for child in left:
+            os.kill(child, how)  # its id cannot have gone to another process before it is waited for
+        until = time.monotonic() + seconds
+        while left and (how is signal.SIGKILL or time.monotonic() < until):
+            left -= {child for child in left if exit_code(child) is not None}
+            if left:
+                time.sleep(_END_LOOK_SECONDS)
 
 
 def preload(modules: tuple[str, ...] = HEAVY) -> None:

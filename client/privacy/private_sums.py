@@ -16,16 +16,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from client.statistics import chunks, spherical_sums
+from client.statistics import chunks, received_head, spherical_sums
 from common.features.source import Features, tokens_of
 from common.losses.base import ClosedForm, NamedArrays, unit
 from common.losses.objective import clipping_bound
-from common.models.head import SegmentationHead, load_numpy
 from common.privacy.keystream import KEY_BYTES, normals, subkey
 from common.privacy.packed_sums import PackedSums
 from common.settings.schema import RunConfig
 
-_BATCH = 16
+_BATCH = 16  # images in memory at a time; each is bounded on its own, so that sums hardly depend on it
 
 
 def noise_key() -> bytes:
@@ -99,10 +98,8 @@ def bounded_cluster_sums(
     Returns ``sums/sums`` [K, D] and ``sums/counts`` [K] per patch: an image's counts add up to 1 before it
     is shortened.
     """
-    model, privacy = config.model, config.privacy
-    module = SegmentationHead(features.channels, model.dim, model.dropout, model.nonlinear)
-    load_numpy(module, head)
-    module = module.to(features.device).eval()
+    privacy = config.privacy
+    module = received_head(features, head, config).eval()
     means = unit(torch.from_numpy(np.asarray(centroids, dtype=np.float64)).to(features.device))
     total = np.zeros(means.shape[0] * (means.shape[1] + 1))
     for indices in chunks(len(features), _BATCH):

@@ -195,9 +195,7 @@ def fewest_sites(task: wire.Task, site: SiteConfig) -> int:
 
 def _feature_exponent(settings: RunConfig, site: SiteConfig) -> int:
     """Return the smallest whole e with all features of this site in [-2^e, 2^e]."""
-    from client.features import site_features  # loads torch, which the other messages do without
-
-    features = site_features(settings, site, site.load_shard())
+    features = site.features(settings)
     largest = max(float(features.batch([index]).abs().max()) for index in range(len(features)))
     return math.ceil(math.log2(max(largest, 2.0**-100)))
 

@@ -1,4 +1,4 @@
-"""The interface of a task at a site: one method for each kind of message."""
+"""The interface of a task at a site, one method for each kind of message, and the registry of tasks."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from collections.abc import Callable
 from client.site import SiteConfig
 from common import wire
 from common.errors import UserError
+from common.registry import Registry
 from common.settings.schema import RunConfig
+from common.settings.tasks import TaskFacts
 
 Handler = Callable[[wire.Task, RunConfig, SiteConfig], wire.Update]
 """What answers one kind of message."""
@@ -41,3 +43,11 @@ class SiteTask:
             f"The server asks for {action!r}, which sites of task '{settings.facts.name}' do not know; run the same "
             "release on both sides."
         )
+
+
+SITE_TASKS: Registry[type[SiteTask], TaskFacts] = Registry("task", "client.work")
+
+
+def site_task(config: RunConfig) -> SiteTask:
+    """Return what a site does for the task of a run's settings."""
+    return SITE_TASKS.get(config.task)()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from client.site import SiteConfig
+from client.work.base import SITE_TASKS
 from client.work.network import (
     LocalRound,
     NetworkSite,
@@ -11,7 +12,6 @@ from client.work.network import (
     measure_statistics,
     with_table,
 )
-from client.work.registry import SITE_TASKS
 from common import wire
 from common.data.classes import ClassTable
 from common.data.data_loader import ImageDataset

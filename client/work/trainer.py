@@ -10,12 +10,13 @@ import numpy as np
 import torch
 from torch import nn
 
-from client.statistics import sums_under
-from client.work.adam_state import load_moments, moments_to_numpy
-from client.work.centroid_fit import CentroidFit
+from client.state import load_moments, moments_to_numpy, without_prefix
+from client.statistics import received_head, sums_under
 from common.features.source import Features, tokens_of
 from common.losses.anchoring import Anchors
 from common.losses.base import Batch, Objective, View
+from common.losses.centroids import cosine_cluster_loss
+from common.losses.modularity import ModularitySettings, modularity_loss, one_per_cell
 from common.losses.objective import build_objective
 from common.models.head import SegmentationHead, load_numpy, state_to_numpy
 from common.seeds import derive, torch_generator
@@ -40,18 +41,53 @@ class LocalResult:
     """What a round leaves behind at a site. The state stays there, the rest may travel.
 
     head: the trained head; centroids: float32 [K, D], as received where the server finds them by Lloyd;
-    counts: int64 [K], patches per cluster over the whole shard after training; num_batches: batches of one
-    pass over the shard; shared: the objective's shared arrays; state: see `train_local`.
+    counts: int64 [K], patches per cluster over the whole shard after training; shared: the objective's shared
+    arrays; state: see `train_local`.
     """
 
     head: Arrays
     centroids: np.ndarray
     counts: np.ndarray
-    num_images: int
-    num_batches: int
     metrics: dict[str, float]
     shared: Arrays = field(default_factory=dict)
     state: Arrays = field(default_factory=dict)
+
+
+class CentroidFit:
+    """Moves a site's centroids: not at all (``fixed``), as the objective does, or by Adam."""
+
+    def __init__(self, means: nn.Parameter, objective: Objective, config: RunConfig, *, fixed: bool) -> None:
+        """Fit ``means`` [K, D] in place; ``fixed`` where the server finds them from sums."""
+        self.means, self.objective, self.settings = means, objective, config
+        self.optimizer = torch.optim.Adam([means], lr=config.local.centroid_lr)
+        self.fixed = fixed
+        self._adopt()
+
+    def _adopt(self) -> bool:
+        """Copy the objective's own centroids, if it keeps any."""
+        own = None if self.fixed else self.objective.centroids()
+        if own is not None:
+            self.means.data.copy_(own)
+        return own is not None
+
+    def step(self, codes: torch.Tensor, batch: Batch, generator: torch.Generator) -> float:
+        """Move once, on detached codes [B, n, D]; return how far (Frobenius norm)."""
+        if self.fixed:
+            return 0.0
+        before = self.means.detach().clone()
+        if not self._adopt():
+            self.optimizer.zero_grad(set_to_none=True)
+            self._loss(codes, batch, generator).backward()  # type: ignore[no-untyped-call]
+            self.optimizer.step()
+        return float(torch.linalg.vector_norm(self.means.detach() - before))
+
+    def _loss(self, codes: torch.Tensor, batch: Batch, generator: torch.Generator) -> torch.Tensor:
+        if self.settings.centroids.local == "cosine":
+            return cosine_cluster_loss(codes.flatten(0, 1), self.means)
+        chosen = one_per_cell(batch.grid, self.settings.loss.own(ModularitySettings).cell, generator).to(
+            codes.device
+        )
+        return modularity_loss(codes[:, chosen], self.means)
 
 
 def epochs_of(images: int, batch: int, generator: torch.Generator) -> Iterator[list[int]]:
@@ -97,11 +133,7 @@ def train_local(
         raise ValueError(f"Site {site} has no image to train on.")
     local, device = config.local, features.device
     generator = torch_generator(config.seed, "train", site, round_number)
-    model = SegmentationHead(
-        features.channels, config.model.dim, config.model.dropout, config.model.nonlinear
-    )
-    load_numpy(model, head)
-    model.to(device).train()
+    model = received_head(features, head, config).train()
     objective = build_objective(config, features.channels)
     if shared:
         load_numpy(objective, shared)
@@ -116,7 +148,7 @@ def train_local(
     if state and local.keep_optimizer:
         load_moments(optimizer, state, "adam")
         load_moments(centroids_fit.optimizer, state, "adam-centroids")
-    anchors = Anchors(model, _without_prefix(state or {}, "previous/"), local)
+    anchors = Anchors(model, without_prefix(state or {}, "previous/"), local)
 
     neighbours = _neighbour_table(features, config, site) if objective.wants_positives else None
     batches = epochs_of(len(features), local.batch, generator)
@@ -170,8 +202,6 @@ def train_local(
         head=trained,
         centroids=trained_means,
         counts=totals.counts,
-        num_images=len(features),
-        num_batches=math.ceil(len(features) / local.batch),
         metrics=metrics,
         shared=state_to_numpy(objective),
         state=kept,
@@ -206,10 +236,6 @@ def _neighbour_table(features: Features, config: RunConfig, site: str) -> np.nda
     return features.neighbours(
         available, config.local.neighbour_dropout, derive(config.seed, "neighbours", site)
     )
-
-
-def _without_prefix(arrays: Mapping[str, np.ndarray], prefix: str) -> Arrays:
-    return {key.removeprefix(prefix): array for key, array in arrays.items() if key.startswith(prefix)}
 
 
 def _check_received(model: SegmentationHead, means: torch.Tensor, site: str, round_number: int) -> None:

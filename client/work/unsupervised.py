@@ -1,20 +1,28 @@
-"""Task `unsupervised` at a site: gradient steps or sums on the features of a frozen backbone."""
+"""Task `unsupervised` at a site: gradient steps or sums on the features of a frozen backbone.
+
+As much leaves as the privacy settings allow. Clipping of the head and small counts apply to every answer. Where the
+server may learn totals only, an answer becomes numbers that add up over sites, with noise where the settings ask for
+it, and masked under secure aggregation (`client.privacy.secure_site`).
+"""
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
-from client.features import site_features
-from client.privacy.totals import limited
+from client.privacy import private_sums
 from client.site import SiteConfig
 from client.state import load_state, save_state
-from client.work.base import SiteTask
-from client.work.registry import SITE_TASKS
+from client.statistics import ClusterSums, cluster_sums
+from client.work.base import SITE_TASKS, Handler, SiteTask
 from common import wire
 from common.data.check import check_shard_size
 from common.errors import UserError
+from common.features.source import Features
 from common.losses.base import CLUSTERS, TRAIN
 from common.losses.objective import closed_form
+from common.privacy.packed_sums import PackedSums, pack, pack_sums, summed_groups
 from common.settings.schema import RunConfig
 from common.settings.tasks import TASK_FACTS
 
@@ -23,13 +31,13 @@ _FACTS = TASK_FACTS["unsupervised"]
 
 @SITE_TASKS.register(_FACTS.name, summary=_FACTS.summary, facts=_FACTS)
 class UnsupervisedSite(SiteTask):
-    """See `client.work.base.SiteTask`; what leaves is as much as the privacy settings allow (`client.privacy`)."""
+    """A head and centroids on frozen features."""
 
     def hello(self, task: wire.Task, settings: RunConfig, site: SiteConfig) -> wire.Update:
         """Tell this site's name, size and backbone; build the feature cache on the way."""
         shard = site.load_shard()
         check_shard_size(len(shard), shard.name, settings)
-        features = site_features(settings, site, shard)
+        features = site.features(settings, shard)
         return wire.Update(
             site=site.name,
             weights_hash=features.weights_hash,
@@ -43,11 +51,11 @@ class UnsupervisedSite(SiteTask):
 
     def train(self, task: wire.Task, settings: RunConfig, site: SiteConfig) -> wire.Update:
         """Do the work of the phase that the server names."""
-        return limited(train_plainly, str(task.options.get("phase", TRAIN)), task, settings, site)
+        return limited(work_of_round, str(task.options.get("phase", TRAIN)), task, settings, site)
 
     def sums(self, task: wire.Task, settings: RunConfig, site: SiteConfig) -> wire.Update:
         """Return the sums that one exact pass of k-means, or an initialisation, needs."""
-        return limited(sum_plainly, CLUSTERS, task, settings, site)
+        return limited(sum_clusters, CLUSTERS, task, settings, site)
 
     def evaluate(self, task: wire.Task, settings: RunConfig, site: SiteConfig) -> wire.Update:
         """Score the received model on this site's own labelled shard: one confusion matrix leaves."""
@@ -60,7 +68,7 @@ class UnsupervisedSite(SiteTask):
             raise UserError(
                 "This site has no evaluation shard; set eval-shard in its node config, or eval.where."
             )
-        features = site_features(settings, site, shard)
+        features = site.features(settings, shard)
         segmenter = Segmenter.from_arrays(
             task.groups["head"], task.groups["centroids"]["centroids"], features.channels, settings.model
         )
@@ -80,9 +88,7 @@ class UnsupervisedSite(SiteTask):
             )
         matrix = found.confusion.matrix
         if settings.privacy.minimum_count:
-            from client.privacy.private_sums import without_small_cells
-
-            matrix = without_small_cells(matrix, found.patches, settings.privacy.minimum_count)
+            matrix = private_sums.without_small_cells(matrix, found.patches, settings.privacy.minimum_count)
         return wire.Update(
             site=site.name,
             weights_hash=features.weights_hash,
@@ -92,59 +98,43 @@ class UnsupervisedSite(SiteTask):
         )
 
 
-def train_plainly(task: wire.Task, settings: RunConfig, site: SiteConfig) -> wire.Update:
-    """Do the work of a round (see `common.losses.base`) and return all that came of it."""
+def work_of_round(task: wire.Task, settings: RunConfig, site: SiteConfig) -> wire.Update:
+    """Do the work of the phase that the server names (see `common.losses.base`); return all that came of it."""
     phase = task.options.get("phase", TRAIN)
     if phase == TRAIN:
         return train_by_steps(task, settings, site)
-    features = site_features(settings, site, site.load_shard())
-    groups: wire.Groups
-    metrics: dict[str, float] = {}
+    features = site.features(settings)
     closed = closed_form(settings)
     if closed is not None and phase == closed.kind:
-        groups = {closed.kind: closed.site(features)}
-    elif phase == CLUSTERS:
-        from client.statistics import cluster_sums
-
-        found = cluster_sums(features, task.groups["head"], task.groups["centroids"]["centroids"], settings)
-        groups = {"sums": {"sums": found.sums, "counts": found.counts, "cosines": found.cosines}}
+        return _update_of(features, settings, site, {closed.kind: closed.site(features)})
+    if phase == CLUSTERS:
+        found = _received_clusters(features, task, settings)
         metrics = {"loss": 1 - found.mean_cosine, "mean_cosine": found.mean_cosine}
-    else:
-        raise UserError(
-            f"The server asks for work called {phase!r}, which this site does not know; update the site."
-        )
-    return wire.Update(
-        site=site.name,
-        weights_hash=features.weights_hash,
-        groups=groups,
-        metrics=metrics,
-        facts={"images": len(features), "batches": -(-len(features) // settings.local.batch)},
+        return replace(_update_of(features, settings, site, {"sums": found.arrays()}), metrics=metrics)
+    raise UserError(
+        f"The server asks for work called {phase!r}, which this site does not know; update the site."
     )
 
 
 def train_by_steps(task: wire.Task, settings: RunConfig, site: SiteConfig) -> wire.Update:
     """Train the received head on the local shard for one round by gradient steps."""
-    from client.statistics import cluster_sums
-    from client.work.trainer import train_local
+    from client.work.trainer import train_local  # rounds of sums do without
 
-    features = site_features(settings, site, site.load_shard())
+    features = site.features(settings)
     state_dir = site.state_dir / site.name
-    head, centroids = task.groups["head"], task.groups["centroids"]["centroids"]
     groups: wire.Groups = {}
     sends_sums = task.options.get("sends", "centroids") == "sums"  # the server says what its rule takes
     if sends_sums:
         # the exact statistics of the model that every site received, not of this site's own next one
-        found = cluster_sums(features, head, centroids, settings)
-        groups["sums"] = {"sums": found.sums, "counts": found.counts, "cosines": found.cosines}
-    state = load_state(state_dir, task.run_key, task.round)
+        groups["sums"] = _received_clusters(features, task, settings).arrays()
     result = train_local(
         features,
-        head,
-        centroids,
+        task.groups["head"],
+        task.groups["centroids"]["centroids"],
         settings,
         round_number=task.round,
         site=site.name,
-        state=state,
+        state=load_state(state_dir, task.run_key, task.round),
         shared=task.groups.get("shared", {}),
         fixed_centroids=sends_sums,
     )
@@ -155,23 +145,104 @@ def train_by_steps(task: wire.Task, settings: RunConfig, site: SiteConfig) -> wi
     }
     if result.shared:
         groups["shared"] = result.shared
-    return wire.Update(
-        site=site.name,
-        weights_hash=features.weights_hash,
-        groups=groups,
-        metrics=result.metrics,
-        facts={"images": result.num_images, "batches": result.num_batches},
+    return replace(_update_of(features, settings, site, groups), metrics=result.metrics)
+
+
+def sum_clusters(task: wire.Task, settings: RunConfig, site: SiteConfig) -> wire.Update:
+    """Return the sums of one exact Lloyd pass, or of an initialisation, and nothing else of a round."""
+    what = task.options["what"]
+    if what != CLUSTERS:
+        raise ValueError(f"Site {site.name} was asked for sums of {what!r}; it knows {CLUSTERS!r}.")
+    features = site.features(settings)
+    update = _update_of(
+        features, settings, site, {"sums": _received_clusters(features, task, settings).arrays()}
     )
+    return replace(update, facts={"images": len(features)})
 
 
-def sum_plainly(task: wire.Task, settings: RunConfig, site: SiteConfig) -> wire.Update:
-    """Return the sums that one exact Lloyd pass, or an initialisation, needs."""
-    from client.statistics import site_sums
+def _received_clusters(features: Features, task: wire.Task, settings: RunConfig) -> ClusterSums:
+    return cluster_sums(features, task.groups["head"], task.groups["centroids"]["centroids"], settings)
 
-    features = site_features(settings, site, site.load_shard())
-    return wire.Update(
-        site=site.name,
-        weights_hash=features.weights_hash,
-        groups={"sums": site_sums(str(task.options["what"]), features, task.groups, settings, site.name)},
-        facts={"images": len(features)},
+
+def _update_of(features: Features, settings: RunConfig, site: SiteConfig, groups: wire.Groups) -> wire.Update:
+    batches = -(-len(features) // settings.local.batch)
+    facts: wire.Options = {"images": len(features), "batches": batches}
+    return wire.Update(site=site.name, weights_hash=features.weights_hash, groups=groups, facts=facts)
+
+
+def limited(
+    plain: Handler, phase: str, task: wire.Task, settings: RunConfig, site: SiteConfig
+) -> wire.Update:
+    """Do the work of a phase by its handler ``plain``, and send as much of what came of it as the settings allow."""
+    if not settings.privacy.totals_only:
+        return bounded(plain(task, settings, site), task, settings)
+    if settings.privacy.noise_multiplier:
+        update, summands = _with_noise(plain, phase, task, settings, site)
+    else:
+        update = bounded(plain(task, settings, site), task, settings)
+        weights = {
+            "images": float(update.facts["images"]),
+            "batches": float(update.facts.get("batches", 1)),
+            "uniform": 1.0,
+        }
+        weight = weights[settings.aggregation.weights]
+        summands = pack_sums(summed_groups(update.groups), update.metrics, weight)
+    groups: wire.Groups = {"noisy": {"vector": pack(summands)}}
+    if settings.privacy.secure_sum:
+        from client.privacy.secure_site import mask_summands
+
+        groups = mask_summands(summands, task, site)
+    return replace(update, groups=groups, metrics={})
+
+
+def bounded(update: wire.Update, task: wire.Task, settings: RunConfig) -> wire.Update:
+    """Return an update whose head moved no further than ``privacy.clip-norm`` and that hides small counts."""
+    privacy, groups = settings.privacy, dict(update.groups)
+    if privacy.clip_norm and "head" in groups:
+        clipped = private_sums.clipped_change(_trained(groups), _trained(task.groups), privacy.clip_norm)
+        for name, value in clipped.items():
+            group, _, key = name.partition("/")
+            groups[group] = groups[group] | {key: value}
+    if privacy.minimum_count and not privacy.noise_multiplier:  # noise hides them already
+        if "counts" in groups.get("sums", {}):
+            groups["sums"] = private_sums.without_small(groups["sums"], "sums", privacy.minimum_count)
+        if "centroids" in groups:
+            received = task.groups["centroids"]["centroids"]
+            groups["centroids"] = private_sums.without_small(
+                groups["centroids"], "centroids", privacy.minimum_count, received
+            )
+    return replace(update, groups=groups)
+
+
+def _trained(groups: wire.Groups) -> wire.Arrays:
+    """Return what steps have trained, the head and the objective's own arrays, by ``group/key``."""
+    trained = [name for name in ("head", "shared") if name in groups]
+    return {f"{name}/{key}": value for name in trained for key, value in groups[name].items()}
+
+
+def _with_noise(
+    plain: Handler, phase: str, task: wire.Task, settings: RunConfig, site: SiteConfig
+) -> tuple[wire.Update, PackedSums]:
+    """Return the update without groups, and its noisy numbers."""
+    features = site.features(settings)
+    parts: dict[str, PackedSums] = {}
+    closed = closed_form(settings)
+    if closed is not None and phase == closed.kind:
+        parts[closed.kind] = private_sums.bounded_sums(closed, features, settings)
+    else:
+        centroids = task.groups["centroids"]["centroids"]
+        parts["sums"] = private_sums.bounded_cluster_sums(features, task.groups["head"], centroids, settings)
+    update = _update_of(features, settings, site, {})
+    if phase == TRAIN:
+        update = bounded(plain(task, settings, site), task, settings)
+        parts["head"] = {
+            name: np.asarray(value, dtype=np.float64) for name, value in _trained(update.groups).items()
+        }
+    fewest = 1
+    if settings.privacy.secure_sum:
+        from client.privacy.secure_site import fewest_sites
+
+        fewest = fewest_sites(task, site)
+    return update, private_sums.add_noise(
+        parts, settings, private_sums.noise_share(settings, fewest), private_sums.noise_key()
     )

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from client.statistics import ClusterSums, cluster_sums, site_sums
+from client.statistics import ClusterSums, cluster_sums
 from common.clustering.kmeans import unit_rows
 from common.features.source import Features
 from common.models.head import build_head, init_centroids, state_to_numpy
@@ -80,14 +80,3 @@ def test_broken_features_are_named() -> None:
     data[3, 0, 0] = np.nan
     with pytest.raises(ValueError, match="images 0 to 6"):
         cluster_sums(Features.from_arrays(data, GRID), HEAD, CENTROIDS, CONFIG)
-
-
-def test_the_server_asks_by_name() -> None:
-    features = Features.from_arrays(tokens(), GRID)
-    groups = {"head": HEAD, "centroids": {"centroids": CENTROIDS}}
-    found = site_sums("clusters", features, groups, CONFIG, "north")
-    expected = cluster_sums(features, HEAD, CENTROIDS, CONFIG)
-    np.testing.assert_array_equal(found["sums"], expected.sums)
-    assert set(found) == {"sums", "counts", "cosines"}
-    with pytest.raises(ValueError, match="north was asked for sums of 'labels'"):
-        site_sums("labels", features, groups, CONFIG, "north")

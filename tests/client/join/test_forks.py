@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from client.join.forks import end, exit_code, fork
+from client.join.warm import end, exit_code, fork
 from tests.conftest import ROOT
 
 
@@ -60,7 +60,7 @@ def test_a_child_ends_as_its_work_ends(work: Callable[[], None], code: int) -> N
 def test_the_childs_code_ends_where_its_work_ends(tmp_path: Path) -> None:
     # a child that came back would write a second line
     script = (
-        "import os\nfrom client.join.forks import fork\n"
+        "import os\nfrom client.join.warm import fork\n"
         "child = fork(lambda: 1 / 0)\nos.waitpid(child, 0)\nprint('once')\n"
     )
     done = subprocess.run(

@@ -40,7 +40,7 @@ def fresh(script: str, *words: str, **environment: str) -> dict[str, Any]:
 
 IN_A_CHILD = """
 import json, os, sys
-from client.join.forks import fork
+from client.join.warm import fork
 from client.join.warm import forget_project, preload
 preload(("torch", "client.work.unsupervised"))
 import torch
@@ -88,7 +88,7 @@ def test_a_child_computes_with_threads_and_runs_the_code_of_its_run(tmp_path: Pa
 
 ON_CUDA = """
 import json, os
-from client.join.forks import fork
+from client.join.warm import fork
 from client.join.warm import preload
 preload(("torch", "torchvision", "client.work.unsupervised"))
 import torch

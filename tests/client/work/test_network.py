@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from client.site import SiteConfig
+from client.work.base import site_task
 from client.work.network import task_classes
-from client.work.registry import site_task
 from common import wire
 from common.data.classes import load_table
 from common.data.data_loader import ImageDataset

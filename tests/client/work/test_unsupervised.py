@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from client.site import SiteConfig
-from client.work.registry import site_task
+from client.statistics import cluster_sums
+from client.work.base import site_task
 from common import wire
 from common.checkpoint import Checkpoint, load_checkpoint
 from common.data.manifest import read_shard, write_manifest
@@ -71,3 +72,23 @@ def test_a_site_counts_what_the_settings_ask_for(saved: Checkpoint, here: SiteCo
     np.testing.assert_array_equal(found, expected.confusion.matrix)
     if way != "plain":
         assert not np.array_equal(found, counted(saved, here))
+
+
+def test_the_server_asks_for_sums_by_name(saved: Checkpoint, here: SiteConfig) -> None:
+    groups: wire.Groups = {"head": saved.head, "centroids": {"centroids": saved.centroids}}
+
+    def answer(what: str) -> wire.Update:
+        task = wire.Task(1, to_wire(saved.config), "run", groups, {"what": what})
+        return site_task(saved.config).sums(task, saved.config, here)
+
+    shard = here.load_shard()
+    features = open_features(
+        shard, saved.config.model, saved.config.cache, here.cache_dir, device="cpu", seed=0
+    )
+    expected = cluster_sums(features, saved.head, saved.centroids, saved.config)
+    found = answer("clusters")
+    assert set(found.groups["sums"]) == {"sums", "counts", "cosines"}
+    np.testing.assert_array_equal(found.groups["sums"]["sums"], expected.sums)
+    assert found.metrics == {} and found.facts == {"images": 2}
+    with pytest.raises(ValueError, match="a was asked for sums of 'labels'"):
+        answer("labels")

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from client.work.self_training import METRICS, AdaptationLoss, self_train
+from client.work.adaptation import METRICS, AdaptationLoss, self_train
 from common.data.data_loader import ImageBatch
 from common.losses.labelled import labelled_loss
 from common.losses.region_terms import max_square_loss
