@@ -24,12 +24,12 @@ from common.settings.schema import RunConfig
 from common.system.atomic import atomic_write_bytes, atomic_write_text
 
 _FORMAT = 1
+# Prefix, in the file, of the arrays of the shared model that are no centroids.
 MODEL = "head/"
-"""Prefix, in the file, of the arrays of the shared model that are no centroids."""
 CENTROIDS = "centroids"
 EXTRA = "extra/"
+# How the names of everything else start.
 STATE = (CENTROIDS, EXTRA)
-"""How the names of everything else start."""
 
 
 @dataclass

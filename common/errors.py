@@ -15,8 +15,8 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 EXIT_BAD_INPUT = 2
+# Characters of a bad value that a sentence quotes; a whole file would bury the key and the remedy.
 _LONGEST_VALUE = 200
-"""Characters of a bad value that a sentence quotes; a whole file would bury the key and the remedy."""
 
 
 class UserError(ValueError):

@@ -20,14 +20,15 @@ from matplotlib.patches import Patch
 
 from common.data.crops import Bytes
 
+# Names with their colors, "#rrggbb".
 Colored = tuple[tuple[str, str], ...]
-"""Names with their colors, "#rrggbb"."""
 
 DPI = 100
 INK, SOFT, RULE = "#1f2937", "#6b7280", "#e5e7eb"
+# An artist whose gid starts so carries the rest as words that show on hovering.
 TITLE = "title "
-"""An artist whose gid starts so carries the rest as words that show on hovering."""
 
+# The look of all figures; decorates what makes one and what draws one.
 styled = rc_context(
     {
         "font.family": "DejaVu Sans",  # comes with matplotlib: the same on every machine
@@ -48,12 +49,11 @@ styled = rc_context(
         "svg.hashsalt": "siteseg",  # the same figure is the same text
     }
 )
-"""The look of all figures; decorates what makes one and what draws one."""
 
 _SVG = "http://www.w3.org/2000/svg"
 _NOT_XML = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")
+# pixels between images and of a line of text; width of a letter, of its size.
 _GAP, _LINE, _LETTER = 12, 20, 0.62
-"""Bytes between images and a line of text; width of a letter, of its size."""
 
 
 def new_figure(width: float, height: float, layout: str | None = "constrained") -> Figure:

@@ -31,8 +31,8 @@ Arrays = dict[str, np.ndarray]
 Groups = dict[str, Arrays]
 Options = dict[str, str | int | float | bool]
 
+# The fact in which a site names the networks that lie on its disk, by hash.
 HOLDS = "holds"
-"""The fact in which a site names the networks that lie on its disk, by hash."""
 
 _FACTS = "facts"
 _METRICS = "metrics"
@@ -41,10 +41,10 @@ _EXACT_GROUPS = frozenset(
 )  # statistics keep their precision on the wire
 _ALLOWED_KINDS = frozenset("fiub")
 
+# Facts, and metrics, that an update may have; the largest number that any site sends is far below.
 MOST_ENTRIES = 64
-"""Facts, and metrics, that an update may have; the largest number that any site sends is far below."""
+# Characters of a fact; the hashes of the teachers that a site holds need 65 each.
 LONGEST_FACT = 1 << 14
-"""Characters of a fact; the hashes of the teachers that a site holds need 65 each."""
 _LONGEST_KEY = 64
 
 
@@ -78,8 +78,8 @@ class Update:
     wire_version: int = WIRE_VERSION
 
 
+# Arrays by identity and type on the wire, as encoded before; the first of each pair keeps the identity taken.
 Encoded = dict[tuple[int, str], tuple[object, Array]]
-"""Arrays by identity and type on the wire, as encoded before; the first of each pair keeps the identity taken."""
 
 
 def _encode_group(

@@ -10,9 +10,8 @@ from typing import Annotated, Any, Literal
 import typer
 
 from common.errors import UserError
-from common.settings.explain import explained_toml
 from common.settings.load import parse_assignments, read_recipe
-from common.settings.schema import RunConfig
+from common.settings.schema import RunConfig, explained_toml
 from common.system.cli import Assignments, CommandLine, DataRoot, Recipe, parse_size, print_table
 from common.system.progress import progress_line
 

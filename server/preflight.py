@@ -33,8 +33,8 @@ from common.features.preflight import backbone_needs, check_folder
 from common.settings.schema import RunConfig
 from common.styles.bank import StyleBank
 from common.styles.style import half_sizes
+from common.system.device import run_in_subprocess
 from common.system.progress import progress_line
-from common.system.subprocess import run_in_subprocess
 from server.adaptation.pretrain import load_pretrained, source_shard
 from server.adaptation.pretrain_snapshot import (
     IMAGES,

@@ -22,7 +22,6 @@ ORDER = {
     "common": [
         "errors",
         "seeds",
-        "records",
         "wire",
         "registry",
         "system",

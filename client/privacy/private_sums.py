@@ -20,8 +20,8 @@ from client.statistics import chunks, received_head, spherical_sums
 from common.features.source import Features, tokens_of
 from common.losses.base import ClosedForm, NamedArrays, unit
 from common.losses.objective import clipping_bound
-from common.privacy.keystream import KEY_BYTES, normals, subkey
 from common.privacy.packed_sums import PackedSums
+from common.privacy.secure_masks import KEY_BYTES, normals, subkey
 from common.settings.schema import RunConfig
 
 _BATCH = 16  # images in memory at a time; each is bounded on its own, so that sums hardly depend on it

@@ -59,8 +59,7 @@ class UnsupervisedSite(SiteTask):
 
     def evaluate(self, task: wire.Task, settings: RunConfig, site: SiteConfig) -> wire.Update:
         """Score the received model on this site's own labelled shard: one confusion matrix leaves."""
-        from common.evaluation.clusters import evaluate_segmenter, mirrored_features
-        from common.evaluation.crf import refine
+        from common.evaluation.clusters import dense_crf, evaluate_segmenter, mirrored_features
         from common.models.segmenter import Segmenter
 
         shard = site.load_eval_shard()
@@ -80,7 +79,7 @@ class UnsupervisedSite(SiteTask):
             shard,
             model,
             mirrored=mirrored if settings.eval.flip else None,
-            refine=refine if settings.eval.crf else None,
+            refine=dense_crf(settings.eval.crf),
         )
         if found.confusion is None:
             raise UserError(

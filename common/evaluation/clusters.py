@@ -174,6 +174,15 @@ def predict(
     return refine(segmenter.logits_of_code(code, size)[0], picture)
 
 
+def dense_crf(wanted: bool) -> Refine | None:
+    """Return the dense CRF for `evaluate_segmenter` and `predict`, which is loaded only where it is wanted."""
+    if not wanted:
+        return None
+    from common.evaluation.crf import refine
+
+    return refine
+
+
 def mirrored_features(shard: Shard, model: Model, seed: int, device: torch.device | str = "cpu") -> Mirrored:
     """Return a function that computes the features [B, C, h, w] of left-right mirrored images on the fly.
 

@@ -29,14 +29,14 @@ from common.models.segmenter import Geometry, Segmenter, interpolation
 from common.seeds import numpy_generator
 from common.settings.unsupervised import Model
 
+# Labelled pixels that a probe is fitted to, shared out evenly among the images ...
 PIXELS = 100_000
-"""Labelled pixels that a probe is fitted to, shared out evenly among the images ..."""
+# ... but no more than these of one image, whose pixels are much alike.
 MOST_OF_AN_IMAGE = 1000
-"""... but no more than these of one image, whose pixels are much alike."""
+# Strength of the pull on the weights (of standardized codes) towards 0, which makes the fit unique.
 RIDGE = 1e-4
-"""Strength of the pull on the weights (of standardized codes) towards 0, which makes the fit unique."""
+# Score of a class that no pixel of the fit shows: finite, as scores are interpolated, and below all others.
 _NEVER = -1e4
-"""Score of a class that no pixel of the fit shows: finite, as scores are interpolated, and below all others."""
 
 
 @dataclass(frozen=True)

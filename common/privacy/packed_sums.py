@@ -22,10 +22,10 @@ PackedSums = dict[str, NDArray[np.float64]]
 
 Inner = TypeVar("Inner")
 
+# _Groups whose total is divided by the sum of the weights.
 AVERAGED = ("head", "shared", "centroids")
-"""_Groups whose total is divided by the sum of the weights."""
+# Metrics of a site that are averaged over sites; others stay at the site.
 SUMMED_METRICS = ("loss", "mean_cosine", "displacement")
-"""Metrics of a site that are averaged over sites; others stay at the site."""
 WEIGHT = "weight"
 _METRICS = "metrics"
 _COUNTS = "counts"

@@ -1,4 +1,9 @@
-"""Loads settings: layers of keys over a preset, recipes, ``key=value`` words, and the form that travels."""
+"""Loads settings: layers of keys over a preset, recipes, ``key=value`` words, and the form that travels.
+
+Presets of task `unsupervised` and keys of earlier versions stand here, each in one table. A preset is the difference
+to the defaults of the sections, which are preset ``default``. Facts on the published method: FUSS (federated
+unsupervised semantic segmentation) on STEGO's objective.
+"""
 
 from __future__ import annotations
 
@@ -12,13 +17,143 @@ from typing import Any
 from pydantic import ValidationError
 
 from common.errors import UserError, user_error
-from common.settings.migration import FIXED, MOVED, migrated
-from common.settings.presets import FROM_PRESET, PRESETS
-from common.settings.schema import RunConfig
-from common.settings.section import Scalar, flatten, kebab, unflatten
+from common.settings.schema import RunConfig, flatten
+from common.settings.section import Scalar, kebab
 
+# keys that stood flat in [loss] when all objectives shared one section
+_CORRESPONDENCE = (
+    "intra-weight",
+    "inter-weight",
+    "negative-weight",
+    "shift",
+    "intra-shift",
+    "inter-shift",
+    "negative-shift",
+    "negatives",
+    "negative-draw",
+    "salience",
+    "zero-clamp",
+    "stabilize",
+)
+
+# The keys that do what a key of an earlier version did, by its old name. pyproject.toml lists the old keys as well:
+# `flwr run --run-config` takes only keys that stand there.
+MOVED: Mapping[str, tuple[str, ...]] = (
+    {f"loss.spectral-{key}": (f"loss.spectral.{key}",) for key in ("tolerance", "ridge", "whiten")}
+    | {f"loss.{key}": (f"loss.correspondence.{key}",) for key in _CORRESPONDENCE}
+    | {
+        "loss.correspondence-weight": ("loss.correspondence.weight",),
+        # one key steered two objectives
+        "loss.samples": ("loss.correspondence.samples", "loss.smoothness.samples"),
+        "loss.pointwise": ("loss.correspondence.pointwise", "loss.smoothness.pointwise"),
+        "loss.smooth-intra-shift": ("loss.smoothness.intra-shift",),
+        "loss.smooth-negative-shift": ("loss.smoothness.negative-shift",),
+        "loss.temperature": ("loss.smoothness.temperature",),
+        "loss.momentum": ("loss.smoothness.momentum",),
+        "loss.codebook": ("loss.modularity.codebook",),
+        "loss.codebook-rounds": ("loss.modularity.codebook-rounds",),
+        "loss.projection": ("loss.modularity.projection",),
+        "loss.cell": ("loss.modularity.cell",),
+    }
+)
+
+# The keys that no recipe, preset or document set to anything else, with the value that the code has today: old files
+# that list every key are still read.
+FIXED: Mapping[str, Any] = {
+    "clusters.starts": 10,
+    "sgd.gamma": 0.8,
+    "sgd.head-factor": 1.0,
+    "sgd.nesterov": False,
+    "sgd.period": 0.1,
+    "style.images": 0,
+    "transforms.blur": 0.0,
+    "transforms.flip-vertical": 0.0,
+    "transforms.hue": 0.0,
+}
+
+
+def migrated(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """Return flat settings under today's keys; an old key wins over the default that stands beside it.
+
+    Raises `UserError` for a key of `FIXED` with another value.
+    """
+    found = {key: value for key, value in flat.items() if key not in MOVED and key not in FIXED}
+    for key in FIXED.keys() & flat.keys():
+        if flat[key] not in (FIXED[key], FROM_PRESET):
+            raise UserError(
+                f"Setting '{key}' is {flat[key]!r} but always {FIXED[key]!r} in this version; leave it out."
+            )
+    for old, value in flat.items():
+        if old in MOVED and value != FROM_PRESET:
+            found |= dict.fromkeys(MOVED[old], value)
+    return found
+
+
+# the value in pyproject.toml that leaves a key to the preset
+FROM_PRESET = "preset"
+
+_FUSS_OBJECTIVE: dict[str, str | int | float | bool] = {
+    # the Cityscapes configuration of the published code
+    "loss.objective": "correspondence",
+    "loss.correspondence.intra-weight": 1.0,
+    "loss.correspondence.inter-weight": 0.577453,
+    "loss.correspondence.negative-weight": 0.905876,
+    "loss.correspondence.shift": "fixed",
+    "loss.correspondence.intra-shift": 0.458285,
+    "loss.correspondence.inter-shift": 0.175435,
+    "loss.correspondence.negative-shift": 0.313612,
+    "local.neighbours": 2,
+    # the head of STEGO, which FUSS federates
+    "model.dim": 70,
+    "model.nonlinear": True,
+}
+
+PRESETS: dict[str, dict[str, str | int | float | bool]] = {
+    "default": {},
+    # the published method, faithfully: raw-space FedCC by maximin, weights by batches, Adam reset every round,
+    # and what is odd in it; docs/presets.md lists what is left out on purpose
+    "fuss-ref": _FUSS_OBJECTIVE
+    | {
+        "model.height": 224,
+        "model.width": 224,
+        "model.resize": "nearest",
+        "model.crop": "center",
+        "local.neighbour-dropout": 0.1,  # the features of the search still pass the head's dropout
+        "local.prox-parameters": "nonlinear",  # where FedProx is switched on
+        "loss.correspondence.negative-draw": "published",
+        "centroids.merge": "fedcc-maximin",
+        "centroids.spherical": False,
+        "centroids.weighted": False,
+        "centroids.keep-index": False,
+        "centroids.polish-passes": 0,
+        "aggregation.weights": "batches",
+        "local.keep-optimizer": False,
+    },
+    # the same objective with its faults mended: counts and directions matter, optimizer state survives
+    "fuss-clean": _FUSS_OBJECTIVE
+    | {
+        "centroids.merge": "matched",
+        "centroids.polish-passes": 0,
+        "aggregation.weights": "images",
+        "local.keep-optimizer": True,
+    },
+}
+
+
+# the key by which a recipe names the one that it changes
 BASE = "base"
-"""The key by which a recipe names the one that it changes."""
+
+
+def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """Turn ``{"local.steps": 3}`` into ``{"local": {"steps": 3}}``."""
+    nested: dict[str, Any] = {}
+    for key, value in flat.items():
+        *groups, leaf = key.split(".")
+        target = nested
+        for group in groups:
+            target = target.setdefault(group, {})
+        target[leaf] = value
+    return nested
 
 
 def default_flat() -> dict[str, Scalar]:
@@ -52,10 +187,9 @@ def load_config(*layers: Mapping[str, Any]) -> RunConfig:
         raise UserError(f"Setting 'preset' is {preset!r}; expected one of {', '.join(PRESETS)}.")
     settings = unflatten(PRESETS[preset] | given)
     try:
-        config = RunConfig.model_validate(settings)
+        return RunConfig.model_validate(settings)
     except ValidationError as error:
         raise user_error(error, "Setting", key=kebab, whole="The settings do not fit together") from None
-    return config
 
 
 def read_recipe(path: str | Path) -> dict[str, Any]:

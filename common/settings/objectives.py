@@ -34,8 +34,8 @@ class ObjectiveFacts:
     clips: tuple[str, ...] = ("clip_norm",)
 
 
+# Classes of `common.losses.base.Objective` or `common.losses.base.ClosedForm`, by name.
 OBJECTIVES: Registry[Any, ObjectiveFacts] = Registry("objective", "common.losses")
-"""Classes of `common.losses.base.Objective` or `common.losses.base.ClosedForm`, by name."""
 
 
 class Loss(Section):

@@ -2,23 +2,82 @@
 
 Flower hands over flat scalars with dotted keys (``local.steps = 12``); recipes are TOML files with the
 same keys. `common.settings.load` turns them into a frozen `RunConfig`. Defaults stand in the sections and
-nowhere else: those that a preset governs are the values of preset ``default``; the other presets are
-differences to it (``common/settings/presets.py``). Secrets never live in settings.
+nowhere else: those that a preset governs are the values of preset ``default``. What a key means and which values
+it takes is read from the fields (`explanations`), so that it is what the program checks. Secrets never live in
+settings.
 """
 
 from __future__ import annotations
 
 import json
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal, get_args, get_origin
 
-from pydantic import Field
+from annotated_types import Ge, Gt, Le, Lt
+from pydantic import BaseModel, Field
+from pydantic.fields import FieldInfo
 
 from common.settings.network import Clusters, Network, Reduction, Sgd, Source, Style, Teacher, Transforms
 from common.settings.objectives import Loss
-from common.settings.privacy import Privacy
-from common.settings.section import Scalar, Section, flatten
+from common.settings.section import Scalar, Section, kebab
 from common.settings.tasks import TASK_FACTS, TaskFacts
 from common.settings.unsupervised import Cache, Centroids, Local, Model
+
+
+def flatten(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Turn ``{"local": {"steps": 3}}`` into ``{"local.steps": 3}``."""
+    flat: dict[str, Any] = {}
+    for key, value in nested.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+class Privacy(Section):
+    """Secure summation, clipping, noise and small counts: what others may learn of a site (`docs/privacy.md`)."""
+
+    secure_sum: bool = Field(
+        False, description="the server sees totals over sites only; four messages a round instead of one"
+    )
+    quorum: float = Field(
+        0.66, gt=0.5, le=1, description="secure-sum: share of a round's sites that have to stay to its end"
+    )
+    unit: Literal["site", "image"] = Field(
+        "site", description="what epsilon protects: all that a site holds, or one image (sums only)"
+    )
+    noise_multiplier: float = Field(
+        0.0, ge=0, description="standard deviation of the noise over the clipping bound; 0: no noise"
+    )
+    delta: float = Field(1e-5, gt=0, lt=1, description="probability at which epsilon is stated")
+    clip_norm: float = Field(
+        0.0, ge=0, description="largest norm of a site's change of the head; 0: no limit"
+    )
+    clip_sums: float = Field(
+        0.0, ge=0, description="largest norm of an image's centroid sums and counts per patch; 0: no limit"
+    )
+    clip_scatter: float = Field(
+        0.0,
+        ge=0,
+        description="spectral: the same of its scatter, in units of feature-norm (usual: 0.25); 0: no limit",
+    )
+    feature_norm: float = Field(
+        0.0,
+        ge=0,
+        description="spectral: features of a patch that are longer are shortened to it; 0: no limit",
+    )
+    minimum_count: int = Field(
+        0,
+        ge=0,
+        description="a cluster with fewer patches at a site is sent as empty (with noise: in total); "
+        "eval.where 'sites': so is a cell with fewer pixels",
+    )
+
+    @property
+    def totals_only(self) -> bool:
+        """Whether the model comes from totals over the sites, not from a rule over single sites."""
+        return self.secure_sum or self.noise_multiplier > 0
 
 
 class Sites(Section):
@@ -169,3 +228,53 @@ class RunConfig(Section):
     def to_toml(self) -> str:
         """Return the settings as dotted TOML keys, which `read_recipe` and ``flwr run`` take."""
         return "".join(f"{key} = {json.dumps(value)}\n" for key, value in self.to_flat().items())
+
+
+# how a bound is written for users
+SIGNS = {Ge: ">=", Gt: ">", Le: "<=", Lt: "<"}
+
+
+def explanations(model: type[BaseModel] = RunConfig, prefix: str = "") -> dict[str, str]:
+    """Return a line for each dotted key: what it means, then its values or bounds; empty if neither is said."""
+    found: dict[str, str] = {}
+    for name, field in model.model_fields.items():
+        key = prefix + kebab(name)
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            found |= explanations(field.annotation, f"{key}.")
+        else:
+            allowed = values(field)
+            found[key] = " ".join(
+                part for part in (field.description or "", f"({allowed})" if allowed else "") if part
+            )
+    if issubclass(model, Loss):
+        for name, section in model.sections().items():
+            found |= explanations(section, f"{prefix}{name}.")
+    return found
+
+
+def values(field: FieldInfo) -> str:
+    """Return which values a field takes: its choices, or its bounds; empty for any of its type."""
+    if get_origin(field.annotation) is Literal:
+        return ", ".join(json.dumps(choice) for choice in get_args(field.annotation))
+    return ", ".join(_bound(limit) for limit in field.metadata if type(limit) in SIGNS)
+
+
+def _bound(limit: Any) -> str:
+    sign = SIGNS[type(limit)]
+    (value,) = (getattr(limit, name) for name in ("ge", "gt", "le", "lt") if hasattr(limit, name))
+    return f"{sign} {value:g}"
+
+
+def explained_toml(config: RunConfig, names: Mapping[str, str] | None = None) -> str:
+    """Return the settings as TOML, each below a comment that says what it means.
+
+    ``names`` says by key, in lines, which registered names a value may be.
+    """
+    meaning = explanations()
+    lines = []
+    for key, value in config.to_flat().items():
+        if meaning[key]:
+            lines.append(f"# {meaning[key]}")
+        lines += [f"#   {line}" for line in (names or {}).get(key, "").splitlines()]
+        lines.append(f"{key} = {json.dumps(value)}\n")
+    return "\n".join(lines)

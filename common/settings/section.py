@@ -1,8 +1,7 @@
-"""Settings sections: the base class of all groups, and flat keys from nested ones."""
+"""Settings sections: the base class of all groups, and the check of names that stand in a registry."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler
@@ -25,29 +24,6 @@ class Section(BaseModel):
     model_config = ConfigDict(
         frozen=True, extra="forbid", alias_generator=kebab, populate_by_name=True, allow_inf_nan=False
     )
-
-
-def flatten(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Turn ``{"local": {"steps": 3}}`` into ``{"local.steps": 3}``."""
-    flat: dict[str, Any] = {}
-    for key, value in nested.items():
-        if isinstance(value, Mapping):
-            flat |= flatten(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = value
-    return flat
-
-
-def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """Turn ``{"local.steps": 3}`` into ``{"local": {"steps": 3}}``."""
-    nested: dict[str, Any] = {}
-    for key, value in flat.items():
-        *groups, leaf = key.split(".")
-        target = nested
-        for group in groups:
-            target = target.setdefault(group, {})
-        target[leaf] = value
-    return nested
 
 
 class NameIn:

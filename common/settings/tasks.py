@@ -67,5 +67,5 @@ _TASKS = (
     ),
 )
 
+# The facts of every task, by name.
 TASK_FACTS: Mapping[str, TaskFacts] = {facts.name: facts for facts in _TASKS}
-"""The facts of every task, by name."""

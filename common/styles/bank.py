@@ -26,10 +26,10 @@ from common.system.atomic import atomic_write_bytes, atomic_write_text
 if TYPE_CHECKING:
     import torch
 
+# Of a run directory.
 BANK_FILE = "styles.safetensors"
-"""Of a run directory."""
+# In the folder ``pictures`` of a run directory: source images in the sites' styles.
 STYLES_PICTURE = "styles.png"
-"""In the folder ``pictures`` of a run directory: source images in the sites' styles."""
 _HEADER = "style-bank"
 _PREFIX = "style/"  # a site may be called like a key of the file format
 

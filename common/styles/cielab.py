@@ -20,10 +20,10 @@ _RGB_TO_XYZ = (  # sRGB primaries under D65
     (0.2126729, 0.7151522, 0.0721750),
     (0.0193339, 0.1191920, 0.9503041),
 )
+# Where the cube root of CIELAB goes over into a straight line, so that black has a finite slope.
 _KNEE = 6 / 29
-"""Where the cube root of CIELAB goes over into a straight line, so that black has a finite slope."""
+# Entries of the table from linear light to 8 bits: at most 0.03 of a level between two of them.
 _STEPS = 1 << 16
-"""Entries of the table from linear light to 8 bits: at most 0.03 of a level between two of them."""
 
 
 @lru_cache(maxsize=1)

@@ -25,16 +25,12 @@ _Ints = npt.NDArray[np.int64]
 
 log = logging.getLogger(__name__)
 
+# Of a run directory: a `ClustersRecord`.
 CLUSTERS_FILE = "clusters.json"
-"""Of a run directory: a `ClustersRecord`."""
+# Silhouettes closer than this are equal: the difference is rounding.
 _TIE = 1e-9
-_STARTS = (
-    10  # runs of k-means for each number of clusters: styles are few and short, so that these cost nothing
-)
-"""Silhouettes closer than this are equal: the difference is rounding."""
-_STARTS = (
-    10  # runs of k-means for each number of clusters: styles are few and short, so that these cost nothing
-)
+# runs of k-means for each number of clusters: styles are few and short, so that these cost nothing
+_STARTS = 10
 _SITE = "site/"  # keeps names of sites apart from the other arrays
 
 

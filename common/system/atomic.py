@@ -11,8 +11,8 @@ from pathlib import Path
 
 from common.errors import UserError
 
+# What the system says where a disk is full, over quota, read-only or broken.
 DISK_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO})
-"""What the system says where a disk is full, over quota, read-only or broken."""
 
 
 @contextmanager

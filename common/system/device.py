@@ -1,17 +1,21 @@
-"""The torch device of a process: its choice, its share of memory, and bitwise reproducibility."""
+"""The torch device of a process: its choice, its memory, bitwise reproducibility, and work in a process of its own."""
 
 from __future__ import annotations
 
+import multiprocessing
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from typing import ParamSpec, TypeVar
 
 import torch
 
 from common.errors import UserError
 
+# values of CUBLAS_WORKSPACE_CONFIG with which cuBLAS gives the same bits every time (NVIDIA's cuBLAS manual)
 WORKSPACES = (":4096:8", ":16:8")
-"""Values of CUBLAS_WORKSPACE_CONFIG with which cuBLAS gives the same bits every time (NVIDIA's cuBLAS manual)."""
 _WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
 
 
@@ -75,3 +79,25 @@ def set_deterministic(wanted: bool) -> None:
     torch.use_deterministic_algorithms(wanted, warn_only=True)
     torch.backends.cudnn.deterministic = wanted
     torch.backends.cudnn.benchmark = False
+
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+
+
+def run_in_subprocess(function: Callable[_P, _R], *arguments: _P.args, **options: _P.kwargs) -> _R:
+    """Call a module-level function in a fresh process and return its result; its errors are raised here.
+
+    For work that is hungry for memory: a backbone with its libraries takes some 300 MB, once, while features are
+    cached. They return to the system with the process, and the server stays small for the hours that follow.
+
+    Arguments and result pass between two processes of one machine and have to be plain data.
+    """
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        try:
+            return pool.submit(function, *arguments, **options).result()
+        except BrokenProcessPool:
+            raise UserError(
+                "The process that runs the backbone was killed; free some memory, or make model.height and "
+                "model.width smaller."
+            ) from None

@@ -6,11 +6,11 @@ import sys
 import time
 from collections.abc import Callable
 
+# Called with how many are done and how many there are.
 Progress = Callable[[int, int], None]
-"""Called with how many are done and how many there are."""
 
+# Where nobody watches a terminal, a line is written this often: a log stays short, quick work says nothing.
 PIPE_SECONDS = 10.0
-"""Where nobody watches a terminal, a line is written this often: a log stays short, quick work says nothing."""
 
 
 def progress_line(what: str) -> Progress:

@@ -1,4 +1,4 @@
-"""Optimizer steps of a whole network, whoever says what the loss is.
+"""Optimizer steps of a whole network and their learning rate schedules, whoever says what the loss is.
 
 `Stepper` turns a loss into one step: scaled gradients on CUDA, FedProx, a learning rate that follows the whole run.
 `train_steps` drives it with labelled batches, for pretraining and for supervised sites alike; self-training has
@@ -20,14 +20,46 @@ from common.data.data_loader import ImageBatch
 from common.models.network import SegmentationNetwork
 from common.models.parameter_groups import start_training
 from common.settings.network import Sgd
-from common.training.schedules import learning_rate
 
+
+def learning_rate(sgd: Sgd, step: int, total: int) -> float:
+    """Return the learning rate of one step.
+
+    With W = warmup * total, rounded, the first W steps rise in a line, (step + 1) / (W + 1); the schedule
+    covers the others. With p the share of those that lies behind, it multiplies ``sgd.lr`` by 1 (constant),
+    (1 - p)^power (poly; Liu et al., "ParseNet", 2015), (1 + cos(pi p)) / 2 (cosine) or 1 - p (linear).
+
+    Args:
+        sgd: the settings.
+        step: number of the step in the whole run, from 0.
+        total: steps of the whole run.
+
+    Raises ValueError for a step outside of the run.
+    """
+    if not 0 <= step < total:
+        raise ValueError(f"step {step} is outside of a run of {total} steps, which are counted from 0")
+    warmup = round(sgd.warmup * total)
+    if step < warmup:
+        return sgd.lr * (step + 1) / (warmup + 1)
+    share = (step - warmup) / (total - warmup)
+    return sgd.lr * _FACTORS[sgd.schedule](sgd, share)
+
+
+# over all steps of a run: a federated run has many short trainings, and each starts where the rounds before it ended
+_FACTORS: dict[str, Callable[[Sgd, float], float]] = {
+    "constant": lambda _sgd, _share: 1.0,
+    "poly": lambda sgd, share: float((1 - share) ** sgd.power),
+    "cosine": lambda _sgd, share: (1 + math.cos(math.pi * share)) / 2,
+    "linear": lambda _sgd, share: 1 - share,
+}
+
+
+# First factor on a loss in mixed precision. A stepper lives for a round, and each step that overflows is lost:
+# torch's 2^16 overflows on this network at once, while even a factor of 1 loses no gradient to underflow.
 LOSS_SCALE = 2.0**10
-"""First factor on a loss in mixed precision. A stepper lives for a round, and each step that overflows is lost:
-torch's 2^16 overflows on this network at once, while even a factor of 1 loses no gradient to underflow."""
 
+# decay of Adam's second moment, as its authors and everybody else have it
 SECOND_MOMENT = 0.999
-"""Decay of Adam's second moment, as its authors and everybody else have it."""
 
 
 @dataclass(frozen=True)

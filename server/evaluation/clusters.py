@@ -17,21 +17,20 @@ from common.evaluation.clusters import (
     Evaluation,
     apply_protocol,
     check_backbone,
+    dense_crf,
     evaluate_segmenter,
     mirrored_features,
     seen_image,
     seen_label,
 )
-from common.evaluation.crf import refine
 from common.evaluation.score import Score, site_fields
 from common.features.cache import find_cache, open_features
 from common.features.source import Features
 from common.models.segmenter import Segmenter
 from common.models.site_models import chosen_model, own_sites, unshared
 from common.settings.schema import RunConfig
-from common.system.device import choose_device
+from common.system.device import choose_device, run_in_subprocess
 from common.system.progress import progress_line
-from common.system.subprocess import run_in_subprocess
 from common.wire import Groups
 from server.evaluation.scorer import EVERY_SITE, Examples, Scorer, Scoring, quality
 from server.evaluation.shards import evaluation_shard, known_classes
@@ -123,7 +122,7 @@ class ClusterScorer(Scorer):
             settings.model,
             keep=keep,
             mirrored=mirrored_features(shard, settings.model, settings.seed, device) if flip else None,
-            refine=refine if settings.eval.crf else None,
+            refine=dense_crf(settings.eval.crf),
         )
 
     def examples(self, state: ModelState, site: str | None, chosen: Sequence[int]) -> Examples:
@@ -174,7 +173,7 @@ def _evaluate_model(saved: Checkpoint, where: str, shard: Shard, how: Scoring) -
         model,
         score_at=score_at,
         mirrored=mirrored_features(shard, model, seed, device) if how.flip else None,
-        refine=refine if how.crf else None,
+        refine=dense_crf(how.crf),
         progress=how.progress,
     )
     return {

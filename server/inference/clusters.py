@@ -10,8 +10,7 @@ from torch import Tensor
 
 from common.checkpoint import Checkpoint
 from common.errors import UserError
-from common.evaluation.clusters import backbone_maps, check_backbone, predict
-from common.evaluation.crf import refine
+from common.evaluation.clusters import backbone_maps, check_backbone, dense_crf, predict
 from common.evaluation.overlay import Bytes, Legend, make_legend
 from common.models.backbone import prepare_image
 from common.models.segmenter import COSINE_SHARPNESS, Segmenter
@@ -91,9 +90,7 @@ class ClusterPredictor:
 
     def labels(self, image: Bytes, *, flip: bool = False, crf: bool = False) -> Bytes:
         """Return clusters; see `Predictor`."""
-        return predict(
-            self.segmenter, self.code(image, flip), image.shape[:2], refine if crf else None, image
-        )
+        return predict(self.segmenter, self.code(image, flip), image.shape[:2], dense_crf(crf), image)
 
     def notes(self) -> list[str]:
         """Return nothing: there is one model."""

@@ -8,8 +8,7 @@ import time
 from typing import Any
 
 from common.checkpoint import Checkpoint, checkpoint_path, prune_checkpoints, save_checkpoint
-from common.evaluation.score import Score
-from common.records import RoundRecord
+from common.evaluation.score import RoundRecord, Score
 from server.loop.base import Run
 from server.privacy.accountant import spent
 from server.run_dir import append_metrics

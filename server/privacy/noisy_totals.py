@@ -14,8 +14,7 @@ from numpy.typing import NDArray
 
 from common.losses.objective import clipping_bound, closed_form
 from common.privacy.packed_sums import PackedSums
-from common.settings.privacy import Privacy
-from common.settings.schema import RunConfig
+from common.settings.schema import Privacy, RunConfig
 from common.wire import Groups
 
 

@@ -12,9 +12,8 @@ from statistics import fmean
 from typing import Any
 
 from common.errors import UserError
-from common.settings.migration import migrated
-from common.settings.schema import RunConfig
-from common.settings.section import flatten
+from common.settings.load import migrated
+from common.settings.schema import RunConfig, flatten
 from common.system.atomic import atomic_write_text
 from server.report.charts import SERIES_COLOURS, dot_plot, frequency_chart, line_chart
 from server.report.data import rarest, read_run

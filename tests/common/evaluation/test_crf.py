@@ -10,8 +10,17 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from common.evaluation.crf import DEFAULT, CrfSettings, _Smoothing, mean_field, refine
-from common.evaluation.permutohedral import Lattice, _blur_along, _corners, _with_meeting_places
+from common.evaluation.crf import (
+    DEFAULT,
+    CrfSettings,
+    Lattice,
+    _blur_along,
+    _corners,
+    _Smoothing,
+    _with_meeting_places,
+    mean_field,
+    refine,
+)
 
 
 def direct_mean_field(unary: Tensor, image: np.ndarray, settings: CrfSettings = DEFAULT) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from common.privacy.keystream import normals, subkey, words
+from common.privacy.secure_masks import normals, subkey, words
 
 KEY = bytes(range(32))
 

@@ -7,8 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from common.privacy.keystream import words
-from common.privacy.secure_masks import fraction_bits, from_ring, to_ring
+from common.privacy.secure_masks import fraction_bits, from_ring, to_ring, words
 
 
 @settings(max_examples=60, deadline=None)

@@ -6,10 +6,8 @@ import tomllib
 
 import pytest
 
-from common.settings.explain import explained_toml, explanations
 from common.settings.load import load_config
-from common.settings.schema import RunConfig
-from common.settings.section import flatten
+from common.settings.schema import RunConfig, explained_toml, explanations, flatten
 from server.__main__ import server_main as main
 
 

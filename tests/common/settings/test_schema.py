@@ -10,6 +10,7 @@ import pytest
 from common.errors import UserError
 from common.losses.correspondence import CorrespondenceSettings
 from common.settings.load import (
+    PRESETS,
     default_flat,
     from_record,
     from_wire,
@@ -17,10 +18,9 @@ from common.settings.load import (
     parse_assignments,
     read_recipe,
     to_wire,
+    unflatten,
 )
-from common.settings.presets import PRESETS
-from common.settings.schema import RunConfig
-from common.settings.section import flatten, unflatten
+from common.settings.schema import RunConfig, flatten
 from server.tasks.registry import load_settings
 from tests.conftest import ROOT
 

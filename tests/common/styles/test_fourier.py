@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from common.styles.fourier import half_window, synthesise, upper_half, whole_window
+from common.styles.style import half_window, synthesise, upper_half, whole_window
 
 SIZES = [(8, 12), (9, 12), (8, 13), (11, 15)]
 

@@ -11,12 +11,12 @@ from PIL import Image
 from common.data.images import read_image
 from common.seeds import torch_generator
 from common.settings.network import Style
-from common.styles.fourier import half_window
 from common.styles.style import (
     apply_style,
     check_style,
     extract_style,
     half_sizes,
+    half_window,
     mean_style,
     style_of,
     style_shape,

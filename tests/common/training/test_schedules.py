@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from common.settings.network import Sgd
-from common.training.schedules import learning_rate
+from common.training.steps import learning_rate
 
 SCHEDULES = ("constant", "poly", "cosine", "linear")
 

@@ -17,8 +17,7 @@ from common.models.network import SeededDropout, network_to_arrays
 from common.models.networks.deeplab import DeepLab
 from common.settings.network import Sgd
 from common.training import steps as network_training
-from common.training.schedules import learning_rate
-from common.training.steps import Anchor, Stepper, TrainedSteps, train_steps
+from common.training.steps import Anchor, Stepper, TrainedSteps, learning_rate, train_steps
 
 CLASSES = 3
 

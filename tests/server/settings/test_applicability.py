@@ -7,8 +7,7 @@ from typing import Any, get_args
 import pytest
 
 from common.errors import UserError
-from common.settings.load import load_config
-from common.settings.presets import PRESETS
+from common.settings.load import PRESETS, load_config
 from common.settings.schema import RunConfig
 from common.settings.tasks import TASK_FACTS
 from server.settings.applicability import (

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from common.training.running_mean import running_mean
+from server.adaptation.teachers import running_mean
 
 
 def model(seed: int, dtype: Any = np.float32) -> dict[str, Any]:
