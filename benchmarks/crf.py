@@ -28,8 +28,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from common.checkpoint import Checkpoint, load_checkpoint
 from common.clustering.kmeans import spherical_kmeans
+from common.data.images import entry_image
 from common.data.manifest import Shard, read_shard
-from common.data.reading import entry_image
 from common.errors import report_user_errors
 from common.evaluation.clusters import backbone_maps, seen_image
 from common.evaluation.crf import DEFAULT, CrfSettings, mean_field

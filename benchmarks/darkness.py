@@ -20,8 +20,8 @@ from PIL import Image, ImageFilter
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from common.data.images import entry_image, entry_label
 from common.data.manifest import Shard, pool_shards, read_shard, read_sites
-from common.data.reading import entry_image, entry_label
 from common.errors import UserError, report_user_errors
 from common.evaluation.metrics import Confusion, scores
 

@@ -18,7 +18,7 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from common.data.crops import Bytes
+from common.data.images import Bytes
 
 # Names with their colors, "#rrggbb".
 Colored = tuple[tuple[str, str], ...]

@@ -24,9 +24,8 @@ from common.data.check import (
     refuse_faulty,
 )
 from common.data.classes import ClassTable, known_table
-from common.data.crops import view_box
+from common.data.images import entry_size, view_box
 from common.data.manifest import Shard
-from common.data.reading import entry_size
 from common.errors import UserError
 from common.features.cache import find_cache
 from common.features.preflight import backbone_needs, check_folder

@@ -30,7 +30,7 @@ from common import wire
 from common.data.classes import IGNORE
 from common.data.data_loader import ImageBatch, ImageDataset
 from common.data.manifest import Shard
-from common.losses.region_terms import max_square_loss
+from common.losses.reductions import max_square_loss
 from common.losses.self_training import (
     MEAN,
     distillation_loss,

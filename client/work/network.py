@@ -15,8 +15,8 @@ from client.work.base import SiteTask
 from common import wire
 from common.data.classes import ClassTable, known_table
 from common.data.data_loader import ImageBatch, ImageDataset
+from common.data.images import entry_image
 from common.data.manifest import Shard
-from common.data.reading import entry_image
 from common.errors import UserError
 from common.models.network import (
     SegmentationNetwork,

@@ -17,7 +17,7 @@ from common.data.classes import ClassTable
 from common.data.data_loader import ImageDataset
 from common.data.manifest import Shard
 from common.errors import UserError
-from common.losses.labelled import labelled_loss
+from common.losses.reductions import labelled_loss
 from common.settings.schema import RunConfig
 from common.settings.tasks import TASK_FACTS
 from common.training.steps import train_steps

@@ -14,10 +14,9 @@ from client.state import load_moments, moments_to_numpy, without_prefix
 from client.statistics import received_head, sums_under
 from common.features.source import Features, tokens_of
 from common.losses.anchoring import Anchors
-from common.losses.base import Batch, Objective, View
-from common.losses.centroids import cosine_cluster_loss
+from common.losses.base import Batch, Objective, View, cosine_cluster_loss
+from common.losses.extra_terms import build_objective
 from common.losses.modularity import ModularitySettings, modularity_loss, one_per_cell
-from common.losses.objective import build_objective
 from common.models.head import SegmentationHead, load_numpy, state_to_numpy
 from common.seeds import derive, torch_generator
 from common.settings.schema import RunConfig

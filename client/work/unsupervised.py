@@ -20,8 +20,7 @@ from common import wire
 from common.data.check import check_shard_size
 from common.errors import UserError
 from common.features.source import Features
-from common.losses.base import CLUSTERS, TRAIN
-from common.losses.objective import closed_form
+from common.losses.base import CLUSTERS, TRAIN, closed_form
 from common.privacy.packed_sums import PackedSums, pack, pack_sums, summed_groups
 from common.settings.schema import RunConfig
 from common.settings.tasks import TASK_FACTS

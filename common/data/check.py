@@ -10,9 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from common.data.classes import IGNORE, ClassTable
-from common.data.images import header_size, read_image, read_label
+from common.data.images import entry_pair, entry_size, header_size, read_image, read_label, trained_size
 from common.data.manifest import Shard
-from common.data.reading import entry_pair, entry_size, trained_size
 from common.errors import UserError
 from common.settings.network import Transforms
 from common.settings.objectives import OBJECTIVES

@@ -16,9 +16,8 @@ from threading import Lock
 import torch
 
 from common.data.classes import IGNORE, ClassTable
-from common.data.crops import Bytes
+from common.data.images import Bytes, entry_image, entry_pair
 from common.data.manifest import Shard
-from common.data.reading import entry_image, entry_pair
 from common.data.transforms import JointTransform, image_tensor
 from common.errors import UserError
 from common.seeds import torch_generator

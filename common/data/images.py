@@ -1,60 +1,73 @@
-"""Reads images and label maps off the disk, whatever form they have."""
+"""Reads images and label maps off the disk, whatever form they have, and what of them an entry of a shard shows.
+
+Everything that looks at the pixels of a shard comes through the last functions here.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from common.data.classes import ClassTable
+from common.data.manifest import VIEWS, Shard
 from common.errors import UserError
 
+Bytes = npt.NDArray[np.uint8]
+
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"})
-_ORIENTATION = 0x0112
 _READ_ERRORS = (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError)
 
 
-def _unreadable(path: Path, kind: str, error: Exception) -> UserError:
+@contextmanager
+def _opened(path: str | Path, what: str) -> Iterator[Image.Image]:
+    """Open an image file; what goes wrong with it, decoding included, becomes a `UserError` naming the file."""
+    source = Path(path)
+    try:
+        with Image.open(source) as opened:
+            yield opened
+    except UserError:
+        raise
+    except _READ_ERRORS as error:
+        raise _unreadable(source, what, error) from None
+
+
+def _unreadable(path: Path, what: str, error: Exception) -> UserError:
     if not path.exists():
-        return UserError(f"The {kind} {path} does not exist; correct the manifest or the data root.")
+        return UserError(f"The {what} {path} does not exist; correct the manifest or the data root.")
     if isinstance(error, PermissionError):
-        return UserError(f"The {kind} {path} may not be read (permission denied); change its permissions.")
+        return UserError(f"The {what} {path} may not be read (permission denied); change its permissions.")
     if isinstance(error, UnidentifiedImageError):
         return UserError(f"{path} is no picture that can be read; expected JPEG, PNG, BMP, TIFF or WebP.")
-    return UserError(f"The {kind} {path} is damaged or truncated ({error}); replace it or remove it.")
+    return UserError(f"The {what} {path} is damaged or truncated ({error}); replace it or remove it.")
 
 
-def read_image(path: str | Path) -> npt.NDArray[np.uint8]:
+def read_image(path: str | Path) -> Bytes:
     """Return a picture as uint8 [H, W, 3], turned upright as its EXIF orientation says.
 
     Grey is repeated, palettes are resolved, transparency is laid over white, and 16 bits per
     channel are scaled by 255/65535: a fixed factor, so that sites agree on what a value means.
     Raises `UserError` naming the file where it cannot be read.
     """
-    source = Path(path)
-    try:
-        with Image.open(source) as opened:
-            opened.load()
-            picture = ImageOps.exif_transpose(opened)
-            if picture.mode == "F":
-                raise UserError(
-                    f"The image {source} holds floating-point values, whose range is unknown; "
-                    "convert it to 8 or 16 bits."
-                )
-            if picture.mode.startswith("I"):
-                wide = np.clip(np.asarray(picture).astype(np.int64), 0, 65535)
-                grey = ((wide * 255 + 32767) // 65535).astype(np.uint8)
-                return np.repeat(grey[:, :, None], 3, axis=2)
-            if picture.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in picture.info:
-                layer = picture.convert("RGBA")
-                picture = Image.alpha_composite(Image.new("RGBA", layer.size, (255, 255, 255, 255)), layer)
-            return np.array(picture.convert("RGB"), dtype=np.uint8)
-    except UserError:
-        raise
-    except _READ_ERRORS as error:
-        raise _unreadable(source, "image", error) from None
+    with _opened(path, "image") as opened:
+        opened.load()
+        picture = ImageOps.exif_transpose(opened)
+        if picture.mode == "F":
+            raise UserError(
+                f"The image {path} holds floating-point values, whose range is unknown; convert it to 8 or 16 bits."
+            )
+        if picture.mode.startswith("I"):
+            wide = np.clip(np.asarray(picture).astype(np.int64), 0, 65535)
+            grey = ((wide * 255 + 32767) // 65535).astype(np.uint8)
+            return np.repeat(grey[:, :, None], 3, axis=2)
+        if picture.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in picture.info:
+            layer = picture.convert("RGBA")
+            picture = Image.alpha_composite(Image.new("RGBA", layer.size, (255, 255, 255, 255)), layer)
+        return np.array(picture.convert("RGB"), dtype=np.uint8)
 
 
 def header_size(path: str | Path) -> tuple[int, int]:
@@ -62,13 +75,8 @@ def header_size(path: str | Path) -> tuple[int, int]:
 
     Raises `UserError` as `read_image` does.
     """
-    source = Path(path)
-    try:
-        with Image.open(source) as opened:
-            width, height = opened.size
-    except _READ_ERRORS as error:
-        raise _unreadable(source, "image", error) from None
-    return height, width
+    with _opened(path, "image") as opened:
+        return opened.height, opened.width
 
 
 def image_size(path: str | Path) -> tuple[int, int]:
@@ -76,45 +84,38 @@ def image_size(path: str | Path) -> tuple[int, int]:
 
     From the header alone, but of a PNG, whose orientation may stand behind its pixels, from all of the file.
     """
-    source = Path(path)
-    try:
-        with Image.open(source) as opened:
-            width, height = opened.size
-            turned = opened.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8)
-    except _READ_ERRORS as error:
-        raise _unreadable(source, "image", error) from None
+    with _opened(path, "image") as opened:
+        width, height = opened.size
+        # these orientations of EXIF lie on a side
+        turned = opened.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
     return (width, height) if turned else (height, width)
 
 
-def read_raw_label(path: str | Path) -> npt.NDArray[np.uint8]:
+def read_raw_label(path: str | Path) -> Bytes:
     """Return the values of a label map as they stand in the file, uint8 [H, W].
 
     A palette picture gives its indices. Raises `UserError` where the file is unreadable, has
     several channels, or holds values above 255.
     """
-    source = Path(path)
-    try:
-        with Image.open(source) as opened:
-            opened.load()
-            mode = opened.mode
-            values = np.array(opened.convert("L") if mode == "1" else opened)
-            if mode == "1":
-                values = (values > 0).astype(np.uint8)
-    except _READ_ERRORS as error:
-        raise _unreadable(source, "label map", error) from None
+    with _opened(path, "label map") as opened:
+        opened.load()
+        mode = opened.mode
+        values = np.array(opened.convert("L") if mode == "1" else opened)
+        if mode == "1":
+            values = (values > 0).astype(np.uint8)
     if values.ndim != 2 or values.dtype.kind == "f":
         raise UserError(
-            f"The label map {source} is a {mode} picture; expected one channel whose values are class "
+            f"The label map {path} is a {mode} picture; expected one channel whose values are class "
             "numbers, so convert colours to numbers first."
         )
     if values.size and not 0 <= int(values.min()) <= int(values.max()) <= 255:
         raise UserError(
-            f"The label map {source} holds the value {int(values.max())}; expected 0 to 255, remap it first."
+            f"The label map {path} holds the value {int(values.max())}; expected 0 to 255, remap it first."
         )
     return values.astype(np.uint8)
 
 
-def read_label(path: str | Path, table: ClassTable) -> npt.NDArray[np.uint8]:
+def read_label(path: str | Path, table: ClassTable) -> Bytes:
     """Return a label map as train ids, uint8 [H, W], 255 = ignore. The only door to labels.
 
     Raises `UserError` naming the file and the value where a value is not in ``table``.
@@ -128,3 +129,81 @@ def read_label(path: str | Path, table: ClassTable) -> npt.NDArray[np.uint8]:
             f"({table.num_classes} classes) does not know; correct the file or choose another table."
         )
     return table.lut()[raw]
+
+
+def view_box(view: str | None, height: int, width: int) -> tuple[int, int, int, int]:
+    """Return the part of a photo that a view shows, in pixels: left, top, right, bottom; None: all of it."""
+    if view is None:
+        return 0, 0, width, height
+    down, across = VIEWS[view]
+    high, wide = max(1, height // 2), max(1, width // 2)
+    top, left = round(down * (height - high)), round(across * (width - wide))
+    return left, top, left + wide, top + high
+
+
+def cut(pixels: Bytes, view: str | None) -> Bytes:
+    """Return what a view shows of a photo or a label map [H, W, ...]."""
+    if view is None:
+        return pixels
+    left, top, right, bottom = view_box(view, *pixels.shape[:2])
+    return np.ascontiguousarray(pixels[top:bottom, left:right])
+
+
+def entry_pair(shard: Shard, index: int, table: ClassTable) -> tuple[Bytes, Bytes]:
+    """Return what entry ``index`` of a shard shows, uint8 [H, W, 3], and its train ids uint8 [H, W], 255 = ignore.
+
+    Some images of GTA5 have another size than their label map. Where the shard repairs sizes, such an image is
+    resized to its label map, by antialiased bilinear interpolation; the label map, whose numbers cannot be
+    interpolated, stays as it is. Raises `UserError` as `read_image` and `read_label` do, where the entry names no
+    label, and where the sizes differ in another shard.
+    """
+    image, label = shard.image_path(index), shard.label_path(index)
+    if label is None:
+        raise UserError(
+            f"The image {image} has no label in {shard.path}; expected one for every image, add it or leave the "
+            "image out."
+        )
+    pixels, ids = read_image(image), read_label(label, table)
+    if pixels.shape[:2] != ids.shape:
+        height, width = ids.shape
+        if not shard.repair_sizes:
+            raise UserError(
+                f"The image {image} is {pixels.shape[1]} x {pixels.shape[0]} but its label map {label} is {width} x "
+                f"{height} pixels; make both the same size."
+            )
+        pixels = np.array(Image.fromarray(pixels).resize((width, height), Image.Resampling.BILINEAR))
+    view = shard.entries[index].view
+    return cut(pixels, view), cut(ids, view)
+
+
+def entry_image(shard: Shard, index: int) -> Bytes:
+    """Return the picture that entry ``index`` shows, uint8 [H, W, 3]; raises `UserError` as `read_image`."""
+    return cut(read_image(shard.image_path(index)), shard.entries[index].view)
+
+
+def entry_size(shard: Shard, index: int) -> tuple[int, int]:
+    """Return (height, width) of `entry_image` as `image_size` finds it."""
+    height, width = image_size(shard.image_path(index))
+    left, top, right, bottom = view_box(shard.entries[index].view, height, width)
+    return bottom - top, right - left
+
+
+def trained_size(shard: Shard, index: int) -> tuple[int, int]:
+    """Return (height, width) of what a step with labels sees of an entry: where the shard repairs sizes, the label's.
+
+    Without a label it is `entry_size`, and no label file is looked at.
+    """
+    label = shard.label_path(index)
+    if label is None or not shard.repair_sizes:
+        return entry_size(shard, index)
+    left, top, right, bottom = view_box(shard.entries[index].view, *header_size(label))
+    return bottom - top, right - left
+
+
+def entry_label(shard: Shard, index: int, table: ClassTable) -> Bytes | None:
+    """Return the train ids of what entry ``index`` shows, uint8 [H, W]; None where no label is named.
+
+    Raises `UserError` as `read_label` does, which is the only door to labels.
+    """
+    path = shard.label_path(index)
+    return None if path is None else cut(read_label(path, table), shard.entries[index].view)

@@ -14,13 +14,21 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, ConfigDict, TypeAdapter, ValidationError
 
 from common.data.classes import ClassTable
-from common.data.crops import VIEWS
 from common.errors import UserError, user_error
 from common.system.atomic import atomic_write_text
 
 PARTITION_FILE = "partition.json"
+# the setting of ``partition.json`` by which a data set says that its images may need `Shard.repair_sizes`
 REPAIR_SIZES = "repair_sizes"
-"""The setting of ``partition.json`` by which a data set says that its images may need `Shard.repair_sizes`."""
+# Views by name: which share of the spare height lies above it, of the spare width to its left. Wide scenes lose much
+# when they are squeezed into a backbone's input, so FUSS trains on four corners and the center, half as high and wide.
+VIEWS: dict[str, tuple[float, float]] = {
+    "top-left": (0.0, 0.0),
+    "top-right": (0.0, 1.0),
+    "bottom-left": (1.0, 0.0),
+    "bottom-right": (1.0, 1.0),
+    "center": (0.5, 0.5),
+}
 _LINE = 'expected {"image": "path"} and, if any, label, domain, view and site as texts'
 
 
@@ -45,7 +53,7 @@ _Relative = Annotated[str, AfterValidator(_below_root)]
 class Entry:
     """One line of a manifest; paths are relative to the data root, with forward slashes.
 
-    With a ``view`` (see `common.data.crops`) it stands for that part of image and label only. ``site`` says whose
+    With a ``view`` (see `VIEWS`) it stands for that part of image and label only. ``site`` says whose
     image it is in a manifest that several sites' images are scored by.
     """
 
@@ -67,7 +75,7 @@ class Shard:
     """The images of one site (or of one evaluation split), and the root that their paths start from.
 
     ``repair_sizes``: images that differ in size from their label map are resized to it when they are
-    read as pairs (`common.data.reading`); otherwise they are an error in the data.
+    read as pairs (`common.data.images`); otherwise they are an error in the data.
     """
 
     name: str
@@ -99,9 +107,9 @@ class Shard:
 class Partition:
     """What ``partition.json`` says about a folder of shards.
 
-    ``sites`` counts the images of every site, ``domains`` splits that count by domain, ``histogram``
-    holds labelled pixels per class and site (None without labels), ``evaluation`` the labelled
-    manifests that are no site. ``settings`` are notes of the data set; `REPAIR_SIZES` is read back.
+    ``sites`` counts the images of every site, ``domains`` splits that count by domain, ``histogram`` holds labelled
+    pixels per class and site (None without labels), ``evaluation`` the labelled manifests that are no site.
+    ``settings`` are notes of the data set; `REPAIR_SIZES` is read back.
     """
 
     dataset: str
@@ -121,9 +129,8 @@ class Partition:
         A root inside the folder is written relative to it, so that the folder can be moved or
         mounted elsewhere as a whole; any other root is absolute.
         """
-        root = (
-            self.root.relative_to(folder).as_posix() if self.root.is_relative_to(folder) else str(self.root)
-        )
+        inside = self.root.is_relative_to(folder)
+        root = self.root.relative_to(folder).as_posix() if inside else str(self.root)
         order = "dataset rule seed root settings sites evaluation domains histogram classes"
         data = {name: getattr(self, name) for name in order.split()}
         return data | {"root": root, "classes": self.classes and self.classes.to_json()}
@@ -211,10 +218,8 @@ def read_shard(
 ) -> Shard:
     """Read the manifest of one site.
 
-    The data root is ``data_root``, else the root of the ``partition.json`` beside the manifest, else
-    the manifest's own folder; the class table likewise is ``classes``, else the one of
-    ``partition.json``, else None. Raises `UserError` as `read_manifest` does, and where the root is
-    no folder.
+    Data root and class table are those given, else those of the ``partition.json`` beside the manifest, else its own
+    folder and None. Raises `UserError` as `read_manifest` does, and where the root is no folder.
     """
     source = Path(path)
     if source.is_dir():
@@ -228,8 +233,7 @@ def read_shard(
         raise UserError(
             f"The data root {root} of {source} is no folder; say where the data lie now (--data-root)."
         )
-    if classes is None and partition is not None:
-        classes = partition.classes
+    classes = partition.classes if classes is None and partition else classes
     repair = partition is not None and partition.settings.get(REPAIR_SIZES) is True
     return Shard(source.stem, source, root.resolve(), read_manifest(source, root), classes, repair)
 
@@ -272,10 +276,8 @@ def read_sites(folder: str | Path, data_root: str | Path | None = None) -> list[
     base = Path(folder)
     if not base.is_dir():
         raise UserError(f"The shards folder {base} does not exist; make it with `python -m partitions`.")
-    recorded = (base / PARTITION_FILE).is_file()
-    names = (
-        list(read_partition(base).sites) if recorded else [path.stem for path in base.glob("site-*.jsonl")]
-    )
+    found = [path.stem for path in base.glob("site-*.jsonl")]
+    names = list(read_partition(base).sites) if (base / PARTITION_FILE).is_file() else found
     if not names:
         raise UserError(f"{base} holds no site-*.jsonl; make shards with `python -m partitions`.")
     return [read_shard(base / f"{name}.jsonl", data_root) for name in sorted(names, key=natural_key)]
@@ -283,8 +285,6 @@ def read_sites(folder: str | Path, data_root: str | Path | None = None) -> list[
 
 def pool_shards(shards: Sequence[Shard], name: str) -> Shard:
     """Join shards of one data root into one, in the given order; an image that two hold comes once."""
-    if not shards:
-        raise UserError("There is no shard to join; give at least one.")
     roots = {shard.root for shard in shards}
     if len(roots) > 1:
         raise UserError(

@@ -17,9 +17,8 @@ from PIL import Image
 from torch import Tensor
 
 from common.checkpoint import Checkpoint
-from common.data.crops import Bytes
+from common.data.images import Bytes, entry_image, entry_label, entry_size
 from common.data.manifest import Shard
-from common.data.reading import entry_image, entry_label, entry_size
 from common.errors import UserError
 from common.evaluation.metrics import Confusion
 from common.features.source import Features

@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from common.data.crops import Bytes
+from common.data.images import Bytes
 from common.models.segmenter import COSINE_SHARPNESS
 from common.seeds import torch_generator
 

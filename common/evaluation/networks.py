@@ -15,9 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from common.data.classes import ClassTable
-from common.data.crops import Bytes
+from common.data.images import Bytes, entry_pair
 from common.data.manifest import Shard
-from common.data.reading import entry_pair
 from common.data.transforms import eval_image, image_tensor
 from common.evaluation.metrics import Confusion
 from common.settings.network import Transforms

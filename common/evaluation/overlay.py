@@ -15,7 +15,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from common.data.classes import ClassTable
-from common.data.crops import Bytes as Bytes
+from common.data.images import Bytes as Bytes
 
 VOID = 255  # a pixel without a class
 VOID_COLOUR = (232, 234, 238)  # near the paper: what nobody labelled is not to draw the eye

@@ -17,8 +17,8 @@ import torch
 from numpy.typing import NDArray
 
 from common.data.augment import Augmentation
+from common.data.images import entry_image
 from common.data.manifest import Shard
-from common.data.reading import entry_image
 from common.errors import UserError
 from common.features import store
 from common.features.source import Features, Views

@@ -20,6 +20,7 @@ from torch.nn import functional
 
 from common.features.source import Features
 from common.models.head import SegmentationHead, channel_mask
+from common.settings.objectives import OBJECTIVES
 from common.settings.schema import RunConfig
 from common.settings.unsupervised import Local
 
@@ -28,15 +29,29 @@ Shapes = dict[str, tuple[int, ...]]
 ShapesOf = Mapping[str, tuple[int, ...]]
 Sums = Mapping[str, NDArray[np.float64]]
 
+# kinds of rounds that the task knows itself: gradient steps, and one pass of exact k-means
 TRAIN, CLUSTERS = "train", "clusters"
-"""Kinds of rounds that the task knows itself: gradient steps, and one pass of exact k-means."""
+# norms below this count as this, as in the published code
 EPSILON = 1e-10
-"""Norms below this count as this, as in the published code."""
 
 
 def unit(vectors: torch.Tensor) -> torch.Tensor:
     """Scale the last axis to length 1."""
     return functional.normalize(vectors, dim=-1, eps=EPSILON)
+
+
+def cosine_cluster_loss(codes: torch.Tensor, centroids: torch.Tensor) -> torch.Tensor:
+    """Return ``- mean_i max_k <n(z_i), n(mu_k)>`` over codes [M, D] and centroids [K, D]: STEGO's cluster probe.
+
+    Only the centroids learn: codes are detached. Given the assignment the loss is linear in n(mu), so the
+    graph holds K x D numbers (the summed unit codes of each cluster) instead of M x K. A centroid that wins
+    no code gets no gradient.
+    """
+    with torch.no_grad():
+        directions = unit(codes.detach())
+        assignment = (directions @ unit(centroids).T).argmax(dim=1)
+        sums = torch.zeros_like(centroids).index_add_(0, assignment, directions)
+    return -(sums * unit(centroids)).sum() / len(codes)
 
 
 @dataclass(frozen=True)
@@ -203,3 +218,31 @@ class ClosedForm(ABC, ObjectiveRules):
     @abstractmethod
     def largest(patches: float, feature: float) -> dict[str, float]:
         """Return bounds on the magnitude of each packed array, for features of that magnitude at most."""
+
+
+def objective_class(config: RunConfig) -> type[Objective] | type[ClosedForm]:
+    """Return the class that the settings name."""
+    found: type[Objective] | type[ClosedForm] = OBJECTIVES.get(config.loss.objective)
+    return found
+
+
+def closed_form(config: RunConfig) -> ClosedForm | None:
+    """Return the objective if it is solved from sums, None if it takes steps."""
+    kind = objective_class(config)
+    return kind(config) if issubclass(kind, ClosedForm) else None
+
+
+def round_kind(config: RunConfig, number: int) -> str:
+    """Return what the sites do in a round, counted from 1: steps, k-means, or the sums of a closed form."""
+    closed = closed_form(config)
+    return TRAIN if closed is None else closed.round_kind(number)
+
+
+def clipping_bound(config: RunConfig) -> float:
+    """Return the largest norm of what the objective sends of a site's, or an image's, own; noise goes by it."""
+    return float(getattr(config.privacy, config.loss.facts.clips[0]))
+
+
+def sums_form(group: str) -> type[ClosedForm] | None:
+    """Return the closed form whose sums travel under this name, or None for groups of other kinds."""
+    return next((e.value for e in OBJECTIVES.entries() if not e.facts.steps and e.value.kind == group), None)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from common.losses.base import Batch, Objective, unit
+from common.losses.base import Batch, Objective, objective_class, unit
 from common.losses.sampling import bilinear, gather
 from common.models.head import SegmentationHead, initialise
 from common.seeds import torch_generator
@@ -120,3 +120,19 @@ class WithExtras(Objective):
     def centroids(self) -> torch.Tensor | None:
         """Pass on."""
         return self.main.centroids()
+
+
+def build_objective(config: RunConfig, channels: int) -> Objective:
+    """Build an objective that takes steps, with its extra terms; its starting state follows from the seed alone.
+
+    Raises ValueError for one in closed form, which has nothing to train.
+    """
+    kind = objective_class(config)
+    if not issubclass(kind, Objective):
+        raise ValueError(
+            f"Objective '{config.loss.objective}' is fitted from sums; it does not train by steps."
+        )
+    main = kind(config, channels)
+    loss = config.loss
+    extras = loss.reconstruction_weight or loss.augmentation_weight or loss.crf_weight
+    return WithExtras(main, config, channels) if extras else main

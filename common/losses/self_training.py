@@ -14,8 +14,7 @@ import torch
 from torch.nn import functional
 
 from common.data.classes import IGNORE
-from common.losses.labelled import labelled_loss
-from common.losses.reductions import full_precision
+from common.losses.reductions import full_precision, labelled_loss
 from common.settings.network import Reduction
 
 BLOCK = 40_000

@@ -1,6 +1,6 @@
 """Segmentation networks: their registry, what they have in common, and the arrays of them that travel.
 
-Each network is a file in ``common/models/networks``. Where its weights come from: ``common/models/network_weights.py``.
+Each network is a file in ``common/models/networks``. Where its weights come from: ``common/models/weights.py``.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from common.models.backbone import prepare_torchvision
-from common.models.network_weights import load_weights
 from common.models.parameter_groups import parameter_keys, statistics_keys
+from common.models.weights import load_weights
 from common.registry import Registry
 from common.seeds import derive
 from common.settings.network import Network, numbers

@@ -1,24 +1,26 @@
-"""Weights of a backbone: where they come from, and whether they fit."""
+"""Weights of a backbone or a network: where they come from, and whether they fit."""
 
 from __future__ import annotations
 
 import logging
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from common.checkpoint import MODEL, STATE, checkpoint_file
 from common.errors import UserError
 from common.models.backbone import prepare_torchvision
 
 _log = logging.getLogger(__name__)
 
+RANDOM, PRETRAINED = "random", "pretrained"
+# how long a server may take to answer before it counts as out of reach
 PROBE_SECONDS = 4.0
-"""How long a server may take to answer before it counts as out of reach."""
 
 
 def read_safetensors(path: Path) -> dict[str, torch.Tensor]:
@@ -36,38 +38,46 @@ def read_safetensors(path: Path) -> dict[str, torch.Tensor]:
     return {name: t.float() if t.is_floating_point() else t for name, t in tensors.items()}
 
 
+def check_fit(
+    net: nn.Module, tensors: Mapping[str, torch.Tensor], source: str, needed: Iterable[str], advice: str
+) -> None:
+    """Raise `UserError`, with ``advice``, for the first array that is missing, left over, or of another shape.
+
+    ``source`` is how to call the file, ``needed`` are the names that it has to hold.
+    """
+    wanted = net.state_dict()
+    missing = [name for name in needed if name not in tensors]
+    unknown = sorted(set(tensors) - set(wanted))
+    for fault, names in (("it lacks", missing), ("the network has no", unknown)):
+        if names:
+            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+            raise UserError(f"{source} does not fit: {fault} '{names[0]}'{more}; {advice}.")
+    for name, tensor in tensors.items():
+        if tensor.shape != wanted[name].shape:
+            raise UserError(
+                f"{source} does not fit: '{name}' has shape {list(tensor.shape)}, the network expects "
+                f"{list(wanted[name].shape)}; {advice}."
+            )
+
+
+def needed_names(net: nn.Module) -> list[str]:
+    """Return the names of a state dict but for the counters of steps, which nothing reads in eval mode."""
+    return [name for name in net.state_dict() if not name.endswith("num_batches_tracked")]
+
+
 def load_fitting(
     net: nn.Module, tensors: Mapping[str, torch.Tensor], source: str, unused: Callable[[str], bool]
 ) -> None:
-    """Load tensors whose names and shapes have to match those of ``net``.
+    """Load tensors into ``net``, whose names and shapes have to be theirs; raises `UserError` as `check_fit`.
 
-    Args:
-        net: the model, changed in place.
-        tensors: what the file holds.
-        source: how to call the file in messages.
-        unused: names that the file may hold beyond the model's (a classifier, cut-off blocks).
-
-    Raises:
-        UserError: naming the first key that is missing, left over, or of another shape.
+    ``unused`` says which names the file, called ``source``, may hold beyond the network's (a classifier, cut-off
+    blocks).
     """
-    wanted = net.state_dict()
-    counters = {name for name in wanted if name.endswith("num_batches_tracked")}  # of no use in eval mode
-    missing = [name for name in wanted if name not in tensors and name not in counters]
-    extra = sorted(name for name in set(tensors) - set(wanted) if not unused(name))
+    state = net.state_dict()
+    used = {name: tensor for name, tensor in tensors.items() if name in state or not unused(name)}
     advice = "give the file of this very architecture, or correct model.backbone and model.depth"
-    if missing:
-        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-        raise UserError(f"{source} does not fit: it lacks '{missing[0]}'{more}; {advice}.")
-    if extra:
-        more = f" and {len(extra) - 1} more" if len(extra) > 1 else ""
-        raise UserError(f"{source} does not fit: the model has no '{extra[0]}'{more}; {advice}.")
-    for name, tensor in wanted.items():
-        if name in tensors and tensors[name].shape != tensor.shape:
-            raise UserError(
-                f"{source} does not fit: '{name}' has shape {list(tensors[name].shape)}, "
-                f"the model expects {list(tensor.shape)}; {advice}."
-            )
-    net.load_state_dict({name: tensors.get(name, tensor) for name, tensor in wanted.items()})
+    check_fit(net, used, source, needed_names(net), advice)
+    net.load_state_dict(state | used)
 
 
 def offline_error(what: str, setting: str = "model.weights") -> UserError:
@@ -146,3 +156,75 @@ def torchvision_pretrained(setting: str = "model.weights") -> dict[str, torch.Te
         reason = f"mobilenet_v2 (the download failed with {type(error).__name__})"
         raise offline_error(reason, setting) from error
     return state
+
+
+def load_weights(model: nn.Module, weights: str, unused: str = "classifier.") -> None:
+    """Load what ``weights`` names into a segmentation network that has its random weights.
+
+    ``pretrained`` is torchvision's ImageNet backbone, ``random`` what the constructor drew. Otherwise files: a
+    backbone in torchvision's names (``features.*``; a classifier beside it is not needed), a whole network in ours
+    (``backbone.*``, ``head.*``; a checkpoint, or the folder of a run, is one), or several, later files over earlier
+    ones. A head that no file holds stays random; a backbone has to come whole.
+
+    Args:
+        model: a network with ``backbone.*`` and ``head.*``, changed in place.
+        weights: 'random', 'pretrained', or paths of safetensors files separated by commas.
+        unused: how the names start, in torchvision's files, that the network does without beside the classifier.
+
+    Raises:
+        UserError: naming the file or array that is missing, unknown or of another shape.
+    """
+    if weights == RANDOM:
+        return
+    tensors: dict[str, torch.Tensor] = {}
+    advice = "give a file for this architecture and number of classes"
+    if weights == PRETRAINED:
+        tensors = _renamed(torchvision_pretrained("network.weights"), "torchvision's file", unused)
+    else:
+        for path in weights_paths(weights):
+            found = _renamed(read_safetensors(path), f"Weights file {path}", unused)
+            check_fit(model, found, f"Weights file {path}", (), advice)
+            tensors |= found
+    source = "torchvision's file" if weights == PRETRAINED else f"network.weights = '{weights}'"
+    whole = any(
+        name.startswith("head.") for name in tensors
+    )  # of a head that no file holds nothing is missing
+    needed = [name for name in needed_names(model) if whole or not name.startswith("head.")]
+    check_fit(model, tensors, source, needed, "name a file that holds it as well")
+    model.load_state_dict(model.state_dict() | tensors)
+
+
+def weights_paths(weights: str) -> list[Path]:
+    """Return the files that ``weights`` names; `UserError` where one does not exist."""
+    paths = [checkpoint_file(Path(part.strip()).expanduser()) for part in weights.split(",") if part.strip()]
+    for path in paths:
+        if not path.is_file():
+            raise UserError(
+                f"Weights file {path} does not exist (looked from {Path.cwd()}); set network.weights to "
+                "'pretrained', 'random' or paths of safetensors files separated by commas."
+            )
+    if not paths:
+        raise UserError(
+            f"network.weights is {weights!r}, which names no file; set it to 'pretrained', 'random' or paths."
+        )
+    return paths
+
+
+def _renamed(tensors: Mapping[str, torch.Tensor], source: str, unused: str) -> dict[str, torch.Tensor]:
+    """Give torchvision's names of the backbone ours, leave out what is not used; of a run keep the network."""
+    ours: dict[str, torch.Tensor] = {}
+    for stored, tensor in tensors.items():
+        if stored.startswith((*STATE, unused)):
+            continue
+        name = stored.removeprefix(MODEL)
+        group, _, rest = name.partition(".")
+        if group == "features":
+            ours[f"backbone.{rest}"] = tensor
+        elif group in ("backbone", "head"):
+            ours[name] = tensor
+        elif group != "classifier":
+            raise UserError(
+                f"{source} does not fit: it holds '{name}'; expected a MobileNetV2 in torchvision's names or a "
+                "network saved by this project."
+            )
+    return ours

@@ -14,8 +14,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from common.losses.base import Shapes
-from common.losses.objective import sums_form
+from common.losses.base import Shapes, sums_form
 
 _Groups = Mapping[str, Mapping[str, np.ndarray]]
 PackedSums = dict[str, NDArray[np.float64]]

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from common.data.crops import Bytes
+from common.data.images import Bytes
 from common.errors import UserError
 from common.settings.network import Style
 from common.styles.style import StyleArray, apply_style, check_style, draw_uniform, style_shape

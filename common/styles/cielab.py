@@ -11,7 +11,7 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 
-from common.data.crops import Bytes
+from common.data.images import Bytes
 
 _Floats = npt.NDArray[np.float32]
 

@@ -32,7 +32,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from common.data.crops import Bytes
+from common.data.images import Bytes
 from common.settings.network import Style
 from common.styles.cielab import from_lab, to_lab
 

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from common.data.images import entry_image
 from common.data.manifest import Shard
-from common.data.reading import entry_image
 from common.data.transforms import eval_image, image_tensor
 from common.errors import UserError
 from common.settings.network import Transforms

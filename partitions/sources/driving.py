@@ -6,8 +6,7 @@ from pathlib import Path, PurePosixPath
 
 from click import Choice
 
-from common.data.crops import VIEWS
-from common.data.manifest import REPAIR_SIZES, Entry
+from common.data.manifest import REPAIR_SIZES, VIEWS, Entry
 from common.errors import UserError
 from common.system.cli import option
 from partitions.leaf import read_names

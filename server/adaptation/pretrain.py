@@ -20,8 +20,7 @@ from common.data.classes import ClassTable, load_table
 from common.data.data_loader import ImageDataset
 from common.data.manifest import Shard, read_shard
 from common.errors import UserError
-from common.losses.labelled import labelled_loss
-from common.losses.reductions import crucial_classes
+from common.losses.reductions import crucial_classes, labelled_loss
 from common.models.network import build_network, load_arrays, network_signature, network_to_arrays
 from common.models.parameter_groups import split_flat
 from common.settings.schema import RunConfig

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from common.data.crops import Bytes
+from common.data.images import Bytes
 from common.data.manifest import natural_key
 from common.figures import image_grid, stacked
 from common.settings.network import Style

@@ -17,9 +17,8 @@ import numpy as np
 from common.checkpoint import Checkpoint
 from common.data.check import check_labelled, check_truth
 from common.data.classes import ClassTable
-from common.data.crops import Bytes
+from common.data.images import Bytes, entry_image, entry_pair
 from common.data.manifest import Shard, natural_key
-from common.data.reading import entry_image, entry_pair
 from common.errors import UserError
 from common.evaluation.metrics import MatchRule
 from common.evaluation.networks import NetworkEvaluation, count_agreement, evaluate_network

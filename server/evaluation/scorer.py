@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from common.data.classes import ClassTable
-from common.data.crops import Bytes
+from common.data.images import Bytes
 from common.data.manifest import Shard
 from common.errors import UserError
 from common.evaluation.clusters import EvalProtocol, Matching

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from common.checkpoint import Checkpoint
 from common.data.classes import ClassTable
-from common.data.crops import Bytes
+from common.data.images import Bytes
 from common.errors import UserError
 from common.evaluation.overlay import Legend
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from common.losses.objective import clipping_bound, closed_form
+from common.losses.base import clipping_bound, closed_form
 from common.privacy.packed_sums import PackedSums
 from common.settings.schema import Privacy, RunConfig
 from common.wire import Groups

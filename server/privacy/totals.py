@@ -14,8 +14,7 @@ from dataclasses import replace
 import numpy as np
 
 from common import wire
-from common.losses.base import Shapes
-from common.losses.objective import clipping_bound, closed_form, sums_form
+from common.losses.base import Shapes, clipping_bound, closed_form, sums_form
 from common.privacy.packed_sums import PackedSums, packed_shapes, summed_groups, unpack, unpack_sums
 from common.privacy.secure_masks import digits_of, fraction_bits, from_ring
 from common.settings.schema import RunConfig

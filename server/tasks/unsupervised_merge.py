@@ -12,8 +12,7 @@ from dataclasses import replace
 import numpy as np
 
 from common.errors import UserError
-from common.losses.base import CLUSTERS, TRAIN
-from common.losses.objective import closed_form
+from common.losses.base import CLUSTERS, TRAIN, closed_form
 from common.settings.schema import Aggregation, RunConfig
 from common.wire import Arrays, Groups, Update
 from server.aggregation.heads import HEAD_RULES, aggregate, site_weight, weighted_mean

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from common import wire
 from common.checkpoint import Checkpoint
-from common.losses.base import CLUSTERS
-from common.losses.objective import build_objective, closed_form, round_kind
+from common.losses.base import CLUSTERS, closed_form, round_kind
+from common.losses.extra_terms import build_objective
 from common.models.head import build_head, init_centroids, state_to_numpy
 from common.settings.schema import RunConfig
 from server.centroids.base import CENTROID_RULES

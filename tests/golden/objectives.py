@@ -12,9 +12,8 @@ from client.work.trainer import train_local
 from common.clustering.spectral import patch_scatter, separating_projection
 from common.features.source import Features, Views
 from common.losses.base import Batch, View
-from common.losses.labelled import labelled_loss
-from common.losses.objective import build_objective
-from common.losses.region_terms import max_square_loss
+from common.losses.extra_terms import build_objective
+from common.losses.reductions import labelled_loss, max_square_loss
 from common.losses.self_training import distillation_loss, entropy_loss, kept_pixels, pseudo_label_loss
 from common.losses.spectral import SpectralSettings
 from common.models.head import build_head, init_centroids, state_to_numpy

@@ -10,9 +10,8 @@ from PIL import Image
 
 from common.data.check import check_shard
 from common.data.classes import load_table
-from common.data.crops import VIEWS
 from common.data.images import read_label
-from common.data.manifest import read_partition, read_shard, read_sites
+from common.data.manifest import VIEWS, read_partition, read_shard, read_sites
 from partitions.__main__ import partitions_main as main
 
 CITIES = [

@@ -7,9 +7,8 @@ from pathlib import Path
 import pytest
 
 from common.data.classes import load_table
-from common.data.images import read_label
+from common.data.images import entry_pair, read_label
 from common.data.manifest import read_partition, read_shard
-from common.data.reading import entry_pair
 from partitions.__main__ import partitions_main as main
 from tests.support.replicas import put_label, put_picture
 

@@ -94,7 +94,7 @@ def test_adaptation_looks_at_no_label_of_a_site(
         opened.add(Path(path).relative_to(root).as_posix())
         raise UserError("Closed.")
 
-    monkeypatch.setattr("common.data.reading.read_label", closed)
+    monkeypatch.setattr("common.data.images.read_label", closed)
     with pytest.raises(UserError, match="Closed"):
         check_run(network_config(scenes, tmp_path, task="adaptation"))
     assert opened == labels_of(scenes, "eval")  # the source

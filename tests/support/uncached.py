@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from common.data.images import entry_image
 from common.data.manifest import Shard
-from common.data.reading import entry_image
 from common.features.cache import BackbonePass, cell_colours, encode_images
 from common.features.source import Indices, drop_channels, nearest_neighbours
 from common.models import backbone as backbones

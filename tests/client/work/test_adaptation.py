@@ -12,8 +12,7 @@ from torch import Tensor, nn
 
 from client.work.adaptation import METRICS, AdaptationLoss, self_train
 from common.data.data_loader import ImageBatch
-from common.losses.labelled import labelled_loss
-from common.losses.region_terms import max_square_loss
+from common.losses.reductions import labelled_loss, max_square_loss
 from common.losses.self_training import entropy_loss
 from common.models.network import build_network
 from common.models.networks.deeplab import DeepLab

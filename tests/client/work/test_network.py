@@ -18,9 +18,8 @@ from client.work.network import task_classes
 from common import wire
 from common.data.classes import load_table
 from common.data.data_loader import ImageDataset
-from common.data.images import read_image
+from common.data.images import entry_image, entry_pair, read_image
 from common.data.manifest import Shard, read_shard
-from common.data.reading import entry_image, entry_pair
 from common.errors import UserError
 from common.evaluation.networks import evaluate_network, predict_pixels
 from common.losses.reductions import reduce_cross_entropy

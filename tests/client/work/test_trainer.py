@@ -14,7 +14,7 @@ import torch
 from client.work.trainer import TRAINING_METRICS, LocalResult, count_steps, epochs_of, train_local
 from common.features.source import Features, Views
 from common.losses.anchoring import model_contrastive_term, squared_distance
-from common.losses.objective import build_objective
+from common.losses.extra_terms import build_objective
 from common.models.head import build_head, init_centroids, load_numpy, state_to_numpy
 from common.settings.load import load_config
 from common.settings.schema import RunConfig

@@ -11,9 +11,8 @@ from PIL import Image
 
 from common.data.check import check_shard, inspect_entry
 from common.data.classes import load_table
-from common.data.crops import VIEWS, cut, view_box
-from common.data.manifest import Entry, Shard, pool_shards, read_shard, write_manifest
-from common.data.reading import entry_image, entry_label, entry_size
+from common.data.images import cut, entry_image, entry_label, entry_size, view_box
+from common.data.manifest import VIEWS, Entry, Shard, pool_shards, read_shard, write_manifest
 from common.errors import UserError
 from common.evaluation.clusters import seen_image, seen_label
 from common.features.cache import open_features

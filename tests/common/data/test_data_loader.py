@@ -15,10 +15,9 @@ from PIL import Image
 
 from common.data import data_loader as pictures
 from common.data import images
-from common.data import reading as pairs
 from common.data.classes import ClassTable, load_table
-from common.data.crops import Bytes
 from common.data.data_loader import ImageBatch, ImageDataset
+from common.data.images import Bytes
 from common.data.manifest import Entry, Shard, read_shard, write_manifest
 from common.errors import UserError
 from common.settings.network import Transforms
@@ -137,8 +136,7 @@ def _closed(*_: object) -> Bytes:
 def test_closed_labels_are_never_opened(shard: Shard, workers: int, monkeypatch: pytest.MonkeyPatch) -> None:
     for path in shard.root.glob("l*.png"):
         path.write_text("nobody can read this")
-    for module in (images, pairs):
-        monkeypatch.setattr(module, "read_label", _closed)
+    monkeypatch.setattr(images, "read_label", _closed)
     monkeypatch.setattr(images, "read_raw_label", _closed)
     source = make(shard, BUSY, labels=False, workers=workers)
     assert all(entry.label is None for entry in source.shard.entries) and not source.shard.labelled
@@ -218,11 +216,11 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
 
     def image(shard: Shard, index: int) -> Bytes:
         seen.append(index)
-        return pairs.entry_image(shard, index)
+        return images.entry_image(shard, index)
 
     def pair(shard: Shard, index: int, table: ClassTable) -> tuple[Bytes, Bytes]:
         seen.append(index)
-        return pairs.entry_pair(shard, index, table)
+        return images.entry_pair(shard, index, table)
 
     monkeypatch.setattr(pictures, "entry_image", image)
     monkeypatch.setattr(pictures, "entry_pair", pair)

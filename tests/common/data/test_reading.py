@@ -12,9 +12,8 @@ from PIL import Image
 
 from common.data.check import check_shard
 from common.data.classes import load_table
-from common.data.images import read_image
+from common.data.images import entry_pair, read_image
 from common.data.manifest import Entry, Shard, pool_shards, read_shard, write_manifest
-from common.data.reading import entry_pair, read_pair
 from common.errors import UserError
 
 TABLE = load_table("gta5-19")
@@ -38,13 +37,13 @@ def shard(tmp_path: Path) -> Shard:
 
 def test_a_pair_of_one_size_is_left_alone(shard: Shard) -> None:
     for repair in (False, True):
-        pixels, ids = read_pair(shard.root / "a.png", shard.root / "same.png", TABLE, repair)
+        pixels, ids = entry_pair(replace(shard, repair_sizes=repair), 0, TABLE)
         assert np.array_equal(pixels, read_image(shard.root / "a.png"))
         assert ids[:, :20].tolist() == [[0] * 20] * 20 and ids[:, 20:].tolist() == [[10] * 20] * 20
 
 
 def test_the_picture_takes_the_size_of_its_label_map_never_the_reverse(shard: Shard) -> None:
-    pixels, ids = read_pair(shard.root / "a.png", shard.root / "half.png", TABLE, repair=True)
+    pixels, ids = entry_pair(replace(shard, repair_sizes=True), 1, TABLE)
     assert pixels.shape == (10, 20, 3) and ids.shape == (10, 20)
     assert set(np.unique(ids).tolist()) == {0, 10}, "indices of the palette, not its colours, not mixtures"
     assert (pixels[:, :9] == 0).all() and (pixels[:, 11:] == 200).all(), "resized, neither cut nor shifted"
@@ -52,7 +51,7 @@ def test_the_picture_takes_the_size_of_its_label_map_never_the_reverse(shard: Sh
 
 def test_without_repair_two_sizes_are_refused(shard: Shard) -> None:
     with pytest.raises(UserError, match=r"is 40 x 20 but its label map .*half.png is 20 x 10 pixels"):
-        read_pair(shard.root / "a.png", shard.root / "half.png", TABLE)
+        entry_pair(shard, 1, TABLE)
     assert len(check_shard(shard, labels=True)) == 2
     assert len(check_shard(replace(shard, repair_sizes=True), labels=True)) == 1, "the entry without a label"
 

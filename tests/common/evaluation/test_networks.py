@@ -12,8 +12,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from common.data.classes import ClassTable
+from common.data.images import entry_pair
 from common.data.manifest import Shard, read_shard
-from common.data.reading import entry_pair
 from common.errors import UserError
 from common.evaluation.metrics import scores, sum_confusions
 from common.evaluation.networks import (

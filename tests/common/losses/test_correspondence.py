@@ -10,8 +10,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from common.losses.base import Batch, View
-from common.losses.centroids import cosine_cluster_loss
+from common.losses.base import Batch, View, cosine_cluster_loss
 from common.losses.correspondence import (
     Correspondence,
     CorrespondenceSettings,

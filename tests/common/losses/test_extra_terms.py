@@ -12,11 +12,11 @@ from common.losses.base import Batch, View
 from common.losses.extra_terms import (
     WithExtras,
     alignment_loss,
+    build_objective,
     contrastive_crf_loss,
     crf_kernel,
     reconstruction_loss,
 )
-from common.losses.objective import build_objective
 from common.losses.sampling import uniform_coords
 from common.losses.smoothness import Smoothness
 from common.models.head import build_head

@@ -13,9 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common.losses import self_training
-from common.losses.labelled import labelled_loss
-from common.losses.reductions import reduce_cross_entropy
-from common.losses.region_terms import lovasz_softmax_loss, max_square_loss
+from common.losses.reductions import labelled_loss, lovasz_softmax_loss, max_square_loss, reduce_cross_entropy
 from common.losses.self_training import (
     distillation_loss,
     entropy_loss,

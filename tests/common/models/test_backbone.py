@@ -253,7 +253,7 @@ def test_file_loads_without_its_classifier_and_with_blocks_cut(vit_file: Path) -
     ("change", "words"),
     [
         (lambda t: t.pop("blocks.3.norm1.bias"), "lacks 'blocks.3.norm1.bias'"),
-        (lambda t: t.update(stray=torch.zeros(1)), "the model has no 'stray'"),
+        (lambda t: t.update(stray=torch.zeros(1)), "the network has no 'stray'"),
         (lambda t: t.update({"norm.weight": torch.zeros(7)}), r"'norm.weight' has shape \[7\], .* \[64\]"),
     ],
 )

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from common.checkpoint import Checkpoint, checkpoint_path, save_checkpoint
 from common.errors import UserError
-from common.models import network_weights, weights
+from common.models import weights
 from common.models.backbone import prepare_torchvision
 from common.models.network import (
     PooledNorm,
@@ -320,7 +320,7 @@ def test_pretrained_weights_out_of_reach_are_a_sentence_with_the_right_setting(
 def test_pretrained_weights_reach_the_backbone(monkeypatch: pytest.MonkeyPatch) -> None:
     source = network(seed=1)
     tensors = {f"features.{name}": value for name, value in source.backbone.state_dict().items()}
-    monkeypatch.setattr(network_weights, "torchvision_pretrained", lambda _setting: tensors)
+    monkeypatch.setattr(weights, "torchvision_pretrained", lambda _setting: tensors)
     model = network(weights="pretrained")
     assert torch.equal(model.backbone[18][0].weight, source.backbone[18][0].weight)
 
