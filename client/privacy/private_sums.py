@@ -18,8 +18,7 @@ from numpy.typing import NDArray
 
 from client.statistics import chunks, received_head, spherical_sums
 from common.features.source import Features, tokens_of
-from common.losses.base import ClosedForm, NamedArrays, unit
-from common.losses.base import clipping_bound
+from common.losses.base import ClosedForm, NamedArrays, clipping_bound, unit
 from common.privacy.packed_sums import PackedSums
 from common.privacy.secure_masks import KEY_BYTES, normals, subkey
 from common.settings.schema import RunConfig
