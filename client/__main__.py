@@ -38,6 +38,12 @@ _State = Annotated[Path | None, _option(_TRAINING, "DIR", "Folder for what a sit
 _Certificates = Annotated[Path | None, _option(_SERVER, "F", "PEM file that vouches for the server.")]
 _Key = Annotated[Path | None, _option(_SERVER, "F", "This node's private key.")]
 _ADDRESS = "Address of the SuperLink's Fleet API."
+_SITE_KEYS = ("shard", "data-root", "site", "weights", "device", "gpu-share", "cache", "state", "threads")
+
+
+def _told(*values: object) -> dict[str, str]:
+    """Return those of a site's own settings that were given, by key; values in the order of `_SITE_KEYS`."""
+    return {key: str(value) for key, value in zip(_SITE_KEYS, values, strict=False) if value is not None}
 
 
 @_line.command(
@@ -86,25 +92,9 @@ def _check(
     from client.join.check import Questions, check_site
     from client.site import site_config
 
-    given = {
-        "shard": shard,
-        "data-root": data_root,
-        "cache": cache,
-        "state": state,
-        "weights": weights,
-        "device": device,
-        "gpu-share": gpu_share,
-        "site": site,
-    }
-    known = site_config({name: str(value) for name, value in given.items() if value is not None}, settings)
-    asked = Questions(
-        config=settings,
-        labels=labels,
-        classes=classes,
-        server=server,
-        root_certificates=root_certificates,
-        key=key,
-    )
+    told = _told(shard, data_root, site, weights, device, gpu_share, cache, state)
+    known = site_config(told, settings)
+    asked = Questions(settings, labels, classes, server, root_certificates, key)
     if recipe is None:
         print("no --recipe: checked against the default settings, the run's may differ")
     wrong = 0
@@ -149,33 +139,16 @@ def _serve(
     """
     from client.join.connection import parse_address
     from client.join.serve import Node, check_node, serve
-    from client.site import ENVIRONMENT_PREFIX, site_config
+    from client.site import environment_name, site_config
 
-    given = {
-        "SHARD": shard,
-        "DATA_ROOT": data_root,
-        "CACHE": cache,
-        "STATE": state,
-        "WEIGHTS": weights,
-        "DEVICE": device,
-        "GPU_SHARE": gpu_share,
-        "THREADS": threads,
-        "SITE": site,
-    }
+    told = _told(shard, data_root, site, weights, device, gpu_share, cache, state, threads)
     # tasks are forks of this process: what it was told they find in the environment
-    os.environ |= {
-        ENVIRONMENT_PREFIX + name: str(value) for name, value in given.items() if value is not None
-    }
-    if not os.environ.get(ENVIRONMENT_PREFIX + "SHARD"):
-        raise UserError(f"This site does not know its shard; give --shard or set {ENVIRONMENT_PREFIX}SHARD.")
+    os.environ |= {environment_name(key): value for key, value in told.items()}
+    name = environment_name("shard")
+    if not os.environ.get(name):
+        raise UserError(f"This site does not know its shard; give --shard or set {name}.")
     known = site_config({}, RunConfig())
-    node = Node(
-        name=known.name,
-        server=parse_address(server),
-        root_certificates=root_certificates,
-        key=key,
-        port=port,
-    )
+    node = Node(known.name, parse_address(server), root_certificates, key, port)
     check_node(node, insecure)
     known.load_shard()
     return serve(node, lambda text: print(text, flush=True))

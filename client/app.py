@@ -1,7 +1,7 @@
 """The Flower ClientApp: one handler for each kind of message.
 
-In deployment every message starts a new process, so heavy imports stay inside the handlers that need
-them, and whatever goes wrong becomes an answer that names the reason instead of a silent site.
+In deployment every message starts a new process, so heavy imports stay inside the handlers that need them.
+Whatever goes wrong becomes an answer that names the reason instead of a silent site.
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,23 +26,16 @@ def record_egress(
 
     A site that cannot keep its ledger does not answer: raises `UserError`.
     """
-    line = json.dumps(
-        {
-            "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-            "run": run,
-            "round": round_number,
-            "action": action,
-            "bytes": sizes,
-            "total": sum(sizes.values()),
-        }
-    )
+    now = time.strftime("%Y-%m-%dT%H:%M:%S%z")
+    line = {"time": now, "run": run, "round": round_number, "action": action}
+    text = json.dumps(line | {"bytes": sizes, "total": sum(sizes.values())})
     path = state_dir / _LEDGER
     try:
         state_dir.mkdir(parents=True, exist_ok=True)
         with path.open("a+b") as ledger:
-            ledger.write((_missing_newline(ledger) + line + "\n").encode())
+            ledger.write((_missing_newline(ledger) + text + "\n").encode())
             ledger.flush()
-            os.fsync(ledger.fileno())
+            os.fsync(ledger.fileno())  # before the answer leaves: a crash must not lose the line
     except OSError as error:
         raise UserError(
             f"Cannot write the egress ledger {path} ({error.strerror}); nothing was sent."
@@ -50,10 +44,9 @@ def record_egress(
 
 def _missing_newline(ledger: IO[bytes]) -> str:
     """Return what ends the last line of a ledger that a crash cut off, so that the next one is whole."""
-    end = ledger.seek(0, os.SEEK_END)
-    if not end:
+    if not ledger.seek(0, os.SEEK_END):
         return ""
-    ledger.seek(end - 1)
+    ledger.seek(-1, os.SEEK_END)
     return "" if ledger.read(1) == b"\n" else "\n"
 
 
@@ -83,7 +76,7 @@ class Account:
     total: int = 0
     first: str = ""
     last: str = ""
-    records: dict[str, int] = field(default_factory=dict)
+    records: Counter[str] = field(default_factory=Counter)  # bytes by record
 
     def add(self, line: Mapping[str, Any]) -> None:
         """Count one line of the ledger."""
@@ -92,8 +85,7 @@ class Account:
         when = str(line["time"])
         self.first = min(self.first or when, when)
         self.last = max(self.last, when)
-        for name, size in dict(line["bytes"]).items():
-            self.records[name] = self.records.get(name, 0) + int(size)
+        self.records.update({name: int(size) for name, size in dict(line["bytes"]).items()})
 
 
 def summarise(lines: Sequence[Mapping[str, Any]]) -> dict[str, Account]:
@@ -122,7 +114,7 @@ def _table(folder: Path) -> str:
         accounts = summarise(lines)
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(
-            f"{folder / 'egress.jsonl'} is no egress ledger of this program ({error!r}); give a site's state folder."
+            f"{folder / _LEDGER} is no egress ledger of this program ({error!r}); give a site's state folder."
         ) from None
     width = max(len(name) for name in ("action", *accounts))
     text = [f"{folder.name}", f"{'action':<{width}}  {'messages':>8}  {'bytes':>14}  {'first':<24}  last"]
@@ -130,6 +122,6 @@ def _table(folder: Path) -> str:
         text.append(
             f"{name:<{width}}  {account.messages:>8}  {account.total:>14,}  {account.first:<24}  {account.last}"
         )
-    records = sorted(accounts["total"].records.items(), key=lambda pair: -pair[1])
+    records = accounts["total"].records.most_common()
     text.append("of which " + ", ".join(f"{name} {size:,}" for name, size in records) + " bytes")
     return "\n".join(text)

@@ -26,7 +26,10 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-ENVIRONMENT_PREFIX = "SITESEG_"
+
+def environment_name(key: str) -> str:
+    """Return the environment variable of one of a site's settings: ``SITESEG_DATA_ROOT`` for ``data-root``."""
+    return "SITESEG_" + key.upper().replace("-", "_")
 
 
 class SiteConfig(BaseModel):
@@ -58,7 +61,7 @@ class SiteConfig(BaseModel):
         """Return the paths that must not appear in anything that leaves the site."""
         given = (self.data_root, self.eval_shard, self.cache_dir, self.state_dir, self.weights)
         folders = (*self.shards, *(path.parent for path in self.shards), *(path for path in given if path))
-        return (*folders, *(path.resolve() for path in folders))
+        return (*folders, *(path.resolve() for path in folders))  # messages may show either form
 
     def apply_weights(self, model: Model) -> Model:
         """Put the site's own copy of the weights file in the place of the server's path."""
@@ -99,40 +102,33 @@ def site_config(node_config: Mapping[str, object], settings: RunConfig) -> SiteC
     """Assemble a site's settings; raises `UserError` that says which one is missing or wrong."""
 
     def own(key: str) -> str | None:
-        value = node_config.get(key, os.environ.get(ENVIRONMENT_PREFIX + key.upper().replace("-", "_")))
+        value = node_config.get(key, os.environ.get(environment_name(key)))
         return None if value in (None, "") else str(value)
 
-    shard = own("shard")
-    partition = node_config.get("partition-id")
+    shard, partition = own("shard"), node_config.get("partition-id")
     values: dict[str, object]
     if shard is not None:
         base = Path(own("cache") or Path(shard).parent / "cache")
-        values = {
-            "name": own("site") or Path(shard).stem,
-            "shards": (Path(shard),),
-            "eval_shard": own("eval-shard"),
-            "data_root": own("data-root"),
-        }
+        values = {"name": own("site") or Path(shard).stem, "shards": (Path(shard),)}
+        values |= {"eval_shard": own("eval-shard"), "data_root": own("data-root")}
     elif partition is not None and settings.simulation.shards:
-        folder = Path(settings.simulation.shards)
-        name = "pooled" if settings.sites.pool else f"site-{partition}"
-        paths = tuple(shard_paths(folder)) if settings.sites.pool else (folder / f"{name}.jsonl",)
+        folder, pool = Path(settings.simulation.shards), settings.sites.pool
+        name = "pooled" if pool else f"site-{partition}"
         base = Path(settings.simulation.cache or folder / "cache")
-        pattern = settings.eval.shard
+        pattern = settings.eval.shard if settings.eval.where == "sites" else ""
         values = {
             "name": name,
-            "shards": paths,
-            "eval_shard": folder / pattern.format(site=name)
-            if pattern and settings.eval.where == "sites"
-            else None,
+            "shards": tuple(shard_paths(folder)) if pool else (folder / f"{name}.jsonl",),
+            "eval_shard": folder / pattern.format(site=name) if pattern else None,
             "data_root": settings.simulation.data_root or None,
             "threads": settings.simulation.threads,
         }
     else:
         raise UserError(
             "This site does not know its shard: give --node-config 'shard=\"/path/site.jsonl\"' "
-            f"or set {ENVIRONMENT_PREFIX}SHARD."
+            f"or set {environment_name('shard')}."
         )
+    # these are the site's alone to say, in a simulation as well
     values |= {"cache_dir": base, "state_dir": Path(own("state") or base / "state")}
     found = {key: own(key.replace("_", "-")) for key in ("weights", "device", "threads", "gpu_share")}
     values |= {key: value for key, value in found.items() if value is not None}

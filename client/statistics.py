@@ -1,7 +1,7 @@
 """Cluster sums: what exact k-means needs of a site's patches.
 
-Sums only: they add up over sites to what one pass over all images would give, and nothing of a single image
-can be told from them beyond what a sum tells. Accumulated in float64, image chunks in fixed order.
+They add up over sites to what one pass over all images would give. Nothing of a single image can be told from
+them beyond what a sum tells. Accumulated in float64, image chunks in fixed order.
 """
 
 from __future__ import annotations
@@ -22,15 +22,11 @@ _BATCH = 32  # images in memory at a time; another number changes sums by roundi
 
 @dataclass(frozen=True)
 class ClusterSums:
-    """One exact E-step of spherical k-means on a shard, for K clusters of D-dimensional codes.
+    """One exact E-step of spherical k-means on a shard, for K clusters of D-dimensional codes."""
 
-    sums: float64 [K, D], the unit codes of each cluster added up; counts: int64 [K], its patches;
-    cosines: float64 [K], the cosines of its codes to its centroid added up.
-    """
-
-    sums: np.ndarray
-    counts: np.ndarray
-    cosines: np.ndarray
+    sums: np.ndarray  # float64 [K, D], the unit codes of each cluster added up
+    counts: np.ndarray  # int64 [K], its patches
+    cosines: np.ndarray  # float64 [K], the cosines of its codes to its centroid added up
 
     def __add__(self, other: ClusterSums) -> ClusterSums:
         """Join the sums of disjoint sets of images."""

@@ -18,9 +18,10 @@ from common.errors import UserError
 from common.system.cli import need_name
 from partitions.sources.base import SAME, SOURCE, TRAIN_EVAL, Dataset, all_labelled
 
+# the labelled manifest of the domains of --score
 TARGET = "target"
+# which domains become what, by option: --sites-of, --source and --score
 Roles = dict[str, list[str]]
-"""Which domains become what, by option: ``--sites-of``, ``--source`` and ``--score``."""
 # names that published lists use, likeliest first
 _KEY_COLUMNS = ("image", "path", "file", "filename", "name")
 
@@ -63,9 +64,8 @@ def from_level(entries: Sequence[Entry], level: int) -> list[Entry]:
 def from_csv(entries: Sequence[Entry], path: Path, column: str) -> list[Entry]:
     """Take the domain from ``column`` of a CSV file with a header.
 
-    A row belongs to an image by its column image, path, file, filename or name, which holds the
-    relative path, the file name or the name without its ending. A name that fits rows with
-    different domains is refused.
+    A row belongs to an image by its column image, path, file, filename or name. That column holds the relative
+    path, the file name or the name without its ending. A name that fits rows with different domains is refused.
     """
     try:
         with path.open(newline="", encoding="utf-8-sig") as lines:
@@ -139,9 +139,8 @@ def adapt(data: Dataset, roles: Roles) -> Dataset:
     The result's images are those of the sites, in the order in which ``roles`` names their domains, and
     keep no label path in site manifests. Evaluation manifests of the data set stay, of ``ts1`` what is of
     the sites' domains or of none that is known; ``source``, ``train_eval`` (the sites' own images, labelled)
-    and, with ``--score``, ``target`` join them. Domains without a role are left out. Raises `UserError` for
-    a domain that the data set does not have, where a source or target image has no label, and where a list
-    of the user's is called ``source`` or ``target``.
+    and, with ``--score``, ``target`` join them. Domains without a role are left out. Raises `UserError` for an
+    unknown domain, a source or target image without label, and a list of the user's called ``source`` or ``target``.
     """
     members: dict[str, list[Entry]] = {}
     for entry in data.images:

@@ -247,7 +247,7 @@ def shards_to_clients(folder: Path, manifest: str | None = None) -> Clients:
     """Return the sites of a folder of shards, or one of its evaluation manifests, as clients.
 
     Sites that came from lists get the names back that they had there. Raises `UserError` where the
-    folder or the manifest is none, or holds views, which no list can name.
+    folder or the manifest is none, or holds crops, which no list can name.
     """
     if manifest is not None:
         name = manifest.removesuffix(".jsonl")
@@ -264,7 +264,7 @@ def shards_to_clients(folder: Path, manifest: str | None = None) -> Clients:
 def _samples(entries: Sequence[Entry], name: str) -> list[ListedImage]:
     if any(entry.view is not None for entry in entries):
         raise UserError(
-            f"{name}.jsonl holds views of images, which lists of other systems cannot name; make the split "
+            f"{name}.jsonl holds crops of images, which lists of other systems cannot name; make the split "
             "without --crops."
         )
     return [ListedImage(entry.image, entry.label, entry.domain) for entry in entries]

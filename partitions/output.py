@@ -61,7 +61,7 @@ def staged_folder(folder: Path, overwrite: bool) -> Iterator[Path]:
         stage = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
         yield stage
         check_output(folder, overwrite)  # something may have come meanwhile, a --root inside, say
-        stage.chmod(0o755)
+        stage.chmod(0o755)  # temporary folders are their user's alone
         if folder.exists() and any(folder.iterdir()):
             old = stage.with_name(stage.name + ".old")
             folder.rename(old)
@@ -84,11 +84,11 @@ def staged_folder(folder: Path, overwrite: bool) -> Iterator[Path]:
 
 def write(split: Split, folder: Path, final: Path) -> None:
     """Write manifests, ``partition.json`` and ``split.png`` into ``folder``, which will become ``final``."""
-    from partitions.picture import picture_of  # not at import time: matplotlib is slow to load
+    from partitions.figure import figure_of  # not at import time: matplotlib is slow to load
 
     for site in split.sites:
         write_manifest(folder / f"{site}.jsonl", split.entries(site))
     for name in split.dataset.evaluation:
         write_manifest(folder / f"{name}.jsonl", split.evaluation(name))
     write_partition(folder, split.partition(), final)
-    picture_of(split).save(folder / "split.png", optimize=True)
+    figure_of(split).save(folder / "split.png", optimize=True)

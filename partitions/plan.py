@@ -42,7 +42,6 @@ class Request:
 class Split:
     """The outcome: the images of every site, and labelled pixels per class where labels were read.
 
-    Whole images are divided, also where sites train on crops of them: one image is never at two sites.
     ``histograms`` [C] are those of sites and of evaluation manifests, by name; ``skipped`` are sentences about files.
     """
 
@@ -55,7 +54,7 @@ class Split:
     def entries(self, site: str) -> list[Entry]:
         """Return the manifest lines of a site, with or without labels as requested."""
         chosen = self.sites[site]
-        if self.dataset.views:
+        if self.dataset.views:  # whole images were divided, so that crops of one are never at two sites
             chosen = [replace(entry, view=view) for entry in chosen for view in self.dataset.views]
         return chosen if self.keeps_labels else [replace(entry, label=None) for entry in chosen]
 
@@ -120,7 +119,7 @@ def _decode(
         if progress is not None:
             progress(len(results) + now, total)
 
-    for labels in (True, False):
+    for labels in (True, False):  # labels are opened only where a whole group has them
         chosen = [entries for name, entries in groups.items() if labelled[name] is labels]
         once = tuple(dict.fromkeys(entry for entries in chosen for entry in entries))
         shard = Shard("", Path(), data.root, once, data.classes, repair)
@@ -184,16 +183,6 @@ def _assign(data: Dataset, histograms: Histograms | None, request: Request) -> l
     return dirichlet(groups, request.sites, request.alpha, request.seed)
 
 
-def _check_labelled(counts: Mapping[str, Histograms], data: Dataset) -> None:
-    """Refuse label maps that have no class at all: another table was meant, or other maps."""
-    for name, histograms in counts.items():
-        if data.classes is not None and not histograms.any():
-            raise UserError(
-                f"Every pixel in the label maps of {name} of {data.name} is ignored by the class table "
-                f"{data.classes.name!r}; choose the table that they were made for with --classes."
-            )
-
-
 def plan(data: Dataset, request: Request, progress: Progress | None = None) -> Split:
     """Check the files of ``data`` and divide them; nothing is written.
 
@@ -207,11 +196,16 @@ def plan(data: Dataset, request: Request, progress: Progress | None = None) -> S
     skipped: list[str] = []
     if request.decode:
         for name, results in _decode(data, groups, progress).items():
-            groups[name], rows, faults = _usable(data, groups[name], results, request.skip_unreadable)
+            groups[name], counted, faults = _usable(data, groups[name], results, request.skip_unreadable)
             skipped += faults
-            if rows is not None:
-                counts[name] = rows
-    _check_labelled(counts, data)
+            if counted is not None:
+                counts[name] = counted
+    for name, rows in counts.items():
+        if data.classes is not None and not rows.any():
+            raise UserError(
+                f"Every pixel in the label maps of {name} of {data.name} is ignored by the class table "
+                f"{data.classes.name!r}; choose the table that they were made for with --classes."
+            )
     images, histograms = groups.pop(_TRAINING), counts.pop(_TRAINING, None)
     data = replace(data, images=images, evaluation=groups)
     if request.over == "auto":

@@ -38,6 +38,7 @@ def check_sites(sites: int, images: int) -> None:
 def iid(images: int, sites: int, seed: int) -> _Sites:
     """Deal images out at random; sizes differ by at most one."""
     check_sites(sites, images)
+    # a stream of its own: draws of other rules do not move it
     order = numpy_generator(seed, "partition", "iid").permutation(images)
     return [sorted(part.tolist()) for part in np.array_split(order, sites)]
 
@@ -60,7 +61,7 @@ def by_domain(domains: Sequence[str], sites: int | None = None) -> _Sites:
             for part in np.array_split(np.arange(len(groups)), wanted)
         ]
     pieces = [1] * len(groups)
-    for _ in range(wanted - len(groups)):
+    for _ in range(wanted - len(groups)):  # one piece more each time; of equal domains the first
         largest = max(range(len(groups)), key=lambda g: (len(groups[g]) / pieces[g], -g))
         pieces[largest] += 1
     return [
@@ -79,7 +80,7 @@ def characteristic_class(histograms: npt.NDArray[np.int64]) -> npt.NDArray[np.in
     """
     shares = histograms / np.maximum(histograms.sum(axis=1, keepdims=True), 1)
     mean = shares.mean(axis=0)
-    residual = (shares - mean) / np.sqrt(np.maximum(mean, 1e-12))
+    residual = (shares - mean) / np.sqrt(np.maximum(mean, 1e-12))  # else 0 / 0 for a class that no image has
     return np.asarray(residual.argmax(axis=1), dtype=np.int64)
 
 

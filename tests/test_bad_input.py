@@ -171,7 +171,7 @@ def partitions_empty_folder(shop: Workshop) -> Words:
     return ["partitions", "folder", "--root", shop.tmp / "empty", "--out", shop.out]
 
 
-@row("is no folder; expected a folder of pictures")
+@row("is no folder; expected a folder of images")
 def partitions_missing_folder(shop: Workshop) -> Words:
     return ["partitions", "folder", "--root", shop.tmp / "gone", "--out", shop.out]
 

@@ -40,7 +40,7 @@ ORDER = {
         "losses",
         "privacy",
     ],
-    "partitions": ["drawing", "rules", "leaf", "sources", "domains", "plan", "picture", "output", "__main__"],
+    "partitions": ["drawing", "rules", "leaf", "sources", "domains", "plan", "figure", "output", "__main__"],
     "client": [
         "site",
         "state",

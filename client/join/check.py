@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 from client.join.connection import (
     Address,
@@ -26,16 +26,17 @@ from common.data.manifest import Shard
 from common.errors import UserError
 from common.features.cache import find_cache
 from common.features.preflight import cache_bytes, check_folder
-from common.models.backbone import Backbone
+from common.models.backbone import Backbone, load_backbone
 from common.settings.schema import RunConfig
 from common.system.progress import progress_line
 
 Verdict = Literal["ok", "wrong", "left out"]
 
+_T = TypeVar("_T")
+# the largest network (DeepLabV3 on MobileNetV2) on disk
 NETWORK_BYTES = 51_000_000
-"""The largest network (DeepLabV3 on MobileNetV2) on disk."""
+# faulty files that are listed one by one; more would push the other findings off the screen
 MOST_LISTED = 20
-"""Faulty files that are listed one by one."""
 
 
 @dataclass(frozen=True)
@@ -65,36 +66,40 @@ class Questions:
     key: Path | None = None
 
 
+def attempt(name: str, make: Callable[[], _T], text: Callable[[_T], str]) -> tuple[Finding, _T | None]:
+    """Run one check; return what it made, if anything, and what there is to say about it."""
+    try:
+        made = make()
+        return Finding(name, "ok", text(made)), made
+    except UserError as error:
+        return Finding(name, "wrong", str(error)), None
+
+
 def examine(name: str, check: Callable[[], str]) -> Finding:
     """Run one check: what it returns is fine, a `UserError` says what is not."""
-    try:
-        return Finding(name, "ok", check())
-    except UserError as error:
-        return Finding(name, "wrong", str(error))
+    return attempt(name, check, str)[0]
 
 
 def check_site(site: SiteConfig, asked: Questions) -> Iterator[Finding]:
     """Yield one finding per check, as soon as it is known."""
     yield from _check_data(site, asked)
-    yield from _check_network(asked)
+    yield from _check_connection(asked)
 
 
 def _check_data(site: SiteConfig, asked: Questions) -> Iterator[Finding]:
-    shard: Shard | None = None
     config = asked.config
 
-    def manifest() -> str:
-        nonlocal shard
-        shard = site.load_shard()
-        return f"{shard.path}: {count_text(len(shard), 'image')} below {shard.root}"
+    def described(read: Shard) -> str:
+        return f"{read.path}: {count_text(len(read), 'image')} below {read.root}"
 
-    yield examine("manifest", manifest)
+    manifest = attempt("manifest", site.load_shard, described)
+    finding, shard = manifest
+    yield finding
     if shard is not None:
-        known: Shard = shard
-        yield check_files(known, labels=False)
+        yield check_files(shard, labels=False)
         if asked.labels or config.facts.opens_labels:
-            yield check_site_labels(known, asked.classes or ("" if known.classes else config.eval.classes))
-        yield examine("size", lambda: check_size(known, config))
+            yield check_site_labels(shard, asked.classes or ("" if shard.classes else config.eval.classes))
+        yield examine("size", lambda: check_size(shard, config))
     else:
         yield Finding("images", "left out", "the manifest has to be readable first")
     yield examine("device", lambda: describe_device(site.device, site.gpu_share))
@@ -106,23 +111,17 @@ def _check_data(site: SiteConfig, asked: Questions) -> Iterator[Finding]:
 
 
 def _check_features(site: SiteConfig, shard: Shard | None, config: RunConfig) -> Iterator[Finding]:
-    backbone: Backbone | None = None
+    model = site.apply_weights(config.model)
 
-    def weights() -> str:
-        nonlocal backbone
-        from common.models.backbone import load_backbone
+    def described(made: Backbone) -> str:
+        origin = f"{model.backbone} from {model.weights}, sha256 {made.weights_hash[:12]}"
+        return f"{origin}; all sites must have the same"
 
-        model = site.apply_weights(config.model)
-        backbone = load_backbone(model, config.seed, "cpu")
-        return (
-            f"{model.backbone} from {model.weights}, sha256 {backbone.weights_hash[:12]}; "
-            "all sites must have the same"
-        )
-
-    yield examine("weights", weights)
+    weights = attempt("weights", lambda: load_backbone(model, config.seed, "cpu"), described)
+    finding, backbone = weights
+    yield finding
     if shard is not None and backbone is not None:
-        known, loaded = shard, backbone
-        yield examine("cache", lambda: check_cache(site, known, loaded, config))
+        yield examine("cache", lambda: check_cache(site, shard, backbone, config))
     else:
         yield Finding("cache", "left out", "its size follows from the manifest and the weights")
 
@@ -166,7 +165,7 @@ def check_state(site: SiteConfig, config: RunConfig) -> str:
             f"Two networks need {megabytes(needed)} but the disk of the state folder {site.state_dir} has "
             f"{megabytes(free)} left; free some space, or choose another one with --state."
         )
-    return f"{site.state_dir}, {space(free)}"
+    return f"{site.state_dir}, {megabytes(free)} free"
 
 
 def check_cache(site: SiteConfig, shard: Shard, backbone: Backbone, config: RunConfig) -> str:
@@ -177,7 +176,7 @@ def check_cache(site: SiteConfig, shard: Shard, backbone: Backbone, config: RunC
         return f"{site.cache_dir} holds the features of all {len(shard)} images already"
     needed = cache_bytes(len(shard), backbone, model, config.cache, config.seed)
     free = check_folder(site.cache_dir, needed)
-    return f"{site.cache_dir}, features need {megabytes(needed)}, {space(free)}"
+    return f"{site.cache_dir}, features need {megabytes(needed)}, {megabytes(free)} free"
 
 
 def describe_device(name: str, share: float = 1.0) -> str:
@@ -207,37 +206,31 @@ def describe_device(name: str, share: float = 1.0) -> str:
     return f"{device}: {torch.cuda.get_device_name(device)}, {memory:.0f} GB{limit}"
 
 
-def _check_network(asked: Questions) -> Iterator[Finding]:
-    certificates = key = None
-    if asked.root_certificates is not None:
-        file = asked.root_certificates
-        certificates = examine("certificates", lambda: check_certificates(file))
+def _check_connection(asked: Questions) -> Iterator[Finding]:
+    file, key = asked.root_certificates, asked.key
+    certificates = None if file is None else examine("certificates", lambda: check_certificates(file))
+    if certificates is not None:
         yield certificates
-    if asked.key is not None:
-        key_file = asked.key
-        key = examine("key", lambda: check_key(key_file))
-        yield key
+    if key is not None:
+        yield examine("key", lambda: check_key(key))
     if asked.server is None:
         yield Finding("server", "left out", "no address was given (--server HOST:PORT)")
         return
-    address: Address | None = None
-
-    def reach() -> str:
-        nonlocal address
-        found = parse_address(str(asked.server))
-        connect(found).close()
-        address = found
-        return f"{found} answers"
-
-    yield examine("server", reach)
-    if asked.root_certificates is None:
+    finding, address = attempt("server", lambda: _reach(str(asked.server)), lambda found: f"{found} answers")
+    yield finding
+    if file is None:
         if address is not None:
             yield Finding("encryption", "left out", "no certificates were given (--root-certificates F)")
     elif address is None or certificates is None or certificates.verdict != "ok":
         yield Finding("encryption", "left out", "needs the certificates and a server that answers")
     else:
-        there, file = address, asked.root_certificates
-        yield examine("encryption", lambda: shake_hands(there, file))
+        yield examine("encryption", lambda: shake_hands(address, file))
+
+
+def _reach(server: str) -> Address:
+    address = parse_address(server)
+    connect(address).close()
+    return address
 
 
 def count_text(number: int, noun: str) -> str:
@@ -248,8 +241,3 @@ def count_text(number: int, noun: str) -> str:
 def megabytes(count: int) -> str:
     """Return bytes as people read them."""
     return f"{count / 1e9:.1f} GB" if count >= 10**9 else f"{count / 1e6:.1f} MB"
-
-
-def space(free: int) -> str:
-    """Return how much room is left."""
-    return f"{megabytes(free)} free"

@@ -14,8 +14,8 @@ from common.errors import UserError
 
 TIMEOUT_SECONDS = 5.0  # an answer over the internet takes well below a second; silence means a firewall
 SOON_DAYS = 30  # time to ask the operator for a new certificate and to hand it out
+# what a TLS server of gRPC, and so the Fleet API, always agrees on; the control port (HTTP/1.1) never does
 GRPC_PROTOCOL = "h2"
-"""What a TLS server of gRPC, and so the Fleet API, always agrees on; the control port (HTTP/1.1) never does."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ def shake_hands(address: Address, root_certificates: Path, timeout: float = TIME
     Raises `UserError` also where a good certificate belongs to a port that does not speak gRPC.
     """
     context = ssl.create_default_context(cafile=str(root_certificates))
-    context.set_alpn_protocols([GRPC_PROTOCOL])
+    context.set_alpn_protocols([GRPC_PROTOCOL])  # as a SuperNode would ask
     began = time.monotonic()
     try:
         with (
@@ -148,7 +148,7 @@ def check_key(file: Path) -> str:
         raise UserError(f"{file} is no OpenSSH private key; {advice}.") from None
     if not isinstance(key, ec.EllipticCurvePrivateKey):
         raise UserError(f"The key {file} is not an elliptic-curve key, which Flower asks for; {advice}.")
-    if file.stat().st_mode & 0o077:
+    if file.stat().st_mode & 0o077:  # who has the key can take part in this site's name
         raise UserError(f"The key {file} may be read by other users; run chmod 600 on it.")
     return f"{file}, {key.curve.name}; its public half has to be registered at the server"
 

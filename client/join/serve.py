@@ -1,7 +1,7 @@
 """Serves a site with torch imported once: a SuperNode and the executor of its tasks.
 
-A SuperNode and, in the place of Flower's executor, `client.join.warm.WarmTasks`: both are this process and its
-forks, and end with it. ``flower-supernode`` does the same work, seconds slower for every message.
+A SuperNode and, in the place of Flower's executor, `WarmTasks`: both are this process and its forks, and end with
+it. ``flower-supernode`` does the same work, seconds slower for every message.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from client.join.warm import WarmTasks, end, exit_code, fork, preload
 from common.errors import UserError
 
 LOOPBACK = "127.0.0.1"  # node and tasks talk here alone: unencrypted, and no other machine can listen
+# a SuperNode asks the server for work every 3 s, its tasks for answers every 0.5 s; this many times as often
 HURRY = 5.0
-"""A SuperNode asks the server for work every 3 s, its tasks for answers every 0.5 s; this many times as often."""
 
 _LOOK_SECONDS = 0.1  # a look costs 4 ms of processor time, in two processes, all day
 _NODE_STOP_SECONDS = 10.0  # a SuperNode says goodbye to the server, which may be far away
@@ -43,15 +43,8 @@ class Node:
 
     def command_line(self, port: int, secret_file: str) -> list[str]:
         """Return the command line of the SuperNode."""
-        command = [
-            "flower-supernode",
-            "--superlink",
-            str(self.server),
-            "--host",
-            LOOPBACK,
-            "--port",
-            str(port),
-        ]
+        command = ["flower-supernode", "--superlink", str(self.server)]
+        command += ["--host", LOOPBACK, "--port", str(port)]
         command += ["--isolation", "process", "--superexec-auth-secret-file", secret_file]
         command += ["--node-config", f'site="{self.name}"']
         if self.root_certificates is None:
@@ -131,9 +124,8 @@ def serve(node: Node, notice: Callable[[str], None]) -> int:
     os.close(writing)
     command = node.command_line(port, f"/dev/fd/{reading}")
     parent = os.getpid()
-    supernode = fork(
-        lambda: run_supernode(command, parent)
-    )  # before torch is in memory, which it has no use for
+    # before torch is in memory, which it has no use for
+    supernode = fork(lambda: run_supernode(command, parent))
     os.close(reading)
     alive = [supernode]
     try:

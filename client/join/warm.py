@@ -1,10 +1,10 @@
 """Executor of a SuperNode whose tasks are forks that have torch imported already.
 
-Flower starts a fresh Python process for every message. Here one process imports torch once, asks the
-SuperNode for tasks in the place of Flower's executor (SuperNode with ``--isolation process``), and forks for
-each of them a child that goes on exactly as ``flwr-clientapp`` does. A forked child shares the memory of its parent;
-in return the parent has to be alone with itself: no other threads, no CUDA. A task runs the code that came with
-its run, never the copy of this project that the site happens to have.
+Flower starts a fresh Python process for every message. Here one process imports torch once and asks the SuperNode for
+tasks, in the place of Flower's executor (SuperNode with ``--isolation process``). It forks a child for each of them,
+which goes on exactly as ``flwr-clientapp`` does. A forked child shares the memory of its parent. In return the
+parent has to be alone with itself: no other threads, no CUDA. A task runs the code that came with its run, never
+the copy of this project that the site happens to have.
 """
 
 from __future__ import annotations
@@ -43,12 +43,10 @@ from common import wire
 _log = logging.getLogger(__name__)
 
 _PROJECT = frozenset({"client", "common", "server", "partitions"})
+# what tasks import; the last for the sake of the libraries behind it
 HEAVY = ("torch", "torchvision", "client.work.unsupervised")
-"""What tasks import; the last for the sake of the libraries behind it."""
-
+# so long may a SuperNode not know its executor: requests carry the time, and somebody may set the clock meanwhile
 REFUSED_SECONDS = 5.0
-"""So long may a SuperNode not know its executor: requests carry the time, and somebody may set the clock meanwhile."""
-
 _ACQUIRE = "/flwr.proto.Runtime/AcquireTask"
 _RECEIPT_BYTES = 1 << 16  # what a pipe of Linux holds; a message without content has some hundred bytes
 _STOP_SECONDS = 5.0  # a task that is stopped has nothing to save; the run asks again
@@ -61,7 +59,7 @@ _END_LOOK_SECONDS = 0.02  # children end within milliseconds of SIGTERM, so that
 def fork(work: Callable[[], None]) -> int:
     """Run ``work`` in a child and return the child's id; the child never comes back into the caller's code.
 
-    The child meets signals as a fresh process does, and ends as ``work`` ends: with the code of a
+    The child meets signals as a fresh process does, and ends as ``work`` ends. That is with the code of a
     `SystemExit`, with 1 after any other exception (which is logged), else with 0.
     """
     sys.stdout.flush()
@@ -117,7 +115,8 @@ def preload(modules: tuple[str, ...] = HEAVY) -> None:
 
 
 def forget_project() -> None:
-    """Make this process import the project anew: from the run's code, which Flower puts first on the path."""
+    """Make this process import the project anew, from the run's code."""
+    # Flower puts the run's code first on the path
     for name in [name for name in sys.modules if name.partition(".")[0] in _PROJECT]:
         del sys.modules[name]
 
@@ -139,8 +138,7 @@ class WarmTasks:
     """
 
     def __init__(self, address: str, secret: bytes, notice: Callable[[str], None]) -> None:
-        self.address = address
-        self.notice = notice
+        self.address, self.notice = address, notice
         self.running: dict[int, Started] = {}
         self.reports: set[int] = set()
         self._refused_since: float | None = None

@@ -1,9 +1,9 @@
 """Clipping and noise: how much one image, or one site, weighs in the sums that a site sends.
 
-Every sum is a sum over images of a vector of bounded norm: an image's sums per patch, shortened to the bound
-where it is longer. With unit ``image`` a site adds these vectors up, with unit ``site`` it takes their mean.
-Either way the total over all sites changes by no more than the bound if one unit is blanked out, and Gaussian
-noise in proportion to the bound covers the unit (`server.privacy.epsilon` says how well). Numbers of images are public.
+Every sum is over images, of vectors of bounded norm: an image's sums per patch, shortened where they are longer.
+With unit ``image`` a site adds these vectors up, with unit ``site`` it takes their mean. Either way the total over
+all sites changes by no more than the bound if one unit is blanked out. Gaussian noise in proportion to the bound
+covers the unit; the privacy accountant says how well. Numbers of images are public.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def without_small_cells(
 ) -> NDArray[np.int64]:
     """Return a confusion matrix [K, C] of pixels that tells of no cluster, and of no cell, that is small.
 
-    A cluster of fewer than ``minimum`` of the K ``patches`` is empty, as in the sums; of the others, cells of fewer
+    A cluster of fewer than ``minimum`` of the K ``patches`` is empty, as in the sums. Of the others, cells of fewer
     pixels than that are 0.
     """
     hidden = (patches < minimum)[:, None] | (confusion < minimum)
@@ -78,6 +78,7 @@ def without_small_cells(
 
 def noisy(values: PackedSums, deviation: float, key: bytes, purpose: str) -> PackedSums:
     """Return values with Gaussian noise of this standard deviation on every number."""
+    # a key of its own for each purpose: the same noise twice would cancel in a difference
     drawn = normals(subkey(key, purpose), sum(value.size for value in values.values()))
     found: PackedSums = {}
     start = 0
@@ -137,7 +138,7 @@ def noise_share(config: RunConfig, fewest: int) -> float:
     All of it where the server sees every site's sums. Under secure summation the noises of the ``fewest``
     sites, without which no total is opened, have to make it up together.
     """
-    return 1 / math.sqrt(fewest) if config.privacy.secure_sum else 1.0
+    return 1 / math.sqrt(fewest) if config.privacy.secure_sum else 1.0  # variances add up
 
 
 def add_noise(parts: Mapping[str, PackedSums], config: RunConfig, share: float, key: bytes) -> PackedSums:

@@ -1,8 +1,8 @@
 """Secure aggregation at a site: the server learns the total over sites and nothing of one alone.
 
-Four messages a round (`common.privacy.secure_masks`): public keys; shares of this site's secrets, encrypted for the
-other sites; the masked numbers; and at last the shares that the total needs. Secrets lie in the site's state
-folder, readable by its user only, because every message may be handled by a new process; each is blanked when
+A round has four messages (`common.privacy.secure_masks`). They carry public keys, shares of this site's secrets
+encrypted for the other sites, the masked numbers, and at last the shares that the total needs. Every message may be
+handled by a new process, so secrets lie in the site's state folder, readable by its user only. Each is blanked when
 its last use is over, and all are replaced in the next sum. A site answers the last message once, and never gives away
 both secrets of any other site.
 """
@@ -39,25 +39,23 @@ from common.privacy.secure_masks import (
 from common.settings.schema import RunConfig
 from common.system.atomic import atomic_write_bytes
 
-_CURVE = ec.SECP256R1()
+_CURVE = ec.SECP256R1()  # the curve of Flower's own primitives
 
 
 @dataclass
 class Secrets:
-    """What a site keeps during one secure sum; bytes as hex, so that the file is plain JSON.
-
-    ``keys`` are the public keys (mask, cipher) of the sites that share, ``needed`` how many of them have to stay,
-    ``included`` those whose masks are in the total, ``own_shares`` this site's shares of its own seed and key.
-    """
+    """What a site keeps during one secure sum; bytes as hex, so that the file is plain JSON."""
 
     session: str
     mask_key: str
     cipher_key: str
     seed: str
-    keys: dict[str, list[str]] = field(default_factory=dict)
-    needed: int = 0
-    own_shares: list[str] = field(default_factory=list)
-    included: list[str] = field(default_factory=list)
+    keys: dict[str, list[str]] = field(
+        default_factory=dict
+    )  # public ones (mask, cipher) of the sites that share
+    needed: int = 0  # how many of them have to stay
+    own_shares: list[str] = field(default_factory=list)  # this site's, of its own seed and key
+    included: list[str] = field(default_factory=list)  # sites whose masks are in the total
     answered: bool = False
 
 
@@ -81,8 +79,8 @@ def answer_keys(task: wire.Task, settings: RunConfig, site: SiteConfig) -> wire.
 def answer_shares(task: wire.Task, settings: RunConfig, site: SiteConfig) -> wire.Update:
     """Share seed and mask key among all sites, each share encrypted for its receiver.
 
-    Returns ``shares`` uint8 [sites - 1, bytes], in the order of the other sites' names, and a ``commitment``
-    to the seed, by which the server can tell wrong shares.
+    Returns ``shares`` uint8 [sites - 1, bytes], in the order of the other sites' names. A ``commitment`` to the
+    seed lets the server tell wrong shares.
     """
     from flwr.common.secure_aggregation.crypto.shamir import create_shares
     from flwr.common.secure_aggregation.crypto.symmetric_encryption import encrypt
@@ -93,6 +91,7 @@ def answer_shares(task: wire.Task, settings: RunConfig, site: SiteConfig) -> wir
     kept.keys = {name: _split_keys(arrays) for name, arrays in task.groups["keys"].items()}
     names = sorted(kept.keys)
     kept.needed = needed = threshold(len(names), settings.privacy.quorum)
+    # a server that swaps keys, or lists one site under several names, could open the masks
     mine = [_public(_private(key)).hex() for key in (kept.mask_key, kept.cipher_key)]
     if (
         kept.keys.get(site.name) != mine
@@ -149,9 +148,8 @@ def mask_summands(summands: PackedSums, task: wire.Task, site: SiteConfig) -> wi
     }
     mask = site_mask(bytes.fromhex(kept.seed), pairs, kept.session, site.name, len(vector))
     kept.included = sorted(names)
-    kept.seed = kept.mask_key = (
-        ""  # the other sites hold shares of them; even if this sum fails, they are gone here
-    )
+    # the other sites hold shares of them; even if this sum fails, they are gone here
+    kept.seed = kept.mask_key = ""
     _save(site, kept)  # before anything leaves: the same secrets never mask two vectors
     return {"masked": {"vector": vector + mask}}
 
@@ -197,7 +195,7 @@ def _feature_exponent(settings: RunConfig, site: SiteConfig) -> int:
     """Return the smallest whole e with all features of this site in [-2^e, 2^e]."""
     features = site.features(settings)
     largest = max(float(features.batch([index]).abs().max()) for index in range(len(features)))
-    return math.ceil(math.log2(max(largest, 2.0**-100)))
+    return math.ceil(math.log2(max(largest, 2.0**-100)))  # features that are all 0 have no logarithm
 
 
 # ---- keys and files --------------------------------------------------------------------------------

@@ -17,14 +17,7 @@ from torch import Tensor, nn
 
 from client.site import SiteConfig
 from client.work.base import SITE_TASKS
-from client.work.network import (
-    LocalRound,
-    NetworkSite,
-    crucial_of,
-    measure_statistics,
-    unlabelled,
-    with_table,
-)
+from client.work.network import LocalRound, NetworkSite, unlabelled, with_table
 from client.work.teachers import collect_teachers
 from common import wire
 from common.data.classes import IGNORE
@@ -77,15 +70,14 @@ class AdaptationSite(NetworkSite):
 
     def learn(self, local: LocalRound) -> tuple[dict[str, float], tuple[str, ...]]:
         """Train on what the teacher is sure of, or move the statistics towards those of the site's images."""
-        settings, network = local.settings, local.network
+        settings = local.settings
         teachers = collect_teachers(local.task, settings, local.site, local.device)
         if local.measuring:
-            share = settings.network.site_statistics
-            return measure_statistics(network, local.shard, settings, local.device, share), teachers.held
-        crucial = crucial_of(local.task, network)
-        loss = AdaptationLoss(settings, teachers.teacher, teachers.pretrained, crucial)
-        stepper = local.schedule.stepper(network, settings)
-        return self_train(network, local.batches, loss, stepper), teachers.held
+            local.measure(settings.network.site_statistics)
+            return {}, teachers.held  # there is no loss to report
+        loss = AdaptationLoss(settings, teachers.teacher, teachers.pretrained, local.crucial())
+        stepper = Stepper(local.network, settings.sgd, **local.schedule)
+        return self_train(local.network, local.batches, loss, stepper), teachers.held
 
 
 @dataclass

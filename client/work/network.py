@@ -7,6 +7,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import TypedDict
 
 import torch
 
@@ -29,7 +30,7 @@ from common.seeds import derive
 from common.settings.schema import RunConfig
 from common.styles.style import style_kind, style_of
 from common.training.batchnorm import blend_statistics, whole_images
-from common.training.steps import Anchor, Stepper
+from common.training.steps import Anchor
 
 
 def task_classes(task: wire.Task) -> int:
@@ -70,61 +71,15 @@ def received_network(task: wire.Task, settings: RunConfig, device: str) -> Segme
     return network.to(device)
 
 
-@dataclass(frozen=True)
-class Schedule:
-    """Where a round's steps lie in the run, and what holds them back (see `network_training.Stepper`)."""
+class Schedule(TypedDict):
+    """Where a round's steps lie in the run, and what holds them back: arguments of `Stepper`."""
 
-    steps: int
     first_step: int
     total_steps: int
     seed: int
     freeze: str
     anchor: Anchor | None
     clip_norm: float
-
-    def stepper(self, network: SegmentationNetwork, settings: RunConfig) -> Stepper:
-        """Return what takes the steps of this round."""
-        return Stepper(
-            network,
-            settings.sgd,
-            first_step=self.first_step,
-            total_steps=self.total_steps,
-            seed=self.seed,
-            freeze=self.freeze,
-            anchor=self.anchor,
-            clip_norm=self.clip_norm,
-        )
-
-
-def schedule_of(task: wire.Task, settings: RunConfig, site: SiteConfig, per_epoch: int) -> Schedule:
-    """Return the schedule of a round of a site that needs ``per_epoch`` steps to see all of its images."""
-    local = settings.local
-    steps = local.steps or local.epochs * per_epoch
-    first, last = int(settings.measures(1)), int(settings.measures(settings.rounds))
-    return Schedule(
-        steps=steps,
-        first_step=max(task.round - 1 - first, 0) * steps,
-        total_steps=max(settings.rounds - first - last, 1) * steps,
-        seed=derive(settings.seed, "train", site.name, task.round),
-        freeze=settings.network.freeze,
-        anchor=Anchor(local.prox_mu, task.groups["weights"]) if local.prox_mu else None,
-        clip_norm=local.clip_norm,
-    )
-
-
-def crucial_of(task: wire.Task, network: SegmentationNetwork) -> torch.Tensor:
-    """Return which classes the server calls crucial, bool [C] on the network's device."""
-    crucial = torch.zeros(task_classes(task), dtype=torch.bool)
-    crucial[[int(index) for index in str(task.options.get("crucial", "")).split(",") if index]] = True
-    return crucial.to(network.mean.device)
-
-
-def measure_statistics(
-    network: SegmentationNetwork, shard: Shard, settings: RunConfig, device: str, share: float
-) -> dict[str, float]:
-    """Move the batch norms of the network by ``share`` towards the site's images; there is no loss to report."""
-    blend_statistics(network, whole_images(shard, settings.transforms, device), share)
-    return {}
 
 
 @dataclass(frozen=True)
@@ -138,12 +93,39 @@ class LocalRound:
     shard: Shard
     network: SegmentationNetwork
     batches: Iterator[ImageBatch]
-    schedule: Schedule
+    steps: int
+
+    @property
+    def schedule(self) -> Schedule:
+        """Where the steps of the round lie in the run."""
+        settings, local = self.settings, self.settings.local
+        # rounds that only measure statistics take no step, and so no part of the learning rate's course
+        first, last = int(settings.measures(1)), int(settings.measures(settings.rounds))
+        return Schedule(
+            first_step=max(self.task.round - 1 - first, 0) * self.steps,
+            total_steps=max(settings.rounds - first - last, 1) * self.steps,
+            seed=derive(settings.seed, "train", self.site.name, self.task.round),
+            freeze=settings.network.freeze,
+            anchor=Anchor(local.prox_mu, self.task.groups["weights"]) if local.prox_mu else None,
+            clip_norm=local.clip_norm,
+        )
 
     @property
     def measuring(self) -> bool:
         """Whether the round takes no step and measures batch norm statistics."""
         return self.settings.measures(self.task.round)
+
+    def measure(self, share: float) -> None:
+        """Move the batch norms of the network by ``share`` towards the site's images."""
+        images = whole_images(self.shard, self.settings.transforms, self.device)
+        blend_statistics(self.network, images, share)
+
+    def crucial(self) -> torch.Tensor:
+        """Return which classes the server calls crucial, bool [C] on the network's device."""
+        crucial = torch.zeros(task_classes(self.task), dtype=torch.bool)
+        named = str(self.task.options.get("crucial", ""))
+        crucial[[int(index) for index in named.split(",") if index]] = True
+        return crucial.to(self.network.mean.device)
 
 
 class NetworkSite(SiteTask, ABC):
@@ -163,52 +145,38 @@ class NetworkSite(SiteTask, ABC):
 
     def hello(self, task: wire.Task, settings: RunConfig, site: SiteConfig) -> wire.Update:
         """Tell this site's name, size and architecture."""
-        classes = task_classes(task)
         shard = self.training_shard(task, settings, site)
-        return wire.Update(
-            site=site.name,
-            weights_hash=network_signature(classes, settings.network),
-            facts={
-                "images": len(shard),
-                "channels": classes,
-                "grid-height": settings.transforms.height,
-                "grid-width": settings.transforms.width,
-            },
-        )
+        facts: wire.Options = {
+            "images": len(shard),
+            "channels": task_classes(task),
+            "grid-height": settings.transforms.height,
+            "grid-width": settings.transforms.width,
+        }
+        return _update_of(task, settings, site, facts)
 
     def style(self, task: wire.Task, settings: RunConfig, site: SiteConfig) -> wire.Update:
         """Return this site's style: a few numbers, the mean over its images."""
         shard = unlabelled(site.load_shard())
         images = (entry_image(shard, index) for index in range(len(shard)))
-        return wire.Update(
-            site=site.name,
-            weights_hash=network_signature(task_classes(task), settings.network),
-            groups={"style": {"style": style_of(images, style_kind(settings.style))}},
-            facts={"images": len(shard)},
-        )
+        style = style_of(images, style_kind(settings.style))
+        return _update_of(task, settings, site, {"images": len(shard)}, {"style": {"style": style}})
 
     def train(self, task: wire.Task, settings: RunConfig, site: SiteConfig) -> wire.Update:
         """Train the received network for a round, or measure its statistics."""
-        device = site.torch_device()
+        device, local = site.torch_device(), settings.local
         shard = self.training_shard(task, settings, site)
         images = self.images(shard, settings, site, device)
         network = received_network(task, settings, device)
-        per_epoch = math.ceil(len(images) / settings.local.batch)
-        schedule = schedule_of(task, settings, site, per_epoch)
+        per_epoch = math.ceil(len(images) / local.batch)
+        steps = local.steps or local.epochs * per_epoch
         # a site goes on where its own last round stopped, which the server counts: its memory survives a resumed run
-        skip = int(task.options.get("trained", 0)) * schedule.steps
-        batches = images.batches(schedule.steps, settings.local.batch, skip=skip)
-        metrics, held = self.learn(
-            LocalRound(task, settings, site, device, shard, network, batches, schedule)
-        )
+        skip = int(task.options.get("trained", 0)) * steps
+        batches = images.batches(steps, local.batch, skip=skip)
+        metrics, held = self.learn(LocalRound(task, settings, site, device, shard, network, batches, steps))
         weights, statistics = network_to_arrays(network)
-        return wire.Update(
-            site=site.name,
-            weights_hash=network_signature(task_classes(task), settings.network),
-            groups={"weights": weights, "statistics": statistics},
-            metrics=metrics,
-            facts={"images": len(images), "batches": per_epoch, wire.HOLDS: ",".join(held)},
-        )
+        facts: wire.Options = {"images": len(images), "batches": per_epoch, wire.HOLDS: ",".join(held)}
+        update = _update_of(task, settings, site, facts, {"weights": weights, "statistics": statistics})
+        return replace(update, metrics=metrics)
 
     def evaluate(self, task: wire.Task, settings: RunConfig, site: SiteConfig) -> wire.Update:
         """Score the received network on this site's own labelled shard: counts leave, nothing else."""
@@ -225,9 +193,16 @@ class NetworkSite(SiteTask, ABC):
         found = evaluate_network(
             lambda _: network, shard, shard.classes, settings.transforms, flip=settings.eval.flip
         )
-        return wire.Update(
-            site=site.name,
-            weights_hash=network_signature(task_classes(task), settings.network),
-            groups={"confusion": {"confusion": found.confusion.matrix}},
-            facts={"images": found.num_images},
-        )
+        counts = {"confusion": {"confusion": found.confusion.matrix}}
+        return _update_of(task, settings, site, {"images": found.num_images}, counts)
+
+
+def _update_of(
+    task: wire.Task,
+    settings: RunConfig,
+    site: SiteConfig,
+    facts: wire.Options,
+    groups: wire.Groups | None = None,
+) -> wire.Update:
+    signature = network_signature(task_classes(task), settings.network)
+    return wire.Update(site=site.name, weights_hash=signature, groups=groups or {}, facts=facts)

@@ -4,14 +4,7 @@ from __future__ import annotations
 
 from client.site import SiteConfig
 from client.work.base import SITE_TASKS
-from client.work.network import (
-    LocalRound,
-    NetworkSite,
-    check_classes,
-    crucial_of,
-    measure_statistics,
-    with_table,
-)
+from client.work.network import LocalRound, NetworkSite, check_classes, with_table
 from common import wire
 from common.data.classes import ClassTable
 from common.data.data_loader import ImageDataset
@@ -43,8 +36,18 @@ class SupervisedSite(NetworkSite):
     def learn(self, local: LocalRound) -> tuple[dict[str, float], tuple[str, ...]]:
         """Train on the labels, or replace the statistics by those of the site's images."""
         if local.measuring:
-            return measure_statistics(local.network, local.shard, local.settings, local.device, 1.0), ()
-        return train_on_labels(local), ()
+            local.measure(1.0)
+            return {}, ()  # there is no loss to report
+        reduction, crucial = local.settings.reduction, local.crucial()
+        found = train_steps(
+            local.network,
+            local.batches,
+            lambda logits, labels: labelled_loss(logits, labels, reduction, crucial),
+            local.settings.sgd,
+            steps=local.steps,
+            **local.schedule,
+        )
+        return {"loss": found.loss + found.prox, "prox": found.prox, "steps": float(found.steps)}, ()
 
     def train(self, task: wire.Task, settings: RunConfig, site: SiteConfig) -> wire.Update:
         """Train as every network does; a round that only measures sends no weights."""
@@ -68,23 +71,3 @@ def labelled_shard(shard: Shard, site: str) -> ClassTable:
             "partition.json names one, or let the run name one by eval.classes."
         )
     return shard.classes
-
-
-def train_on_labels(local: LocalRound) -> dict[str, float]:
-    """Train on the site's labels and return the metrics of the round."""
-    settings, schedule = local.settings, local.schedule
-    crucial = crucial_of(local.task, local.network)
-    found = train_steps(
-        local.network,
-        local.batches,
-        lambda logits, labels: labelled_loss(logits, labels, settings.reduction, crucial),
-        settings.sgd,
-        steps=schedule.steps,
-        first_step=schedule.first_step,
-        total_steps=schedule.total_steps,
-        seed=schedule.seed,
-        freeze=schedule.freeze,
-        anchor=schedule.anchor,
-        clip_norm=schedule.clip_norm,
-    )
-    return {"loss": found.loss + found.prox, "prox": found.prox, "steps": float(found.steps)}

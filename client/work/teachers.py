@@ -29,8 +29,8 @@ from common.system.atomic import atomic_write_bytes
 
 ROLES = ("teacher", "pretrained")
 FOLDER = "teachers"
+# after so long a network of another run goes; should it be wanted after all, the server sends it again
 UNUSED_SECONDS = 3600.0
-"""After so long a network of another run goes; should it be wanted after all, the server sends it again."""
 _HASH = re.compile(r"[0-9a-f]{64}")
 
 

@@ -37,19 +37,14 @@ TRAINING_METRICS = (
 
 @dataclass(frozen=True)
 class LocalResult:
-    """What a round leaves behind at a site. The state stays there, the rest may travel.
-
-    head: the trained head; centroids: float32 [K, D], as received where the server finds them by Lloyd;
-    counts: int64 [K], patches per cluster over the whole shard after training; shared: the objective's shared
-    arrays; state: see `train_local`.
-    """
+    """What a round leaves behind at a site. The state stays there, the rest may travel."""
 
     head: Arrays
-    centroids: np.ndarray
-    counts: np.ndarray
+    centroids: np.ndarray  # float32 [K, D], as received where the server finds them by Lloyd
+    counts: np.ndarray  # int64 [K], patches per cluster over the whole shard after training
     metrics: dict[str, float]
-    shared: Arrays = field(default_factory=dict)
-    state: Arrays = field(default_factory=dict)
+    shared: Arrays = field(default_factory=dict)  # of the objective
+    state: Arrays = field(default_factory=dict)  # see `train_local`
 
 
 class CentroidFit:
@@ -90,9 +85,7 @@ class CentroidFit:
 
 
 def epochs_of(images: int, batch: int, generator: torch.Generator) -> Iterator[list[int]]:
-    """Yield batches without end: every image once per pass, in a fresh order; the last of a pass may be
-    smaller.
-    """
+    """Yield batches without end: every image once per pass, in a fresh order, the last batch maybe smaller."""
     while True:
         order = torch.randperm(images, generator=generator).tolist()
         for start in range(0, images, batch):
@@ -121,8 +114,7 @@ def train_local(
 
     ``head`` and ``centroids`` [K, D] are those the server sent, ``shared`` the shared arrays of the
     objective (empty: it starts fresh). ``state`` is what this site's last round returned, empty in its
-    first: Adam's moments (``local.keep-optimizer``) and the previous local head (``local.moon-weight``); it
-    never leaves the site.
+    first: Adam's moments (``local.keep-optimizer``) and the previous local head (``local.moon-weight``).
 
     All draws follow from (seed, site, round), so that other sites do not change them. With
     ``fixed_centroids`` the centroids stay as received: the server finds new ones from the sites' sums.
@@ -214,7 +206,7 @@ def _on_demand(
     model: SegmentationHead,
     generator: torch.Generator,
 ) -> tuple[torch.Tensor | None, tuple[View, torch.Tensor] | None]:
-    """Fetch what only some objectives want: patch colours, augmented views."""
+    """Fetch what only some objectives want: patch colors, augmented images."""
     colours, augmented = None, None
     if objective.wants_colours:
         colours = features.colours(indices)

@@ -1,8 +1,8 @@
 """Task `unsupervised` at a site: gradient steps or sums on the features of a frozen backbone.
 
 As much leaves as the privacy settings allow. Clipping of the head and small counts apply to every answer. Where the
-server may learn totals only, an answer becomes numbers that add up over sites, with noise where the settings ask for
-it, and masked under secure aggregation (`client.privacy.secure_site`).
+server may learn totals only, an answer becomes numbers that add up over sites. Noise comes on top where the settings
+ask for it, and masks under secure aggregation (`client.privacy.secure_site`).
 """
 
 from __future__ import annotations

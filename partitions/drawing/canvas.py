@@ -10,6 +10,7 @@ from PIL import Image
 
 from partitions.drawing.conditions import Condition, Rgb
 
+# train ids of the class table `synthetic`
 SKY, BUILDING, ROAD, PAVEMENT, GRASS, TREE, CAR, PERSON = range(8)
 
 FloatMap = npt.NDArray[np.float32]
@@ -87,7 +88,7 @@ class Canvas:
         x0, x1 = int(centre - half * scale), int(np.ceil(centre + half * scale))
         rows = slice(max(y0, 0), min(y1, self.height))
         columns = slice(max(x0, 0), min(x1, self.width))
-        if rows.stop - rows.start < 2 or columns.stop - columns.start < 1:
+        if rows.stop - rows.start < 2 or columns.stop - columns.start < 1:  # too far away to be seen
             return None
         v = (foot - np.arange(rows.start, rows.stop) - 0.5) / (top * scale)
         u = (np.arange(columns.start, columns.stop) + 0.5 - centre) / (half * scale)
@@ -120,6 +121,7 @@ def facade_albedo(
         rng, along.shape[0], along.shape[1], 1.5
     )
     colour = wall * (1 + bricks)[..., None]
+    # a hash of the window's place: the same windows are lit however the wall is cut
     cell = np.floor(along / 2.6) * 12.9898 + np.floor(up / 3.0) * 78.233 + seed
     lit = (np.abs(np.sin(cell) * 43758.547) % 1.0) < 0.4 * condition.light.lamps
     glass = np.where(lit[..., None], rgb((1.0, 0.82, 0.45)), wall * 0.28 + rgb((0.02, 0.05, 0.09)))

@@ -1,8 +1,8 @@
 """Conditions of a synthetic drive: surroundings, light and colors.
 
-A drive is a place (which classes stand where), a light (how the air and the lamp change colours) and
-a palette (what colour things have there). Sites differ in all three, so that their class mixes and
-their pixel statistics are honestly not identically distributed.
+A drive is a place (which classes stand where), a light (what air and lamp do to colors) and a palette (which color
+things have there). Sites differ in all three, so that class mixes and pixel statistics are not identically
+distributed.
 """
 
 from __future__ import annotations

@@ -1,13 +1,12 @@
 """Draws synthetic street scenes with their label maps, and writes them to the disk.
 
-They serve the demo and the tests: every site is a drive of its own (place, light, palette), and one more
-drive mixes the conditions of the sites. All figures made on them are figures about drawings; they say that
-the system works, not how good it is on photographs.
+They serve the demo and the tests. Every site is a drive of its own (place, light, palette), and one more drive mixes
+the conditions of the sites. Figures made on them say that the system works, not how good it is on photographs.
 
-A pinhole camera looks along a road: the ground, the facades on both sides and upright objects are
-drawn from far to near with their distance in metres; then light and air are applied to everything
-at once. Every class has a texture of its own (grain, tiles, windows, blades, leaves), so that local
-statistics tell the classes apart while colours change from site to site.
+A pinhole camera looks along a road. The ground, the facades on both sides and upright objects are drawn from far to
+near with their distance in meters. Then light and air are applied to everything at once. Every class has a texture
+of its own (grain, tiles, windows, blades, leaves), by which local statistics tell classes apart. Colors change from
+site to site.
 """
 
 from __future__ import annotations
@@ -57,19 +56,19 @@ def _draw_ground(canvas: Canvas, condition: Condition, rng: np.random.Generator)
     grain = noise(rng, h - first, w, 1)
     coarse = noise(rng, h - first, w, 6)
     blades = noise(rng, h - first, w, 2.2)
-    view = slice(first, h), slice(0, w)
+    ground = slice(first, h), slice(0, w)
 
     grass = rgb(palette.grass) * (1 + (0.24 * blades + 0.14 * coarse) * (0.35 + 0.65 * sharp))[..., None]
-    canvas.fill(*view, np.ones_like(z, dtype=np.bool_), grass, GRASS, z)
+    canvas.fill(*ground, np.ones_like(z, dtype=np.bool_), grass, GRASS, z)
 
     built = place.road + place.pavement + (40.0 if place.facades > 0.5 else 0.0)
     if place.pavement:
         joint = (np.abs((x % 0.9) - 0.45) > 0.38) | (np.abs((z % 0.9) - 0.45) > 0.38)
         tiles = rgb(palette.pavement) * (1 + 0.05 * grain - 0.28 * joint * sharp)[..., None]
-        canvas.fill(*view, side < built, tiles, PAVEMENT, z)
+        canvas.fill(*ground, side < built, tiles, PAVEMENT, z)
 
     asphalt = rgb(palette.road) * (1 + 0.13 * grain + 0.06 * coarse)[..., None]
-    canvas.fill(*view, side < place.road, asphalt, ROAD, z)
+    canvas.fill(*ground, side < place.road, asphalt, ROAD, z)
     edges = np.abs(side - place.road + 0.35) < 0.11
     if place.parked:
         lines = (np.abs((z % 2.6) - 1.3) < 0.09) & (side > place.road - 5.2) & (side < place.road)
@@ -77,7 +76,7 @@ def _draw_ground(canvas: Canvas, condition: Condition, rng: np.random.Generator)
         step = 2 * place.road / place.lanes
         middle = np.abs(((x + place.road) % step) - step / 2) > step / 2 - 0.1
         lines = (middle & (z % 9 < 4.5) & (side < place.road - 1)) | edges
-    canvas.colour[view][lines & (z < 45)] = np.float32(0.82)
+    canvas.colour[ground][lines & (z < 45)] = np.float32(0.82)
 
 
 def _draw_walls(canvas: Canvas, condition: Condition, rng: np.random.Generator) -> None:
@@ -164,8 +163,8 @@ def make_scenes(
     """Draw images and label maps below ``data``: entries of every drive, entries of the unseen one.
 
     ``images`` are those of each drive, ``unseen`` those of the drive that no site holds, ``size`` is (height, width).
-    A scene depends on seed, drive and its number alone, so that asking for more images or drives leaves those of a
-    smaller set as they were. The unseen drive mixes the conditions of the drives asked for.
+    A scene depends on seed, drive and its number alone: more images or drives leave those of a smaller set as they
+    were. The unseen drive mixes the conditions of the drives asked for.
     """
     conditions = [site_condition(drive, numpy_generator(seed, "site", drive)) for drive in range(drives)]
     total = drives * images + unseen

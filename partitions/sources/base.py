@@ -17,14 +17,14 @@ from common.errors import UserError
 from common.registry import Registered, Registry
 from common.system.progress import Progress
 
+# the labelled manifest of all images that sites train on: how well is known what was seen
 TRAIN_EVAL = "train_eval"
-"""The labelled manifest of all images that sites train on: how well is known what was seen?"""
+# the labelled manifest that adaptation starts from, at the server
 SOURCE = "source"
-"""The labelled manifest that adaptation starts from, at the server."""
+# evaluation manifests: other images of the sites' domains; images of domains that no site holds
 SAME, DIFFERENT = "ts1", "ts2"
-"""Evaluation manifests: other images of the sites' domains; images of domains that no site holds."""
+# class tables of the label ids of Cityscapes, which other data sets took over
 CITYSCAPES_IDS = ("cityscapes-27", "cityscapes-19", "crosscity-13", "gta5-19", "gta5-16", "gta5-13")
-"""Class tables of the label ids of Cityscapes, which other data sets took over."""
 
 
 @dataclass(frozen=True)
@@ -32,45 +32,32 @@ class Dataset:
     """Images to be divided, and labelled manifests that go along undivided.
 
     A loader fills in ``images`` and what differs from the defaults. Name, root and class table follow from its
-    `SourceFacts`, and `load_dataset` looks whether all files are there. ``root`` is where they lie now; ``final_root``
-    where they will lie once the output folder stands, if that is elsewhere. ``rule`` and ``sites`` hold where the
-    user says nothing. ``views`` stand for every image in the site manifests, in place of the whole; evaluation is on
-    whole images. ``clients`` says for an image (its path) which site the data set's own lists give it to: rule
-    ``lists``. Without ``open_labels`` labels never stand in site manifests. A setting
-    `REPAIR_SIZES` lets images take the size of their label maps.
+    `SourceFacts`, and `load_dataset` looks whether all files are there.
     """
 
     images: list[Entry]
-    root: Path = Path()
+    root: Path = Path()  # where the files lie now
     name: str = ""
     classes: ClassTable | None = None
     evaluation: dict[str, list[Entry]] = field(default_factory=dict)
-    final_root: Path | None = None
-    rule: str = "domain"
+    final_root: Path | None = None  # where they lie once the output folder stands, if that is elsewhere
+    rule: str = "domain"  # this and the next hold where the user says nothing
     sites: int | None = None
-    settings: dict[str, str | int | float] = field(default_factory=dict)
-    views: tuple[str, ...] = ()
-    clients: Mapping[str, str] = field(default_factory=dict)
-    open_labels: bool = True
+    settings: dict[str, str | int | float] = field(default_factory=dict)  # `REPAIR_SIZES`: images are resized
+    views: tuple[str, ...] = ()  # crops that stand in site manifests in place of a whole image
+    clients: Mapping[str, str] = field(default_factory=dict)  # by image path: its site in the set's own lists
+    open_labels: bool = True  # False: labels never stand in site manifests
 
 
 @dataclass(frozen=True)
 class LoadJob:
-    """What a loader is given: the data set's folder and the options.
+    """What a loader is given: the data set's folder and the options."""
 
-    Attributes:
-        root: the folder given by ``--root``, resolved; an empty path where none is needed.
-        classes: the class table of the data set's raw values, if it has one.
-        args: the options, those of the data set included.
-        stage: becomes the output folder; a loader may write below it.
-        progress: called with (images done, images in all), if anybody listens.
-    """
-
-    root: Path
-    classes: ClassTable | None
-    args: SimpleNamespace
-    stage: Path
-    progress: Progress | None
+    root: Path  # given by --root, resolved; an empty path where none is needed
+    classes: ClassTable | None  # of the data set's raw values
+    args: SimpleNamespace  # the options, those of the data set included
+    stage: Path  # becomes the output folder; a loader may write below it
+    progress: Progress | None  # called with (images done, images in all)
 
 
 Read = Callable[[LoadJob], Dataset]
@@ -78,27 +65,18 @@ Read = Callable[[LoadJob], Dataset]
 
 @dataclass(frozen=True)
 class SourceFacts:
-    """What the command asks of a data set besides its loader.
+    """What the command asks of a data set besides its loader."""
 
-    Attributes:
-        layout: which files it expects where, for messages as well; in further sentences what it makes of them.
-        title: what --root should hold, for messages.
-        place: order in the help; data sets without one come last.
-        options: the data set's own options.
-        needs_root: whether --root has to be given.
-        rule: how sites are made where the user says nothing, for the help.
-        classes: the default class table.
-        tables: class tables of this data set's raw values; of others that come with the project, many values
-            would be known and mean something else. Empty: any may fit.
-    """
-
-    layout: str
-    title: str
-    place: int = 100
+    layout: (
+        str  # which files it expects where, for messages as well; in further sentences what it makes of them
+    )
+    title: str  # what --root should hold, for messages
+    place: int = 100  # order in the help; data sets without one come last
     options: tuple[Option, ...] = ()
     needs_root: bool = True
-    rule: str = "domain"
-    classes: str | None = None
+    rule: str = "domain"  # how sites are made where the user says nothing, for the help
+    classes: str | None = None  # the default class table
+    # class tables that fit its raw values, empty: any; in others many values are known and mean something else
     tables: tuple[str, ...] = ()
 
 
@@ -110,29 +88,18 @@ def datasets() -> list[Registered[Read, SourceFacts]]:
     return sorted(DATASETS.entries(), key=lambda entry: (entry.facts.place, entry.name))
 
 
-def _check_table(name: str, table: str | None) -> None:
-    """Refuse a class table of the project's own that was made for other raw values; a file may say anything."""
-    tables = DATASETS.facts(name).tables
-    if tables and table is not None and table not in tables and known_table(table) is not None:
-        raise UserError(
-            f"--classes {table} was made for the raw values of another data set than {name}; choose "
-            f"{' or '.join(tables)}, or a JSON file."
-        )
-
-
 def load_dataset(name: str, args: SimpleNamespace, stage: Path, progress: Progress | None) -> Dataset:
-    """Read a data set and check that its files are there.
+    """Read a data set of `DATASETS` and check that its files are there; arguments as in `LoadJob`.
 
     Raises `UserError` for a class table, folders and files that do not fit it, and for a split without images.
-
-    Args:
-        name: a data set's name in `DATASETS`.
-        args: the options, those of the data set included.
-        stage: see `LoadJob`.
-        progress: see `LoadJob`.
     """
-    _check_table(name, args.classes)
-    source = DATASETS.facts(name)
+    source, table_name = DATASETS.facts(name), args.classes
+    # a table of the project's own was made for certain raw values; a file of the user's may say anything
+    if source.tables and table_name not in (None, *source.tables) and known_table(table_name) is not None:
+        raise UserError(
+            f"--classes {table_name} was made for the raw values of another data set than {name}; choose "
+            f"{' or '.join(source.tables)}, or a JSON file."
+        )
     root = Path()
     if source.needs_root:
         root = need_folder(Path(args.root), "--root", f"expected {source.title}.").resolve()

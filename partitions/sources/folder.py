@@ -40,11 +40,11 @@ _OPTIONS = (
 
 @DATASETS.register(
     "folder",
-    summary="any folder of pictures, searched recursively; labels are optional",
+    summary="any folder of images, searched recursively; labels are optional",
     facts=SourceFacts(
         "ROOT holds jpg, jpeg, png, bmp, tif, tiff or webp files, directly or in folders. Without other "
-        "--domain-* options the top folder of a picture is its domain.",
-        "a folder of pictures",
+        "--domain-* options the top folder of an image is its domain.",
+        "a folder of images",
         place=13,
         options=_OPTIONS,
     ),
@@ -59,12 +59,12 @@ def _read(job: LoadJob) -> Dataset:
             "nothing without it."
         )
     if labels == images and not args.label_suffix:
-        raise UserError(f"--labels and the pictures are the same folder {images}; give --label-suffix.")
+        raise UserError(f"--labels and the images are the same folder {images}; give --label-suffix.")
     entries = []
     for path in images_below(images, skip=() if labels in (None, images) else (labels,)):
         inside = path.relative_to(images)
         if labels == images and path.stem.endswith(args.label_suffix):
-            continue
+            continue  # a label map itself
         label = None
         if labels is not None:
             stem = labels / inside.parent / (path.stem + args.label_suffix)

@@ -1,8 +1,8 @@
 """Clients of IDDA: by its lists, in the reduced form and in the folders of domains, or drawn from a seed.
 
-The published benchmark (FedDrive) divides IDDA's domains in two: those of one unseen town, weather or car are
-scored only; of every other domain four fifths train and one fifth is kept for scoring. Its own lists can be
-read; `hold_out`, `uniform` and `class_imbalance` make divisions of the same kind from a seed: domains in, images out.
+The published benchmark (FedDrive) divides IDDA's domains in two. Those of one unseen town, weather or car are scored
+only; of every other domain four fifths train and one fifth is kept for scoring. Its own lists can be read. `hold_out`,
+`uniform` and `class_imbalance` make divisions of the same kind from a seed: domains in, images out.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from partitions.sources.base import DIFFERENT, SAME, need_folder
 _TRAIN = "train.json"
 _TEST_USERS = {"test_user_same_domain": SAME, "test_user_diff_domain": DIFFERENT}
 _TESTS = {SAME: "test_same_dom.txt", DIFFERENT: "test_diff_dom.txt"}
+# what no client holds: which part of TOWN_WEATHER_CAR has which value
 UNSEEN: dict[str, tuple[int, str]] = {"country": (0, "T07"), "rainy": (1, "HRN"), "bus": (2, "B")}
-"""What no client holds: which part of TOWN_WEATHER_CAR has which value."""
 DISTRIBUTIONS = ("heterogeneous", "uniform", "class-imbalance")
 _Domains = Mapping[str, Sequence[str]]  # domain -> images
 _Drawn = dict[str, list[str]]  # client -> images
@@ -183,9 +183,8 @@ def class_imbalance(
 ) -> _Drawn:
     """Give every client images of few classes from three to five domains (all, where there are fewer).
 
-    Domains are grouped at random by about four. The images of a group are ordered by the class that
-    stands out in them (``characteristic``: int [N] of N images) and cut into as many clients as the
-    group has domains.
+    Domains are grouped at random by about four. The images of a group are ordered by the class that stands out in
+    them (``characteristic``: int [N] of N images). They are cut into as many clients as the group has domains.
     """
     rng = numpy_generator(seed, "idda", "class-imbalance")
     names = [list(train)[i] for i in rng.permutation(len(train))]

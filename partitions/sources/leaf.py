@@ -28,8 +28,8 @@ def _fill(pattern: str, name: str, option: str) -> str:
 def _entry_of(sample: ListedImage, image: str, label: str | None) -> Entry:
     """Place what a list names below the root.
 
-    ``image`` and ``label`` are patterns with ``{id}``: for ``x``, and for ``y`` or, where a list has
-    none, for ``x`` again; without ``label`` a ``y`` is the path itself.
+    ``image`` and ``label`` are patterns with ``{id}``: for ``x``, and for ``y``, or ``x`` again where a list has no
+    ``y``. Without ``label`` a ``y`` is the path itself.
     """
     found = None
     if label is not None:

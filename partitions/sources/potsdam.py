@@ -15,16 +15,16 @@ from common.errors import UserError
 from common.system.cli import option
 from partitions.sources.base import DATASETS, Dataset, LoadJob, SourceFacts
 
-# Colours of the published label maps, in the order of the raw ids 0..5.
+# colors of the published label maps, in the order of the raw ids 0..5
 _COLOURS = ((255, 255, 255), (0, 0, 255), (0, 255, 255), (0, 255, 0), (255, 255, 0), (255, 0, 0))
-# The tiles that the benchmark kept for its test.
+# the tiles that the benchmark kept for its test
 _TEST = frozenset("2_13 2_14 3_13 3_14 4_13 4_14 4_15 5_13 5_14 5_15 6_13 6_14 6_15 7_13".split())  # noqa: SIM905
 _LABEL_FOLDERS = ("5_Labels_all", "5_Labels_for_participants")
 
 
 def colours_to_ids(image: npt.NDArray[np.uint8], where: Path) -> npt.NDArray[np.uint8]:
     """Turn a colour-coded label map [H, W, 3] into raw ids 0..5, uint8 [H, W]."""
-    ids = np.full(image.shape[:2], 255, dtype=np.uint8)
+    ids = np.full(image.shape[:2], 255, dtype=np.uint8)  # 255: no color of the list, so far
     for index, colour in enumerate(_COLOURS):
         ids[(image == np.asarray(colour, dtype=np.uint8)).all(axis=2)] = index
     if (ids == 255).any():
@@ -91,10 +91,10 @@ def _cut(source: Path, labels: Path | None, data: Path, name: str, domain: str, 
     (data / "labels").mkdir(parents=True, exist_ok=True)
     for top in range(0, image.shape[0] - side + 1, side):
         for left in range(0, image.shape[1] - side + 1, side):
-            view = slice(top, top + side), slice(left, left + side)
+            window = slice(top, top + side), slice(left, left + side)
             file = f"{name}_{top:04d}_{left:04d}.png"
-            Image.fromarray(image[view]).save(data / "images" / file, compress_level=3)
+            Image.fromarray(image[window]).save(data / "images" / file, compress_level=3)
             if ids is not None:
-                Image.fromarray(ids[view]).save(data / "labels" / file, compress_level=3)
+                Image.fromarray(ids[window]).save(data / "labels" / file, compress_level=3)
             entries.append(Entry(f"images/{file}", None if ids is None else f"labels/{file}", domain))
     return entries

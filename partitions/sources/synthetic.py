@@ -45,13 +45,13 @@ _OPTIONS = (
 def _read(job: LoadJob) -> Dataset:
     args = job.args
     size: tuple[int, int] = args.size
-    if max(size) > 2048:
+    if max(size) > 2048:  # drawing takes seconds an image beyond
         raise UserError(f"--size is {size[0]}x{size[1]}; expected 32 to 2048 pixels each way.")
     sites = 4 if args.sites is None else args.sites
     if not 1 <= sites <= 1000:
         raise UserError(f"--sites is {sites}; expected 1 to 1000 for synthetic scenes.")
     natural = args.by in (None, "domain") and not args.custom_domains
-    drives = sites if natural else 4
+    drives = sites if natural else 4  # a rule of the user's deals four drives out
     per_drive = args.images_per_site if natural else math.ceil(sites * args.images_per_site / drives)
     wanted = {
         "seed": args.seed,

@@ -205,7 +205,7 @@ def test_a_fault_while_writing_leaves_the_old_split(
         (["folder", "--root", "ROOT", "--labels", "../masks"], "lies outside --root"),
         (["folder", "--root", "ROOT", "--labels", "masks"], r"--labels .*masks is no folder"),
         (["folder", "--root", "ROOT", "--labels", "north"], "--labels is given without --classes"),
-        (["folder", "--root", "ROOT/gone"], "is no folder; expected a folder of pictures"),
+        (["folder", "--root", "ROOT/gone"], "is no folder; expected a folder of images"),
         (["folder"], "Missing option '--root'"),
         (["folder", "--root", "ROOT", "--colour", "red"], "No such option.*--colour"),
         (["folder", "--root", "ROOT", "--seed", "-1"], "'--seed': -1 is not"),

@@ -345,4 +345,4 @@ def test_views_have_no_name_in_a_list(tmp_path: Path, capsys: pytest.CaptureFixt
     put_picture(tmp_path / "a.png")
     _write(tmp_path / "site-0.jsonl", '{"image": "a.png", "view": "center"}\n')
     message = _fails(capsys, "export", "--shards", tmp_path, "--out", tmp_path / "l.json")
-    assert "holds views of images" in message
+    assert "holds crops of images" in message

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from partitions.picture import SplitRow, draw_split
+from partitions.figure import SplitRow, draw_split
 
 COLOURS = ((10, 20, 200), (200, 30, 10))
 

@@ -20,11 +20,10 @@ from common.figures import INK, SOFT, add_legend, as_pixels, fitting, legend_lay
 from partitions.plan import Split
 from partitions.sources.base import all_labelled
 
-_WIDTH = 1480
-_TEXT, _THUMBS, _BAR = 240, 860, 340
-"""Pixels of the three columns: words, sample images, mix."""
-_SAMPLES, _GAP = 6, 6
-_ROW, _TOP = 104, 116
+_WIDTH = 1480  # pixels; a screen of today shows it whole
+_TEXT, _THUMBS, _BAR = 240, 860, 340  # pixels of the three columns: words, sample images, mix
+_SAMPLES, _GAP = 6, 6  # sample images of a row, and pixels between them
+_ROW, _TOP = 104, 116  # pixels of a row, and of the title above all rows
 _MOST_ROWS = 24  # of sites; more would make an image that no viewer shows well
 
 
@@ -43,7 +42,7 @@ def _spread(count: int, wanted: int) -> list[int]:
     """Return up to ``wanted`` indices spread evenly over ``count``."""
     if count <= wanted:
         return list(range(count))
-    return [round((i + 0.5) * count / wanted - 0.5) for i in range(wanted)]
+    return [round((i + 0.5) * count / wanted - 0.5) for i in range(wanted)]  # the middles of equal parts
 
 
 def _sample_strip(row: SplitRow) -> npt.NDArray[np.uint8]:
@@ -76,7 +75,7 @@ def _draw_mix(ax: Axes, row: SplitRow, colours: Sequence[str]) -> None:
         left += share
         if share > 0.07:  # room for two digits
             red, green, blue = bytes.fromhex(colour[1:])
-            dark = 0.3 * red + 0.59 * green + 0.11 * blue < 140
+            dark = 0.3 * red + 0.59 * green + 0.11 * blue < 140  # luma of ITU-R BT.601, below its middle
             ax.bar_label(bars, [f"{100 * share:.0f}"], label_type="center", color="white" if dark else INK)
 
 
@@ -136,7 +135,7 @@ def draw_split(
     return Image.fromarray(as_pixels(figure))
 
 
-def picture_of(split: Split) -> Image.Image:
+def figure_of(split: Split) -> Image.Image:
     """Draw the page of a split: shares of classes where they were counted, else of domains."""
     data, request = split.dataset, split.request
     classes = data.classes if split.counted else None
@@ -157,7 +156,7 @@ def picture_of(split: Split) -> Image.Image:
     labels = "labels stand in the site manifests" if split.keeps_labels else "site manifests without labels"
     if not all_labelled(data.images):
         labels = "no labels"
-    views = f", {len(data.views)} views of each" if data.views else ""
+    views = f", {len(data.views)} crops of each" if data.views else ""
     return draw_split(
         title=f"{data.name}: {len(split.sites)} sites by {request.rule}{over}",
         subtitle=f"{len(data.images)} images{views}, seed {request.seed}; {labels}",
