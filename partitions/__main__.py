@@ -117,6 +117,7 @@ def _print_summary(split: Split) -> None:
         if name not in split.histograms or classes is None:
             return "-"
         counts = split.histograms[name]
+        # stable: of equally common classes the first of the table
         first = np.argsort(-counts, kind="stable")[:3]
         return ", ".join(f"{classes.names[c]} {100 * counts[c] / max(1, counts.sum()):.0f} %" for c in first)
 
@@ -152,6 +153,7 @@ def _divide(dataset: str, **given: Any) -> None:
         if roles is not None:
             data = adapt(data, roles)
         if args.by is None:
+            # without domains, a number of sites can only mean a random deal
             bare = data.rule == "domain" and not any(entry.domain for entry in data.images)
             request = replace(request, rule="iid" if bare and args.sites else data.rule)
         if args.sites is None and request.rule == data.rule:

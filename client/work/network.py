@@ -63,10 +63,15 @@ def check_classes(table: ClassTable, task: wire.Task, site: str) -> None:
         )
 
 
+def blank_network(task: wire.Task, settings: RunConfig) -> SegmentationNetwork:
+    """Build a network of the run's kind whose arrays are all to be replaced."""
+    blank = settings.network.model_copy(update={"weights": "random"})  # a site reads no file of weights
+    return build_network(task_classes(task), blank, settings.seed)
+
+
 def received_network(task: wire.Task, settings: RunConfig, device: str) -> SegmentationNetwork:
     """Build the network of the message."""
-    blank = settings.network.model_copy(update={"weights": "random"})  # every array is replaced
-    network = build_network(task_classes(task), blank, settings.seed)
+    network = blank_network(task, settings)
     load_arrays(network, task.groups["weights"], task.groups["statistics"])
     return network.to(device)
 

@@ -20,9 +20,10 @@ from safetensors.numpy import load_file, save
 
 from client.site import SiteConfig
 from client.state import run_folder
+from client.work.network import blank_network
 from common import wire
 from common.errors import UserError
-from common.models.network import SegmentationNetwork, build_network, load_arrays
+from common.models.network import SegmentationNetwork, load_arrays
 from common.models.parameter_groups import split_flat
 from common.settings.schema import RunConfig
 from common.system.atomic import atomic_write_bytes
@@ -63,11 +64,7 @@ def collect_teachers(task: wire.Task, settings: RunConfig, site: SiteConfig, dev
     forget_other_runs(state_dir, folder)
     loaded: dict[str, SegmentationNetwork] = {}
     for key in sorted(set(named.values())):
-        module = build_network(
-            int(task.options["classes"]),
-            settings.network.model_copy(update={"weights": "random"}),  # every array is replaced
-            settings.seed,
-        )
+        module = blank_network(task, settings)
         load_arrays(module, *split_flat(module, read_teacher(folder / f"{key}.safetensors")))
         loaded[key] = module.to(device).eval().requires_grad_(False)
     if task.round >= settings.rounds:

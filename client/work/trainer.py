@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -108,7 +108,6 @@ def train_local(
     *,
     shared: Mapping[str, np.ndarray] | None = None,
     fixed_centroids: bool = False,
-    progress: Callable[[int, int], None] | None = None,
 ) -> LocalResult:
     """Train head and centroids on a site's features for one round.
 
@@ -147,23 +146,14 @@ def train_local(
     sums = dict.fromkeys(TRAINING_METRICS, 0.0)
     for step in range(steps):
         indices = next(batches)
-        tokens = tokens_of(features, indices)
-        positives = None
-        if neighbours is not None:
-            drawn = torch.randint(neighbours.shape[1], (len(indices),), generator=generator).numpy()
-            positives = tokens_of(features, neighbours[indices, drawn].tolist())
-        anchor = View.of(tokens, model, generator)
-        positive = None if positives is None else View.of(positives, model, generator)
-        batch = Batch(
-            anchor, positive, features.grid, *_on_demand(objective, features, indices, model, generator)
-        )
+        batch = _batch_of(indices, features, neighbours, objective, model, generator)
         terms = {"objective": objective(batch, model, generator)}
-        terms |= anchors.terms(model, tokens, anchor.codes)
+        terms |= anchors.terms(model, batch.anchor.features, batch.anchor.codes)
         loss = torch.stack(list(terms.values())).sum()
         value = loss.item()
         if not math.isfinite(value):
             where = f"Site {site}, round {round_number}, step {step + 1} of {steps}"
-            raise ValueError(f"{where}: the loss is {value}; {_likely_cause(tokens, positives, local)}")
+            raise ValueError(f"{where}: the loss is {value}; {_likely_cause(batch, local)}")
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         if local.clip_norm:
@@ -171,12 +161,10 @@ def train_local(
             nn.utils.clip_grad_norm_(every, local.clip_norm)
         optimizer.step()
         objective.after_step(model)
-        sums["displacement"] += centroids_fit.step(anchor.codes.detach(), batch, generator)
+        sums["displacement"] += centroids_fit.step(batch.anchor.codes.detach(), batch, generator)
         sums["loss"] += value / steps
         for name, term in terms.items():
             sums[name] += term.item() / steps
-        if progress is not None:
-            progress(step + 1, steps)
 
     trained_means = means.detach().cpu().numpy()
     totals = sums_under(features, model, trained_means)
@@ -184,9 +172,8 @@ def train_local(
     trained = state_to_numpy(model)
     kept: Arrays = {}
     if local.keep_optimizer:
-        kept |= moments_to_numpy(optimizer, "adam") | moments_to_numpy(
-            centroids_fit.optimizer, "adam-centroids"
-        )
+        kept |= moments_to_numpy(optimizer, "adam")
+        kept |= moments_to_numpy(centroids_fit.optimizer, "adam-centroids")
     if local.moon_weight:
         kept |= {f"previous/{name}": array for name, array in trained.items()}
     return LocalResult(
@@ -199,21 +186,30 @@ def train_local(
     )
 
 
-def _on_demand(
-    objective: Objective,
-    features: Features,
+def _batch_of(
     indices: list[int],
+    features: Features,
+    neighbours: np.ndarray | None,
+    objective: Objective,
     model: SegmentationHead,
     generator: torch.Generator,
-) -> tuple[torch.Tensor | None, tuple[View, torch.Tensor] | None]:
-    """Fetch what only some objectives want: patch colors, augmented images."""
-    colours, augmented = None, None
+) -> Batch:
+    """Fetch images, a neighbor of each from the table [N, k], and what only some objectives want."""
+    positive = colors = augmented = None
+    tokens = tokens_of(features, indices)
+    # the order of all draws from the generator is part of the results: pairs, anchors, positives, augmented images
+    if neighbours is not None:
+        drawn = torch.randint(neighbours.shape[1], (len(indices),), generator=generator).numpy()
+        paired = tokens_of(features, neighbours[indices, drawn].tolist())
+    anchor = View.of(tokens, model, generator)
+    if neighbours is not None:
+        positive = View.of(paired, model, generator)
     if objective.wants_colours:
-        colours = features.colours(indices)
+        colors = features.colours(indices)
     if objective.wants_augmented:
         tensors, places = features.augmented(indices, generator)
         augmented = View.of(tensors.flatten(2).transpose(1, 2), model, generator), places
-    return colours, augmented
+    return Batch(anchor, positive, features.grid, colors, augmented)
 
 
 def _neighbour_table(features: Features, config: RunConfig, site: str) -> np.ndarray | None:
@@ -241,8 +237,9 @@ def _check_received(model: SegmentationHead, means: torch.Tensor, site: str, rou
             )
 
 
-def _likely_cause(tokens: torch.Tensor, positives: torch.Tensor | None, local: Local) -> str:
+def _likely_cause(batch: Batch, local: Local) -> str:
     """Say why a loss is not finite: broken features, or else steps that are too large."""
-    if all(bool(torch.isfinite(part).all()) for part in (tokens, positives) if part is not None):
+    seen = [images.features for images in (batch.anchor, batch.positive) if images is not None]
+    if all(bool(torch.isfinite(features).all()) for features in seen):
         return f"the learning rate local.lr = {local.lr:g} is probably too large."
     return "the cached features hold NaN or infinity: delete this site's feature cache."

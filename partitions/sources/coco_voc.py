@@ -10,6 +10,7 @@ from common.system.cli import option
 from partitions.leaf import read_names
 from partitions.sources.base import DATASETS, Dataset, LoadJob, SourceFacts, need_folder
 
+# the curated lists of published work on clusters of CocoStuff (IIC, PiCIE, STEGO)
 TRAIN_LIST = "curated/train2017/Coco164kFull_Stuff_Coarse.txt"
 VAL_LIST = "curated/val2017/Coco164kFull_Stuff_Coarse_7.txt"
 
@@ -83,6 +84,7 @@ def _read_cocostuff(job: LoadJob) -> Dataset:
     ),
 )
 def _read_voc(job: LoadJob) -> Dataset:
+    # VOCdevkit holds a folder for each year
     root = job.root / "VOC2012" if (job.root / "VOC2012").is_dir() else job.root
     train, val = (
         [Entry(f"JPEGImages/{name}.jpg", f"SegmentationClass/{name}.png") for name in names]
@@ -90,4 +92,4 @@ def _read_voc(job: LoadJob) -> Dataset:
             read_names(root / f"ImageSets/Segmentation/{split}.txt", bare=True) for split in ("train", "val")
         )
     )
-    return Dataset(train, root, evaluation={"val": val}, rule="dirichlet", sites=10)
+    return Dataset(train, root, evaluation={"val": val}, rule="dirichlet", sites=10)  # no domains

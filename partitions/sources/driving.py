@@ -12,11 +12,12 @@ from common.system.cli import option
 from partitions.leaf import read_names
 from partitions.sources.base import CITYSCAPES_IDS, DATASETS, Dataset, LoadJob, SourceFacts, images_below
 
-_IMAGE = "_leftImg8bit.png"
+_IMAGE = "_leftImg8bit.png"  # of the left camera, with 8 bits
 
 
 def _cityscapes_split(root: Path, split: str) -> list[Entry]:
     entries = []
+    # in alphabetic order, so that blocks of cities are the same on every machine
     for path in sorted((root / "leftImg8bit" / split).glob(f"*/*{_IMAGE}")):
         city, frame = path.parent.name, path.name.removesuffix(_IMAGE)
         label = f"gtFine/{split}/{city}/{frame}_gtFine_labelIds.png"
@@ -133,6 +134,7 @@ def _read_gta5(job: LoadJob) -> Dataset:
     test = _listed(root, args.test_list, "test.txt")
     images = _listed(root, args.train_list, "train.txt")
     if images is None:
+        # what is scored is not trained on
         scored = {entry.image for entry in test or ()}
         names = [path.relative_to(root / "images") for path in images_below(root / "images")]
         found = [
@@ -144,13 +146,14 @@ def _read_gta5(job: LoadJob) -> Dataset:
         images,
         evaluation={"test": test} if test else {},
         rule="iid",
-        sites=1,
+        sites=1,  # the source of an adaptation lies at the server alone
         settings={REPAIR_SIZES: True},
     )
 
 
 def _mapillary_split(root: Path, split: str) -> list[Entry]:
     return [
+        # the labels of version 2.0 have other ids
         Entry(path.relative_to(root).as_posix(), f"{split}/v1.2/labels/{path.stem}.png")
         for path in images_below(root / split / "images")
     ]

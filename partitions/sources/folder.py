@@ -9,7 +9,7 @@ from common.errors import UserError
 from common.system.cli import option
 from partitions.sources.base import DATASETS, Dataset, LoadJob, SourceFacts, images_below, need_folder
 
-_LABEL_SUFFIXES = (".png", ".bmp", ".tif", ".tiff")
+_LABEL_SUFFIXES = (".png", ".bmp", ".tif", ".tiff")  # JPEG would change class numbers
 
 
 def _below(root: Path, given: str | None, option: str) -> Path:

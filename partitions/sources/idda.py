@@ -2,49 +2,16 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from types import SimpleNamespace
 
-import numpy as np
-import numpy.typing as npt
 from click import Choice
 
-from common.data.classes import ClassTable
-from common.data.images import read_label
 from common.data.manifest import Entry
 from common.errors import UserError
 from common.system.cli import option
-from partitions.leaf import Clients, ListedImage
-from partitions.rules import characteristic_class
-from partitions.sources.base import (
-    DATASETS,
-    DIFFERENT,
-    SAME,
-    Dataset,
-    LoadJob,
-    SourceFacts,
-    images_below,
-    need_files,
-)
-from partitions.sources.idda_clients import (
-    DISTRIBUTIONS,
-    UNSEEN,
-    class_imbalance,
-    hold_out,
-    in_domain,
-    is_reduced,
-    is_unseen,
-    label_of,
-    listed,
-    reduced,
-    uniform,
-)
+from partitions.sources.base import DATASETS, DIFFERENT, SAME, Dataset, LoadJob, SourceFacts
+from partitions.sources.idda_clients import DISTRIBUTIONS, UNSEEN, drawn, is_reduced, listed, reduced
 from partitions.sources.leaf import place, train_eval
-
-_DOMAIN = re.compile(r"T\d\d_[A-Z]+_[A-Z]")
 
 _OPTIONS = (
     option(
@@ -101,7 +68,12 @@ def _read(job: LoadJob) -> Dataset:
         else:
             scenario, distribution = args.scenario or "country", args.distribution or "heterogeneous"
             settings = {"form": "domains", "scenario": scenario, "distribution": distribution}
-            train, tests = _drawn(root, scenario, distribution, args, table)
+            if distribution == "class-imbalance" and args.quick:
+                raise UserError(
+                    "--quick is given, but --distribution class-imbalance divides by the classes in the label maps and "
+                    "reads them all; leave --quick out, or choose heterogeneous or uniform."
+                )
+            train, tests = drawn(root, scenario, distribution, args.seed, table)
     images, owner = place(train)
     evaluation = train_eval(images) | {
         name: place({name: samples})[0] for name, samples in tests.items() if samples
@@ -133,54 +105,3 @@ def _refuse(given: dict[str, str | None], lists: str, otherwise: str) -> None:
         raise UserError(
             f"{extra} is given but {lists} says which image goes where; leave {extra} out, or {otherwise}."
         )
-
-
-def _drawn(
-    root: Path, scenario: str, distribution: str, args: SimpleNamespace, table: ClassTable
-) -> tuple[Clients, Clients]:
-    """Draw the clients, and what is scored, from the folders of domains."""
-    if distribution == "class-imbalance" and args.quick:
-        raise UserError(
-            "--quick is given, but --distribution class-imbalance divides by the classes in the label maps and reads "
-            "them all; leave --quick out, or choose heterogeneous or uniform."
-        )
-    domains: dict[str, list[str]] = {}
-    for folder in sorted(root.iterdir()):
-        if (folder / "RGB").is_dir():
-            domains[folder.name] = [p.relative_to(root).as_posix() for p in images_below(folder / "RGB")]
-        elif _DOMAIN.fullmatch(folder.name):
-            raise UserError(f"The domain {folder} has no folder RGB; complete it or take it away.")
-    if not any(domains.values()):
-        return {}, {}
-    seen = {domain: images for domain, images in domains.items() if not is_unseen(domain, scenario)}
-    unseen = [image for domain, images in domains.items() if domain not in seen for image in images]
-    if not seen:
-        raise UserError(
-            f"All domains of {root} are unseen in scenario {scenario!r}; choose another --scenario."
-        )
-    train, test = hold_out(seen, args.seed)
-    clients = train
-    if distribution == "uniform":
-        clients = uniform(train, args.seed)
-    elif distribution == "class-imbalance":
-        clients = class_imbalance(
-            train, scenario, args.seed, lambda images: _standing_out(root, images, table)
-        )
-
-    def samples(images: Sequence[str]) -> list[ListedImage]:
-        return [in_domain(ListedImage(image)) for image in images]
-
-    tests = {SAME: samples([i for images in test.values() for i in images]), DIFFERENT: samples(unseen)}
-    return {client: samples(images) for client, images in clients.items()}, tests
-
-
-def _standing_out(root: Path, images: list[str], table: ClassTable) -> npt.NDArray[np.int64]:
-    """Return the class that stands out in each image, int64 [N], from its label map."""
-    need_files(root, [Entry(image, label_of(image)) for image in images], "train")
-
-    def count(image: str) -> npt.NDArray[np.int64]:
-        label = read_label(root / label_of(image), table)
-        return np.bincount(label.ravel(), minlength=256)[: table.num_classes].astype(np.int64)
-
-    with ThreadPoolExecutor(4) as pool:
-        return characteristic_class(np.stack(list(pool.map(count, images))))

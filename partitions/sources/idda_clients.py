@@ -7,16 +7,22 @@ only; of every other domain four fifths train and one fifth is kept for scoring.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 import numpy.typing as npt
 
+from common.data.classes import ClassTable
+from common.data.images import read_label
+from common.data.manifest import Entry
 from common.errors import UserError
 from common.seeds import numpy_generator
 from partitions.leaf import Clients, ListedImage, read_clients, read_names
-from partitions.sources.base import DIFFERENT, SAME, need_folder
+from partitions.rules import characteristic_class
+from partitions.sources.base import DIFFERENT, SAME, images_below, need_files, need_folder
 
 _TRAIN = "train.json"
 _TEST_USERS = {"test_user_same_domain": SAME, "test_user_diff_domain": DIFFERENT}
@@ -28,6 +34,7 @@ _Domains = Mapping[str, Sequence[str]]  # domain -> images
 _Drawn = dict[str, list[str]]  # client -> images
 _TEST_SHARE = 5  # one image of so many is kept for scoring, as published: 12 of 60
 _DOMAINS_PER_CLIENT = 4  # about, with imbalanced classes
+_DOMAIN = re.compile(r"T\d\d_[A-Z]+_[A-Z]")  # a folder of a published domain
 
 
 def domain_of(image: str) -> str:
@@ -199,3 +206,50 @@ def class_imbalance(
         for part in np.array_split(np.arange(len(images)), len(group)):
             clients[f"client_{scenario}_{len(clients) + 1}"] = sorted(images[i] for i in part)
     return clients
+
+
+def drawn(
+    root: Path, scenario: str, distribution: str, seed: int, table: ClassTable
+) -> tuple[Clients, Clients]:
+    """Draw clients, and what is scored, from the folders of domains below ``root``.
+
+    Raises `UserError` for a domain without images' folder or with another name, and where no client is left.
+    """
+    domains: dict[str, list[str]] = {}
+    for folder in sorted(root.iterdir()):
+        if (folder / "RGB").is_dir():
+            domains[folder.name] = [p.relative_to(root).as_posix() for p in images_below(folder / "RGB")]
+        elif _DOMAIN.fullmatch(folder.name):
+            raise UserError(f"The domain {folder} has no folder RGB; complete it or take it away.")
+    if not any(domains.values()):
+        return {}, {}
+    seen = {domain: images for domain, images in domains.items() if not is_unseen(domain, scenario)}
+    unseen = [image for domain, images in domains.items() if domain not in seen for image in images]
+    if not seen:
+        raise UserError(
+            f"All domains of {root} are unseen in scenario {scenario!r}; choose another --scenario."
+        )
+    train, test = hold_out(seen, seed)
+    clients = train
+    if distribution == "uniform":
+        clients = uniform(train, seed)
+    elif distribution == "class-imbalance":
+        clients = class_imbalance(train, scenario, seed, lambda images: _standing_out(root, images, table))
+
+    def samples(images: Sequence[str]) -> list[ListedImage]:
+        return [in_domain(ListedImage(image)) for image in images]
+
+    tests = {SAME: samples([i for images in test.values() for i in images]), DIFFERENT: samples(unseen)}
+    return {client: samples(images) for client, images in clients.items()}, tests
+
+
+def _standing_out(root: Path, images: list[str], table: ClassTable) -> npt.NDArray[np.int64]:
+    """Return the class that stands out in each image, int64 [N], from its label map."""
+    need_files(root, [Entry(image, label_of(image)) for image in images], "train")
+
+    def count(image: str) -> npt.NDArray[np.int64]:
+        label = read_label(root / label_of(image), table)
+        return np.bincount(label.ravel(), minlength=256)[: table.num_classes].astype(np.int64)
+
+    with ThreadPoolExecutor(4) as pool:
+        return characteristic_class(np.stack(list(pool.map(count, images))))

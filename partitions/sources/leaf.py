@@ -11,7 +11,7 @@ from common.system.cli import option
 from partitions.leaf import Clients, ListedImage, read_clients
 from partitions.sources.base import DATASETS, TRAIN_EVAL, Dataset, LoadJob, SourceFacts, all_labelled
 
-_PLACE = "{id}"
+_PLACE = "{id}"  # where names go in a pattern
 
 
 def _fill(pattern: str, name: str, option: str) -> str:
@@ -19,7 +19,7 @@ def _fill(pattern: str, name: str, option: str) -> str:
         raise UserError(
             f"{option} is {pattern!r}; expected a path below --root with {_PLACE} where names go."
         )
-    path = pattern.replace(_PLACE, name.lstrip("/"))
+    path = pattern.replace(_PLACE, name.lstrip("/"))  # some published lists start paths with a slash
     if PurePosixPath(path).is_absolute() or ".." in PurePosixPath(path).parts:
         raise UserError(f"The lists name {name!r}, which leaves --root; expected paths below it.")
     return path

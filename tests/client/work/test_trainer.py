@@ -294,16 +294,6 @@ def test_training_opens_no_file(monkeypatch: pytest.MonkeyPatch) -> None:
     train(config, source, head=head)
 
 
-def test_progress_counts_steps() -> None:
-    config = settings()
-    seen: list[tuple[int, int]] = []
-    head = state_to_numpy(build_head(8, config.model, 0))
-    train_local(
-        features(), head, init_centroids(4, 6, 0), config, 1, "n", progress=lambda d, t: seen.append((d, t))
-    )
-    assert seen == [(step, 5) for step in range(1, 6)]
-
-
 def test_the_trained_head_is_the_one_that_was_counted() -> None:
     config = settings()
     found = train(config)
