@@ -38,6 +38,29 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+SHARED_DEPLOYMENT = ("network_deployment", "secure", "warm")
+"""The files of tests/e2e that share the deployment of its conftest: one worker runs them, in this order."""
+
+
+def _shares_deployment(name: str) -> bool:
+    return Path(name).stem.removeprefix("test_") in SHARED_DEPLOYMENT and "e2e" in name
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
+    """Give each file to one worker, and the files that share a deployment to the same."""
+    if config.getoption("dist") != "loadfile":
+        return None
+    from xdist.scheduler import LoadFileScheduling
+
+    class Files(LoadFileScheduling):  # type: ignore[misc]
+        def _split_scope(self, nodeid: str) -> str:
+            name: str = super()._split_scope(nodeid)
+            return "tests/e2e" if _shares_deployment(name) else name
+
+    return Files(config, log)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Spread files of real processes, which mostly wait, among the others, which compute; two first, none last.
 
@@ -48,7 +71,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         files.setdefault(item.nodeid.partition("::")[0], []).append(item)
     waiting = [name for name, found in files.items() if found[0].get_closest_marker("net")]
-    waiting.sort(key=lambda name: ("fault" not in name, "warm" not in name))  # the longest
+    waiting.sort(key=lambda name: ("fault" not in name, not _shares_deployment(name)))  # the longest
     computing = [name for name in files if name not in waiting]
     share = 0.75 * len(computing) / max(len(waiting) - 1, 1)
     places = {name: (index - 1) * share for index, name in enumerate(waiting)}

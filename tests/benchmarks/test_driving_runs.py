@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from server.settings.applicability import acts
 from tests.conftest import ROOT
 from tests.support.federation import local_grid
 from tests.support.replicas import put_label, put_picture
+from tests.support.small_network import small_network
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
@@ -41,6 +43,13 @@ OVERRIDES: dict[str, Any] = {
     "sites.wait-seconds": 1,
     "sites.deadline-seconds": 60,
 }
+
+
+@pytest.fixture(scope="module", autouse=True)
+def narrow() -> Iterator[None]:
+    """Networks of a fortieth of the parameters."""
+    with small_network():
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +98,7 @@ def tiny(data: Path, recipe: str, out: Path, **changes: Any) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def pretrained(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def pretrained(narrow: None, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run that rows of adaptation go on from."""
     out = tmp_path_factory.mktemp("runs") / "pretrained"
     tiny(data, "gta5-pretrain-jitter", out)

@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 
 from common.checkpoint import checkpoint_path
-from tests.e2e.test_deployment import run_config
+from tests.support.deployed_runs import run_config
 from tests.support.deployment import CONNECTION
 from tests.support.faulty_client import SECRET
 from tests.support.faulty_federation import (
@@ -114,7 +114,7 @@ def test_bad_answers_lost_sites_and_wrong_clocks(federation: Federation, tmp_pat
 
     until((run_dir / "report.html").exists, "the run did not end", net)
     found = net.wait(run_id, PATIENCE_SECONDS)
-    assert found["status"] == "finished:completed", net.everything()
+    assert found == "finished:completed", net.everything()
     check_acknowledged(run_dir, rounds)
     lines = {line["round"]: line for line in read_lines(run_dir)}
     reasons = {
@@ -230,14 +230,14 @@ def test_a_server_that_is_killed_and_runs_out_of_disk(federation: Federation, tm
         federation.reached("servers-alpha-5")
         with no_space(run_dir, mounted):
             federation.go("servers-alpha-5")
-            assert net.wait(run_id, PATIENCE_SECONDS)["status"] == "finished:failed"
+            assert net.wait(run_id, PATIENCE_SECONDS) == "finished:failed"
         said = net.flwr("log", str(run_id), CONNECTION, "--show")  # the one place that is not full
         assert "No space left on device; free some space" in said, said[-3000:]
 
         run_id = submit(resume=str(run_dir))
         until((run_dir / "report.html").exists, "the run did not end", net)
         found = net.wait(run_id, PATIENCE_SECONDS)
-        assert found["status"] == "finished:completed", net.everything()
+        assert found == "finished:completed", net.everything()
         check_acknowledged(run_dir, rounds)
         for line in read_lines(run_dir):
             assert line["sites"] == ["alpha", "beta", "crook"], line["quarantined"]

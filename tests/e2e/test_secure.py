@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +14,14 @@ import pytest
 from common.checkpoint import Checkpoint, load_checkpoint
 from server.loop.run import run
 from tests.conftest import ROOT
-from tests.e2e.test_deployment import metrics, run_config
+from tests.support.deployed_runs import NAMES, metrics, run_config
 from tests.support.deployment import Deployment
 from tests.support.faulty_client import write_faulty_project
 from tests.support.federation import named_grid, tiny_config
-from tests.support.warm import start_warm_site, started_tasks
+from tests.support.warm import started_tasks
 
 pytestmark = pytest.mark.net
 
-NAMES = ("alpha", "beta", "gamma", "delta")
 SETTINGS: dict[str, Any] = {
     "preset": "fuss-clean",
     "centroids__merge": "lloyd",
@@ -35,26 +33,8 @@ SETTINGS: dict[str, Any] = {
 }
 
 
-def signs(folder: Path) -> Path:
-    """Return where the test and its sites meet."""
-    (folder / "signs").mkdir(exist_ok=True)
-    return folder / "signs"
-
-
-@pytest.fixture(scope="module")
-def net(tmp_path_factory: pytest.TempPathFactory, scenes: Path) -> Iterator[Deployment]:
-    folder = tmp_path_factory.mktemp("secure")
-    write_faulty_project(ROOT, folder / "project", {"lossy/beta/2": "waits"}, signs(folder))
-    with Deployment(folder / "net", project=folder / "project") as deployment:
-        deployment.superlink()
-        for index, name in enumerate(NAMES):
-            start_warm_site(deployment, name, name, scenes / f"site-{index}.jsonl", folder / name)
-        yield deployment
-
-
-def submit(net: Deployment, shards: Path, run_dir: Path) -> int:
-    words = run_config(shards, run_dir, **SETTINGS, name=run_dir.name, privacy__secure_sum=True)
-    return net.submit(words)
+def secure(shards: Path, run_dir: Path) -> str:
+    return run_config(shards, run_dir, **SETTINGS, name=run_dir.name, privacy__secure_sum=True)
 
 
 def plain(shards: Path, folder: Path) -> Checkpoint:
@@ -70,24 +50,27 @@ def check_equal(found: Checkpoint, expected: Checkpoint) -> None:
 
 
 def test_totals_alone_make_the_plain_model(net: Deployment, tmp_path: Path, scenes: Path) -> None:
-    found = net.wait(submit(net, scenes, tmp_path / "secure"), 400)
-    assert found["status"] == "finished:completed", net.everything()
-    assert [line["sites"] for line in metrics(tmp_path / "secure")] == [sorted(NAMES)] * 2
+    found = net.wait(net.submit(secure(scenes, tmp_path / "secure")), 400)
+    assert found == "finished:completed", net.everything()
+    assert [line["sites"] for line in metrics(tmp_path / "secure")] == [list(NAMES)] * 2
     check_equal(load_checkpoint(tmp_path / "secure"), plain(scenes, tmp_path / "plain"))
 
 
 def test_a_site_that_is_lost_after_it_shared_its_secrets_costs_the_round_only_that_site(
     net: Deployment, tmp_path: Path, scenes: Path
 ) -> None:
-    run_id = submit(net, scenes, tmp_path / "lossy")
-    sign, end = signs(net.folder.parent) / "reached-lossy-beta-2", time.monotonic() + 240
+    signs, lost = tmp_path / "signs", NAMES[1]
+    signs.mkdir()
+    write_faulty_project(ROOT, tmp_path / "project", {f"lossy/{lost}/2": "waits"}, signs)
+    run_id = net.submit(secure(scenes, tmp_path / "lossy"), tmp_path / "project")
+    sign, end = signs / f"reached-lossy-{lost}-2", time.monotonic() + 240
     while not sign.exists() and time.monotonic() < end:
         time.sleep(0.05)
-    os.kill(started_tasks(net, "beta")[-1], signal.SIGKILL)  # keys and shares are with the others by now
+    os.kill(started_tasks(net, "warm-1")[-1], signal.SIGKILL)  # keys and shares are with the others by now
 
     found = net.wait(run_id, 400)
-    assert found["status"] == "finished:completed", net.everything()
+    assert found == "finished:completed", net.everything()
     first, second = metrics(tmp_path / "lossy")
-    assert first["sites"] == sorted(NAMES)
-    assert second["sites"] == ["alpha", "delta", "gamma"] and second["counted"]
-    assert second["quarantined"] == {"beta": "its client process died"}
+    assert first["sites"] == list(NAMES)
+    assert second["sites"] == [NAMES[0], NAMES[2]] and second["counted"]
+    assert second["quarantined"] == {lost: "its client process died"}

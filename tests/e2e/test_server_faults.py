@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.test_deployment import run_config
+from tests.support.deployed_runs import run_config
 from tests.support.faulty_federation import (
     PATIENCE_SECONDS,
     Federation,
@@ -75,7 +75,7 @@ def test_a_server_whose_clock_jumps_by_more_than_sites_are_believed(
         "server", 400
     )  # now the run's last sign of life, and the sites' requests, are from long ago
     found = net.wait(run_id, PATIENCE_SECONDS)
-    assert found["status"] == "finished:failed", found
+    assert found == "finished:failed", found
     federation.go("clock-alpha-2")
     sites_end(federation)
 
@@ -83,7 +83,7 @@ def test_a_server_whose_clock_jumps_by_more_than_sites_are_believed(
     start_sites(federation)
     run_id = submit(federation, run_dir, "clock", resume=str(run_dir))
     found = net.wait(run_id, PATIENCE_SECONDS)
-    assert found["status"] == "finished:completed", net.everything()
+    assert found == "finished:completed", net.everything()
     check_acknowledged(run_dir, ROUNDS)
     assert read_lines(run_dir)[-1]["sites"] == list(SITES)
 
@@ -104,7 +104,7 @@ def test_a_superlink_that_takes_its_run_along_and_one_that_forgets_everything(
         "superlink", signal.SIGKILL
     )  # with Flower's default isolation the server application is its child
     net.superlink("--database", kept)
-    assert net.wait(run_id, PATIENCE_SECONDS)["status"] == "finished:failed"
+    assert net.wait(run_id, PATIENCE_SECONDS) == "finished:failed"
     federation.go("loses-alpha-2")
 
     submit(federation, run_dir, "loses", resume=str(run_dir))
@@ -116,6 +116,6 @@ def test_a_superlink_that_takes_its_run_along_and_one_that_forgets_everything(
     start_sites(federation)
     run_id = submit(federation, run_dir, "loses", resume=str(run_dir))
     until((run_dir / "report.html").exists, "the run did not end", net)
-    assert net.wait(run_id, PATIENCE_SECONDS)["status"] == "finished:completed", net.everything()
+    assert net.wait(run_id, PATIENCE_SECONDS) == "finished:completed", net.everything()
     check_acknowledged(run_dir, ROUNDS)
     assert read_lines(run_dir)[-1]["checkpoint_sha256"] == expected

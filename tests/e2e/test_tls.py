@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 import time
@@ -16,9 +15,10 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from common.checkpoint import load_checkpoint
 from tests.conftest import ROOT
-from tests.e2e.test_deployment import run_config
+from tests.support.deployed_runs import check_same, egress, in_one_process, metrics, run_config
 from tests.support.deployment import BIN, CONNECTION, Deployment
 from tests.support.scripts import load_script
+from tests.support.warm import start_warm_site
 
 pytestmark = pytest.mark.net
 
@@ -31,7 +31,7 @@ TWICE = ("--max-retries", "2")  # a node retries for ever by default: right for 
 def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("certificates")
     certs.make_server(folder, ["federation.example.org"])
-    for name in ("alpha", "beta", "stranger"):
+    for name in ("alpha", "beta", "gamma", "stranger"):
         certs.make_site(folder, name)
     (folder / "public" / "stranger.pub").unlink()  # never handed to the operator
     return folder
@@ -41,7 +41,25 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def net(tmp_path_factory: pytest.TempPathFactory, certificates: Path) -> Iterator[Deployment]:
     with Deployment(tmp_path_factory.mktemp("tls") / "net", certificates=certificates) as deployment:
         deployment.superlink()
+        register(deployment, certificates)
         yield deployment
+
+
+def register(net: Deployment, certificates: Path) -> None:
+    """Let in who handed a public key to the operator."""
+    control = subprocess.run(
+        [
+            *(sys.executable, str(ROOT / "docker" / "control.py"), "register"),
+            *("--address", f"127.0.0.1:{net.http}", "--ca", str(certificates / "public" / "ca.crt")),
+            str(certificates / "public"),
+        ],
+        env=net.environment("control"),
+        capture_output=True,
+        text=True,
+        timeout=90,
+    )
+    assert control.returncode == 0, control.stdout + control.stderr
+    assert control.stdout.splitlines() == [f"{name}: registered" for name in ("alpha", "beta", "gamma")]
 
 
 def outcome(net: Deployment, name: str, seconds: float = 60) -> tuple[int, str]:
@@ -56,37 +74,31 @@ def activated(net: Deployment) -> int:
     return text.count("[Fleet.ActivateNode] Activated")
 
 
-def test_registered_sites_join_under_the_names_of_their_keys(
-    net: Deployment, certificates: Path, scenes: Path, tmp_path: Path
+def test_registered_sites_join_under_the_names_of_their_keys_and_train_the_model_of_one_process(
+    net: Deployment, scenes: Path, tmp_path: Path
 ) -> None:
-    control = subprocess.run(
-        [
-            *(sys.executable, str(ROOT / "docker" / "control.py"), "register"),
-            *("--address", f"127.0.0.1:{net.http}", "--ca", str(certificates / "public" / "ca.crt")),
-            str(certificates / "public"),
-        ],
-        env=net.environment("control"),
-        capture_output=True,
-        text=True,
-        timeout=90,
-    )
-    assert control.returncode == 0, control.stdout + control.stderr
-    assert control.stdout.splitlines() == ["alpha: registered", "beta: registered"]
-    for index, name in enumerate(("alpha", "beta")):
-        # what a site calls itself does not matter where its key has a name
-        net.supernode(
-            name,
-            f'site="self-styled" shard="{scenes}/site-{index}.jsonl" cache="{tmp_path}/{index}" threads=1',
-        )
+    names, own = ("alpha", "beta"), ("self-styled-1", "self-styled-2")
+    for index, name in enumerate(names):
+        # what a site calls itself steers what it draws, and does not matter where its key has a name
+        words = f'shard="{scenes}/site-{index}.jsonl" cache="{tmp_path}/{name}" threads=1'
+        net.supernode(name, f'site="{own[index]}" {words}')
     run_dir = tmp_path / "run"
-    settings = run_config(
-        scenes, run_dir, rounds=1, sites__expected=2, sites__minimum=2, loss__objective="correspondence"
-    )
-    found = net.wait(net.submit(settings), 300)
-    assert found["status"] == "finished:completed", f"{found}\n{net.everything()}"
-    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-    assert [line["sites"] for line in lines] == [["alpha", "beta"]]
-    assert load_checkpoint(run_dir).round == 1
+    settings = {"rounds": 2, "loss__objective": "correspondence", "sites__expected": 2, "sites__minimum": 2}
+    found = net.wait(net.submit(run_config(scenes, run_dir, **settings)), 300)
+    assert found == "finished:completed", f"{found}\n{net.everything()}"
+    lines = metrics(run_dir)
+    for line in lines:
+        assert line["sites"] == sorted(line["bytes_up"]) == list(names)
+        assert line["quarantined"] == {} and 0 < line["miou"] < 1
+    expected = in_one_process(scenes, tmp_path / "apart", own, **settings)
+    for line in expected:
+        line["bytes_up"] = dict(zip(names, line["bytes_up"].values(), strict=True))
+    check_same(lines, expected)
+    assert load_checkpoint(run_dir).round == 2
+    assert (run_dir / "report.html").is_file()
+    # the ledger of a site and the server's account agree to the byte
+    sent = [entry["total"] for entry in egress(tmp_path / "alpha") if entry["action"] == "train"]
+    assert sent == [line["bytes_up"]["alpha"] for line in lines]
 
     # a second process that shows the key of a site that is present
     net.supernode("twin", NODE, identity=[*net.site_identity("alpha"), *TWICE])
@@ -95,6 +107,24 @@ def test_registered_sites_join_under_the_names_of_their_keys(
     assert "Failed to activate SuperNode" in said
 
     assert activated(net) == 2
+
+
+def test_a_warm_site_shows_its_key_and_ends_where_it_is_refused(
+    net: Deployment, certificates: Path, scenes: Path, tmp_path: Path
+) -> None:
+    before = activated(net)
+    for name, process in (("gamma", "warm"), ("stranger", "warm-stranger")):
+        own = certificates / "sites" / name
+        identity = ("--root-certificates", str(own / "ca.crt"), "--key", str(own / "site.key"))
+        start_warm_site(net, process, name, scenes / "site-2.jsonl", tmp_path / name, *identity)
+    code, said = outcome(net, "warm-stranger", 90)
+    assert code == 1
+    assert "Failed to activate SuperNode" in said
+    end = time.monotonic() + 60
+    while activated(net) == before and time.monotonic() < end:
+        time.sleep(0.2)
+    assert net.processes["warm"].poll() is None, net.log("warm")
+    assert activated(net) == before + 1
 
 
 @pytest.mark.parametrize(

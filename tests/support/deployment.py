@@ -22,7 +22,6 @@ import urllib.error
 import urllib.request
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import httpx
 from flwr.common.constant import Status
@@ -240,28 +239,23 @@ class Deployment:
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
-    def submit(self, settings: str) -> int:
-        """Submit the project with ``--run-config`` settings; return the run id."""
-        out = self.flwr("run", str(self.project), CONNECTION, "--run-config", settings, "--format", "json")
+    def submit(self, settings: str, project: Path | None = None) -> int:
+        """Submit the project, or another one, with ``--run-config`` settings; return the run id."""
+        chosen = str(project or self.project)
+        out = self.flwr("run", chosen, CONNECTION, "--run-config", settings, "--format", "json")
         return int(json.loads(out[out.index("{") :])["run-id"])
 
-    def status(self, run_id: int) -> dict[str, Any]:
-        """Return what Flower says about a run."""
-        out = self.flwr("list", CONNECTION, "--run-id", str(run_id), "--format", "json")
-        found: dict[str, Any] = json.loads(out[out.index("{") :])["runs"][0]
-        return found
-
-    def wait(self, run_id: int, seconds: float) -> dict[str, Any]:
-        """Wait until a run is finished, whatever its verdict."""
+    def wait(self, run_id: int, seconds: float) -> str:
+        """Wait until a run is finished; return what Flower says of it (``finished:completed``)."""
         end = time.monotonic() + seconds
-        while not self.finished(run_id):
+        while not (found := self.status(run_id)).startswith(Status.FINISHED):
             if time.monotonic() > end:
                 raise TimeoutError(self.everything())
             time.sleep(0.5)
-        return self.status(run_id)
+        return found
 
-    def finished(self, run_id: int) -> bool:
-        """Tell whether a run is finished; the flwr command would take the processor from the run each time."""
+    def status(self, run_id: int) -> str:
+        """Return what Flower says of a run; the flwr command would take the processor from it each time."""
         known = None if self.certificates is None else (self.certificates / "public" / "ca.crt").read_bytes()
         client = ControlHttpClient.from_server_address(
             f"127.0.0.1:{self.http}",
@@ -270,12 +264,12 @@ class Deployment:
             interceptors=[RuntimeVersionHttpInterceptor(component_name="flwr CLI")],
         )
         try:
-            run = client.ListRuns(ListRunsRequest(run_id=run_id)).run_dict[run_id]
+            found = client.ListRuns(ListRunsRequest(run_id=run_id)).run_dict[run_id].status
         except httpx.TransportError:  # it is about to start again
-            return False
+            return ""
         finally:
             client.close()
-        return bool(run.status.status == Status.FINISHED)
+        return ":".join(part for part in (found.status, found.sub_status) if part)
 
     def log(self, name: str) -> str:
         """Return the end of a process's output."""

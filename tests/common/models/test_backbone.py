@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -297,12 +296,17 @@ def test_the_small_vit_loads_and_says_which_normalisation(
         load_backbone(model.model_copy(update={"depth": 0}), 0, "cpu")
 
 
-@pytest.mark.parametrize("backbone", ["vit_tiny_patch16_224", "mobilenet_v2"])
-def test_pretrained_without_a_connection_fails_fast(backbone: str, tmp_path: Path) -> None:
+def test_pretrained_without_a_connection_fails_fast(tmp_path: Path) -> None:
     """A fresh process with empty caches, whose every connection is refused."""
     program = (
+        "import time; from common.errors import UserError\n"
         "from common.settings.schema import Model; from common.models.backbone import load_backbone\n"
-        f"load_backbone(Model(backbone={backbone!r}, height=64, width=96), 0, 'cpu')"
+        "for name in ('vit_tiny_patch16_224', 'mobilenet_v2'):\n"
+        "    started = time.monotonic()\n"
+        "    try:\n"
+        "        load_backbone(Model(backbone=name, height=64, width=96), 0, 'cpu')\n"
+        "    except UserError as error:\n"
+        "        print(f'{time.monotonic() - started:.1f} s: {error}')\n"
     )
     nowhere = "http://127.0.0.1:9"
     environment = {k: v for k, v in os.environ.items() if k.lower() != "no_proxy"} | {
@@ -313,13 +317,14 @@ def test_pretrained_without_a_connection_fails_fast(backbone: str, tmp_path: Pat
         "https_proxy": nowhere,
         "PYTHONPATH": str(ROOT),
     }
-    started = time.monotonic()
     result = subprocess.run(
-        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=400
     )
-    assert result.returncode != 0 and "UserError: The pretrained weights of" in result.stderr
-    assert "set model.weights to a local safetensors file" in result.stderr
-    assert time.monotonic() - started < 60  # mostly imports; a retrying hub takes minutes
+    assert result.returncode == 0, result.stderr
+    said = result.stdout.splitlines()
+    for name, line in zip(("vit_tiny_patch16_224", "mobilenet_v2"), said, strict=True):
+        assert name in line and "set model.weights to a local safetensors file" in line
+        assert float(line.split()[0]) < 60  # a retrying hub takes minutes
 
 
 def test_pretrained_from_the_hub_s_local_cache_needs_no_connection(

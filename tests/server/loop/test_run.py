@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -32,10 +33,21 @@ def last_hash(run_dir: Path) -> str:
     return str(lines(run_dir)[-1]["checkpoint_sha256"])
 
 
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory, scenes: Path) -> Callable[..., Path]:
+    """Return the directory of a run of three rounds with these settings, computed once; read-only."""
+
+    @cache
+    def whole(**settings: Any) -> Path:
+        folder = tmp_path_factory.mktemp("trained")
+        return run(local_grid(SITES), tiny_config(scenes, folder / "run", SITES, **settings))
+
+    return whole
+
+
 @pytest.mark.parametrize("preset", ["default", "fuss-ref", "fuss-clean"])
-def test_a_run_scores_checkpoints_and_reports(tmp_path: Path, scenes: Path, preset: str) -> None:
-    config = tiny_config(scenes, tmp_path / "run", SITES, preset=preset)
-    run_dir = run(local_grid(SITES), config)
+def test_a_run_scores_checkpoints_and_reports(trained: Callable[..., Path], preset: str) -> None:
+    run_dir = trained(preset=preset)
     found = lines(run_dir)
     assert [line["round"] for line in found] == [1, 2, 3]
     for line in found:
@@ -72,23 +84,21 @@ def test_neither_node_ids_nor_the_order_of_replies_change_the_result(tmp_path: P
     for shuffle in (0, 1):
         grid = local_grid(SITES, shuffle)
         grid.reverse = bool(shuffle)
-        config = tiny_config(scenes, tmp_path / str(shuffle), SITES, sites__per_round=3)
+        config = tiny_config(scenes, tmp_path / str(shuffle), SITES, sites__per_round=3, eval__shard="")
         hashes.append(last_hash(run(grid, config)))
     assert hashes[0] == hashes[1]
 
 
-def test_another_seed_gives_another_model(tmp_path: Path, scenes: Path) -> None:
-    hashes = [
-        last_hash(run(local_grid(SITES), tiny_config(scenes, tmp_path / str(s), SITES, seed=s)))
-        for s in (0, 1)
-    ]
-    assert hashes[0] != hashes[1]
+def test_another_seed_gives_another_model(tmp_path: Path, scenes: Path, trained: Callable[..., Path]) -> None:
+    other = run(local_grid(SITES), tiny_config(scenes, tmp_path / "run", SITES, seed=1, rounds=1))
+    first = lines(trained(preset="default"))[0]
+    assert lines(other)[0]["checkpoint_sha256"] != first["checkpoint_sha256"]
 
 
 @pytest.mark.parametrize(
     "settings",
     [
-        {},
+        {"preset": "default"},
         {"preset": "fuss-clean", "local__keep_optimizer": True},
         {"preset": "fuss-clean", "centroids__merge": "lloyd", "centroids__momentum": 0.5},
         {"preset": "fuss-ref", "local__moon_weight": 1.0, "centroids__share": "head"},
@@ -96,24 +106,26 @@ def test_another_seed_gives_another_model(tmp_path: Path, scenes: Path) -> None:
     ],
 )
 def test_a_resumed_run_ends_with_the_same_hash(
-    tmp_path: Path, scenes: Path, settings: dict[str, Any]
+    tmp_path: Path, scenes: Path, trained: Callable[..., Path], settings: dict[str, Any]
 ) -> None:
-    whole = run(local_grid(SITES), tiny_config(scenes, tmp_path / "whole", SITES, rounds=5, **settings))
-    half = run(local_grid(SITES), tiny_config(scenes, tmp_path / "half", SITES, rounds=3, **settings))
-    config = tiny_config(scenes, tmp_path / "half", SITES, rounds=5, resume=str(half), **settings)
+    whole = trained(**settings)
+    half = run(local_grid(SITES), tiny_config(scenes, tmp_path / "half", SITES, rounds=2, **settings))
+    config = tiny_config(scenes, tmp_path / "half", SITES, resume=str(half), **settings)
     resumed = run(local_grid(SITES, shuffle=5), config)
     assert resumed == half
-    assert [line["round"] for line in lines(resumed)] == [1, 2, 3, 4, 5]
+    assert [line["round"] for line in lines(resumed)] == [1, 2, 3]
     assert last_hash(resumed) == last_hash(whole)
 
 
-def test_going_back_to_an_earlier_round_drops_the_later_ones(tmp_path: Path, scenes: Path) -> None:
-    first = run(local_grid(SITES), tiny_config(scenes, tmp_path / "run", SITES, rounds=3))
-    expected = last_hash(first)
-    resume = str(checkpoint_path(first, 1))
-    run(local_grid(SITES), tiny_config(scenes, tmp_path / "run", SITES, rounds=3, resume=resume))
-    assert [line["round"] for line in lines(first)] == [1, 2, 3]
-    assert last_hash(first) == expected
+def test_going_back_to_an_earlier_round_drops_the_later_ones(
+    tmp_path: Path, scenes: Path, trained: Callable[..., Path]
+) -> None:
+    whole = trained(preset="default")
+    again = shutil.copytree(whole, tmp_path / "run")
+    resume = str(checkpoint_path(again, 1))
+    run(local_grid(SITES), tiny_config(scenes, again, SITES, resume=resume))
+    assert [line["round"] for line in lines(again)] == [1, 2, 3]
+    assert last_hash(again) == last_hash(whole)
 
 
 def raises(message: Message, real: Real) -> Answer:
@@ -185,45 +197,46 @@ def nameless(reply: Message) -> None:
     reply.content["facts"] = ConfigRecord()
 
 
-@pytest.mark.parametrize(
-    ("fault", "reason"),
-    [
-        (raises, "raised an error"),
-        (hangs, "did not answer within"),
-        (answers_with(nan), "NaN"),
-        (answers_with(wrong_shape), "shape (3, 2)"),
-        (answers_with(wrong_type), "type that is not allowed"),
-        (answers_with(truncated), "cannot be read as an array"),
-        (answers_with(oversized), "oversized"),
-        (answers_with(other_version), "wire version 99"),
-        (answers_with(other_weights), "other backbone weights"),
-        (answers_with(no_head), "'head' is missing"),
-        (answers_with(impossible_sums), "longer than"),
-        (answers_with(nameless), "which site"),
-    ],
-    ids=lambda value: getattr(value, "__name__", None),
-)
-def test_a_broken_site_costs_the_round_that_site_and_nothing_else(
-    tmp_path: Path, scenes: Path, fault: Any, reason: str
-) -> None:
+BROKEN: list[tuple[Callable[[Message, Real], Answer], str]] = [
+    (raises, "raised an error"),
+    (hangs, "did not answer within"),
+    (answers_with(nan), "NaN"),
+    (answers_with(wrong_shape), "shape (3, 2)"),
+    (answers_with(wrong_type), "type that is not allowed"),
+    (answers_with(truncated), "cannot be read as an array"),
+    (answers_with(oversized), "oversized"),
+    (answers_with(other_version), "wire version 99"),
+    (answers_with(other_weights), "other backbone weights"),
+    (answers_with(no_head), "'head' is missing"),
+    (answers_with(impossible_sums), "longer than"),
+    (answers_with(nameless), "which site"),
+]
+"""What a site answers in one round after the other, and what the line of that round says of it."""
+
+
+def test_a_broken_site_costs_the_round_that_site_and_nothing_else(tmp_path: Path, scenes: Path) -> None:
     grid = local_grid(SITES)
     broken = next(node for node, given in grid.node_configs.items() if given["partition-id"] == 2)
 
     def after_the_greeting(message: Message, real: Real) -> Answer:
-        if message.metadata.message_type != "train" or message.metadata.group_id != "1":
+        number = int(message.metadata.group_id or 0)
+        if message.metadata.message_type != "train" or number > len(BROKEN):
             return real(message)
-        answer: Answer = fault(message, real)
-        return answer
+        return BROKEN[number - 1][0](message, real)
 
     grid.faults[broken] = after_the_greeting
     settings = {"preset": "fuss-clean", "centroids__merge": "lloyd", "sites__deadline_seconds": 1.5}
+    settings |= {"rounds": len(BROKEN) + 1, "eval__shard": ""}
     run_dir = run(grid, tiny_config(scenes, tmp_path / "run", SITES, **settings))
-    first, second, _ = lines(run_dir)
-    assert first["sites"] == ["site-0", "site-1", "site-3"]
-    assert list(first["quarantined"]) == ["site-2"]
-    assert reason in first["quarantined"]["site-2"]
-    assert "site-2" in (run_dir / "log.txt").read_text()
-    assert second["sites"] == [f"site-{i}" for i in range(SITES)]
+    log, found = (run_dir / "log.txt").read_text(), lines(run_dir)
+    failures = []
+    for line, (_, reason) in zip(found[:-1], BROKEN, strict=True):
+        said = line["quarantined"].get("site-2", "nothing")
+        others = line["sites"] == ["site-0", "site-1", "site-3"] and list(line["quarantined"]) == ["site-2"]
+        if not (others and line["counted"] and reason in said and said in log):
+            failures.append(f"expected {reason!r}: {line['sites']} {line['quarantined']}")
+    assert not failures, "\n".join(failures)
+    assert found[-1]["sites"] == [f"site-{i}" for i in range(SITES)] and not found[-1]["quarantined"]
     assert all(np.isfinite(array).all() for array in load_checkpoint(run_dir).head.values())
 
 
@@ -249,7 +262,7 @@ def test_a_site_error_reaches_the_log_without_its_paths(tmp_path: Path, scenes: 
         "shard": "/secret/patient-17/list.jsonl",
         "site": "clinic",
     }
-    run_dir = run(grid, tiny_config(scenes, tmp_path / "run", SITES - 1))
+    run_dir = run(grid, tiny_config(scenes, tmp_path / "run", SITES - 1, rounds=1, eval__shard=""))
     reason = lines(run_dir)[0]["quarantined"]["clinic"]
     assert "does not exist" in reason
     assert "patient" not in reason
@@ -259,7 +272,7 @@ def test_two_sites_of_one_name_are_refused(tmp_path: Path, scenes: Path) -> None
     grid = local_grid(SITES)
     nodes = sorted(grid.node_configs)
     grid.node_configs[nodes[1]] = dict(grid.node_configs[nodes[0]])
-    run_dir = run(grid, tiny_config(scenes, tmp_path / "run", SITES))
+    run_dir = run(grid, tiny_config(scenes, tmp_path / "run", SITES, rounds=1, eval__shard=""))
     line = lines(run_dir)[0]
     assert len(line["sites"]) == SITES - 1
     assert "another node already calls itself" in next(iter(line["quarantined"].values()))
@@ -276,9 +289,8 @@ def test_no_site_at_all_ends_with_a_sentence(tmp_path: Path, scenes: Path) -> No
 def test_local_only_scores_every_sites_own_model(
     tmp_path: Path, scenes: Path, preset: dict[str, Any]
 ) -> None:
-    run_dir = run(
-        local_grid(SITES), tiny_config(scenes, tmp_path / "run", SITES, centroids__share="none", **preset)
-    )
+    settings = {"rounds": 2, "centroids__share": "none"} | preset
+    run_dir = run(local_grid(SITES), tiny_config(scenes, tmp_path / "run", SITES, **settings))
     line = lines(run_dir)[-1]
     assert line["miou"] is None
     assert sorted(line["site_miou"]) == [f"site-{i}" for i in range(SITES)]
@@ -293,7 +305,7 @@ def test_local_only_scores_every_sites_own_model(
 @pytest.mark.parametrize("preset", ["default", "fuss-ref", "fuss-clean"])
 def test_one_site_is_centralised_training_bit_for_bit(tmp_path: Path, scenes: Path, preset: str) -> None:
     """Merging one site changes nothing: the federation's head and centroids are those that site trained."""
-    settings = {"preset": preset, "sites__pool": True}
+    settings = {"preset": preset, "sites__pool": True, "eval__shard": ""}
     merged = run(local_grid(1), tiny_config(scenes, tmp_path / "a", 1, **settings))
     alone = run(local_grid(1), tiny_config(scenes, tmp_path / "b", 1, centroids__share="none", **settings))
     kept, whole = load_checkpoint(alone).extra, load_checkpoint(merged)
@@ -316,7 +328,9 @@ def test_one_site_is_centralised_training_bit_for_bit(tmp_path: Path, scenes: Pa
 
 
 @pytest.mark.parametrize("preset", ["default", "fuss-ref"])
-def test_labels_are_never_opened_while_training(tmp_path: Path, scenes: Path, preset: str) -> None:
+def test_labels_are_never_opened_while_training(
+    tmp_path: Path, scenes: Path, trained: Callable[..., Path], preset: str
+) -> None:
     """Training with every label file gone gives the same model, bit for bit."""
     copy = tmp_path / "scenes"
     shutil.copytree(scenes, copy, ignore=shutil.ignore_patterns("cache"))
@@ -328,15 +342,14 @@ def test_labels_are_never_opened_while_training(tmp_path: Path, scenes: Path, pr
     described.pop("root", None)
     settings = {"eval__shard": "", "simulation__data_root": str(copy / "data"), "preset": preset}
     blind = run(local_grid(SITES), tiny_config(copy, tmp_path / "blind", SITES, **settings))
-    seeing = run(local_grid(SITES), tiny_config(scenes, tmp_path / "seeing", SITES, preset=preset))
-    assert last_hash(blind) == last_hash(seeing)
+    assert last_hash(blind) == last_hash(trained(preset=preset))
     line = lines(blind)[-1]
     assert line["miou"] is None
     assert line["mean_cosine"] is not None
 
 
 def test_scores_of_sites_are_summed_then_matched_once(tmp_path: Path, scenes: Path) -> None:
-    settings = {"eval__where": "sites", "eval__shard": "{site}.jsonl"}
+    settings = {"eval__where": "sites", "eval__shard": "{site}.jsonl", "rounds": 1}
     run_dir = run(local_grid(SITES), tiny_config(scenes, tmp_path / "run", SITES, **settings))
     line = lines(run_dir)[-1]
     assert 0 < line["miou"] < 1
@@ -349,30 +362,33 @@ def test_scores_of_sites_are_summed_then_matched_once(tmp_path: Path, scenes: Pa
 def test_float16_halves_the_payload(tmp_path: Path, scenes: Path) -> None:
     sizes = []
     for dtype in ("float32", "float16"):
-        config = tiny_config(scenes, tmp_path / dtype, SITES, wire__dtype=dtype, preset="fuss-clean")
+        settings = {"preset": "fuss-clean", "rounds": 1, "eval__shard": "", "wire__dtype": dtype}
+        config = tiny_config(scenes, tmp_path / dtype, SITES, **settings)
         line = lines(run(local_grid(SITES), config))[-1]
         sizes.append(line["bytes_up"]["site-0"])
     assert 0.48 < sizes[1] / sizes[0] < 0.52
 
 
-def test_an_existing_run_is_never_overwritten(tmp_path: Path, scenes: Path) -> None:
-    config = tiny_config(scenes, tmp_path / "run", SITES, rounds=3)
-    run(local_grid(SITES), config)
+def test_an_existing_run_is_never_overwritten(scenes: Path, trained: Callable[..., Path]) -> None:
+    whole = trained(preset="default")
+    before = {path: path.stat().st_mtime_ns for path in whole.rglob("*")}
     with pytest.raises(UserError, match="already holds a run"):
-        run(local_grid(SITES), config)
+        run(local_grid(SITES), tiny_config(scenes, whole, SITES))
+    assert {path: path.stat().st_mtime_ns for path in whole.rglob("*")} == before
 
 
-def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path, scenes: Path) -> None:
-    first = run(local_grid(SITES), tiny_config(scenes, tmp_path / "run", SITES, rounds=3))
+def test_a_checkpoint_of_another_model_is_refused(
+    tmp_path: Path, scenes: Path, trained: Callable[..., Path]
+) -> None:
+    first = trained(preset="default")
     config = tiny_config(scenes, tmp_path / "two", SITES, model__dim=8, resume=str(first))
     with pytest.raises(UserError, match=r"model\.dim = 16"):
         run(local_grid(SITES), config)
 
 
 def test_old_checkpoints_are_pruned_on_request(tmp_path: Path, scenes: Path) -> None:
-    run_dir = run(
-        local_grid(SITES), tiny_config(scenes, tmp_path / "run", SITES, rounds=3, checkpoint__keep=2)
-    )
+    config = tiny_config(scenes, tmp_path / "run", SITES, checkpoint__keep=2, eval__shard="")
+    run_dir = run(local_grid(SITES), config)
     kept = sorted(path.name for path in (run_dir / "checkpoints").iterdir())
     assert [name for name in kept if name.endswith("json")] == ["round-0002.json", "round-0003.json"]
     assert len(kept) == 4
@@ -381,7 +397,7 @@ def test_old_checkpoints_are_pruned_on_request(tmp_path: Path, scenes: Path) -> 
 def test_a_site_that_keeps_its_own_model_leaves_the_shared_one_to_be_scored(
     tmp_path: Path, scenes: Path
 ) -> None:
-    settings = {"preset": "fuss-ref", "aggregation__keep_least_moved": True}
+    settings = {"preset": "fuss-ref", "aggregation__keep_least_moved": True, "rounds": 2}
     run_dir = run(local_grid(SITES), tiny_config(scenes, tmp_path / "run", SITES, **settings))
     line = lines(run_dir)[-1]
     assert line["miou"] is not None and "site_miou" not in line
