@@ -80,8 +80,7 @@ class Augmentation:
         return (_blurred(view, self.blur) if self.blur else view).contiguous()
 
     def places(self, grid: tuple[int, int], tiled: bool) -> torch.Tensor:
-        """Return where the view's patches lie in the picture's grid: [h*w, 2], as `sampling.bilinear`
-        reads it.
+        """Return where the view's patches lie in the picture's grid: [h*w, 2], as `sampling.bilinear` reads it.
 
         ``tiled`` patches cover the input side by side (ViT); otherwise the outer ones are centred on its
         rim (CNN).

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +19,8 @@ from common.settings.objectives import OBJECTIVES
 from common.settings.schema import RunConfig
 from common.system.progress import Progress, progress_line
 
+T = TypeVar("T")
+
 
 def inspect_entry(
     shard: Shard, index: int, labels: bool, table: ClassTable | None
@@ -30,21 +33,24 @@ def inspect_entry(
     if not labels:
         read_image(shard.image_path(index))
         return None
+    table = required_table(shard, table)
+    _, seen = entry_pair(shard, index, table)
+    return np.bincount(seen.ravel(), minlength=256)[: table.num_classes].astype(np.int64)
+
+
+def required_table(shard: Shard, table: ClassTable | None) -> ClassTable:
+    """Return the class table by which labels are read; `UserError` where there is none."""
     if table is None:
         raise UserError(
             f"The labels of {shard.path} have no class table; name one (--classes NAME or a JSON file)."
         )
-    _, seen = entry_pair(shard, index, table)
-    return np.bincount(seen.ravel(), minlength=256)[: table.num_classes].astype(np.int64)
+    return table
 
 
 def inspect_shard(
     shard: Shard, labels: bool, indices: Sequence[int] | None = None, progress: Progress | None = None
 ) -> list[npt.NDArray[np.int64] | UserError | None]:
-    """Return what `inspect_entry` returned or raised, for each image in order.
-
-    A few threads decode; the result does not depend on their number.
-    """
+    """Return what `inspect_entry` returned or raised, for each image in order."""
     chosen = range(len(shard)) if indices is None else indices
 
     def one(index: int) -> npt.NDArray[np.int64] | UserError | None:
@@ -53,12 +59,17 @@ def inspect_shard(
         except UserError as error:
             return error
 
+    return _in_threads(one, chosen, progress)
+
+
+def _in_threads(look: Callable[[int], T], indices: Sequence[int], progress: Progress | None) -> list[T]:
+    """Return what ``look`` returns for each image, in order; a few threads decode, as pixels need no lock."""
     results = []
     with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
-        for result in pool.map(one, chosen):
+        for result in pool.map(look, indices):
             results.append(result)
             if progress is not None:
-                progress(len(results), len(chosen))
+                progress(len(results), len(indices))
     return results
 
 
@@ -100,13 +111,7 @@ def check_label_files(shard: Shard, progress: Progress | None = None, sizes: boo
             entry_pair(shard, index, table)  # says what is wrong, if the image does not just lie on its side
         return int((ids != IGNORE).sum())
 
-    total = 0
-    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
-        for done, found in enumerate(pool.map(pixels, labelled), start=1):
-            total += found
-            if progress is not None:
-                progress(done, len(labelled))
-    if not total:
+    if not sum(_in_threads(pixels, labelled, progress)):
         raise UserError(all_ignored(shard))
 
 

@@ -27,8 +27,8 @@ from pydantic_core import from_json
 
 from common.errors import UserError, user_error
 
+# Train id of pixels that are neither trained nor scored on, in every table
 IGNORE = 255
-"""Train id of pixels that are neither trained nor scored on, in every table."""
 
 _Byte = Annotated[int, Field(ge=0, le=255)]
 Colour = tuple[_Byte, _Byte, _Byte]

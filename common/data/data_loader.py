@@ -15,6 +15,7 @@ from threading import Lock
 
 import torch
 
+from common.data.check import check_labelled, required_table
 from common.data.classes import IGNORE, ClassTable
 from common.data.images import Bytes, entry_image, entry_pair
 from common.data.manifest import Shard
@@ -24,12 +25,12 @@ from common.seeds import torch_generator
 from common.settings.network import Transforms
 
 _MEMORY = 512 * 2**20
+# Batches that are made while the one before them is being used
 _AHEAD = 1
-"""Batches that are made while the one before them is being used."""
 
 Restyle = Callable[[Bytes, torch.Generator], Bytes]
+# An epoch, and the image that is looked at in it
 _Visit = tuple[int, int]
-"""An epoch, and the image that is looked at in it."""
 _Sample = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 
@@ -86,7 +87,7 @@ class ImageDataset:
         restyle: Restyle | None = None,
     ) -> None:
         if with_labels:
-            _check_labelled(shard, table)
+            check_labelled(shard, required_table(shard, table), "this task trains with labels")
         else:
             shard = replace(shard, entries=tuple(replace(entry, label=None) for entry in shard.entries))
         self.shard = shard
@@ -98,7 +99,9 @@ class ImageDataset:
         self._workers = workers
         self._restyle = restyle
         self._plain = plain
-        self._decoded = _Decoded(memory)
+        self._room = memory
+        self._kept: dict[int, tuple[Bytes, Bytes | None]] = {}
+        self._lock = Lock()
 
     def __len__(self) -> int:
         return len(self.shard)
@@ -195,11 +198,20 @@ class ImageDataset:
         return stacked.to(self._device)
 
     def _read(self, index: int) -> tuple[Bytes, Bytes | None]:
-        kept = self._decoded.get(index)
-        if kept is None:
-            kept = self._decode(index)
-            self._decoded.keep(index, kept)
-        return kept
+        """Return an image and its label, decoded once where memory holds them.
+
+        The first that come stay: images are read in a new order in every epoch, and dropping the oldest would drop
+        just those that come next.
+        """
+        if index in self._kept:
+            return self._kept[index]
+        pair = self._decode(index)
+        size = sum(pixels.nbytes for pixels in pair if pixels is not None)
+        with self._lock:
+            if index not in self._kept and size <= self._room:
+                self._kept[index] = pair
+                self._room -= size
+        return pair
 
     def _decode(self, index: int) -> tuple[Bytes, Bytes | None]:
         if not self.with_labels or self._table is None:
@@ -208,40 +220,3 @@ class ImageDataset:
 
     def _generator(self, *names: str | int) -> torch.Generator:
         return torch_generator(self._seed, "pictures", *self._names, *names)
-
-
-class _Decoded:
-    """Decoded pixels up to a number of bytes.
-
-    The first that come stay: images are read in a new order in every epoch, and dropping the oldest
-    would drop just those that come next.
-    """
-
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
-        self._bytes = 0
-        self._kept: dict[int, tuple[Bytes, Bytes | None]] = {}
-        self._lock = Lock()
-
-    def get(self, index: int) -> tuple[Bytes, Bytes | None] | None:
-        return self._kept.get(index)
-
-    def keep(self, index: int, pair: tuple[Bytes, Bytes | None]) -> None:
-        size = sum(pixels.nbytes for pixels in pair if pixels is not None)
-        with self._lock:
-            if index not in self._kept and self._bytes + size <= self._limit:
-                self._kept[index] = pair
-                self._bytes += size
-
-
-def _check_labelled(shard: Shard, table: ClassTable | None) -> None:
-    if table is None:
-        raise UserError(
-            f"The labels of {shard.path} have no class table; name one (--classes NAME or a JSON file)."
-        )
-    for index, entry in enumerate(shard.entries):
-        if entry.label is None:
-            raise UserError(
-                f"The image {shard.image_path(index)} has no label in {shard.path}, but this task trains "
-                "with labels; add one or leave the image out."
-            )

@@ -18,10 +18,10 @@ from torch.nn import functional
 from common.data.classes import IGNORE
 from common.settings.network import Transforms
 
+# What lies where there is no image: black, and `IGNORE` in the label
 IMAGE_FILL = 0
-"""What lies where there is no image: black, and `IGNORE` in the label."""
+# By how much a resized crop may change the proportions of things, either way
 STRETCH = 4 / 3
-"""By how much a resized crop may change the proportions of things, either way."""
 
 Pair = tuple[torch.Tensor, torch.Tensor | None]
 

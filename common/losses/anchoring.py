@@ -42,14 +42,10 @@ def model_contrastive_term(
 
 
 class Anchors:
-    """The heads that a local head is compared with: the one received and this site's own of its last
-    round.
-    """
+    """The heads that a local head is compared with: the one received and this site's own of its last round."""
 
     def __init__(self, head: SegmentationHead, previous: Mapping[str, np.ndarray], local: Local) -> None:
-        """Freeze ``head`` as it is now; ``previous`` is empty in a site's first round, which has none to
-        leave.
-        """
+        """Freeze ``head`` as it is now; ``previous`` is empty in a site's first round, which has none to leave."""
         self.local = local
         self.received = frozen_copy(head) if local.prox_mu or local.moon_weight else None
         self.previous: SegmentationHead | None = None
@@ -60,9 +56,7 @@ class Anchors:
     def terms(
         self, head: SegmentationHead, tokens: torch.Tensor, codes: torch.Tensor
     ) -> dict[str, torch.Tensor]:
-        """Return the terms that are switched on, weighted; ``codes`` are the head's for ``tokens`` [B, n,
-        C].
-        """
+        """Return the terms that are switched on, weighted; ``codes`` are the head's for ``tokens`` [B, n, C]."""
         found: dict[str, torch.Tensor] = {}
         if self.received is not None and self.local.prox_mu:
             distance = squared_distance(head, self.received, self.local.prox_parameters)

@@ -56,8 +56,7 @@ def cosine_cluster_loss(codes: torch.Tensor, centroids: torch.Tensor) -> torch.T
 
 @dataclass(frozen=True)
 class View:
-    """Images as a loss sees them: features [B, n, C], codes [B, n, D], and the channels features keep
-    [B, 1, C].
+    """Images as a loss sees them: features [B, n, C], codes [B, n, D], and the channels features keep [B, 1, C].
 
     All are token-major, n = h*w patches row by row. The published code shows the loss channel-dropped
     features: the third mask of a head call, independent of the two inside the head. It is kept apart,
@@ -142,9 +141,7 @@ class Objective(nn.Module, ObjectiveRules):
         return [{"params": own, "lr": local.lr}] if own else []
 
     def centroids(self) -> torch.Tensor | None:
-        """Return the centroids [K, D] that this objective keeps itself, or ``None``: then the trainer
-        fits them.
-        """
+        """Return the centroids [K, D] that this objective keeps itself, or ``None``: then the trainer fits them."""
         return None
 
 

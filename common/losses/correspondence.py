@@ -29,8 +29,8 @@ from common.settings.objectives import OBJECTIVES, ObjectiveFacts
 from common.settings.schema import RunConfig
 from common.settings.section import Section
 
+# EAGLE's factor on the automatic shift of the negative term
 AUTO_NEGATIVE_FACTOR = 3.5
-"""EAGLE's factor on the automatic shift of the negative term."""
 
 
 class CorrespondenceSettings(Section):
@@ -58,9 +58,7 @@ class CorrespondenceSettings(Section):
 
 @dataclass(frozen=True)
 class Draw:
-    """The random choices of one step: positions [B, P, 2] in anchors and partners, negative partners [n,
-    B].
-    """
+    """The random choices of one step: positions [B, P, 2] in anchors and partners, negative partners [n, B]."""
 
     anchor: torch.Tensor
     partner: torch.Tensor

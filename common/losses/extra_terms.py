@@ -13,12 +13,10 @@ from common.settings.objectives import Loss
 from common.settings.schema import RunConfig
 from common.settings.unsupervised import Local
 
+# The published term works on maps of 56 x 56 and measures distances in their pixels; here the shorter side counts so
 CRF_SIDE = 56
-"""The published term works on maps of 56 x 56 and measures distances in their pixels; here the shorter
-side counts so.
-"""
+# Colours enter as the published code has them, normalised as for ImageNet
 COLOUR_MEAN, COLOUR_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-"""Colours enter as the published code has them, normalised as for ImageNet."""
 
 
 def reconstruction_loss(codes: torch.Tensor, features: torch.Tensor, decoder: nn.Module) -> torch.Tensor:
@@ -47,8 +45,7 @@ def contrastive_crf_loss(codes: torch.Tensor, kernel: torch.Tensor) -> torch.Ten
 def alignment_loss(
     codes: torch.Tensor, augmented: torch.Tensor, coords: torch.Tensor, grid: tuple[int, int]
 ) -> torch.Tensor:
-    """Return minus the mean cosine between an augmented image's codes and the original's at the same
-    places.
+    """Return minus the mean cosine between an augmented image's codes and the original's at the same places.
 
     codes, augmented: [B, n, D]; coords: [B, n, 2], where in the original each patch of the augmented
     image lies.

@@ -28,15 +28,15 @@ from common.settings.schema import RunConfig
 from common.settings.section import Section
 from common.settings.unsupervised import Local
 
+# Temperature inside the tanh
 SHARPNESS = 0.1
-"""Temperature inside the tanh."""
+# Codes of a higher cosine make positives, of a lower one negatives; pairs in between are left out
 ALIKE, UNLIKE = 0.3, 0.1
-"""Codes of a higher cosine make positives, of a lower one negatives; pairs in between are left out."""
 TEMPERATURE = 0.07
 TEACHER_MOMENTUM = 0.99
 BANK_PER_CODE = 100
+# Patches per image whose best shared code is searched at a time, which bounds the memory
 CHUNK = 16
-"""Patches per image whose best shared code is searched at a time, which bounds the memory."""
 
 
 class ModularitySettings(Section):
@@ -83,9 +83,7 @@ def shared_membership(vectors: torch.Tensor, codes: torch.Tensor) -> torch.Tenso
 
 
 def modularity_loss(vectors: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
-    """Return minus the soft modularity of images' patches [B, P, D] under codes [M, D]; only the codes
-    learn.
-    """
+    """Return minus the soft modularity of images' patches [B, P, D] under codes [M, D]; only the codes learn."""
     vectors = vectors.detach()
     with torch.no_grad():
         weights = modularity_matrix(vectors)

@@ -17,17 +17,16 @@ from common.data.classes import IGNORE
 from common.losses.reductions import full_precision, labelled_loss
 from common.settings.network import Reduction
 
+# Pixels that a CPU takes at once: few enough to stay in its cache, and enough for all its cores
 BLOCK = 40_000
-"""Pixels that a CPU takes at once: few enough to stay in its cache, and enough for all its cores."""
 BUCKETS = 1 << 10
+# A bucket of certainties is 2^15 neighbouring float32; 1024 of them reach from 1 down to 1/16, the last one takes the
+# rest. Only speed depends on it.
 BUCKET_BITS = 15
-"""A bucket of certainties is 2^15 neighbouring float32; 1024 of them reach from 1 down to 1/16, the last one
-takes the rest. Only speed depends on it.
-"""
+# How the publication reduces pseudo-labels: all pixels of a batch are one mean
 MEAN = Reduction(kind="mean", scope="batch")
-"""How the publication reduces pseudo-labels: all pixels of a batch are one mean."""
+# The bits of 1.0 as float32. Among positive floats, larger ones have larger bits.
 ONE = 0x3F800000
-"""The bits of 1.0 as float32. Among positive floats, larger ones have larger bits."""
 
 
 def kept_pixels(

@@ -39,9 +39,7 @@ class SmoothnessSettings(Section):
 
 
 def assignments(codes: torch.Tensor, prototypes: torch.Tensor, temperature: float) -> torch.Tensor:
-    """Return the soft assignment of codes [..., D] to prototypes [K, D], which get no gradient: [...,
-    K].
-    """
+    """Return the soft assignment of codes [..., D] to prototypes [K, D], which get no gradient: [..., K]."""
     return torch.softmax(unit(codes) @ unit(prototypes.detach()).T / temperature, dim=-1)
 
 
@@ -68,8 +66,7 @@ def smoothness_loss(
 
 
 def prototype_loss(codes: torch.Tensor, student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
-    """Return the cross entropy of codes [M, D] under the student prototypes against their nearest
-    teacher prototype.
+    """Return the cross entropy of codes [M, D] under the student prototypes against their nearest teacher prototype.
 
     Codes are detached and cosines are the logits, without a temperature: only ``student`` [K, D] learns.
     """
@@ -84,9 +81,7 @@ def prototype_loss(codes: torch.Tensor, student: torch.Tensor, teacher: torch.Te
     facts=ObjectiveFacts(settings=SmoothnessSettings),
 )
 class Smoothness(Objective):
-    """The smoothness objective; ``prototypes`` [K, D] is its shared state, the teacher is the run's
-    centroids.
-    """
+    """The smoothness objective; ``prototypes`` [K, D] is its shared state, the teacher is the run's centroids."""
 
     def __init__(self, config: RunConfig, channels: int) -> None:
         super().__init__()

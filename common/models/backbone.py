@@ -26,14 +26,14 @@ from common.seeds import derive
 from common.settings.unsupervised import Model
 from common.system.device import choose_device
 
+# Mean and standard deviation of ImageNet's training images per channel, in 0..1
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-"""Mean and standard deviation of ImageNet's training images per channel, in 0..1."""
+# Mean and std where every image is brought to mean 0 and std 1 by itself
 PER_IMAGE = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
-"""Mean and std where every image is brought to mean 0 and std 1 by itself."""
+# An image of one color is not blown up to noise
 MIN_SPREAD = 0.02
-"""An image of one color is not blown up to noise."""
+# The family of timm's vision transformers, to which every name belongs that is not registered itself
 VIT = "vit"
-"""The family of timm's vision transformers, to which every name belongs that is not registered itself."""
 
 _FILTERS = {"bilinear": Image.Resampling.BILINEAR, "nearest": Image.Resampling.NEAREST}
 
@@ -53,8 +53,8 @@ class BackboneFacts:
     stride: int | None
 
 
+# Loaders by name: (model, seed of random weights) -> `Backbone`, on the CPU
 BACKBONES = Registry[Callable[[Model, int], Any], BackboneFacts]("backbone", "common.models.backbones")
-"""Loaders by name: (model, seed of random weights) -> `Backbone`, on the CPU."""
 
 
 def backbone_entry(model: Model) -> Registered[Callable[[Model, int], Any], BackboneFacts]:

@@ -9,6 +9,7 @@ with d1, d2 independent channel dropouts. For 384 channels and 70 code entries i
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Mapping
 
@@ -74,9 +75,7 @@ class SegmentationHead(nn.Module):
         return code
 
     def forward(self, features: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
-        """Return the codes [B, dim, h, w] of features [B, C, h, w]; training with dropout needs a
-        generator.
-        """
+        """Return the codes [B, dim, h, w] of features [B, C, h, w]; training with dropout needs a generator."""
         if features.dim() != 4 or features.shape[1] != self.channels:
             raise ValueError(
                 f"The head expects features [B, {self.channels}, h, w] but was given "
@@ -89,9 +88,7 @@ class SegmentationHead(nn.Module):
 
 
 def initialise(module: nn.Module, generator: torch.Generator) -> None:
-    """Draw all linear layers anew: uniform in +-1/sqrt(fan in), weights and biases (a 1x1 convolution's
-    default).
-    """
+    """Draw all linear layers anew: uniform in +-1/sqrt(fan in), weights and biases (a 1x1 convolution's default)."""
     with torch.no_grad():
         for layer in module.modules():
             if isinstance(layer, nn.Linear):
@@ -110,9 +107,7 @@ def build_head(channels: int, model: Model, seed: int) -> SegmentationHead:
 
 def frozen_copy(head: SegmentationHead) -> SegmentationHead:
     """Copy a head as a reference: no gradient, no dropout."""
-    copy = SegmentationHead(head.channels, head.dim, head.dropout, head.nonlinear is not None)
-    copy.load_state_dict(head.state_dict())
-    return copy.to(head.linear.weight.device).eval().requires_grad_(False)
+    return copy.deepcopy(head).eval().requires_grad_(False)
 
 
 def state_to_numpy(module: nn.Module) -> dict[str, np.ndarray]:

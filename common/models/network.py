@@ -25,12 +25,12 @@ from common.settings.network import Network, numbers
 
 _Arrays = dict[str, np.ndarray]
 
+# Mean and standard deviation of the input, for pixels in 0..1
 NORMALIZATIONS = {
     "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
     "half": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
     "none": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
 }
-"""Mean and standard deviation of the input, for pixels in 0..1."""
 
 
 class PooledNorm(nn.BatchNorm2d):
@@ -76,8 +76,8 @@ class SegmentationNetwork(nn.Module, ABC):
 
     mean: torch.Tensor
     std: torch.Tensor
+    # Start of the names, in torchvision's files, of what the network does without
     unused = "classifier."
-    """Start of the names, in torchvision's files, of what the network does without."""
 
     def __init__(
         self, backbone: nn.Module, head: nn.Module, classes: int, normalize: str, output_stride: int
@@ -138,10 +138,10 @@ class NetworkFacts:
     atrous: bool = False
 
 
+# Constructors by name: (classes, settings) -> a network whose parameters torch's global generator drew
 NETWORKS = Registry[Callable[[int, Network], SegmentationNetwork], NetworkFacts](
     "network", "common.models.networks"
 )
-"""Constructors by name: (classes, settings) -> a network whose parameters torch's global generator drew."""
 
 
 def build_network(classes: int, network: Network, seed: int) -> SegmentationNetwork:

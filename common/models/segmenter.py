@@ -24,11 +24,11 @@ from common.settings.unsupervised import Model
 
 Upsample = Literal["cosines", "code"]
 
+# Factor from cosine to logit before a softmax (STEGO's and FUSS's evaluation use 2)
 COSINE_SHARPNESS = 2.0
-"""Factor from cosine to logit before a softmax (STEGO's and FUSS's evaluation use 2)."""
 
+# How many fp32 values of a full-size map are held at once while labels are found (16 MiB)
 STRIP_VALUES = 1 << 22
-"""How many fp32 values of a full-size map are held at once while labels are found (16 MiB)."""
 
 
 @dataclass(frozen=True)
@@ -203,11 +203,6 @@ class Segmenter(nn.Module):
             return self.cosines(self.resize(code, size, rows))
         return self.resize(self.cosines(code), size, rows)
 
-    @torch.no_grad()
-    def labels(self, feats: Tensor, size: Sequence[int], mirrored: Tensor | None = None) -> Tensor:
-        """Return the nearest cluster of every pixel, uint8 [B, H, W]."""
-        return self.labels_of_code(self.code(feats, mirrored), size)
-
     def labels_of_code(self, code: Tensor, size: Sequence[int]) -> Tensor:
         """Return the nearest cluster, uint8 [B, H, W], of codes [B, D, h, w]; works in strips of rows."""
         height, width = size
@@ -218,7 +213,3 @@ class Segmenter(nn.Module):
             for top in range(0, height, strip)
         ]
         return torch.cat(parts, dim=1)
-
-    def forward(self, feats: Tensor, size: Sequence[int], mirrored: Tensor | None = None) -> Tensor:
-        """See `logits`."""
-        return self.logits(feats, size, mirrored)

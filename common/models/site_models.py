@@ -13,8 +13,8 @@ from common.checkpoint import Checkpoint
 from common.errors import UserError
 
 _SITE = "site/"
+# More names than this do not fit into a sentence
 _NAMED = 24
-"""More names than this do not fit into a sentence."""
 
 _PARTS = frozenset({"head", "centroids"})
 

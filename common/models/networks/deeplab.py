@@ -17,11 +17,11 @@ from torch.nn import functional as F
 from common.models.network import NETWORKS, NetworkFacts, PooledNorm, SeededDropout, SegmentationNetwork
 from common.settings.network import Network, numbers
 
+# Channels of MobileNetV2's last convolution
 FEATURES = 1280
-"""Channels of MobileNetV2's last convolution."""
 
+# Channels of every part of the head
 WIDTH = 256
-"""Channels of every part of the head."""
 
 
 class AtrousConv(nn.Conv2d):

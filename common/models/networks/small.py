@@ -16,11 +16,11 @@ from common.settings.network import Network
 
 STRIDE = 32
 
+# Channels to which the features of each stride are brought; deeper ones say more
 WIDTHS = {8: 48, 16: 96, 32: 128}
-"""Channels to which the features of each stride are brought; deeper ones say more."""
 
+# Channels of the convolution over the joined features
 JOINED = 128
-"""Channels of the convolution over the joined features."""
 
 
 def _normed(channels: int, width: int, size: int) -> nn.Sequential:

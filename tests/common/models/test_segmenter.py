@@ -67,20 +67,20 @@ def test_cosines_by_hand() -> None:
     expected = [0.6, 0.8, -7 / (5 * 2**0.5)]
     found = toy(centroids).logits(code, (2, 2))
     torch.testing.assert_close(found[0, :, 1, 1], torch.tensor(expected))
-    assert toy(centroids).labels(code, (2, 2)).tolist() == [[[1, 1], [1, 1]]]
+    assert toy(centroids).labels_of_code(code, (2, 2)).tolist() == [[[1, 1], [1, 1]]]
 
 
 def test_scale_of_codes_and_centroids_does_not_matter_and_order_of_centroids_only_renames(
     rng: torch.Generator,
 ) -> None:
     centroids, feats = torch.randn(5, 7, generator=rng), torch.randn(2, 7, 4, 6, generator=rng)
-    labels = toy(centroids).labels(feats, (40, 60))
+    labels = toy(centroids).labels_of_code(feats, (40, 60))
     scaled = centroids * torch.tensor([[1.0], [9.0], [0.1], [3.0], [2.0]])
     torch.testing.assert_close(
         toy(scaled).logits(feats * 4, (40, 60)), toy(centroids).logits(feats, (40, 60))
     )
     order = torch.tensor([3, 1, 4, 0, 2])
-    assert torch.equal(order[toy(centroids[order]).labels(feats, (40, 60)).long()], labels.long())
+    assert torch.equal(order[toy(centroids[order]).labels_of_code(feats, (40, 60)).long()], labels.long())
 
 
 @pytest.mark.parametrize("upsample", ["cosines", "code"])
@@ -91,7 +91,7 @@ def test_strips_change_nothing(
     feats = torch.randn(2, 7, 4, 6, generator=rng)
     whole = segmenter.logits(feats, (41, 60)).argmax(dim=1)
     monkeypatch.setattr(module, "STRIP_VALUES", 2000)
-    assert torch.equal(segmenter.labels(feats, (41, 60)).long(), whole)
+    assert torch.equal(segmenter.labels_of_code(segmenter.code(feats), (41, 60)).long(), whole)
 
 
 def test_enlarging_codes_first_differs_but_agrees_on_the_cells(rng: torch.Generator) -> None:
