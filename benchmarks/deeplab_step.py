@@ -166,12 +166,13 @@ def measure_memory(stride: int, device_name: str) -> dict[str, Any]:
     from benchmarks.local_round import peak_memory
     from common.settings.network import Sgd
     from common.system.device import choose_device
-    from common.training.steps import train_steps
+    from common.training.steps import Stepper, train_steps
 
     device = choose_device(device_name)
     options = argparse.Namespace(stride=stride)
     batches: Iterator[ImageBatch] = repeat(synthetic(MEMORY_BATCH, MEMORY_HEIGHT, MEMORY_WIDTH, device))
-    train_steps(network(options, device), batches, cross_entropy, Sgd(), steps=2, total_steps=2, seed=0)
+    stepper = Stepper(network(options, device), Sgd(), first_step=0, total_steps=2, seed=0)
+    train_steps(stepper, batches, cross_entropy, 2)
     resident, *_ = peak_memory().split()
     gpu = torch.cuda.max_memory_allocated() if device.type == "cuda" else 0
     return {"gb": float(resident) / 1e3, "gpu_gb": gpu / 1e9}

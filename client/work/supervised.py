@@ -13,7 +13,7 @@ from common.errors import UserError
 from common.losses.reductions import labelled_loss
 from common.settings.schema import RunConfig
 from common.settings.tasks import TASK_FACTS
-from common.training.steps import train_steps
+from common.training.steps import Stepper, train_steps
 
 _FACTS = TASK_FACTS["supervised"]
 
@@ -40,12 +40,10 @@ class SupervisedSite(NetworkSite):
             return {}, ()  # there is no loss to report
         reduction, crucial = local.settings.reduction, local.crucial()
         found = train_steps(
-            local.network,
+            Stepper(local.network, local.settings.sgd, **local.schedule),
             local.batches,
             lambda logits, labels: labelled_loss(logits, labels, reduction, crucial),
-            local.settings.sgd,
-            steps=local.steps,
-            **local.schedule,
+            local.steps,
         )
         return {"loss": found.loss + found.prox, "prox": found.prox, "steps": float(found.steps)}, ()
 

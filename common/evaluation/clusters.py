@@ -1,7 +1,7 @@
 """Evaluation of a segmenter on a shard, with labels and without, and the protocols for it.
 
-Sites and server run the same code. Everything that is returned adds up: the evaluations of several sites
-are summed, the sum is matched and scored once. A mean of per-site scores is never formed.
+Sites and server run the same code. Counts add up: those of several sites are summed, the sum is matched and scored
+once. A mean of per-site scores is never formed.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ EvalProtocol = Literal["label-size", "center-320"]
 
 @dataclass
 class Evaluation:
-    """Sums over the images of a shard; ``+`` joins shards.
+    """Sums over the images of a shard.
 
     Without labels ``confusion`` is None and the other fields, which count patches of the feature grid,
     say how the clusters are used. ``predictions`` are cluster maps of the images asked for, by index.
@@ -50,17 +50,6 @@ class Evaluation:
     confusion: Confusion | None = None
     num_labelled: int = 0
     predictions: dict[int, Bytes] = field(default_factory=dict)
-
-    def __add__(self, other: Evaluation) -> Evaluation:
-        """Sum two shards' figures; images are not carried over, for their indices belong to one shard."""
-        both = [c for c in (self.confusion, other.confusion) if c is not None]
-        return Evaluation(
-            patches=self.patches + other.patches,
-            cosine_sum=self.cosine_sum + other.cosine_sum,
-            num_images=self.num_images + other.num_images,
-            confusion=None if not both else both[0] if len(both) == 1 else both[0] + both[1],
-            num_labelled=self.num_labelled + other.num_labelled,
-        )
 
     @property
     def mean_cosine(self) -> float:
@@ -90,7 +79,6 @@ def evaluate_segmenter(
     mirrored: Mirrored | None = None,
     refine: Refine | None = None,
     keep: Collection[int] = (),
-    use_labels: bool = True,
     batch: int = 8,
     progress: Callable[[int, int], None] | None = None,
 ) -> Evaluation:
@@ -99,8 +87,7 @@ def evaluate_segmenter(
     Args:
         segmenter: K clusters over features [B, C, h, w].
         features: the frozen features of the shard's images, in the shard's order.
-        shard: images and, with a class table, labels. Label files are opened here and only if
-            ``use_labels`` and the shard has a class table.
+        shard: images and, with a class table, labels, whose files are opened here.
         model: the settings that the features were made with (size and crop).
         score_at: "label" compares at the label's own size (the part of it that the crop kept);
             "input" resizes labels to the input size by nearest neighbour, as the reference protocol does.
@@ -118,7 +105,7 @@ def evaluate_segmenter(
         raise ValueError(
             f"{len(features)} features for the {len(shard)} images of {shard.name}; expected as many."
         )
-    labels_named = use_labels and any(entry.label for entry in shard.entries)
+    labels_named = any(entry.label for entry in shard.entries)
     if labels_named and shard.classes is None:
         raise UserError(
             f"The manifest {shard.path} names labels but no class table is known; "

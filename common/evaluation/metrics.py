@@ -8,7 +8,7 @@ Averaging the scores of sites would be another, meaningless figure.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -76,12 +76,6 @@ class Confusion:
         counts = np.bincount(cluster * self.classes + truth, minlength=self.matrix.size)
         self.matrix += counts.reshape(self.matrix.shape)
 
-    def __add__(self, other: Confusion) -> Confusion:
-        """Return the counts of both; raises `ValueError` for another size."""
-        if self.matrix.shape != other.matrix.shape:
-            raise ValueError(f"cannot add confusions of {self.matrix.shape} and {other.matrix.shape}")
-        return Confusion(self.clusters, self.classes, self.matrix + other.matrix)
-
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Confusion) and np.array_equal(self.matrix, other.matrix)
 
@@ -126,19 +120,9 @@ class Scores:
     mapping: list[int]
     pixels: int
 
-    def to_dict(self, names: Sequence[str] | None = None) -> dict[str, Any]:
-        """Return a record for JSON; with class names, ``per_class_iou`` is a dict by name."""
-        by_class: Any = list(self.per_class_iou)
-        if names is not None:
-            by_class = dict(zip(names, self.per_class_iou, strict=True))
-        return {
-            "accuracy": self.accuracy,
-            "miou": self.miou,
-            "miou_all": self.miou_all,
-            "per_class_iou": by_class,
-            "mapping": list(self.mapping),
-            "pixels": self.pixels,
-        }
+    def to_dict(self, names: Sequence[str]) -> dict[str, Any]:
+        """Return a record for JSON, values of classes by name."""
+        return asdict(self) | {"per_class_iou": dict(zip(names, self.per_class_iou, strict=True))}
 
 
 def match(confusion: Confusion, how: MatchRule = "hungarian") -> NDArray[np.int64]:
@@ -191,53 +175,30 @@ def scores(confusion: Confusion, mapping: np.ndarray) -> Scores:
     )
 
 
-@dataclass(frozen=True)
-class Rates:
-    """How often the classes are found, and how often a prediction is right; fractions.
+def rates(confusion: Confusion, mapping: np.ndarray, names: Sequence[str]) -> dict[str, Any]:
+    """Return a record, for JSON, of what stands beside IoU in this field; raises as `scores`. All are fractions.
 
-    Attributes:
-        per_class_accuracy: TP / (TP + FN), the recall; None where the class does not occur in the labels.
-        per_class_precision: TP / (TP + FP) of classes in the labels; None as well where none is predicted.
-        mean_accuracy: mean of the accuracies of the classes in the labels.
-        fw_iou: sum of IoU over these classes, each weighed by its share of the labelled pixels.
+    * mean_accuracy: mean of the accuracies of the classes in the labels.
+    * fw_iou: sum of IoU over these classes, each weighed by its share of the labelled pixels.
+    * per_class_accuracy: TP / (TP + FN), the recall; None where the class does not occur in the labels.
+    * per_class_precision: TP / (TP + FP) of classes in the labels; None as well where none is predicted.
     """
-
-    per_class_accuracy: list[float | None]
-    per_class_precision: list[float | None]
-    mean_accuracy: float
-    fw_iou: float
-
-    def to_dict(self, names: Sequence[str]) -> dict[str, Any]:
-        """Return a record for JSON, values of classes by name."""
-        return {
-            "mean_accuracy": self.mean_accuracy,
-            "fw_iou": self.fw_iou,
-            "per_class_accuracy": dict(zip(names, self.per_class_accuracy, strict=True)),
-            "per_class_precision": dict(zip(names, self.per_class_precision, strict=True)),
-        }
-
-
-def rates(confusion: Confusion, mapping: np.ndarray) -> Rates:
-    """Return what stands beside IoU in this field, under a mapping of clusters to classes; raises as `scores`."""
     by_class = _by_class(confusion, mapping)
     right, guessed = np.diag(by_class), by_class.sum(axis=1)
     labelled = confusion.matrix.sum(axis=0)
     present = np.flatnonzero(labelled)
     union = (guessed + labelled - right)[present]
-    accuracy = right[present] / labelled[present]
 
-    def by_name(values: np.ndarray, denominators: np.ndarray) -> list[float | None]:
-        return [
-            float(values[c] / denominators[c]) if labelled[c] and denominators[c] else None
-            for c in range(confusion.classes)
-        ]
+    def by_name(denominators: np.ndarray) -> dict[str, float | None]:
+        each = zip(names, right, labelled, denominators, strict=True)
+        return {name: float(r / d) if known and d else None for name, r, known, d in each}
 
-    return Rates(
-        per_class_accuracy=by_name(right, labelled),
-        per_class_precision=by_name(right, guessed),
-        mean_accuracy=float(accuracy.mean()),
-        fw_iou=float((labelled[present] / confusion.total * (right[present] / union)).sum()),
-    )
+    return {
+        "mean_accuracy": float((right[present] / labelled[present]).mean()),
+        "fw_iou": float((labelled[present] / confusion.total * (right[present] / union)).sum()),
+        "per_class_accuracy": by_name(labelled),
+        "per_class_precision": by_name(guessed),
+    }
 
 
 def _by_class(confusion: Confusion, mapping: np.ndarray) -> NDArray[np.int64]:

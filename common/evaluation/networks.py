@@ -66,12 +66,11 @@ def predict_pixels(
     network: nn.Module,
     image: Bytes,
     transforms: Transforms,
-    size: tuple[int, int] | None = None,
     *,
     flip: bool = False,
 ) -> Bytes:
     """Return the class of every pixel, uint8 [H, W]: that of the largest logit (see `predict_logits`)."""
-    logits = predict_logits(network, image, transforms, size, flip=flip)
+    logits = predict_logits(network, image, transforms, flip=flip)
     labels: Bytes = logits.argmax(dim=0).to(torch.uint8).cpu().numpy()
     return labels
 
@@ -85,27 +84,17 @@ def evaluate_network(
     order: Collection[int] | None = None,
     keep: Collection[int] = (),
     flip: bool = False,
-    progress: Callable[[int, int], None] | None = None,
 ) -> NetworkEvaluation:
-    """Segment every image by a network and count agreement with its label.
+    """Segment every image by a network and count agreement with its label, as `count_agreement` does.
 
-    Args:
-        network: gives the network for an image by index (all alike, or that of the image's cluster).
-        shard: labelled images; label files are opened here.
-        table: classes; C of the counts.
-        transforms: how images enter.
-        order: which images, in which order; by default all.
-        keep: indices of images whose predictions are wanted.
-        flip: average with the mirrored image.
-        progress: called with (done, total) images.
-
-    Raises `UserError` as `count_agreement` does.
+    ``network`` gives the network for an image by index (all alike, or that of the image's cluster), ``transforms`` says
+    how images enter, and ``flip`` averages with the mirrored image.
     """
 
     def predict(index: int, image: Bytes) -> Bytes:
         return predict_pixels(network(index), image, transforms, flip=flip)
 
-    return count_agreement(predict, shard, table, order=order, keep=keep, progress=progress)
+    return count_agreement(predict, shard, table, order=order, keep=keep)
 
 
 def count_agreement(

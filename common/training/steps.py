@@ -214,48 +214,27 @@ class Stepper:
 
 
 def train_steps(
-    model: SegmentationNetwork,
+    stepper: Stepper,
     batches: Iterator[ImageBatch],
     loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
-    sgd: Sgd,
-    *,
     steps: int,
-    total_steps: int,
-    seed: int,
-    first_step: int = 0,
-    freeze: str = "none",
-    anchor: Anchor | None = None,
-    clip_norm: float = 0.0,
-    device: torch.device | None = None,
-    progress: Callable[[int, int], None] | None = None,
 ) -> TrainedSteps:
-    """Train ``model`` in place for so many steps on labelled batches.
+    """Train a stepper's network in place for so many steps on labelled batches.
 
     Args:
-        model: moved to ``device`` (None: stays where it is) and left in training mode.
+        stepper: new, on the network's device.
         batches: at least ``steps`` of them, with labels.
         loss: logits float32 [B, C, H, W] and labels int64 [B, H, W] (255: ignored) -> scalar.
-        steps: of this training; the other settings are those of `Stepper`.
-        progress: called with (steps done, steps).
+        steps: of this training.
 
     Raises ValueError where batches run out or have no labels, where this training would outlast the run, and
     where the loss stops being finite.
     """
-    if first_step + steps > total_steps:
-        raise ValueError(f"{steps} steps after {first_step} do not fit into a run of {total_steps} steps.")
-    if device is not None:
-        model.to(device)
-    stepper = Stepper(
-        model,
-        sgd,
-        first_step=first_step,
-        total_steps=total_steps,
-        seed=seed,
-        freeze=freeze,
-        anchor=anchor,
-        clip_norm=clip_norm,
-    )
-    place = model.mean.device
+    if stepper.first_step + steps > stepper.total_steps:
+        raise ValueError(
+            f"{steps} steps after {stepper.first_step} do not fit into a run of {stepper.total_steps} steps."
+        )
+    place = stepper.model.mean.device
     summed = 0.0
     for step in range(steps):
         batch = next(batches, None)
@@ -266,10 +245,8 @@ def train_steps(
         images = batch.images.to(place, non_blocking=True)
         labels = batch.labels.to(place, non_blocking=True)
         with stepper.autocast():
-            logits = model(images)
+            logits = stepper.model(images)
         summed += stepper.step(loss(logits, labels), images)
-        if progress is not None:
-            progress(step + 1, steps)
     count = max(steps, 1)
     return TrainedSteps(summed / count, stepper.prox / count, steps, stepper.skipped)
 

@@ -188,7 +188,5 @@ def quality(
             )
     else:
         mapping = match(confusion, how)
-    record |= scores(confusion, mapping).to_dict(classes.names) | rates(confusion, mapping).to_dict(
-        classes.names
-    )
+    record |= scores(confusion, mapping).to_dict(classes.names) | rates(confusion, mapping, classes.names)
     return record | {"confusion": confusion.to_list(), "matching": how}

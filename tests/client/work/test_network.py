@@ -29,9 +29,10 @@ from common.settings.load import to_wire
 from common.settings.schema import RunConfig
 from common.styles.style import extract_style
 from common.training.batchnorm import blend_statistics, whole_images
-from common.training.steps import Anchor, train_steps
+from common.training.steps import Anchor
 from tests.support.federation import network_config
 from tests.support.small_network import small_network
+from tests.support.training import train_anew
 
 SYNTHETIC = load_table("synthetic")
 
@@ -202,7 +203,7 @@ def test_a_round_is_training_from_what_was_received_at_its_place_in_the_run(
     crucial = torch.zeros(CLASSES, dtype=torch.bool)
     crucial[[1, 3]] = True
     model = build_network(CLASSES, config.network, 4)
-    trained = train_steps(
+    trained = train_anew(
         model,
         iter(batches),
         lambda logits, labels: reduce_cross_entropy(logits, labels, config.reduction, crucial),

@@ -9,7 +9,7 @@ import pytest
 
 from common.data.classes import IGNORE
 from common.errors import UserError
-from common.evaluation.metrics import Confusion, match, rates, scores
+from common.evaluation.metrics import Confusion, match, rates, scores, sum_confusions
 
 
 def slow_confusion(prediction: np.ndarray, label: np.ndarray, clusters: int, classes: int) -> list[list[int]]:
@@ -88,19 +88,19 @@ def test_rates_equal_a_pixel_loop(clusters: int, classes: int) -> None:
     label[label == classes - 1] = IGNORE  # a class that is absent, and predicted all the same
     confusion = count(prediction, label, clusters, classes)
     mapping = match(confusion)
-    found = rates(confusion, mapping)
+    found = rates(confusion, mapping, list(map(str, range(classes))))
     named = {k: int(c) for k, c in enumerate(mapping) if c >= 0}
     accuracy, precision, mean, weighed = slow_rates(prediction, label, named, classes)
-    assert found.per_class_accuracy == pytest.approx(accuracy)
-    assert found.per_class_precision == pytest.approx(precision)
-    assert (found.mean_accuracy, found.fw_iou) == pytest.approx((mean, weighed))
+    assert list(found["per_class_accuracy"].values()) == pytest.approx(accuracy)
+    assert list(found["per_class_precision"].values()) == pytest.approx(precision)
+    assert (found["mean_accuracy"], found["fw_iou"]) == pytest.approx((mean, weighed))
     assert accuracy[-1] is None and precision[-1] is None
 
 
 def test_rates_by_hand() -> None:
     """Of four road pixels three are found; sky is predicted twice and right once; nobody predicts the third class."""
     confusion = Confusion(3, 3, np.array([[3, 0, 1], [1, 1, 0], [0, 0, 0]]))
-    found = rates(confusion, np.arange(3)).to_dict(["road", "sky", "pole"])
+    found = rates(confusion, np.arange(3), ["road", "sky", "pole"])
     assert found["per_class_accuracy"] == {"road": 0.75, "sky": 1.0, "pole": 0.0}
     assert found["per_class_precision"] == {"road": 0.75, "sky": 0.5, "pole": None}
     assert found["mean_accuracy"] == pytest.approx(1.75 / 3)
@@ -110,8 +110,10 @@ def test_rates_by_hand() -> None:
 def test_counts_add_up_over_images_and_survive_json() -> None:
     prediction, label = draw(1, 5, 4)
     whole = count(prediction, label, 5, 4)
-    parts = count(prediction[:7], label[:7], 5, 4) + count(prediction[7:], label[7:], 5, 4)
-    assert parts == whole
+    parts = {
+        str(part): count(prediction[part], label[part], 5, 4).matrix for part in (slice(7), slice(7, None))
+    }
+    assert sum_confusions(parts) == whole
     assert Confusion.from_list(whole.to_list()) == whole
     assert all(type(n) is int for row in whole.to_list() for n in row)
 
@@ -122,7 +124,7 @@ def test_counts_do_not_overflow_small_types() -> None:
     confusion = count(prediction, prediction, 27, 27)
     assert confusion.matrix[26, 26] == 100
     big = Confusion(1, 1, np.array([[2**31 - 1]]))
-    assert (big + big).total == 2**32 - 2
+    assert sum_confusions({"a": big.matrix, "b": big.matrix}).total == 2**32 - 2
 
 
 @pytest.mark.parametrize("clusters", [2, 3, 4, 5, 6])
@@ -245,5 +247,3 @@ def test_bad_mappings_and_empty_evaluations_are_refused() -> None:
         scores(Confusion(2, 2), np.array([0, 1]))
     with pytest.raises(ValueError, match="unknown matching"):
         match(confusion, "greedy")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="cannot add"):
-        confusion + Confusion(3, 2)

@@ -17,7 +17,8 @@ from common.models.network import SeededDropout, network_to_arrays
 from common.models.networks.deeplab import DeepLab
 from common.settings.network import Sgd
 from common.training import steps as network_training
-from common.training.steps import Anchor, Stepper, TrainedSteps, learning_rate, train_steps
+from common.training.steps import Anchor, Stepper, TrainedSteps, learning_rate
+from tests.support.training import train_anew
 
 CLASSES = 3
 
@@ -57,7 +58,7 @@ def loss_of(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
 def trained(model: DeepLab, sgd: Sgd, count: int = 4, **options: Any) -> TrainedSteps:
     """Train for so many steps on fresh batches."""
     settings = {"steps": count, "total_steps": count, "seed": 0, **options}
-    return train_steps(model, iter(batches(count)), loss_of, sgd, **settings)
+    return train_anew(model, iter(batches(count)), loss_of, sgd, **settings)
 
 
 def assert_same(first: nn.Module, second: nn.Module, rtol: float = 1e-5, atol: float = 1e-7) -> None:
@@ -137,9 +138,9 @@ def test_the_schedule_goes_on_where_earlier_rounds_ended() -> None:
     trained(whole, sgd)
     for first in (0, 2):
         data = iter(batches(4)[first : first + 2])
-        train_steps(cut, data, loss_of, sgd, steps=2, first_step=first, total_steps=4, seed=0)
+        train_anew(cut, data, loss_of, sgd, steps=2, first_step=first, total_steps=4, seed=0)
         data = iter(batches(4)[first : first + 2])
-        train_steps(anew, data, loss_of, sgd, steps=2, total_steps=2, seed=0)
+        train_anew(anew, data, loss_of, sgd, steps=2, total_steps=2, seed=0)
     assert_same(cut, whole)
     assert not torch.allclose(cut.head[1].weight, anew.head[1].weight)
 
@@ -202,12 +203,6 @@ def test_dropout_follows_the_seed() -> None:
     assert not torch.equal(models[0].head[1].weight, models[2].head[1].weight)
 
 
-def test_progress_is_told() -> None:
-    told: list[tuple[int, int]] = []
-    trained(Tiny(), Sgd(), 3, progress=lambda done, of: told.append((done, of)))
-    assert told == [(1, 3), (2, 3), (3, 3)]
-
-
 # --- faults ---------------------------------------------------------------------------------------------
 
 
@@ -221,7 +216,7 @@ def spoiled(batch: ImageBatch) -> Iterator[ImageBatch]:
 
 def test_broken_images_are_named_with_the_step() -> None:
     with pytest.raises(ValueError, match=r"Step 2 .*step 12 of the run.*loss is nan; the images hold NaN"):
-        train_steps(
+        train_anew(
             Tiny(), spoiled(batches(1)[0]), loss_of, Sgd(), steps=2, first_step=10, total_steps=20, seed=0
         )
 
@@ -243,7 +238,7 @@ def test_a_loss_without_pixels_is_named_and_moves_nothing() -> None:
     assert nothing.labels is not None
     empty = ImageBatch(nothing.images, torch.full_like(nothing.labels, 255), [0, 1])
     with pytest.raises(ValueError, match="no pixel to look at"):
-        train_steps(
+        train_anew(
             model,
             iter([empty]),
             lambda logits, labels: F.cross_entropy(logits, labels, ignore_index=255),
@@ -257,10 +252,10 @@ def test_a_loss_without_pixels_is_named_and_moves_nothing() -> None:
 
 def test_batches_have_to_last_and_to_be_labelled() -> None:
     with pytest.raises(ValueError, match="ended after 2 of 3 steps"):
-        train_steps(Tiny(), iter(batches(2)), loss_of, Sgd(), steps=3, total_steps=3, seed=0)
+        train_anew(Tiny(), iter(batches(2)), loss_of, Sgd(), steps=3, total_steps=3, seed=0)
     unlabelled = ImageBatch(batches(1)[0].images, None, [0, 1])
     with pytest.raises(ValueError, match="without labels"):
-        train_steps(Tiny(), iter([unlabelled]), loss_of, Sgd(), steps=1, total_steps=1, seed=0)
+        train_anew(Tiny(), iter([unlabelled]), loss_of, Sgd(), steps=1, total_steps=1, seed=0)
     with pytest.raises(ValueError, match="3 steps after 8 do not fit into a run of 10"):
         trained(Tiny(), Sgd(), 3, first_step=8, total_steps=10)
 
@@ -317,8 +312,8 @@ def test_a_step_that_overflows_is_left_out_and_counted() -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_cuda_trains_in_float16_to_about_the_same_weights() -> None:
     sgd = Sgd(lr=0.05)
-    on_gpu, on_cpu = Tiny(), Tiny()
-    result = trained(on_gpu, sgd, device=torch.device("cuda"))
+    on_gpu, on_cpu = Tiny().cuda(), Tiny()
+    result = trained(on_gpu, sgd)
     expected = trained(on_cpu, sgd)
     assert result.skipped == 0 and result.loss == pytest.approx(expected.loss, rel=1e-2)
     assert_same(on_gpu.cpu(), on_cpu, rtol=1e-2, atol=1e-3)

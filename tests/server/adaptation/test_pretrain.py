@@ -20,13 +20,13 @@ from common.models.network import build_network, network_signature, network_to_a
 from common.settings.schema import RunConfig
 from common.styles.bank import StyleBank
 from common.styles.style import extract_style
-from common.training.steps import train_steps
 from common.wire import Arrays
 from server.adaptation.pretrain import STYLES_PICTURE, load_pretrained, pretrained_model, source_shard
 from server.adaptation.styles import wants_styles
 from server.tasks.adaptation_training import AdaptationTraining
 from tests.support.federation import network_config
 from tests.support.small_network import small_network
+from tests.support.training import train_anew
 from tests.support.workshop import run_command
 
 SYNTHETIC = load_table("synthetic")
@@ -60,7 +60,7 @@ def by_hand(config: RunConfig, scenes: Path, bank: StyleBank | None, steps: int)
         workers=0,
         restyle=None if bank is None else bank.restyle(config.style, config.source.plain),
     )
-    train_steps(
+    train_anew(
         model,
         pictures.batches(steps, config.source.batch),
         lambda logits, labels: reduce_cross_entropy(logits, labels, config.reduction),

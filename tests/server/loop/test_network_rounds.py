@@ -25,7 +25,6 @@ from common.models.network import build_network, network_to_arrays
 from common.models.parameter_groups import batchnorm_keys, encoder_keys, split_flat, statistics_keys
 from common.seeds import derive
 from common.settings.network import Transforms
-from common.training.steps import train_steps
 from common.wire import Arrays
 from server.loop.run import run
 from server.states.network import EVERYONE, NetworkState
@@ -33,6 +32,7 @@ from server.tasks.registry import task_of
 from tests.support.federation import local_grid, network_config
 from tests.support.local_grid import Answer, LocalGrid
 from tests.support.small_network import small_network
+from tests.support.training import train_anew
 
 pytestmark = pytest.mark.slow
 
@@ -212,7 +212,7 @@ def test_one_site_is_centralised_training_bit_for_bit(tmp_path: Path, scenes: Pa
     model = build_network(SYNTHETIC.num_classes, config.network, config.seed)
     stream = pictures.batches(4, 2)
     for number in (1, 2):
-        train_steps(
+        train_anew(
             model,
             stream,
             lambda logits, labels: reduce_cross_entropy(logits, labels, config.reduction),
