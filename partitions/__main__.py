@@ -15,8 +15,15 @@ from click import Choice, Command, IntRange, Option
 
 from common.data.classes import table_names
 from common.errors import UserError
-from common.system.cli import CommandLine, FlexibleCommand, escaped, need_name, option, print_table
-from common.system.progress import progress_line
+from common.system.cli import (
+    CommandLine,
+    FlexibleCommand,
+    escaped,
+    need_name,
+    option,
+    print_table,
+    progress_line,
+)
 from partitions import domains
 from partitions.domains import adapt, parse_roles
 from partitions.leaf import Form, export_lists

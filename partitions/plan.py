@@ -13,7 +13,7 @@ import numpy.typing as npt
 from common.data.check import inspect_shard
 from common.data.manifest import REPAIR_SIZES, Entry, Partition, Shard
 from common.errors import UserError
-from common.system.progress import Progress
+from common.system.cli import Progress
 from partitions.domains import check_roles
 from partitions.rules import by_domain, characteristic_class, check_sites, dirichlet, iid
 from partitions.sources.base import TRAIN_EVAL, Dataset, all_labelled

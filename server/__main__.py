@@ -12,8 +12,15 @@ import typer
 from common.errors import UserError
 from common.settings.load import parse_assignments, read_recipe
 from common.settings.schema import RunConfig, explained_toml
-from common.system.cli import Assignments, CommandLine, DataRoot, Recipe, parse_size, print_table
-from common.system.progress import progress_line
+from common.system.cli import (
+    Assignments,
+    CommandLine,
+    DataRoot,
+    Recipe,
+    parse_size,
+    print_table,
+    progress_line,
+)
 
 _line = CommandLine("python -m server", __doc__)
 

@@ -32,8 +32,8 @@ from common.features.preflight import backbone_needs, check_folder
 from common.settings.schema import RunConfig
 from common.styles.bank import StyleBank
 from common.styles.style import half_sizes
+from common.system.cli import progress_line
 from common.system.device import run_in_subprocess
-from common.system.progress import progress_line
 from server.adaptation.pretrain import load_pretrained, source_shard
 from server.adaptation.pretrain_snapshot import (
     IMAGES,

@@ -28,7 +28,7 @@ from common.features.cache import find_cache
 from common.features.preflight import cache_bytes, check_folder
 from common.models.backbone import Backbone, load_backbone
 from common.settings.schema import RunConfig
-from common.system.progress import progress_line
+from common.system.cli import progress_line
 
 Verdict = Literal["ok", "wrong", "left out"]
 

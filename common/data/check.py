@@ -17,7 +17,7 @@ from common.errors import UserError
 from common.settings.network import Transforms
 from common.settings.objectives import OBJECTIVES
 from common.settings.schema import RunConfig
-from common.system.progress import Progress, progress_line
+from common.system.cli import Progress, progress_line
 
 T = TypeVar("T")
 

@@ -25,8 +25,8 @@ from common.features.source import Features, Views
 from common.models import backbone as backbones
 from common.models.backbone import backbone_entry, prepare_image
 from common.settings.unsupervised import Cache, Model
+from common.system.cli import Progress
 from common.system.device import choose_device
-from common.system.progress import Progress
 
 _log = logging.getLogger(__name__)
 

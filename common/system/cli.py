@@ -1,9 +1,10 @@
-"""Command lines: Typer's commands with one sentence and exit code 2 for every user error, and tables."""
+"""Command lines: one sentence and exit code 2 for every user error, tables, and lines that tell progress."""
 
 from __future__ import annotations
 
 import difflib
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -192,3 +193,29 @@ def print_table(
     for row in rows:
         table.add_row(*map(str, row))
     Console(width=None if sys.stdout.isatty() else 1000, markup=False, highlight=False).print(table)
+
+
+# Called with how many are done and how many there are.
+Progress = Callable[[int, int], None]
+
+# Where nobody watches a terminal, a line is written this often: a log stays short, quick work says nothing.
+PIPE_SECONDS = 10.0
+
+
+def progress_line(what: str) -> Progress:
+    """Return what counts on one line of a terminal, with the time left; in a pipe, on a line each ten seconds."""
+    watched = sys.stderr.isatty()
+    start = said = time.monotonic()
+
+    def show(done: int, total: int) -> None:
+        nonlocal said
+        now = time.monotonic()
+        left = (now - start) / max(done, 1) * (total - done)
+        text = f"{what} {done}/{total}, {left:.0f} s left"
+        if watched:
+            print(f"\r{text}  ", end="\n" if done == total else "", file=sys.stderr, flush=True)
+        elif now - said >= PIPE_SECONDS:
+            said = now
+            print(text, file=sys.stderr, flush=True)
+
+    return show

@@ -19,7 +19,7 @@ from PIL import Image
 
 from common.data.manifest import Entry
 from common.seeds import numpy_generator
-from common.system.progress import Progress
+from common.system.cli import Progress
 from partitions.drawing.canvas import (
     BUILDING,
     CAMERA,

@@ -15,7 +15,7 @@ from common.data.images import SUFFIXES
 from common.data.manifest import Entry, natural_key
 from common.errors import UserError
 from common.registry import Registered, Registry
-from common.system.progress import Progress
+from common.system.cli import Progress
 
 # the labelled manifest of all images that sites train on: how well is known what was seen
 TRAIN_EVAL = "train_eval"

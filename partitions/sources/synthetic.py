@@ -13,8 +13,7 @@ from click import IntRange
 
 from common.data.manifest import Entry
 from common.errors import UserError
-from common.system.cli import option, parse_size
-from common.system.progress import Progress
+from common.system.cli import Progress, option, parse_size
 from partitions.drawing.scenes import VERSION, make_scenes
 from partitions.sources.base import DATASETS, Dataset, LoadJob, SourceFacts
 

@@ -25,8 +25,8 @@ from common.models.network import build_network, load_arrays, network_signature,
 from common.models.parameter_groups import split_flat
 from common.settings.schema import RunConfig
 from common.styles.bank import STYLES_PICTURE, StyleBank
+from common.system.cli import progress_line
 from common.system.device import choose_device, room_on_device
-from common.system.progress import progress_line
 from common.wire import Arrays
 from server.adaptation.pretrain_snapshot import (
     IMAGES,

@@ -29,8 +29,8 @@ from common.features.source import Features
 from common.models.segmenter import Segmenter
 from common.models.site_models import chosen_model, own_sites, unshared
 from common.settings.schema import RunConfig
+from common.system.cli import progress_line
 from common.system.device import choose_device, run_in_subprocess
-from common.system.progress import progress_line
 from common.wire import Groups
 from server.evaluation.scorer import EVERY_SITE, Examples, Scorer, Scoring, quality
 from server.evaluation.shards import evaluation_shard, known_classes

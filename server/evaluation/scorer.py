@@ -19,7 +19,7 @@ from common.evaluation.clusters import EvalProtocol, Matching
 from common.evaluation.metrics import Confusion, MatchRule, match, rates, scores, sum_confusions
 from common.evaluation.score import Score, scored
 from common.settings.schema import RunConfig
-from common.system.progress import Progress
+from common.system.cli import Progress
 from server.inference.base import Cluster
 
 log = logging.getLogger(__name__)
