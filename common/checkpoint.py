@@ -23,7 +23,7 @@ from common.settings.load import from_record
 from common.settings.schema import RunConfig
 from common.system.atomic import atomic_write_bytes, atomic_write_text
 
-_FORMAT = 1
+_FORMAT = 1  # to be raised where a file could be misread by an older release
 # Prefix, in the file, of the arrays of the shared model that are no centroids.
 MODEL = "head/"
 CENTROIDS = "centroids"

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 R = TypeVar("R")
 
-EXIT_BAD_INPUT = 2
+EXIT_BAD_INPUT = 2  # what command lines return for bad usage
 # Characters of a bad value that a sentence quotes; a whole file would bury the key and the remedy.
 _LONGEST_VALUE = 200
 

@@ -23,7 +23,7 @@ from common.data.images import Bytes
 # Names with their colors, "#rrggbb".
 Colored = tuple[tuple[str, str], ...]
 
-DPI = 100
+DPI = 100  # sizes are given in pixels, matplotlib counts in inches
 INK, SOFT, RULE = "#1f2937", "#6b7280", "#e5e7eb"
 # An artist whose gid starts so carries the rest as words that show on hovering.
 TITLE = "title "

@@ -16,8 +16,9 @@ import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
 from flwr.common.constant import ErrorCode
 
-WIRE_VERSION = 2
+WIRE_VERSION = 2  # to be raised by every change that the other side cannot read
 
+# Flower knows the types train, evaluate and query; what stands behind the dot chooses the handler
 HELLO = "query.hello"
 SUMS = "query.sums"
 STYLE = "query.style"
@@ -45,7 +46,7 @@ _ALLOWED_KINDS = frozenset("fiub")
 MOST_ENTRIES = 64
 # Characters of a fact; the hashes of the teachers that a site holds need 65 each.
 LONGEST_FACT = 1 << 14
-_LONGEST_KEY = 64
+_LONGEST_KEY = 64  # names of facts and metrics are words; a longer one would only fill the log
 
 
 class WireError(ValueError):

@@ -12,15 +12,8 @@ import typer
 from common.errors import UserError
 from common.settings.load import parse_assignments, read_recipe
 from common.settings.schema import RunConfig, explained_toml
-from common.system.cli import (
-    Assignments,
-    CommandLine,
-    DataRoot,
-    Recipe,
-    parse_size,
-    print_table,
-    progress_line,
-)
+from common.system import cli
+from common.system.cli import Assignments, CommandLine, DataRoot, Recipe
 
 _line = CommandLine("python -m server", __doc__)
 
@@ -155,7 +148,7 @@ def _evaluate(
         protocol=protocol,
         cluster=cluster,
         site=site,
-        progress=progress_line("segmenting"),
+        progress=cli.progress_line("segmenting"),
     )
     print(evaluation_text(result))
 
@@ -199,7 +192,7 @@ def _probe(
         protocol=protocol,
         crf=crf,
         flip=flip,
-        progress=progress_line("probing"),
+        progress=cli.progress_line("probing"),
     )
     print(probe_text(result))
 
@@ -218,7 +211,7 @@ def _segment(
     """Segment images: label PNGs, overlays with a legend, and an index page."""
     from server.commands.segment import segment
 
-    progress = progress_line("segmenting")
+    progress = cli.progress_line("segmenting")
     print(segment(checkpoint, out, inputs, crf=crf, flip=flip, cluster=cluster, site=site, progress=progress))
 
 
@@ -232,7 +225,7 @@ def _export(
     size: Annotated[
         Any,
         typer.Option(
-            parser=parse_size,
+            parser=cli.parse_size,
             metavar="HxW",
             help="Of the images of a whole model (default: as scored, or as training cut them).",
         ),
@@ -278,7 +271,7 @@ def _list(
     keys = {"tasks": ["task"], "objectives": ["loss.objective"], "backbones": ["model.backbone"]}
     keys["networks"] = ["network.architecture"]
     for key in keys.get(what, ["centroids.merge", "aggregation.rule", "aggregation.optimizer"]):
-        print_table((key, ""), [(entry.name, entry.summary) for entry in registries[key].entries()])
+        cli.print_table((key, ""), [(entry.name, entry.summary) for entry in registries[key].entries()])
 
 
 @_line.command("runs/camvid-*")

@@ -252,5 +252,6 @@ def apply_protocol(model: Model, protocol: EvalProtocol) -> tuple[Model, Upsampl
         return model, "cosines", "label"
     if protocol != "center-320":
         raise UserError(f"Protocol {protocol!r} is unknown; expected label-size or center-320.")
+    # the published evaluation scores the central 320 x 320 pixels
     changes = {"height": 320, "width": 320, "crop": "center", "resize": "nearest"}
     return model.model_copy(update=changes), "code", "input"

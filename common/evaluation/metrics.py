@@ -18,7 +18,7 @@ from scipy.optimize import linear_sum_assignment
 from common.data.classes import IGNORE
 from common.errors import UserError
 
-UNMATCHED = -1
+UNMATCHED = -1  # the class of a cluster that stands for nothing
 
 MatchRule = Literal["hungarian", "many-to-one", "identity"]
 

@@ -28,7 +28,7 @@ import numpy as np
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms
 from numpy.typing import NDArray
 
-KEY_BYTES = 32
+KEY_BYTES = 32  # what ChaCha20 takes
 _BLOCK = 64  # bytes of one ChaCha20 block
 _MOST_WORDS = ((1 << 32) * _BLOCK) // 8  # the block counter has 32 bits
 
@@ -68,10 +68,10 @@ Ring = NDArray[np.uint64]
 TOTAL_BITS = 62
 # a finer grid gives nothing: float64 holds 53 bits
 MOST_FRACTION_BITS = 60
-SEED_BYTES = 32
+SEED_BYTES = 32  # a seed is the key of a stream
 PUBLIC_BYTES = 33  # a compressed point of P-256
 SHARE_BYTES = 52  # what Flower's Shamir sharing makes of a secret of 32 bytes
-FEWEST_SITES = 2
+FEWEST_SITES = 2  # the total of a single site is its own update
 
 
 def fraction_bits(largest: float, sites: int) -> int:

@@ -107,7 +107,7 @@ class Sgd(Section):
     schedule: Literal["constant", "poly", "cosine", "linear"] = Field(
         "poly", description="of the learning rate over all steps of a run, not of a round"
     )
-    power: float = Field(0.9, gt=0, description="poly: exponent")
+    power: float = Field(0.9, gt=0, description="poly: exponent")  # that of DeepLab
     warmup: float = Field(0.0, ge=0, lt=1, description="share of the run in which lr rises from 0")
     mixed_precision: bool = Field(True, description="float16 arithmetic on CUDA; the CPU stays at float32")
 
@@ -182,6 +182,7 @@ class Teacher(Section):
         description="plain: the teacher sees a cut before its colors are jittered, the student after it",
     )
     mirror: bool = Field(False, description="average the teacher's answer with that to the mirrored cut")
+    # both bounds are those of FDA (Yang and Soatto, CVPR 2020)
     confidence: float = Field(0.9, ge=0, le=1, description="pixels above it are kept; 1: none")
     fraction: float = Field(0.66, ge=0, lt=1, description="most confident share of each class kept; 0: none")
     denominator: Literal["all", "kept"] = Field("all", description="what the loss is divided by")

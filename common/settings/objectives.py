@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Annotated, Any, TypeVar
+from typing import Any, TypeVar
 
-from pydantic import ConfigDict, Field, create_model, model_validator
+from pydantic import ConfigDict, Field, create_model, field_validator, model_validator
 
+from common.errors import UserError
 from common.registry import Registry
-from common.settings.section import NameIn, Section
+from common.settings.section import Section
 
 S = TypeVar("S", bound=Section)
 
@@ -43,12 +44,13 @@ class Loss(Section):
 
     model_config = ConfigDict(extra="allow")  # the sections of the objectives, which `_own_sections` makes
 
-    objective: Annotated[str, NameIn(OBJECTIVES)] = Field(
+    objective: str = Field(
         "spectral", description="what the head is fitted to; spectral: in closed form, from sums"
     )
     reconstruction_weight: float = Field(0.0, ge=0, description="decoding features from codes; 0: off")
     augmentation_weight: float = Field(0.0, ge=0, description="codes of augmented images agree; 0: off")
     crf_weight: float = Field(0.0, ge=0, description="near patches of like color agree; 0: off")
+    # the crf term is STEGO's, with the constants of its published code
     crf_samples: int = Field(1000, ge=2, description="crf: patches compared per step")
     crf_appearance: float = Field(10.0, ge=0, description="crf: weight of the kernel on place and color")
     crf_closeness: float = Field(3.0, ge=0, description="crf: weight of the kernel on place alone")
@@ -56,6 +58,16 @@ class Loss(Section):
     crf_beta: float = Field(0.15, gt=0, description="crf: squared reach in color")
     crf_gamma: float = Field(0.05, gt=0, description="crf: squared reach in place alone")
     crf_shift: float = Field(0.0, description="crf: affinity at which attraction turns into repulsion")
+
+    @field_validator("objective")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        # when settings are read, not when this module is: registries fill themselves lazily
+        try:
+            OBJECTIVES.entry(name)
+        except UserError as error:
+            raise ValueError(str(error).rstrip(".?")) from None
+        return name
 
     @model_validator(mode="before")
     @classmethod

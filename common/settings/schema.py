@@ -115,6 +115,7 @@ class Aggregation(Section):
     optimizer: str = Field(
         "none", description="server optimizer on the averaged update (FedAvgM, FedAdam, FedYogi, FedAdagrad)"
     )
+    # moments and tau as in Reddi et al., "Adaptive Federated Optimization" (ICLR 2021)
     lr: float = Field(1.0, gt=0, description="server learning rate")
     momentum: float = Field(0.9, ge=0, lt=1, description="first moment of the server optimizer")
     second_moment: float = Field(0.99, ge=0, lt=1, description="adam, yogi: second moment")

@@ -32,6 +32,7 @@ class Model(Section):
         description="mean and std; auto: the timm model's own if 'pretrained', else ImageNet's; "
         "image: each picture's own, which takes light and tint away",
     )
+    # 27: the classes that published work scores on Cityscapes and on COCO-Stuff
     clusters: int = Field(
         27, ge=2, le=255, description="K, the number of semantic centroids; labels are bytes, 255 means none"
     )
@@ -77,6 +78,7 @@ class Local(Section):
     prox_mu: float = Field(0.0, ge=0, description="FedProx strength; 0: off")
     prox_parameters: Literal["all", "nonlinear"] = Field("all", description="what FedProx pulls back")
     moon_weight: float = Field(0.0, ge=0, description="weight of the model-contrastive term; 0: off")
+    # as in MOON (Li et al., CVPR 2021)
     moon_temperature: float = Field(0.5, gt=0, description="temperature of the model-contrastive term")
 
 

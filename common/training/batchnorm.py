@@ -19,7 +19,7 @@ from common.data.transforms import eval_image, image_tensor
 from common.errors import UserError
 from common.settings.network import Transforms
 
-BATCH = 8
+BATCH = 8  # whole images at a time: their activations in all layers fill the memory
 
 
 def whole_images(

@@ -11,7 +11,7 @@ import typer
 
 from client.__main__ import _line as client_line
 from common.errors import UserError
-from common.system import progress
+from common.system import cli
 from common.system.cli import CommandLine, need_name, print_table
 from partitions.__main__ import _line as partitions_line
 from server.__main__ import _line as server_line
@@ -117,14 +117,14 @@ def test_progress_shows_in_a_pipe_but_not_for_quick_work(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = 0.0
-    monkeypatch.setattr(progress.time, "monotonic", lambda: now)
-    show = progress.progress_line("checking")
+    monkeypatch.setattr(cli.time, "monotonic", lambda: now)
+    show = cli.progress_line("checking")
     for done in range(1, 41):
         now += 1.0
         show(done, 40)
     lines = capsys.readouterr().err.splitlines()
     assert lines == [f"checking {done}/40, {40 - done} s left" for done in (10, 20, 30, 40)]
-    progress.progress_line("checking")(1, 1)
+    cli.progress_line("checking")(1, 1)
     assert capsys.readouterr().err == ""
 
 
