@@ -154,11 +154,11 @@ def test_an_unlabelled_site_is_refused_before_training_and_welcome_to_adapt(
 
 @pytest.mark.parametrize("transfer", ["none", "fourier", "lab"])
 def test_a_style_is_the_mean_over_the_sites_images(scenes: Path, tmp_path: Path, transfer: str) -> None:
-    config = settings(scenes, tmp_path, style__transfer=transfer, style__images=3)
+    config = settings(scenes, tmp_path, style__transfer=transfer)
     found = answer_style(task(config), config, site(scenes, tmp_path))
     kind = config.style.model_copy(update={"transfer": "fourier" if transfer == "none" else transfer})
     shard = read_shard(scenes / "site-0.jsonl")
-    each = [extract_style(read_image(shard.image_path(index)), kind) for index in range(3)]
+    each = [extract_style(read_image(shard.image_path(index)), kind) for index in range(len(shard))]
     assert list(found.groups) == ["style"] and list(found.groups["style"]) == ["style"]
     np.testing.assert_allclose(found.groups["style"]["style"], np.mean(each, axis=0), rtol=1e-5)
 
