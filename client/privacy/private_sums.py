@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from client.statistics import chunks, received_head, spherical_sums
 from common.features.source import Features, tokens_of
 from common.losses.base import ClosedForm, NamedArrays, clipping_bound, unit
-from common.privacy.packed_sums import PackedSums
+from common.privacy.packed_sums import PackedSums, pack, unpack
 from common.privacy.secure_masks import KEY_BYTES, normals, subkey
 from common.settings.schema import RunConfig
 
@@ -39,14 +39,9 @@ def shortened(vector: NDArray[np.float64], bound: float) -> NDArray[np.float64]:
 
 def clipped_change(new: NamedArrays, old: NamedArrays, bound: float) -> dict[str, np.ndarray]:
     """Return ``new`` moved back towards ``old`` so that all arrays together changed by ``bound`` at most."""
-    names = sorted(new)
-    change = np.concatenate([np.ravel(new[n]).astype(np.float64) - np.ravel(old[n]) for n in names])
-    change = shortened(change, bound)
-    parts = np.split(change, np.cumsum([new[n].size for n in names])[:-1])
-    return {
-        name: (old[name] + part.reshape(old[name].shape)).astype(new[name].dtype)
-        for name, part in zip(names, parts, strict=True)
-    }
+    change = pack({name: value.astype(np.float64) - old[name] for name, value in new.items()})
+    parts = unpack(shortened(change, bound), {name: value.shape for name, value in new.items()})
+    return {name: (old[name] + part).astype(new[name].dtype) for name, part in parts.items()}
 
 
 def without_small(
@@ -74,19 +69,6 @@ def without_small_cells(
     """
     hidden = (patches < minimum)[:, None] | (confusion < minimum)
     return np.where(hidden, 0, confusion)
-
-
-def noisy(values: PackedSums, deviation: float, key: bytes, purpose: str) -> PackedSums:
-    """Return values with Gaussian noise of this standard deviation on every number."""
-    # a key of its own for each purpose: the same noise twice would cancel in a difference
-    drawn = normals(subkey(key, purpose), sum(value.size for value in values.values()))
-    found: PackedSums = {}
-    start = 0
-    for name in sorted(values):
-        value = values[name]
-        found[name] = value + deviation * drawn[start : start + value.size].reshape(value.shape)
-        start += value.size
-    return found
 
 
 @torch.no_grad()
@@ -147,5 +129,9 @@ def add_noise(parts: Mapping[str, PackedSums], config: RunConfig, share: float, 
     found: PackedSums = {}
     for name, values in parts.items():
         bound = privacy.clip_sums if name == "sums" else clipping_bound(config)
-        found |= noisy(values, share * privacy.noise_multiplier * bound, key, name)
+        deviation = share * privacy.noise_multiplier * bound
+        # a key of its own for each part: the same noise twice would cancel in a difference
+        drawn = normals(subkey(key, name), sum(value.size for value in values.values()))
+        noise = unpack(drawn, {entry: value.shape for entry, value in values.items()})
+        found |= {entry: value + deviation * noise[entry] for entry, value in values.items()}
     return found
