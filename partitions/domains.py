@@ -138,8 +138,8 @@ def adapt(data: Dataset, roles: Roles) -> Dataset:
 
     The result's images are those of the sites, in the order in which ``roles`` names their domains, and
     keep no label path in site manifests. Evaluation manifests of the data set stay, of ``ts1`` what is of
-    the sites' domains or of none that is known; ``source``, ``train_eval`` (the sites' own images, labelled)
-    and, with ``--score``, ``target`` join them. Domains without a role are left out. Raises `UserError` for an
+    the sites' domains or of none that is known. They are joined by ``source``, ``train_eval`` (the sites' own images,
+    labelled) and, with ``--score``, ``target``. Domains without a role are left out. Raises `UserError` for an
     unknown domain, a source or target image without label, and a list of the user's called ``source`` or ``target``.
     """
     members: dict[str, list[Entry]] = {}

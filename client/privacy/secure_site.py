@@ -1,7 +1,7 @@
 """Secure aggregation at a site: the server learns the total over sites and nothing of one alone.
 
-A round has four messages (`common.privacy.secure_masks`). They carry public keys, shares of this site's secrets
-encrypted for the other sites, the masked numbers, and at last the shares that the total needs. Every message may be
+A round has four messages (`common.privacy.secure_masks`): public keys, encrypted shares of this site's secrets for the
+other sites, the masked numbers, and at last the shares that the total needs. Every message may be
 handled by a new process, so secrets lie in the site's state folder, readable by its user only. Each is blanked when
 its last use is over, and all are replaced in the next sum. A site answers the last message once, and never gives away
 both secrets of any other site.

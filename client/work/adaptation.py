@@ -36,6 +36,7 @@ from common.settings.schema import RunConfig
 from common.settings.tasks import TASK_FACTS
 from common.training.steps import Stepper
 
+# the metrics of every round, whatever the settings: sites' figures can be averaged name by name
 METRICS = (
     "loss",  # mean over the steps, of everything that trains the network
     "pseudo_label",  # thereof the loss on the teacher's labels
@@ -46,10 +47,8 @@ METRICS = (
     "kept",  # share of the pixels that were believed
     "steps",
 )
-"""The metrics of every round, whatever the settings: sites' figures can be averaged name by name."""
-
+# what the loss is the sum of
 TERMS = ("pseudo_label", "distillation", "entropy", "max_square")
-"""What the loss is the sum of."""
 
 _FACTS = TASK_FACTS["adaptation"]
 

@@ -11,8 +11,8 @@ from common.registry import Registry
 from common.settings.schema import RunConfig
 from common.settings.tasks import TaskFacts
 
+# what answers one kind of message
 Handler = Callable[[wire.Task, RunConfig, SiteConfig], wire.Update]
-"""What answers one kind of message."""
 
 
 class SiteTask:

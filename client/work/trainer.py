@@ -23,6 +23,7 @@ from common.settings.schema import RunConfig
 from common.settings.unsupervised import Local
 from common.wire import Arrays
 
+# the metrics of every round, whatever the settings: sites' figures can be averaged name by name
 TRAINING_METRICS = (
     "loss",  # mean over the steps, of everything that trains the head
     "objective",  # thereof the self-supervised objective
@@ -32,7 +33,6 @@ TRAINING_METRICS = (
     "displacement",  # of the centroids: Frobenius norms of the steps, summed
     "steps",
 )
-"""The metrics of every round, whatever the settings: sites' figures can be averaged name by name."""
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Conditions of a synthetic drive: surroundings, light and colors.
 
-A drive is a place (which classes stand where), a light (what air and lamp do to colors) and a palette (which color
-things have there). Sites differ in all three, so that class mixes and pixel statistics are not identically
+A drive is a place (which classes stand where), a light (what air and lamp do to colors) and a palette (the colors of
+things). Sites differ in all three, so that class mixes and pixel statistics are not identically
 distributed.
 """
 

@@ -107,6 +107,8 @@ def load_dataset(name: str, args: SimpleNamespace, stage: Path, progress: Progre
     table = load_table(chosen) if chosen else None
     data = DATASETS.get(name)(LoadJob(root, table, args, stage, progress))
     data = replace(data, name=name, root=root if data.root == Path() else data.root, classes=table)
+    if data.root.is_relative_to(stage):  # written by the loader: it moves with the output folder
+        data = replace(data, final_root=Path(args.out).resolve() / data.root.relative_to(stage))
     for split, entries in {"train": data.images, **data.evaluation}.items():
         if not entries:
             raise UserError(

@@ -75,7 +75,6 @@ def _read(job: LoadJob) -> Dataset:
     return Dataset(
         images,
         stage / "data",
-        final_root=Path(args.out).resolve() / "data",
         evaluation={"test": evaluation} if evaluation else {},
         settings={"source": str(root), "tile": args.tile},
     )

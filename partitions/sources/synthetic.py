@@ -59,13 +59,11 @@ def _read(job: LoadJob) -> Dataset:
         "unseen": args.eval_images,
         "size": list(size),
     }
-    inside = args.root is None
-    root = job.stage / "data" if inside else Path(args.root).resolve()
+    root = job.stage / "data" if args.root is None else Path(args.root).resolve()
     shards, unseen = _draw_once(root, wanted, job.progress)
     return Dataset(
         [entry for shard in shards for entry in shard],
         root,
-        final_root=Path(args.out).resolve() / "data" if inside else root,
         evaluation={"eval": unseen} if unseen else {},
         settings={"size": f"{size[0]}x{size[1]}", "drives": drives},
     )
