@@ -37,7 +37,7 @@ from flwr.clientapp import ClientApp
 from common.seeds import numpy_generator
 from common.settings.load import load_config
 from common.settings.schema import RunConfig
-from server.transport.link import EXPIRED
+from server.transport.retrying_link import EXPIRED
 from tests.support.federation import TINY
 from tests.support.local_grid import LocalGrid, set_identity
 

@@ -15,6 +15,7 @@ from common.settings.schema import RunConfig, explained_toml
 from common.system import cli
 from common.system.cli import Assignments, CommandLine, DataRoot, Recipe
 
+# options that several commands have stand here once, so that they read the same everywhere
 _line = CommandLine("python -m server", __doc__)
 
 _Checkpoint = Annotated[Path, typer.Option(metavar="C", help="File or run directory.")]
@@ -58,7 +59,7 @@ _Cluster = Annotated[
 def _load(recipe: Path | None, assignments: list[str], given: Mapping[str, Path | None]) -> RunConfig:
     """Merge recipe, ``--set``, and what options of their own gave by key."""
     # the registered rules bring torch, for which help need not wait
-    from server.tasks.registry import load_settings
+    from server.tasks.base import load_settings
 
     layers = [read_recipe(recipe)] if recipe else []
     layers += [parse_assignments(assignments), {key: str(path) for key, path in given.items() if path}]
@@ -82,6 +83,7 @@ def _run_command(example: str) -> Callable[[Callable[[RunConfig, float], None]],
             given = {"simulation.shards": shards, "simulation.data-root": data_root}
             start(_load(recipe, assignments, given | {"run-dir": run_dir, "resume": resume}), gpu_share)
 
+        # typer shows name and docstring of the function that it is given
         command.__name__, command.__doc__ = start.__name__, start.__doc__
         _line.command(example)(command)
 
@@ -108,6 +110,7 @@ def _pretrain(settings: RunConfig, gpu_share: float) -> None:
             f"source.checkpoint is {settings.source.checkpoint}, a model that is pretrained already; leave it out to "
             "pretrain one, or adapt that one by `python -m server simulate`."
         )
+    # no round: pretraining alone, kept as round 0
     simulate(settings.model_copy(update={"rounds": 0}), gpu_share)
 
 
@@ -248,7 +251,8 @@ def _settings(
     ] = False,
 ) -> None:
     """Print all settings of a recipe, what it leaves to preset, base and defaults included, as TOML."""
-    from server.settings.registered import explained_names
+    # imports stand in the commands: `--help` must not wait for torch
+    from server.settings.rules import explained_names
 
     config = _load(recipe, assignments, {})
     print(explained_toml(config, explained_names()) if explain else config.to_toml(), end="")
@@ -264,8 +268,8 @@ def _list(
 ) -> None:
     """List the names that settings know: rules, objectives, backbones, networks or tasks, with a line about each."""
     from common.models.backbone import BACKBONES
-    from server.settings.registered import REGISTRIES
-    from server.tasks.registry import SERVER_TASKS
+    from server.settings.rules import REGISTRIES
+    from server.tasks.base import SERVER_TASKS
 
     registries = {**REGISTRIES, "model.backbone": BACKBONES, "task": SERVER_TASKS}
     keys = {"tasks": ["task"], "objectives": ["loss.objective"], "backbones": ["model.backbone"]}

@@ -19,8 +19,9 @@ def make_app(config: RunConfig | None = None) -> ServerApp:
 
     @server_app.main()
     def main(grid: Grid, context: Context) -> None:
+        # Flower loads this module only to look for the app; torch is wanted once a run begins
         from server.loop.run import run
-        from server.tasks.registry import load_settings
+        from server.tasks.base import load_settings
 
         run(grid, config if config is not None else load_settings(dict(context.run_config)))
 

@@ -1,7 +1,7 @@
-"""Checks before a run: shards, labels, features, source, and the checkpoint to go on from.
+"""Checks before a run: cached features, class tables, scored shards, and the checkpoint to go on from.
 
 Flower's engine takes seconds to start and a run takes minutes: whatever can be wrong with settings, files
-and folders is said first, in one sentence.
+and folders is said first, in one sentence. Each task has the list of its checks (`ServerTask.check_run`).
 """
 
 from __future__ import annotations
@@ -9,67 +9,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Protocol
 
-from PIL import Image
-
-from common.checkpoint import Checkpoint, load_checkpoint, resumed_file
-from common.data.check import (
-    check_batch_sizes,
-    check_label_files,
-    check_labelled,
-    check_shard_fits,
-    check_single_features,
-    check_truth,
-    refuse_faulty,
-)
+from common.checkpoint import Checkpoint
+from common.data.check import refuse_faulty
 from common.data.classes import ClassTable, known_table
-from common.data.images import entry_size, view_box
 from common.data.manifest import Shard
 from common.errors import UserError
 from common.features.cache import find_cache
 from common.features.preflight import backbone_needs, check_folder
 from common.settings.schema import RunConfig
-from common.styles.bank import StyleBank
-from common.styles.style import half_sizes
-from common.system.cli import progress_line
 from common.system.device import run_in_subprocess
-from server.adaptation.pretrain import load_pretrained, source_shard
-from server.adaptation.pretrain_snapshot import (
-    IMAGES,
-    Origin,
-    check_origin,
-    images_hash,
-    state_file,
-    stopped_pretraining,
-)
-from server.evaluation.shards import evaluation_shard, evaluation_shards, known_classes, site_shards
-from server.run_dir import prepare_run_dir
-from server.settings.network_rules import check_clusters
-
-
-def check_cluster_run(config: RunConfig, shards: Sequence[Shard]) -> None:
-    """Raise `UserError` for the first thing that would stop the run; make the run directory last.
-
-    Images are decoded only where no feature cache vouches for them, labels only those that score. The
-    backbone is loaded only where features are missing.
-    """
-    for shard in shards:
-        check_shard_fits(shard, config)
-    known_classes(config)
-    checkpoint = load_checkpoint(config.resume) if config.resume else None
-    resumed_from = None if checkpoint is None else resumed_file(config.resume, checkpoint)
-    scored: list[Shard] = []
-    if config.eval.where == "sites" and config.eval.shard:
-        scored = site_shards(config, [shard.name for shard in shards])
-    elif (shard_of_server := evaluation_shard(config)) is not None:
-        scored = [shard_of_server]
-    channels, weights_hash = check_cached_features(config, [*shards, *scored])
-    for shard in scored:
-        check_label_files(shard, progress_line(f"checking labels of {shard.name}"))
-    if checkpoint is not None:
-        check_resumable(checkpoint, config, channels, weights_hash)
-    prepare_run_dir(config, resumed_from)
+from server.evaluation.scorer import evaluation_shards, known_classes, site_shards
 
 
 def check_cached_features(config: RunConfig, shards: Sequence[Shard]) -> tuple[int, str]:
@@ -118,71 +68,9 @@ def check_resumable(checkpoint: Checkpoint, config: RunConfig, channels: int, we
         )
 
 
-class Restores(Protocol):
-    """The part of a task that knows whether a checkpoint is of its network."""
-
-    def signature(self) -> str:
-        """Return the identity of the architecture."""
-
-    def restore(self, checkpoint: Checkpoint) -> object:
-        """Return the state of a checkpoint, or raise `UserError`."""
-
-
-def check_network_run(config: RunConfig, shards: Sequence[Shard], table: ClassTable, task: Restores) -> None:
-    """Raise `UserError` for the first thing that would stop the run; make the run directory last.
-
-    ``shards`` are what the sites will train on. Their labels are looked at for supervised training only.
-    """
-    check_clusters(config, len(shards))
-    supervised = config.facts.opens_labels
-    for shard in _with_table(config, shards):
-        if supervised:
-            check_labelled(shard, table, "task 'supervised' trains with labels")
-        refuse_faulty(shard, labels=supervised)
-        check_shard_fits(shard, config)
-    stopped = stopped_pretraining(config)
-    checkpoint = load_checkpoint(config.resume) if config.resume and stopped is None else None
-    prepares = config.facts.pretrains and checkpoint is None  # else the source has done its part
-    if prepares:
-        check_source(config, table)
-        if stopped is None:
-            check_source_files(config)
-        else:
-            check_stopped(stopped, config)
-    for shard in scored_shards(config, [shard.name for shard in shards]):
-        check_labelled(shard, table, "the run is scored on it")
-        refuse_faulty(shard, labels=True)
-    if checkpoint is not None:
-        if checkpoint.weights_hash != task.signature():
-            raise UserError(
-                f"The checkpoint {config.resume} holds another network than the settings ask for; use the recipe that "
-                "it was made with."
-            )
-        task.restore(checkpoint)
-    run_dir = prepare_run_dir(
-        config, stopped if checkpoint is None else resumed_file(config.resume, checkpoint)
-    )
-    if prepares:
-        check_stopped(state_file(run_dir), config)
-
-
-def _with_table(config: RunConfig, shards: Sequence[Shard]) -> list[Shard]:
+def named_shards(config: RunConfig, shards: Sequence[Shard]) -> list[Shard]:
     """Give the run's named class table to shards without one: sites go by it too."""
     return [replace(shard, classes=shard.classes or known_table(config.eval.classes)) for shard in shards]
-
-
-def check_start(config: RunConfig, run_dir: Path, stopped: Path | None) -> None:
-    """Raise `UserError` where adaptation cannot begin; of the source, labels are read and headers of images.
-
-    In a deployment nobody else asks before the sites do their part. ``stopped`` is the pretraining that the settings
-    say to go on from, if any: it was begun with these labels.
-    """
-    check_source(config, need_classes(config))
-    if stopped is not None:
-        check_stopped(stopped, config)
-    check_stopped(state_file(run_dir), config)
-    if stopped is None and not config.source.checkpoint and not state_file(run_dir).is_file():
-        check_truth(source_shard(config))
 
 
 def need_classes(config: RunConfig) -> ClassTable:
@@ -205,65 +93,4 @@ def scored_shards(config: RunConfig, sites: Sequence[str]) -> list[Shard]:
             "eval.where is 'sites' but eval.shard is empty; name their labelled manifests, for example "
             "'{site}-val.jsonl', or set eval.where to 'none'."
         )
-    return _with_table(config, site_shards(config, sites))
-
-
-def check_source(config: RunConfig, table: ClassTable) -> None:
-    """Refuse a source that adaptation cannot start from; of its images, headers are read at most."""
-    if config.source.checkpoint:
-        load_pretrained(config, table)
-        return
-    shard = source_shard(config)
-    check_labelled(shard, table, "a source is trained on with labels")
-    if config.source.styles:
-        StyleBank.load(config.source.styles, config.style).restyle(
-            config.style
-        )  # one that is empty is refused too
-    if config.style.transfer in ("fourier", "spectra"):
-        check_window(shard, config)
-
-
-def check_source_files(config: RunConfig) -> None:
-    """Refuse a source with images or labels that cannot be read, or that make no batches; all are decoded."""
-    if config.source.checkpoint:
-        return
-    shard, key = source_shard(config), "source.batch"
-    refuse_faulty(shard, labels=True)
-    check_batch_sizes(shard, config.transforms, config.source.batch, key)
-    check_single_features(shard, config.transforms, config.network.output_stride, config.source.batch, key)
-
-
-def check_stopped(file: Path, config: RunConfig) -> None:
-    """Refuse to go on with a pretraining of other settings or images; no file: nothing to go on with."""
-    if file.is_file():
-        check_origin(file, Origin.of(config, {}))  # a shard is there only where the settings are the same
-        check_origin(file, Origin.of(config, {IMAGES: images_hash(source_shard(config))}))
-
-
-def check_window(shard: Shard, config: RunConfig) -> None:
-    """Refuse a source image that is smaller than the window of frequencies that it would be given."""
-    rows, columns = (2 * half + 1 for half in half_sizes(config.style))
-    for index in range(len(shard)):
-        if least_side(shard, index) >= max(rows, columns):
-            continue
-        height, width = entry_size(shard, index)
-        if height < rows or width < columns:
-            raise UserError(
-                f"{shard.image_path(index)} has {width} x {height} pixels, but the style window has {columns} x {rows} "
-                "frequencies, and no picture has more of them than pixels; choose a smaller window (style.side, "
-                "half-size or fraction), or leave the image out."
-            )
-
-
-def least_side(shard: Shard, index: int) -> int:
-    """Return the shorter side of an image in pixels, whichever way up it is; 0 where its header cannot be read.
-
-    `entry_size` wants to know the orientation as well, for which Pillow decodes all of a PNG.
-    """
-    try:
-        with Image.open(shard.image_path(index)) as opened:
-            width, height = opened.size
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
-        return 0
-    left, top, right, bottom = view_box(shard.entries[index].view, height, width)
-    return min(right - left, bottom - top)
+    return named_shards(config, site_shards(config, sites))

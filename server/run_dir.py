@@ -19,7 +19,9 @@ from common.errors import UserError
 from common.settings.schema import RunConfig
 from common.system.atomic import atomic_write_text
 
+# Our packages alone: Flower and torch log to their own places.
 LOGGERS = ("server", "client", "common", "partitions")
+# A run of weeks must not fill the disk; three older files are kept.
 LOG_BYTES = 10_000_000
 
 
@@ -46,6 +48,7 @@ def prepare_run_dir(config: RunConfig, resumed_from: Path | None) -> Path:
             run_dir = base.with_name(f"{base.name}-{number}")
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
+        # an existing folder that cannot be written to shows here, not after the first round
         if not os.access(run_dir, os.W_OK):
             raise PermissionError(13, "no permission")
     except OSError as error:
@@ -67,6 +70,7 @@ def start_logging(run_dir: Path | None) -> list[logging.Handler]:
     for name in LOGGERS:
         logger = logging.getLogger(name)
         logger.setLevel(logging.INFO)
+        # else handlers of the root logger would print every line again
         logger.propagate = False
         for handler in handlers:
             logger.addHandler(handler)
@@ -87,6 +91,7 @@ def append_metrics(run_dir: Path, line: dict[str, Any]) -> None:
     with (run_dir / "metrics.jsonl").open("a", encoding="utf-8") as file:
         file.write(json.dumps(line) + "\n")
         file.flush()
+        # a round counts as acknowledged once its line is on disk
         os.fsync(file.fileno())
 
 
@@ -111,6 +116,7 @@ def rewind(run_dir: Path, checkpoint: Checkpoint) -> None:
     """
     lines = read_metrics(run_dir)
     kept = [line for line in lines if line["round"] <= checkpoint.round]
+    # a checkpoint without metrics was made by hand or by an older release
     if "sites" in checkpoint.metrics and (run_dir / "checkpoints").is_dir():
         missing = not any(line["round"] == checkpoint.round for line in kept)
         if missing:

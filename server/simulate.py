@@ -17,7 +17,7 @@ from common.data.manifest import Shard, pool_shards, read_sites
 from common.errors import UserError
 from common.settings.schema import RunConfig
 from server.aggregation.heads import HEAD_RULES
-from server.tasks.registry import task_of
+from server.tasks.base import task_of
 
 PROJECT = Path(__file__).resolve().parents[1]
 OBJECT_STORE_BYTES = 512 << 20  # messages are heads and sums; Ray would reserve a third of the memory
@@ -41,6 +41,7 @@ def absolute(config: RunConfig) -> RunConfig:
         return str(Path(text).resolve()) if text else ""
 
     model = config.model
+    # words are no paths
     if model.weights not in ("pretrained", "random"):
         model = model.model_copy(update={"weights": path(model.weights)})
     weights = config.network.weights
@@ -68,6 +69,7 @@ def with_all_sites(config: RunConfig) -> RunConfig:
     """Expect every site of the shards folder, after reading all manifests: errors show before anything starts."""
     if not config.simulation.shards:
         raise UserError("No shards were given; use --shards DIR (made by `python -m partitions`).")
+    # pooled, all shards are one site
     shards = read_sites(config.simulation.shards, config.simulation.data_root or None)
     count = 1 if config.sites.pool else len(shards)
     if config.sites.minimum > count:
@@ -95,6 +97,7 @@ def simulate(config: RunConfig, gpus_per_site: float = 0.0) -> Path:
     Raises `UserError` for settings, data or checkpoints that cannot be used, and whatever else stopped
     the server application.
     """
+    # what the user set wins
     os.environ.update({key: os.environ.get(key, value) for key, value in QUIET.items()})
     config = with_all_sites(absolute(config))
     check_run(config, gpus_per_site)
@@ -159,6 +162,7 @@ def run_in_flower(config: RunConfig, gpus_per_site: float) -> Path:
         client_app=load_client_app(),
         num_supernodes=config.sites.expected,
         backend_config={
+            # one core a site: Ray then starts as many workers as there are cores
             "client_resources": {"num_cpus": 1, "num_gpus": gpus_per_site},
             "init_args": {
                 "log_to_driver": False,
@@ -168,6 +172,7 @@ def run_in_flower(config: RunConfig, gpus_per_site: float) -> Path:
             },
         },
     )
+    # the engine may end without an error where the run did not finish
     if not finished:
         raise UserError("The simulation ended before the run did; see the messages above.")
     return finished[0]

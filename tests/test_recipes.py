@@ -11,7 +11,7 @@ from common.errors import UserError
 from common.losses.correspondence import CorrespondenceSettings
 from common.settings.load import load_config, read_recipe
 from common.settings.tasks import TASK_FACTS
-from server.tasks.registry import task_of
+from server.tasks.base import task_of
 from tests.conftest import ROOT
 
 Settings = dict[str, Any]

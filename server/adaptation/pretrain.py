@@ -98,6 +98,7 @@ def load_pretrained(config: RunConfig, table: ClassTable) -> Arrays:
             f"source.checkpoint {config.source.checkpoint} calls a class '{theirs}' ({saved.classes.name}) that the "
             f"run calls '{ours}' ({table.name}); pretrain with the run's class table."
         )
+    # round 0 of such a run is the pretrained model itself
     if saved.config.centroids.share == "none" and saved.round:
         raise UserError(
             f"source.checkpoint {config.source.checkpoint} is of a run with centroids.share = 'none', whose sites have "
@@ -140,6 +141,7 @@ def pretrain(
     load_arrays(model, *split_flat(model, start))
     model.to(device)
     crucial = crucial_classes(config.reduction, table).to(device)
+    # steps win over epochs: they say the same work for any number of images
     steps = settings.steps or settings.epochs * math.ceil(len(images) / settings.batch)
     log.info("pretraining on %d labelled images, %d steps", len(images), steps)
     kept = state_file(run_dir)

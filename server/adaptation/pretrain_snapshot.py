@@ -32,6 +32,8 @@ _KEY = "pretraining"  # of the header; safetensors takes texts only, so it holds
 _FILE = "pretraining.safetensors"
 
 _SECTIONS = ("network.", "transforms.", "sgd.", "reduction.", "source.", "style.")
+
+# Settings of these sections that say nothing about pretraining.
 _ELSEWHERE = frozenset(
     {
         "network.batchnorm",
@@ -43,15 +45,14 @@ _ELSEWHERE = frozenset(
         "sgd.lr",  # of the rounds; pretraining has source.lr
     }
 )
-"""Settings of these sections that say nothing about pretraining."""
 
+# Settings that name files, which may lie elsewhere by now: what is in them counts, by its hash.
 _PATHS = frozenset({"network.weights", "source.shard", "source.data-root", "source.styles"})
-"""Settings that name files, which may lie elsewhere by now: what is in them counts, by its hash."""
 
+# What the inputs of a pretraining are called in a sentence.
 IMAGES = "images in source.shard"
 WEIGHTS = "weights to start from"
 STYLES = "styles"
-"""What the inputs of a pretraining are called in a sentence."""
 
 
 @dataclass(frozen=True)

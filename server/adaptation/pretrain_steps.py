@@ -14,8 +14,8 @@ from common.seeds import derive
 from common.training.steps import Stepper, TrainedSteps
 from server.adaptation.pretrain_snapshot import Snapshot
 
+# At most so much work, and a step, is lost where a pretraining is stopped.
 KEEP_SECONDS = 600.0
-"""At most so much work, and a step, is lost where a pretraining is stopped."""
 
 _MODEL, _OPTIMIZER, _DROPOUT = "network", "optimizer", "dropout"
 
@@ -61,6 +61,7 @@ class ResumableStepper(Stepper):
             self.model.seed_dropout(derive(seed, "dropout", snapshot.step))
         if self.mixed and snapshot.scaler:  # empty where the steps so far were taken without
             self._scaler.load_state_dict(snapshot.scaler)
+            # else the next step would take the fallen scale for an overflow
             self._scale = self._scaler.get_scale()
         self.taken, self.skipped = snapshot.step, snapshot.skipped
 

@@ -16,12 +16,14 @@ from common.styles.bank import StyleBank
 from common.styles.style import apply_style
 from common.system.atomic import atomic_path
 
+# Bytes of a sheet, and at most of a column.
 _WIDTH, _WIDEST = 1640, 380
-"""Bytes of a sheet, and at most of a column."""
+
+# Sites beside one another; more stand in bands below.
 _ABREAST = 8
-"""Sites beside one another; more stand in bands below."""
+
+# Sites of a file; with more of them it would have to be scrolled for minutes.
 _ON_A_SHEET = 32
-"""Sites of a file; with more of them it would have to be scrolled for minutes."""
 
 
 def style_sheet(
@@ -30,7 +32,6 @@ def style_sheet(
     settings: Style,
     *,
     sites: Sequence[str] | None = None,
-    notes: Mapping[str, str] | None = None,
     caption: str = "",
 ) -> Bytes:
     """Draw one row an image: as it is | in the style of one site after the other; many sites in several bands.
@@ -43,7 +44,6 @@ def style_sheet(
         bank: the styles; `UserError` where it was not made for ``settings``.
         settings: section ``style``.
         sites: columns, in this order; by default all of the bank by name, site-10 after site-9.
-        notes: a few words under a site's name, for example its cluster.
         caption: words to go on with below the sheet, after those on the styles.
     """
     bands = _parts(_checked(images, bank, settings, sites), _ABREAST)
@@ -56,7 +56,7 @@ def style_sheet(
             [image, *(apply_style(image, bank.styles[site], settings) for site in band)]
             for image in images.values()
         ]
-        noted = ["as it is", *((notes or {}).get(site, "") for site in band)]
+        noted = ["as it is", *("" for _ in band)]
         last = says if band is bands[-1] else ""
         drawn.append(
             image_grid(rows, ["source", *band], cell, notes=noted, names=tuple(images), caption=last)
@@ -69,23 +69,20 @@ def write_style_picture(
     images: Mapping[str, Bytes],
     bank: StyleBank,
     settings: Style,
-    *,
-    sites: Sequence[str] | None = None,
-    notes: Mapping[str, str] | None = None,
 ) -> Path:
     """Write the `style_sheet` as a PNG in one step and return its path.
 
     Very many sites make several sheets, of which ``path`` is the first and names the rest (``styles-2.png``, ...).
     """
     first = Path(path)
-    parts = _parts(_checked(images, bank, settings, sites), _ON_A_SHEET)
+    parts = _parts(_checked(images, bank, settings, None), _ON_A_SHEET)
     files = [first, *(first.with_stem(f"{first.stem}-{n}") for n in range(2, len(parts) + 1))]
     total = sum(map(len, parts))
     for part, file in zip(parts, files, strict=True):
         others = [other.name for other in files if other != file]
         named = others[0] + (f" to {others[-1]}" if len(others) > 1 else "") if others else ""
         more = f"{len(part)} of {total} sites, the others are in {named}" if others else ""
-        sheet = style_sheet(images, bank, settings, sites=part, notes=notes, caption=more)
+        sheet = style_sheet(images, bank, settings, sites=part, caption=more)
         with atomic_path(file) as temporary:
             Image.fromarray(sheet).save(temporary, format="PNG", compress_level=4)
     return first

@@ -47,6 +47,7 @@ def ask_styles(ask: Ask, names: list[str], config: RunConfig) -> dict[str, np.nd
     for name, update in sorted(ask(names, wire.STYLE, expect_style(config.style)).items()):
         try:
             styles[name] = check_style(update.groups["style"]["style"], kind)
+        # one odd site must not keep all others from clustering
         except ValueError as error:
             log.warning("the style of site %s is left out: %s", name, error)
     return styles

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from common.settings.network import Teacher
 from common.wire import Arrays
-from server.states.network import EVERYONE, Layout, NetworkState
+from server.states import EVERYONE, Layout, NetworkState
 
 
 def update_teachers(state: NetworkState, number: int, settings: Teacher, layout: Layout) -> NetworkState:

@@ -19,12 +19,12 @@ from numpy.typing import NDArray
 from common.errors import UserError
 from common.registry import Registry
 from common.settings.schema import Aggregation
-from common.wire import Arrays
+from common.wire import Arrays, Update
 
 Heads = Mapping[str, Mapping[str, np.ndarray]]
 
+# Shape and dtype of every array, by name.
 _Layout = dict[str, tuple[tuple[int, ...], np.dtype[Any]]]
-"""Shape and dtype of every array, by name."""
 
 _BLOCK = 1 << 22  # numbers that a robust rule holds in float64 at once: 32 MiB
 
@@ -37,11 +37,11 @@ class Aggregate:
     sites: tuple[str, ...]
 
 
-def site_weight(how: str, num_images: int, num_batches: int) -> float:
-    """Return the weight of one site: its images, its batches (as the FUSS code does), or 1."""
-    if how == "uniform":
-        return 1.0
-    return float(num_images if how == "images" else num_batches)
+def site_weights(updates: Mapping[str, Update], settings: Aggregation) -> dict[str, float]:
+    """Return each site's weight in the average: its images, its batches (as the FUSS code does), or 1."""
+    if settings.weights == "uniform":
+        return dict.fromkeys(updates, 1.0)
+    return {name: float(int(update.facts[settings.weights])) for name, update in updates.items()}
 
 
 @dataclass(frozen=True)
@@ -84,6 +84,7 @@ def weighted_mean(updates: Heads, weights: Mapping[str, float] | None = None) ->
     for site, weight in share.items():
         if not (np.isfinite(weight) and weight >= 0):
             raise UserError(f"The weight of site '{site}' is {weight}; expected a finite number, 0 or more.")
+    # exact, whatever the order
     total = math.fsum(share.values())
     if total == 0:
         raise UserError(
@@ -169,6 +170,7 @@ def krum_scores(updates: Heads, malicious: int) -> dict[str, float]:
     for name in layout:
         for _, values in _blocks(updates, sites, name):
             norms = np.einsum("ij,ij->i", values, values)
+            # of all pairs at once; rounding may make it slightly negative
             squared += norms[:, None] + norms[None, :] - 2.0 * (values @ values.T)
     np.maximum(squared, 0.0, out=squared)
     np.fill_diagonal(squared, np.inf)  # a site is not its own neighbour
@@ -239,6 +241,7 @@ def _check(updates: Heads) -> tuple[list[str], _Layout]:
 def _blocks(updates: Heads, sites: list[str], name: str) -> Iterator[tuple[slice, NDArray[np.float64]]]:
     """Cut one array into runs of numbers; yield each run of all sites as [sites, run] in float64."""
     flat = [np.ravel(updates[site][name]) for site in sites]
+    # memory stays the same for any number of sites
     run = max(1, _BLOCK // len(sites))
     for start in range(0, flat[0].size, run):
         part = slice(start, start + run)

@@ -20,15 +20,17 @@ from common.settings.schema import Aggregation
 from common.wire import Arrays
 
 _Floats = NDArray[np.float64]
+
+# Takes the pseudo-gradient and both moments; returns the step to add to the head and the moments to keep.
 Optimizer = Callable[[_Floats, _Floats, _Floats, Aggregation], tuple[_Floats, _Floats, _Floats | None]]
-"""Takes the pseudo-gradient and both moments; returns the step to add to the head and the moments to keep."""
 
 OPTIMIZERS: Registry[Optimizer | None, None] = Registry("server optimizer", "server.aggregation")
 
+# Prefix of the state arrays that hold the momentum (m in the paper).
 FIRST = "first."
-"""Prefix of the state arrays that hold the momentum (m in the paper)."""
+
+# Prefix of the state arrays that hold the second moment (v in the paper).
 SECOND = "second."
-"""Prefix of the state arrays that hold the second moment (v in the paper)."""
 
 
 def server_step(
@@ -65,6 +67,7 @@ def server_step(
                 f"the server's is {old.dtype} {old.shape}."
             )
         if optimizer is None or old.dtype.kind != "f":
+            # the average itself; counts of batches have no gradient anyway
             new[name] = mean.copy()
             continue
         x = old.astype(np.float64)

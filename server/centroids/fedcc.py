@@ -19,6 +19,7 @@ from common.clustering.kmeans import assign, expectation, farthest_first, maximi
 from server.centroids.base import CENTROID_RULES, Merged, RuleFacts, RuleInput, directions, displacement
 from server.centroids.matched import match_rows
 
+# Of the published code: results are compared with its own.
 PUBLISHED_SEED = 42
 PUBLISHED_STARTS = 10
 
@@ -145,6 +146,7 @@ def _nearest(points: np.ndarray, centres: np.ndarray) -> NDArray[np.int64]:
 
 def _place(centres: np.ndarray, current: np.ndarray, keep_index: bool) -> tuple[np.ndarray, tuple[int, ...]]:
     """Give the centres [M, D] numbers among K >= M clusters; return the new rows and the unfilled numbers."""
+    # as published, the numbering is scrambled
     if len(centres) == len(current) and not keep_index:
         return centres.astype(current.dtype), ()
     clusters = match_rows(directions(centres) @ directions(current).T)

@@ -55,6 +55,7 @@ def merge_lloyd(given: RuleInput) -> Merged:
         widest = int(np.argmax(spread))
         if counts[widest] < 2.0 or spread[widest] <= 1e-9 * counts[widest]:
             break  # every cluster is a single direction: there is nothing to split
+        # the dead centroid is as good a direction as any, and the same in every run
         apart = _orthogonal(current[cluster].astype(np.float64), centroids[widest])
         halves = directions(
             np.stack([centroids[widest] - _SPLIT * apart, centroids[widest] + _SPLIT * apart])

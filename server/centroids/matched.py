@@ -24,6 +24,7 @@ from server.centroids.base import (
 )
 
 _CHUNK = 512  # sites held in float64 at once
+# Weiszfeld steps at most, and the distance below which a point's weight stops growing.
 _WEISZFELD_STEPS = 200
 _WEISZFELD_SMOOTHING = 1e-6
 
@@ -122,6 +123,7 @@ def geometric_median(points: NDArray[np.float64]) -> NDArray[np.float64]:
         moved = weights @ points / weights.sum()
         step = float(np.linalg.norm(moved - centre))
         centre = moved
+        # unit vectors: nothing above float32's precision changes any more
         if step < 1e-10:
             break
     return centre

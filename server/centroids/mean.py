@@ -22,5 +22,6 @@ def merge_mean(given: RuleInput) -> Merged:
     stack = given.stack
     rows = {site: {"rows": stack.rows[i]} for i, site in enumerate(stack.sites)}
     new = weighted_mean(rows, given.weights)["rows"].astype(given.current.dtype)
+    # named, so that a run tells of clusters that nobody uses
     dead = np.flatnonzero(stack.counts.sum(axis=0) == 0)
     return Merged(new, displacement(given.current, new), tuple(dead.tolist()))

@@ -15,7 +15,7 @@ from common.evaluation.clusters import EvalProtocol, Matching
 from common.system.atomic import atomic_write_text
 from server.evaluation.scorer import EVERY_SITE, Scoring
 from server.inference.base import Cluster
-from server.tasks.registry import task_of
+from server.tasks.base import task_of
 
 
 def evaluate_checkpoint(
@@ -31,8 +31,6 @@ def evaluate_checkpoint(
     protocol: EvalProtocol = "label-size",
     cluster: Cluster = "auto",
     site: str | None = None,
-    cache_dir: str | Path | None = None,
-    device: str = "auto",
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
     """Score a checkpoint on a shard and return (and write) the record of ``evaluate --json``.
@@ -52,7 +50,6 @@ def evaluate_checkpoint(
         cluster: which network of a run with style clusters (see `server.inference.base.Cluster`).
         site: whose own model, of a run whose sites do not share all; "all" scores each of them by itself and tells
             their means as ``site_miou_mean`` and so on, never as ``miou``.
-        cache_dir: where features are cached; by default ``cache`` beside the manifest.
 
     Clusters without any label get quality fields of None, and the label-free figures stand alone. A whole network
     needs a label for every image, and nothing is matched.
@@ -65,7 +62,7 @@ def evaluate_checkpoint(
     table = load_table(classes) if classes is not None else None
     images = read_shard(shard, data_root, table)
     where = str(checkpoint)
-    how = Scoring(crf, flip, matching, protocol, cluster, site, cache_dir, device, progress)
+    how = Scoring(crf, flip, matching, protocol, cluster, site, progress)
     found = task_of(saved.config).evaluate(saved, where, images, how)
     record = {
         "checkpoint": where,

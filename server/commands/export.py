@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,17 +16,17 @@ from common.errors import UserError
 from common.seeds import torch_generator
 from common.system.atomic import atomic_path
 from server.inference.base import Cluster, Exportable, Size
-from server.tasks.registry import task_of
+from server.tasks.base import task_of
 
-if TYPE_CHECKING:
-    pass
-
+# Largest difference that is accepted between ONNX Runtime and torch, in multiples of the largest output, or of 1 where
+# that is smaller (cosines).
 TOLERANCE = 1e-3
-"""Largest difference that is accepted between ONNX Runtime and torch, in multiples of the largest output, or of 1
-where that is smaller (cosines)."""
 
+# Smallest share of pixels that must get the same cluster or class.
 AGREEMENT = 0.999
-"""Smallest share of pixels that must get the same cluster or class."""
+
+# The oldest that torch's exporter writes without converting.
+OPSET = 18
 
 
 def export_onnx(
@@ -36,7 +36,6 @@ def export_onnx(
     cluster: Cluster = "global",
     site: str | None = None,
     size: Size | None = None,
-    opset: int = 18,
 ) -> Path:
     """Write the whole model of a checkpoint, from pixels to scores, as one ONNX file and return its path.
 
@@ -50,7 +49,6 @@ def export_onnx(
         cluster: "global" or a number: which network of a run with style clusters.
         site: whose own model, of a run whose sites do not share all.
         size: height and width of the images of a whole network, where not as scored.
-        opset: of ONNX.
 
     Raises:
         UserError: onnx or onnxruntime is not installed, other weights, a size, a cluster or a site that cannot be,
@@ -70,6 +68,7 @@ def export_onnx(
     predictor = task_of(saved.config).predictor(saved, str(checkpoint), "cpu", cluster, site)
     model, metadata = predictor.export(size)
     target = Path(out)
+    # two images, so that the exporter takes no batch size for a constant
     example = torch.rand(2, 3, *model.size, generator=torch_generator(saved.config.seed, "export"))
     with atomic_path(target) as temporary:
         with warnings.catch_warnings():
@@ -80,7 +79,7 @@ def export_onnx(
                 input_names=["images"],
                 output_names=[model.output],
                 dynamic_shapes={"images": {0: torch.export.Dim("batch", min=1)}},
-                opset_version=opset,
+                opset_version=OPSET,
                 dynamo=True,
                 verbose=False,
             )

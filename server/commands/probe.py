@@ -63,7 +63,6 @@ def probe_checkpoint(
     protocol: EvalProtocol = "label-size",
     crf: bool = False,
     flip: bool = False,
-    device: str = "auto",
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
     """Fit a linear classifier on a frozen checkpoint; return (and write) the record of ``probe --json``.
@@ -102,7 +101,7 @@ def probe_checkpoint(
     known = _known_classes([*fitted_on, scored_on])
     _check_apart(fitted_on, scored_on)
     model, _, score_at = apply_protocol(saved.config.model, protocol)
-    chosen = choose_device(device)
+    chosen = choose_device("auto")
 
     def features_of(shard: Shard) -> Features:
         cache = shard.path.parent / "cache"
@@ -111,6 +110,7 @@ def probe_checkpoint(
         return found
 
     segmenter = _frozen(saved, model, on).to(chosen)
+    # the fit has to fit into memory, however many images there are
     per_image = min(MOST_OF_AN_IMAGE, max(1, PIXELS // sum(map(len, fitted_on))))
     pixels = join_pixels(
         [
@@ -146,6 +146,7 @@ def probe_checkpoint(
         progress=progress,
     )
     assert found.confusion is not None, "the shard has labels and classes"
+    # outputs are classes: nothing to match
     identity = np.arange(known.num_classes)
     record = {
         "checkpoint": str(checkpoint),

@@ -16,7 +16,10 @@ from common.evaluation.overlay import label_image, legend_entries, overlay, pres
 from common.system.atomic import atomic_path, atomic_write_text
 from server.inference.base import Cluster
 from server.report.render import render_page
-from server.tasks.registry import task_of
+from server.tasks.base import task_of
+
+# Strength of the colors in an overlay, 0 to 1: what lies below still shows.
+ALPHA = 0.55
 
 
 @dataclass(frozen=True)
@@ -34,10 +37,8 @@ def segment(
     *,
     crf: bool = False,
     flip: bool = False,
-    device: str = "auto",
     cluster: Cluster = "auto",
     site: str | None = None,
-    alpha: float = 0.55,
     progress: Callable[[int, int], None] | None = None,
 ) -> Path:
     """Segment images and return the path of the index page.
@@ -53,10 +54,8 @@ def segment(
         inputs: images and folders; folders are searched with all their subfolders.
         crf: refine with the dense CRF.
         flip: average codes (of a whole network: probabilities) with those of the mirrored image.
-        device: "auto", "cpu" or "cuda".
         cluster: which network of a run with style clusters (see `server.inference.base.Cluster`).
         site: whose own model, of a run whose sites do not share all.
-        alpha: strength of the colors in the overlay, 0..1.
         progress: called with (done, total) images.
 
     Raises:
@@ -68,7 +67,7 @@ def segment(
     saved = load_checkpoint(checkpoint)
     for job in jobs:
         read_image(job.source)  # refuses what cannot be read, before anything is written
-    predictor = task_of(saved.config).predictor(saved, str(checkpoint), device, cluster, site)
+    predictor = task_of(saved.config).predictor(saved, str(checkpoint), "auto", cluster, site)
     legend = predictor.legend
     used: list[list[int]] = []
     for done, job in enumerate(jobs, start=1):
@@ -77,7 +76,7 @@ def segment(
         used.append(present_ids([ids], legend))
         _save(label_image(ids, legend), _result(folder, "labels", job))
         _save(
-            with_legend(overlay(image, ids, legend, alpha), legend, used[-1]),
+            with_legend(overlay(image, ids, legend, ALPHA), legend, used[-1]),
             _result(folder, "overlays", job),
         )
         if progress is not None:

@@ -32,10 +32,17 @@ from common.settings.schema import RunConfig
 from common.system.cli import progress_line
 from common.system.device import choose_device, run_in_subprocess
 from common.wire import Groups
-from server.evaluation.scorer import EVERY_SITE, Examples, Scorer, Scoring, quality
-from server.evaluation.shards import evaluation_shard, known_classes
+from server.evaluation.scorer import (
+    EVERY_SITE,
+    Examples,
+    Scorer,
+    Scoring,
+    evaluation_shard,
+    known_classes,
+    quality,
+)
 from server.inference.base import refuse_cluster
-from server.states.unsupervised import ModelState
+from server.states import ModelState
 
 log = logging.getLogger(__name__)
 
@@ -160,10 +167,9 @@ def _evaluate_model(saved: Checkpoint, where: str, shard: Shard, how: Scoring) -
             f"Checkpoint {where} names no classes (it was never scored); match on this shard: hungarian."
         )
     model, upsample, score_at = apply_protocol(saved.config.model, how.protocol)
-    folder = Path(how.cache_dir) if how.cache_dir is not None else shard.path.parent / "cache"
-    device = choose_device(how.device)
+    device = choose_device("auto")
     features = open_features(
-        shard, model, saved.config.cache, folder, device=device, seed=seed, progress=how.progress
+        shard, model, saved.config.cache, shard.path.parent / "cache", device, seed, how.progress
     )
     check_backbone(saved, features.weights_hash, features.channels, where)
     found = evaluate_segmenter(
@@ -198,6 +204,7 @@ def _evaluate_own_models(saved: Checkpoint, where: str, shard: Shard, how: Scori
         for name in own_sites(saved)
     }
     records = list(found.values())
+    # several models have no common figure of these
     of_one = ("accuracy", "miou", "miou_all", "per_class_iou", "confusion", "mapping", "cluster_share")
     together = records[0] | dict.fromkeys(of_one)
     for key in ("mean_cosine", "entropy"):

@@ -29,11 +29,10 @@ from common.settings.schema import RunConfig
 from common.styles.style import extract_style, style_kind
 from common.system.device import choose_device
 from common.wire import Arrays
-from server.evaluation.scorer import Examples, Scorer, Scoring, quality
-from server.evaluation.shards import evaluation_shards, run_classes
+from server.evaluation.scorer import Examples, Scorer, Scoring, evaluation_shards, quality, run_classes
 from server.inference.base import checkpoint_classes
 from server.inference.networks import NetworkPredictor, network_of
-from server.states.network import NetworkState
+from server.states import NetworkState
 
 
 def set_fields(found: NetworkEvaluation, table: ClassTable) -> dict[str, Any]:
@@ -199,7 +198,7 @@ def evaluate_network_checkpoint(saved: Checkpoint, where: str, shard: Shard, how
     refuse_site(saved, where, how.site)
     refuse_matching(saved, where, how.matching, how.protocol)
     table = shared_classes(saved, where, shard)
-    predictor = NetworkPredictor(saved, where, how.device, how.cluster)
+    predictor = NetworkPredictor(saved, where, "auto", how.cluster)
 
     def predict(_: int, image: Bytes) -> Bytes:
         return predictor.labels(image, flip=how.flip, crf=how.crf)

@@ -13,12 +13,12 @@ from common.data.images import Bytes
 from common.errors import UserError
 from common.evaluation.overlay import Legend
 
+# Which network of a run with style clusters: a cluster's by number, the shared one, or per image that of the cluster
+# nearest to the image's own style (where the run has none, "auto" is the shared one).
 Cluster = int | Literal["auto", "global"]
-"""Which network of a run with style clusters: a cluster's by number, the shared one, or per image that of the
-cluster nearest to the image's own style (where the run has none, "auto" is the shared one)."""
 
+# Height and width of an image in pixels.
 Size = tuple[int, int]
-"""Height and width of an image in pixels."""
 
 
 class Exportable(nn.Module):
@@ -28,8 +28,8 @@ class Exportable(nn.Module):
     size: Size
 
 
+# A model as one module, and what its file says of it by key.
 Exported = tuple[Exportable, dict[str, str]]
-"""A model as one module, and what its file says of it by key."""
 
 
 class Predictor(Protocol):

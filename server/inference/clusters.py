@@ -62,6 +62,7 @@ class ClusterPredictor:
         refuse_cluster(saved, where, cluster)
         saved = chosen_model(saved, where, site)
         self.saved, self.where, self.site, self.device = saved, where, site, choose_device(device)
+        # whoever segments wants all of an image, also where training looked at a part
         self.model = saved.config.model.model_copy(update={"crop": "none"})
         self.backbone: Backbone = load_backbone(self.model, saved.config.seed, self.device)
         check_backbone(saved, self.backbone.weights_hash, self.backbone.channels, where)

@@ -31,10 +31,10 @@ from server.inference.base import (
     checkpoint_classes,
     described_model,
 )
-from server.states.network import NetworkState
+from server.states import NetworkState
 
+# Networks in memory at once, about 50 MB each; images of one cluster tend to come together.
 HELD = 3
-"""Networks in memory at once, about 50 MB each; images of one cluster tend to come together."""
 
 
 def read_state(saved: Checkpoint, where: str) -> NetworkState:

@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
+from typing import Any
 
 from common import wire
+from common.checkpoint import Checkpoint, checkpoint_path, prune_checkpoints, save_checkpoint
 from common.errors import UserError
-from common.evaluation.score import Score
-from server.loop.base import Run
-from server.loop.record import keep_preparation, keep_round
-from server.loop.secure_rounds import exchange_totals
+from common.evaluation.score import RoundRecord, Score
+from server.loop.strategy import SegmentationStrategy
+from server.privacy.accountant import spent
+from server.privacy.totals import exchange_totals
+from server.run_dir import append_metrics
 from server.transport.exchange import Replies
 from server.transport.reply_checks import sanitize
 
 log = logging.getLogger(__name__)
 
+# After so many rounds in a row without enough replies a run ends: its sites will hardly come back by themselves.
 MAX_LOST_ROUNDS = 3
-"""After so many rounds in a row without enough replies a run ends: its sites will hardly come back by themselves."""
 
 
-def train_rounds(run: Run) -> None:
+def train_rounds(run: SegmentationStrategy) -> None:
     """Train until the last round; where there is none, keep what preparation gave."""
     if run.config.rounds == 0:
         keep_preparation(run, score_round(run, 0, Replies()))
@@ -29,20 +33,20 @@ def train_rounds(run: Run) -> None:
         lost = 0 if train_round(run, number, lost) else lost + 1
 
 
-def train_round(run: Run, number: int, lost: int = 0) -> bool:
+def train_round(run: SegmentationStrategy, number: int, lost: int = 0) -> bool:
     """Run one round and return whether it counts; ``lost`` rounds just before it did not."""
-    config, strategy = run.config, run.strategy
+    config = run.config
     began, last = time.monotonic(), number == config.rounds
 
-    # 1. Choose: of the sites that are connected now, the seed draws those of this round (`strategy.choose`).
+    # 1. Choose: of the sites that are connected now, the seed draws those of this round (`choose`).
     names = connected(run, number)
-    strategy.state = run.training.begin(run.state, number, run.ask, names)
+    run.state = run.training.begin(run.state, number, run.ask, names)
 
     # 2. Ask: every chosen site gets the model. 3. Check: a reply that fails is left out, with its reason.
     replies = ask_round(run, number)
 
     # 4. Merge: the task makes the next model, if replies are enough.
-    merged, _ = strategy.aggregate_train(number, replies)
+    merged, _ = run.aggregate_train(number, replies)
     counted = merged is not None
     if not counted and lost + 1 == MAX_LOST_ROUNDS:
         raise UserError(
@@ -65,12 +69,13 @@ def train_round(run: Run, number: int, lost: int = 0) -> bool:
     return counted
 
 
-def connected(run: Run, number: int) -> list[str]:
+def connected(run: SegmentationStrategy, number: int) -> list[str]:
     """Return the sites that are there for a round; wait a while where there are too few for it to count.
 
     All may be gone at once, and come back: a connection that was down, a SuperLink that started again.
     """
-    config, link, registry = run.config, run.link, run.registry
+    config, link, registry = run.config, run.exchange.link, run.registry
+    # newcomers join here, between rounds, never within one
     registry.refresh(link, number, log.info, wait=False)
     needed = config.sites.minimum
     if len(registry.sites) < needed:
@@ -88,15 +93,15 @@ def connected(run: Run, number: int) -> list[str]:
     return sorted(registry.sites)
 
 
-def ask_round(run: Run, number: int) -> Replies:
+def ask_round(run: SegmentationStrategy, number: int) -> Replies:
     """Send the messages of a round and return the checked replies, or their total where nothing else may be known."""
-    strategy, schema = run.strategy, run.strategy.schema(number)
+    schema = run.schema(number)
     if not run.config.privacy.totals_only:
-        messages = strategy.configure_train(number, None, None, run.link.grid)  # type: ignore[arg-type]
+        messages = run.configure_train(number, None, None, run.exchange.link.grid)  # type: ignore[arg-type]
         return run.exchange.collect(messages, schema)
     return exchange_totals(
         run.exchange,
-        {name: strategy.payload(name, wire.TRAIN, number) for name in strategy.choose(number)},
+        {name: run.payload(name, wire.TRAIN, number) for name in run.choose(number)},
         wire.TRAIN,
         number,
         schema,
@@ -106,12 +111,11 @@ def ask_round(run: Run, number: int) -> Replies:
     )
 
 
-def polish(run: Run, number: int, replies: Replies) -> None:
+def polish(run: SegmentationStrategy, number: int, replies: Replies) -> None:
     """Pass over the sums of all connected sites, as often as the task says; ``replies`` takes the account."""
-    strategy = run.strategy
     for index in range(run.training.polish_passes):
         payloads = {
-            name: strategy.payload(name, wire.SUMS, number, {"what": "clusters"})
+            name: run.payload(name, wire.SUMS, number, {"what": "clusters"})
             for name in sorted(run.registry.sites)
         }
         schema = run.training.expect_sums(run.state, run.registry.weights_hash)
@@ -129,17 +133,18 @@ def polish(run: Run, number: int, replies: Replies) -> None:
         else:
             sums = run.exchange(payloads, wire.SUMS, number, schema)
         replies.add_account(sums)
+        # centroids of the round before are still valid
         if not sums.updates:
             log.warning("no site answered polish pass %d: the centroids stay as they are", index + 1)
             return
-        strategy.state = run.training.polish(run.state, sums.to_merge)
+        run.state = run.training.polish(run.state, sums.to_merge)
 
 
-def score_round(run: Run, number: int, replies: Replies) -> Score:
+def score_round(run: SegmentationStrategy, number: int, replies: Replies) -> Score:
     """Score the model where the labelled shard is; ``replies`` takes the reasons of sites that could not."""
     if run.config.eval.where != "sites":
         return run.scorer.score(run.state)
-    messages = run.strategy.configure_evaluate(number, None, None, run.link.grid)  # type: ignore[arg-type]
+    messages = run.configure_evaluate(number, None, None, run.exchange.link.grid)  # type: ignore[arg-type]
     table = run.scorer.classes
     classes = 0 if table is None else table.num_classes
     found = run.exchange.collect(messages, run.training.expect_confusion(run.state, classes))
@@ -148,3 +153,98 @@ def score_round(run: Run, number: int, replies: Replies) -> Score:
     return run.scorer.score_confusions(
         {name: update.groups["confusion"]["confusion"] for name, update in found.updates.items()}
     )
+
+
+def keep_round(
+    run: SegmentationStrategy, number: int, replies: Replies, score: Score, counted: bool, seconds: float
+) -> None:
+    """Write checkpoint and metrics, then say in one line how the round went and how long the rest takes."""
+    # figures of training win over the scorer's, but not every objective tells them
+    known = {key for update in replies.updates.values() for key in update.metrics}
+    line = RoundRecord(
+        round=number,
+        split=run.scorer.split,
+        **score.fields(),
+        loss=replies.mean("loss"),
+        mean_cosine=replies.mean("mean_cosine") if "mean_cosine" in known else score.mean_cosine,
+        displacement=replies.mean("displacement"),
+        **({"kept": replies.mean("kept")} if "kept" in known else {}),
+        sites=sorted(replies.updates),
+        quarantined=replies.quarantined | run.registry.refused,
+        counted=counted,
+        bytes_up=replies.bytes_up,
+        bytes_down=replies.bytes_down,
+        seconds=round(seconds, 3),
+    )
+    privacy, epsilon = run.config.privacy, None
+    if privacy.noise_multiplier:
+        epsilon = spent(run.run_dir, privacy)
+        # JSON knows no infinity: null beside a delta is no bound at all
+        line.epsilon = epsilon if math.isfinite(epsilon) else None
+        line.delta = privacy.delta
+    line.checkpoint_sha256 = keep_checkpoint(run, number, score, line.to_json())
+    append_metrics(run.run_dir, line.to_json())
+    prune_checkpoints(run.run_dir, run.config.checkpoint.keep)
+    log.info("  ".join(_sentence(run, line, replies, score, epsilon)))
+
+
+def _sentence(
+    run: SegmentationStrategy, line: RoundRecord, replies: Replies, score: Score, epsilon: float | None
+) -> list[str]:
+    # rounds before a resume do not count: the clock is that of this process
+    done = line.round - run.first_round + 1
+    left = (time.monotonic() - run.started) / done * (run.config.rounds - line.round)
+    words = [f"round {line.round}/{run.config.rounds}", f"sites {len(line.sites)}/{len(replies.bytes_down)}"]
+    if line.loss is not None:
+        words.append(f"loss {line.loss:.4f}")
+    words += score.progress()
+    if epsilon is not None:
+        words.append(f"epsilon {epsilon:.2f} a {run.config.privacy.unit}")
+    up = sum(replies.bytes_up.values()) / max(len(replies.bytes_up), 1) / 1e6
+    return [*words, f"up {up:.2f} MB a site", f"{line.seconds:.1f} s", f"left {left:.0f} s"]
+
+
+def keep_preparation(run: SegmentationStrategy, score: Score) -> None:
+    """Keep what preparation alone gave: round 0."""
+    line = RoundRecord(
+        round=0,
+        split=run.scorer.split,
+        **score.fields(),
+        loss=None,
+        sites=sorted(run.registry.sites),
+        quarantined=run.registry.refused,
+        bytes_up={},
+        bytes_down={},
+        seconds=round(time.monotonic() - run.started, 3),
+    )
+    line.checkpoint_sha256 = keep_checkpoint(run, 0, score, line.to_json())
+    append_metrics(run.run_dir, line.to_json())
+    run.scorer.draw(run.run_dir, 0, run.state)
+    log.info("  ".join(["prepared", *score.progress()]))
+
+
+def keep_checkpoint(run: SegmentationStrategy, number: int, score: Score, metrics: dict[str, Any]) -> str:
+    """Write the checkpoint of a round and return the hash of its arrays."""
+    saved = run.training.saved(run.state)
+    # sites may all be gone by now: then the scorer's own model says it
+    info = next(iter(run.registry.sites.values()), None)
+    digest = save_checkpoint(
+        checkpoint_path(run.run_dir, number),
+        Checkpoint(
+            round=number,
+            head=saved.head,
+            centroids=saved.centroids,
+            config=run.config,
+            classes=run.scorer.classes,
+            weights_hash=run.registry.weights_hash or run.scorer.weights_hash,
+            channels=run.scorer.channels or (info.channels if info else 0),
+            grid=run.scorer.grid or (info.grid if info else (0, 0)),
+            run_key=run.exchange.run_key,
+            mapping=score.mapping,
+            extra=saved.extra,
+            metrics=metrics,
+        ),
+    )
+    # only now is it safe to drop what the checkpoint takes the place of
+    run.training.checkpointed(run.run_dir)
+    return digest

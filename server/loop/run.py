@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import uuid
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,17 +12,16 @@ from common.errors import UserError
 from common.settings.schema import RunConfig
 from common.system.atomic import DISK_ERRORS
 from common.system.device import set_deterministic
-from server.loop.base import Run
 from server.loop.rounds import train_rounds
 from server.loop.strategy import SegmentationStrategy
 from server.preflight import check_resumable
 from server.privacy.accountant import migrate_releases
 from server.report.page import write_report
 from server.run_dir import prepare_run_dir, rewind, sole_writer, start_logging, stop_logging
-from server.tasks.registry import task_of
+from server.tasks.base import task_of
 from server.transport.exchange import Exchange
-from server.transport.link import Link
 from server.transport.registry import SiteRegistry
+from server.transport.retrying_link import Link
 
 if TYPE_CHECKING:
     from flwr.serverapp import Grid
@@ -38,6 +36,7 @@ def run(grid: Grid, config: RunConfig) -> Path:
     hangs, raises or sends nonsense costs the round that site and nothing else.
     """
     set_deterministic(config.deterministic)
+    # a stopped pretraining has no checkpoint yet, but resume may name it
     unfinished = task_of(config).unfinished(config)
     checkpoint = load_checkpoint(config.resume) if config.resume and unfinished is None else None
     resumed_from = resumed_file(config.resume, checkpoint) if checkpoint else unfinished
@@ -50,6 +49,7 @@ def run(grid: Grid, config: RunConfig) -> Path:
             log.error("the run ends: %s", error)
             raise
         except OSError as error:
+            # anything else is a fault of ours, whose traceback has to be seen
             if error.errno not in DISK_ERRORS:
                 log.exception("the run ends")
                 raise
@@ -75,15 +75,17 @@ def run_in(
         migrate_releases(resumed_from.parent.parent, run_dir)
     if checkpoint is None:
         task_of(config).begin_run(config, run_dir, resumed_from)
-    current = open_run(grid, config, run_dir, checkpoint)
+    strategy = open_run(grid, config, run_dir, checkpoint)
     if checkpoint is None:
-        strategy, names = current.strategy, sorted(current.registry.sites)
-        strategy.state = current.training.prepare(strategy.state, current.ask, names, run_dir)
-    current.strategy.start(grid)
+        names = sorted(strategy.registry.sites)
+        strategy.state = strategy.training.prepare(strategy.state, strategy.ask, names, run_dir)
+    strategy.start(grid)
     log.info("report: %s", write_report(run_dir))
 
 
-def open_run(grid: Grid, config: RunConfig, run_dir: Path, checkpoint: Checkpoint | None) -> Run:
+def open_run(
+    grid: Grid, config: RunConfig, run_dir: Path, checkpoint: Checkpoint | None
+) -> SegmentationStrategy:
     """Open the evaluation shard, greet the sites, and make or load the model."""
     task = task_of(config)
     scorer = task.scorer(config)
@@ -102,6 +104,7 @@ def open_run(grid: Grid, config: RunConfig, run_dir: Path, checkpoint: Checkpoin
             f"{len(registry.sites)} usable site(s) after {config.sites.wait_seconds:.0f} s, "
             f"{config.sites.minimum} needed ({reasons or 'none connected'}); start the sites or lower sites.minimum."
         )
+    # any of them: the registry takes in only sites with the same weights
     info = next(iter(registry.sites.values()))
     if checkpoint is not None:
         check_resumable(checkpoint, config, info.channels, info.weights_hash)
@@ -111,12 +114,14 @@ def open_run(grid: Grid, config: RunConfig, run_dir: Path, checkpoint: Checkpoin
         log.info("going on after round %d of %s", checkpoint.round, run_key)
     else:
         state = training.initial(info.channels)
+    # last of the preparations: a run that is refused leaves no settings behind
     (run_dir / "config.json").write_text(config.to_json(), encoding="utf-8")
     exchange = Exchange(config, run_key, link, registry, run_dir if training.buffers_replies else None)
-    strategy = SegmentationStrategy(config, registry, training, exchange, state)
+    first = 1 + (checkpoint.round if checkpoint else 0)
+    strategy = SegmentationStrategy(
+        config, run_dir, training, scorer, exchange, state, train_rounds, first_round=first
+    )
     strategy.summary()
     images = sum(site.images for site in registry.sites.values())
     log.info("%d sites with %d images: %s", len(registry.sites), images, ", ".join(sorted(registry.sites)))
-    opened = Run(config, run_dir, strategy, scorer, 1 + (checkpoint.round if checkpoint else 0))
-    strategy.loop = partial(train_rounds, opened)
-    return opened
+    return strategy

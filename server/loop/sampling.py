@@ -15,5 +15,6 @@ def sample_clients(names: Iterable[str], wanted: int, seed: int, number: int) ->
     known = sorted(names)
     if not 0 < wanted < len(known):
         return known
+    # a generator of its own for every round: a resumed run draws the same sites
     picked = numpy_generator(seed, "sites", number).choice(len(known), wanted, False)
     return sorted(known[index] for index in picked)

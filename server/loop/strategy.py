@@ -1,26 +1,29 @@
 """The Flower strategy: client sampling, what sites are asked, and how replies become the next model.
 
 Flower documents a strategy's hooks; here they are thin. An `Exchange` sends and checks, a `Training` has the
-arithmetic, and `start` runs the loop that it was given.
+arithmetic, and `start` runs the loop that it was given. It is also the run at hand: what rounds need lies here.
 """
 
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flwr.serverapp.strategy import Strategy
 
 from common import wire
 from common.settings.schema import RunConfig
+from server.evaluation.scorer import Scorer
 from server.loop.sampling import sample_clients
 from server.tasks.base import Training
 from server.transport.exchange import Exchange, Payload, Replies
-from server.transport.link import arrived
 from server.transport.registry import SiteRegistry
 from server.transport.reply_checks import ReplySchema
+from server.transport.retrying_link import arrived
 
 if TYPE_CHECKING:
     from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
@@ -35,11 +38,19 @@ class SegmentationStrategy(Strategy):  # type: ignore[misc]
     """Train one segmentation model over all sites; ``state`` is that model as the task sees it."""
 
     config: RunConfig
-    registry: SiteRegistry
+    run_dir: Path
     training: Training
+    scorer: Scorer
     exchange: Exchange
     state: Any
-    loop: Callable[[], None] | None = None
+    loop: Callable[[SegmentationStrategy], None]
+    first_round: int = 1
+    started: float = field(default_factory=time.monotonic)
+
+    @property
+    def registry(self) -> SiteRegistry:
+        """The connected sites."""
+        return self.exchange.registry
 
     def choose(self, number: int) -> list[str]:
         """Return the sites of a round; one that measures statistics asks all of them."""
@@ -53,9 +64,13 @@ class SegmentationStrategy(Strategy):  # type: ignore[misc]
 
     def address(self, names: Iterable[str], action: str, number: int) -> list[Message]:
         """Build one message per site."""
-        return self.exchange.address(
-            ((name, self.payload(name, action, number)) for name in names), action, number
-        )
+        # a generator: a network's arrays are encoded site by site, never held for all of them at once
+        payloads = ((name, self.payload(name, action, number)) for name in names)
+        return self.exchange.address(payloads, action, number)
+
+    def ask(self, names: list[str], action: str, expectation: ReplySchema) -> dict[str, wire.Update]:
+        """Send one action outside of a round and return the checked replies by name."""
+        return self.exchange.collect(self.address(names, action, 0), expectation).updates
 
     def schema(self, number: int) -> ReplySchema:
         """Return how the replies of a round have to look."""
@@ -105,6 +120,5 @@ class SegmentationStrategy(Strategy):  # type: ignore[misc]
         """Run all rounds of an opened run (see `server.loop.run.run`)."""
         from flwr.serverapp.strategy import Result  # needed nowhere else
 
-        assert self.loop is not None, "the run hands its loop in"
-        self.loop()
+        self.loop(self)
         return Result()

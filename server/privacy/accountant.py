@@ -55,18 +55,18 @@ def migrate_releases(earlier: Path, run_dir: Path) -> None:
     """Take what an earlier run directory counted into the one in which its run goes on."""
     found = read_releases(earlier)
     if found and earlier.resolve() != run_dir.resolve():
+        # the larger count is never too small: privacy that is spent does not come back
         both = {name: max(found.get(name, 0), count) for name, count in read_releases(run_dir).items()}
         atomic_write_text(run_dir / FILE, json.dumps({"releases": found | both}, indent=2))
 
 
-def spent(run_dir: Path, privacy: Privacy) -> float | None:
-    """Return epsilon of the site that gave most, or None in a run without noise."""
-    if not privacy.noise_multiplier:
-        return None
+def spent(run_dir: Path, privacy: Privacy) -> float:
+    """Return epsilon of the site that gave most so far; infinity in a run without noise."""
     most = max(read_releases(run_dir).values(), default=0)
     return epsilon_of(privacy.noise_multiplier, most, privacy.delta)
 
 
+# Epsilon above which nobody would call it a bound.
 _MOST = 1e9
 
 
@@ -77,6 +77,7 @@ def delta_of(epsilon: float, noise: float) -> float:
     """
     first = log_ndtr(0.5 / noise - epsilon * noise)
     second = epsilon + log_ndtr(-0.5 / noise - epsilon * noise)
+    # in logarithms, since both terms underflow where epsilon is large
     return float(math.exp(first) * -math.expm1(min(second - first, 0.0)))
 
 
@@ -92,10 +93,12 @@ def epsilon_of(noise: float, releases: int, delta: float) -> float:
         return 0.0
     if noise == 0:
         return math.inf
+    # n Gaussian releases equal one with the multiplier over the root of n (Dong, Roth and Su, 2022)
     together = noise / math.sqrt(releases)
     if delta_of(0.0, together) <= delta:
         return 0.0
     upper = 1.0
+    # delta falls as epsilon grows: the root lies below the first that is private enough
     while delta_of(upper, together) > delta:
         upper *= 2.0
         if upper > _MOST:

@@ -12,41 +12,49 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
 
 import numpy as np
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from common import wire
+from common.losses.base import Shapes, clipping_bound, closed_form
+from common.privacy.packed_sums import PackedSums
 from common.privacy.secure_masks import (
     FEWEST_SITES,
     PUBLIC_BYTES,
     SEED_BYTES,
     SHARE_BYTES,
     Ring,
+    digits_of,
+    fraction_bits,
+    from_ring,
     own_mask,
     pair_key,
     pair_mask,
     threshold,
 )
+from common.settings.schema import RunConfig
 from server.transport.exchange import Payload
+from server.transport.registry import SiteInfo
 from server.transport.reply_checks import ReplySchema
 
 _CURVE = ec.SECP256R1()
 _SEALED_BYTES = 201  # Fernet of two shares of 52 bytes and a label of 32
 
+# Of a head's parameter: far above any that works.
+_LARGEST_WEIGHT = 2.0**10
+_LARGEST_METRIC = 2.0**20
+# A bound that is not used.
+_LEAST = 2.0**-40
+_MOST_EXPONENT = 100
+# Standard deviations of noise: never reached.
+_NOISE_REACH = 64.0
 
-class Dispatch(Protocol):
-    """Sends each site its letter and returns the replies that are as expected, by name.
 
-    Bytes and the reasons of those that are missing are the sender's business.
-    """
-
-    def __call__(
-        self, letters: Mapping[str, Payload], action: str, expectation: ReplySchema
-    ) -> dict[str, wire.Update]:
-        """See the class."""
+# Sends each site its letter by an action and returns the replies that are as expected, by name. Bytes and the reasons
+# of those that are missing are the sender's business.
+Post = Callable[[Mapping[str, Payload], str, ReplySchema], dict[str, wire.Update]]
 
 
 @dataclass(frozen=True)
@@ -59,11 +67,63 @@ class SecureTotal:
     reason: str = ""
     needed: int = 0
 
+    def decoded(self, shapes: Shapes) -> PackedSums:
+        """Return the total as arrays by ``group/key``, from the ring."""
+        assert self.vector is not None
+        totals: PackedSums = {}
+        start = 0
+        for key in sorted(shapes):
+            size = int(np.prod(shapes[key]))
+            part = from_ring(self.vector[start : start + size], digits_of(self.bits, key))
+            totals[key] = part.reshape(shapes[key])
+            start += size
+        return totals
+
+
+def digits(sites: Mapping[str, SiteInfo], config: RunConfig, exponent: int = 0) -> dict[str, int]:
+    """Return how many binary digits each kind of number gets in the ring, from what is public.
+
+    No feature is larger than 2^``exponent`` in magnitude.
+    """
+    images = float(max(info.images for info in sites.values()))
+    # the site with most patches bounds every entry of a sum of unit codes
+    patches = images * max(info.grid[0] * info.grid[1] for info in sites.values())
+    weight = 1.0 if config.aggregation.weights == "uniform" else images
+    feature = 2.0**exponent
+    largest = {
+        "weight": weight,
+        "metrics": weight * _LARGEST_METRIC,
+        "head": weight * _LARGEST_WEIGHT,
+        "shared": weight * _LARGEST_WEIGHT,
+        "centroids": max(weight * _LARGEST_WEIGHT, patches),
+        "sums": patches,
+    }
+    closed, privacy = closed_form(config), config.privacy
+    if privacy.noise_multiplier:
+        reach = _NOISE_REACH * privacy.noise_multiplier
+        largest["head"] += reach * privacy.clip_norm
+        largest["shared"] += reach * privacy.clip_norm
+        largest["sums"] = (images + reach) * max(privacy.clip_sums, _LEAST)
+        if closed is not None:
+            largest[closed.kind] = (images + reach) * max(clipping_bound(config), _LEAST)
+    elif closed is not None:
+        largest |= {f"{closed.kind}/{name}": b for name, b in closed.largest(patches, feature).items()}
+    rounding = 1 + 1e-6  # a sum of features that were rounded on their way
+    return {kind: fraction_bits(bound * rounding, len(sites)) for kind, bound in largest.items()}
+
+
+def largest_exponent(keys: Mapping[str, wire.Update]) -> int:
+    """Return the power of two that no site's features exceed; raises ValueError for nonsense."""
+    found = [update.facts.get("exponent") for update in keys.values()]
+    if not all(isinstance(e, int) and abs(e) <= _MOST_EXPONENT for e in found):
+        raise ValueError("a site does not say how large its features are")
+    return max(int(str(exponent)) for exponent in found)
+
 
 def secure_total(
     letters: Mapping[str, Payload],
     action: str,
-    post: Dispatch,
+    post: Post,
     *,
     length: int,
     bits: Callable[[Mapping[str, wire.Update]], Mapping[str, int]],
@@ -105,6 +165,7 @@ def secure_total(
     )
     if len(shares) < needed:
         return _failed(f"{len(shares)} of {len(announced)} sites shared their secrets, {needed} are needed")
+    # whoever is lost from here on has left masks in the others' numbers
     included = sorted(shares)
     asked: wire.Options = said | {"secure.sites": ",".join(included), "secure.bits": json.dumps(digits)}
     masked = post(
@@ -138,6 +199,7 @@ def secure_total(
     except ValueError as error:
         return _failed(str(error))
     total = np.zeros(length, dtype=np.uint64)
+    # the ring is exact: sums of uint64 wrap around, in any order
     for name in sorted(masked):
         total = total + masked[name].groups["masked"]["vector"].astype(np.uint64)
     return SecureTotal(total - masks, dict(sorted(masked.items())), digits, needed=needed)
@@ -171,6 +233,7 @@ def _masks_left(
     Raises ValueError naming a site whose secret does not come back as it was promised.
     """
     left = np.zeros(length, dtype=np.uint64)
+    # any so many shares give the secret; the first by name, so that all servers take the same
     helpers = sorted(given)[:needed]
     for position, name in enumerate(included):
         rows = [given[helper].groups["secure"]["shares"][position].tobytes() for helper in helpers]
@@ -180,6 +243,7 @@ def _masks_left(
                 raise ValueError(f"the shares of the seed of site {name} do not fit together")
             left = left + own_mask(secret, session, length)
             continue
+        # a lost site's masks with the others are still in the sum
         public = announced[name].tobytes()[:PUBLIC_BYTES]
         for other in masked:
             agreed = _agreed(secret, public, announced[other].tobytes()[:PUBLIC_BYTES], name)
@@ -193,6 +257,7 @@ def _combined(rows: list[bytes]) -> bytes:
     try:
         return combine_shares(rows)
     except ValueError:
+        # an empty secret fits neither commitment nor key: the caller names the site
         return b""
 
 

@@ -3,37 +3,131 @@
 The total becomes the update of one site that holds everything (`common.privacy.packed_sums`): merge rules take it
 like any other. With secure aggregation it comes from `secure_sum`; without, where sites only add noise, from
 adding up. What has to be known beforehand (numbers of sites and images) is public.
+
+Totals with noise are cleaned so that rules can use them. Nothing here looks at data again: whatever is done to a
+private total leaves it as private as it was. Negative counts, and sums longer than their counts, are noise by their
+very form; they are cut off at the level that noise alone reaches. A closed form does the same to its own sums
+(`ClosedForm.denoise`).
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from common import wire
 from common.losses.base import Shapes, clipping_bound, closed_form, sums_form
 from common.privacy.packed_sums import PackedSums, packed_shapes, summed_groups, unpack, unpack_sums
-from common.privacy.secure_masks import digits_of, fraction_bits, from_ring
-from common.settings.schema import RunConfig
-from server.privacy.noisy_totals import NoisyTotal, clean_groups
-from server.privacy.secure_sum import Dispatch, SecureTotal, secure_total
-from server.transport.exchange import Payload
+from common.settings.schema import Privacy, RunConfig
+from server.privacy.accountant import releases_of, spend
+from server.privacy.secure_sum import Post, SecureTotal, digits, largest_exponent, secure_total
+from server.transport.exchange import Exchange, Payload, Replies
 from server.transport.registry import SiteInfo
 from server.transport.reply_checks import ReplySchema
 
 log = logging.getLogger(__name__)
 
+# The name under which a total goes through the merge rules.
 TOTAL_NAME = "all sites"
-"""The name under which a total goes through the merge rules."""
 
-_LARGEST_WEIGHT = 2.0**10  # of a head's parameter: far above any that works
-_LARGEST_METRIC = 2.0**20
-_LEAST = 2.0**-40  # a bound that is not used
-_MOST_EXPONENT = 100
-_NOISE_REACH = 64.0  # standard deviations: never reached
+
+def exchange_totals(
+    exchange: Exchange,
+    payloads: Mapping[str, Payload],
+    action: str,
+    number: int,
+    schema: ReplySchema,
+    *,
+    phase: str,
+    label: str,
+    run_dir: Path,
+) -> Replies:
+    """Ask sites for numbers of which the server sees the sum; ``total`` is the update that stands for all of them.
+
+    There is no total where too few sites stayed, or where it is nonsense.
+
+    Args:
+        schema: how the reply of one site would have to look.
+        phase: what the sites do, for the privacy accountant: it is charged before anything is sent.
+        label: tells this total from the others of the round.
+    """
+    account, config = Replies(), exchange.config
+    if config.privacy.noise_multiplier:
+        spend(run_dir, list(payloads), releases_of(phase))
+
+    def post(letters: Mapping[str, Payload], action: str, expectation: ReplySchema) -> dict[str, wire.Update]:
+        found = exchange(letters, action, number, expectation)
+        account.add_account(found)
+        return found.updates
+
+    total, stayed = total_round(exchange, post, payloads, action, number, schema, label)
+    if total is not None:
+        account.total = total
+        account.updates = {
+            name: replace(reply, groups={}, metrics=dict(total.metrics)) for name, reply in stayed.items()
+        }
+    for name in stayed:
+        account.quarantined.pop(name, None)  # lost after its numbers were in: it is part of the total
+    return account
+
+
+def total_round(
+    exchange: Exchange,
+    post: Post,
+    letters: Mapping[str, Payload],
+    action: str,
+    number: int,
+    expectation: ReplySchema,
+    label: str,
+) -> tuple[wire.Update | None, dict[str, wire.Update]]:
+    """Have the sites answer ``letters`` and return the update that stands for all of them, and who is in it.
+
+    Returns None in the update's place where too few sites stayed, or where the total is nonsense.
+    """
+    config = exchange.config
+    shapes = total_shapes(expectation, config)
+    length = sum(int(np.prod(shape)) for shape in shapes.values())
+    asked = {name: exchange.registry.sites[name] for name in letters}
+    if config.privacy.secure_sum:
+        closed = closed_form(config)  # whose sums are of features, of a size that only the sites know
+        features = (
+            closed is not None
+            and any(key.startswith(f"{closed.kind}/") for key in shapes)
+            and not config.privacy.noise_multiplier
+        )
+        found = secure_total(
+            letters,
+            action,
+            post,
+            length=length,
+            bits=lambda keys: digits(asked, config, largest_exponent(keys) if features else 0),
+            scale=features,
+            session=f"{exchange.run_key}/{number}/{label}",
+            label=label,
+            quorum=config.privacy.quorum,
+            weights_hash=expectation.weights_hash or "",
+        )
+        if found.vector is None:
+            log.warning("no total in round %d: %s", number, found.reason)
+            return None, {}
+        totals = found.decoded(shapes)
+    else:
+        expected = ReplySchema({"noisy": {"vector": (length,)}}, expectation.weights_hash)
+        found = SecureTotal(None, dict(sorted(post(letters, action, expected).items())))
+        if not found.replies:
+            return None, {}
+        vector = np.sum([u.groups["noisy"]["vector"] for u in found.replies.values()], axis=0)
+        totals = unpack(np.asarray(vector, dtype=np.float64), shapes)
+    try:
+        return _as_update(totals, found, expectation, asked, config), found.replies
+    except ValueError as error:
+        log.warning("the total of round %d is of no use: %s", number, error)
+        return None, {}
 
 
 def total_shapes(expectation: ReplySchema, config: RunConfig) -> Shapes:
@@ -52,111 +146,63 @@ def total_shapes(expectation: ReplySchema, config: RunConfig) -> Shapes:
     return shapes
 
 
-def digits(sites: Mapping[str, SiteInfo], config: RunConfig, exponent: int = 0) -> dict[str, int]:
-    """Return how many binary digits each kind of number gets in the ring, from what is public.
+@dataclass(frozen=True)
+class NoisyTotal:
+    """Totals by ``group/key`` over ``sites`` sites with ``images`` images of ``patches`` patches.
 
-    No feature is larger than 2^``exponent`` in magnitude.
+    ``deviation`` is the noise on every number in units of the clipping bound of its group.
     """
-    images = float(max(info.images for info in sites.values()))
-    patches = images * max(info.grid[0] * info.grid[1] for info in sites.values())
-    weight = 1.0 if config.aggregation.weights == "uniform" else images
-    feature = 2.0**exponent
-    largest = {
-        "weight": weight,
-        "metrics": weight * _LARGEST_METRIC,
-        "head": weight * _LARGEST_WEIGHT,
-        "shared": weight * _LARGEST_WEIGHT,
-        "centroids": max(weight * _LARGEST_WEIGHT, patches),
-        "sums": patches,
+
+    totals: PackedSums
+    sites: int
+    images: int
+    patches: int
+    deviation: float
+
+    def group(self, name: str) -> PackedSums:
+        """Return the arrays of one group."""
+        prefix = f"{name}/"
+        return {k.removeprefix(prefix): v for k, v in self.totals.items() if k.startswith(prefix)}
+
+    def units(self, privacy: Privacy) -> int:
+        """Return how many vectors of bounded length were added up: images, or one mean per site."""
+        return self.images if privacy.unit == "image" else self.sites
+
+
+def clean_groups(noisy: NoisyTotal, config: RunConfig) -> wire.Groups:
+    """Return the groups of the update that stands for all sites."""
+    privacy, closed = config.privacy, closed_form(config)
+    groups: wire.Groups = {}
+    for name in ("head", "shared"):
+        if arrays := noisy.group(name):
+            groups[name] = {key: (value / noisy.sites).astype(np.float32) for key, value in arrays.items()}
+    if sums := noisy.group("sums"):
+        scale = noisy.patches * noisy.images / noisy.units(privacy)  # back to numbers of patches
+        deviation = noisy.deviation * privacy.clip_sums * scale
+        groups["sums"] = clean_sums(
+            scale * sums["sums"], scale * sums["counts"], deviation, privacy.minimum_count
+        )
+    if closed is not None and (sums := noisy.group(closed.kind)):
+        patches, deviation = noisy.images * noisy.patches, noisy.deviation * clipping_bound(config)
+        groups[closed.kind] = closed.denoise(sums, noisy.units(privacy), patches, deviation)
+    return groups
+
+
+def clean_sums(
+    sums: NDArray[np.float64], counts: NDArray[np.float64], deviation: float, minimum: float
+) -> dict[str, np.ndarray]:
+    """Return sums [K, D] and counts [K] in which clusters that noise alone could have made are empty.
+
+    A vector of D normal numbers is longer than sqrt(D) + 2 standard deviations in less than 3 % of cases.
+    Counts are raised to the length of their sum, below which no count can be.
+    """
+    lengths = np.linalg.norm(sums, axis=1)
+    # at least one patch: below, a direction would be noise
+    heard = (lengths > deviation * (np.sqrt(sums.shape[1]) + 2)) & (counts >= max(minimum, 1))
+    return {
+        "sums": np.where(heard[:, None], sums, 0.0),
+        "counts": np.where(heard, np.maximum(counts, lengths), 0.0),
     }
-    closed, privacy = closed_form(config), config.privacy
-    if privacy.noise_multiplier:
-        reach = _NOISE_REACH * privacy.noise_multiplier
-        largest["head"] += reach * privacy.clip_norm
-        largest["shared"] += reach * privacy.clip_norm
-        largest["sums"] = (images + reach) * max(privacy.clip_sums, _LEAST)
-        if closed is not None:
-            largest[closed.kind] = (images + reach) * max(clipping_bound(config), _LEAST)
-    elif closed is not None:
-        largest |= {f"{closed.kind}/{name}": b for name, b in closed.largest(patches, feature).items()}
-    rounding = 1 + 1e-6  # a sum of features that were rounded on their way
-    return {kind: fraction_bits(bound * rounding, len(sites)) for kind, bound in largest.items()}
-
-
-def largest_exponent(keys: Mapping[str, wire.Update]) -> int:
-    """Return the power of two that no site's features exceed; raises ValueError for nonsense."""
-    found = [update.facts.get("exponent") for update in keys.values()]
-    if not all(isinstance(e, int) and abs(e) <= _MOST_EXPONENT for e in found):
-        raise ValueError("a site does not say how large its features are")
-    return max(int(str(exponent)) for exponent in found)
-
-
-def total_round(
-    letters: Mapping[str, Payload],
-    action: str,
-    post: Dispatch,
-    expectation: ReplySchema,
-    sites: Mapping[str, SiteInfo],
-    config: RunConfig,
-    *,
-    run_key: str,
-    round_number: int,
-    label: str,
-) -> tuple[wire.Update | None, dict[str, wire.Update]]:
-    """Have the sites answer ``letters`` and return the update that stands for all of them, and who is in it.
-
-    Returns None in the update's place where too few sites stayed, or where the total is nonsense.
-    """
-    shapes = total_shapes(expectation, config)
-    length = sum(int(np.prod(shape)) for shape in shapes.values())
-    asked = {name: sites[name] for name in letters}
-    if config.privacy.secure_sum:
-        closed = closed_form(config)  # whose sums are of features, of a size that only the sites know
-        features = (
-            closed is not None
-            and any(key.startswith(f"{closed.kind}/") for key in shapes)
-            and not config.privacy.noise_multiplier
-        )
-        found = secure_total(
-            letters,
-            action,
-            post,
-            length=length,
-            bits=lambda keys: digits(asked, config, largest_exponent(keys) if features else 0),
-            scale=features,
-            session=f"{run_key}/{round_number}/{label}",
-            label=label,
-            quorum=config.privacy.quorum,
-            weights_hash=expectation.weights_hash or "",
-        )
-        if found.vector is None:
-            log.warning("no total in round %d: %s", round_number, found.reason)
-            return None, {}
-        totals = _decoded(found, shapes)
-    else:
-        expected = ReplySchema({"noisy": {"vector": (length,)}}, expectation.weights_hash)
-        found = SecureTotal(None, dict(sorted(post(letters, action, expected).items())))
-        if not found.replies:
-            return None, {}
-        vector = np.sum([u.groups["noisy"]["vector"] for u in found.replies.values()], axis=0)
-        totals = unpack(np.asarray(vector, dtype=np.float64), shapes)
-    try:
-        return _as_update(totals, found, expectation, asked, config), found.replies
-    except ValueError as error:
-        log.warning("the total of round %d is of no use: %s", round_number, error)
-        return None, {}
-
-
-def _decoded(found: SecureTotal, shapes: Shapes) -> PackedSums:
-    assert found.vector is not None
-    totals: PackedSums = {}
-    start = 0
-    for key in sorted(shapes):
-        size = int(np.prod(shapes[key]))
-        part = from_ring(found.vector[start : start + size], digits_of(found.bits, key))
-        totals[key] = part.reshape(shapes[key])
-        start += size
-    return totals
 
 
 def _as_update(
@@ -175,6 +221,7 @@ def _as_update(
         means = unpack_sums(totals, len(replies))
         update = replace(total, groups=means.groups, metrics=means.metrics)
         shapes = summed_groups(expectation.shapes)
+        # a hostile site can spoil a total; nonsense must not reach the model
         fault = ReplySchema(shapes, expectation.weights_hash).fault(update)
         if fault:
             raise ValueError(fault)

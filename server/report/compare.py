@@ -15,7 +15,6 @@ from common.errors import UserError
 from common.settings.load import migrated
 from common.settings.schema import RunConfig, flatten
 from common.system.atomic import atomic_write_text
-from server.report.charts import SERIES_COLOURS, dot_plot, frequency_chart, line_chart
 from server.report.data import rarest, read_run
 from server.report.methods import (
     Method,
@@ -23,14 +22,26 @@ from server.report.methods import (
     all_sets,
     comparable,
     group,
+    has_clusters,
     has_networks,
     pixel_shares,
     rare_table,
 )
-from server.report.render import MISSING, byte_text, mean_and_spread, percent, render_page, short
+from server.report.render import (
+    MISSING,
+    SERIES_COLOURS,
+    byte_text,
+    dot_plot,
+    frequency_chart,
+    line_chart,
+    mean_and_spread,
+    percent,
+    render_page,
+    short,
+)
 
+# Headings, each with a cell a method.
 Columns = list[tuple[str, list[str]]]
-"""Headings, each with a cell a method."""
 
 _DIFFER_FREELY = (  # places of files, and over how many rounds a mean is read: no other method
     "seed",
@@ -95,11 +106,6 @@ def compare(run_dirs: Sequence[str | Path], out: str | Path) -> Path:
     return path
 
 
-def _is_clustered(methods: Sequence[Method], test_set: str) -> bool:
-    """Say whether networks of style clusters were scored on a test set."""
-    return any(one.clustered for method in methods for one in method.sets(test_set))
-
-
 def _figures(methods: Sequence[Method]) -> Table:
     """Return head and rows of the main table, as plain text."""
     columns: Columns = [
@@ -129,7 +135,7 @@ def _score_columns(methods: Sequence[Method]) -> Columns:
     for index, name in enumerate(sets):
         prefix = f"{name} " if len(sets) > 1 else ""
         for key, whose in (("miou", ""), ("cluster_miou", "clusters ")):
-            if key == "cluster_miou" and not _is_clustered(methods, name):
+            if key == "cluster_miou" and not has_clusters(methods, name):
                 continue
             finals = [
                 m.finals(key) if m.own_models and key == "miou" and not index else m.set_finals(name, key)
@@ -159,7 +165,7 @@ def _notes(methods: Sequence[Method]) -> list[str]:
         notes.append(
             f"Last: the mean mIoU over the last {span} scored rounds of each run (eval.last), or over all of fewer."
         )
-        if any(_is_clustered(methods, name) for name in all_sets(methods)):
+        if any(has_clusters(methods, name) for name in all_sets(methods)):
             notes.append(
                 "Clusters: mIoU where every image is segmented by the network of the style cluster nearest to it."
             )
@@ -197,7 +203,7 @@ def _class_tables(methods: Sequence[Method]) -> list[tuple[str, list[str], list[
     sets: list[str | None] = [*all_sets(methods)] if has_networks(methods) else [None]
     tables = []
     for name in sets:
-        for clusters in (False, True) if name is not None and _is_clustered(methods, name) else (False,):
+        for clusters in (False, True) if name is not None and has_clusters(methods, name) else (False,):
             classes = list(
                 dict.fromkeys(
                     one for method in methods for found in method.class_records(name) for one in found

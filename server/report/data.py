@@ -27,8 +27,8 @@ from common.settings.tasks import TASK_FACTS, TaskFacts
 from common.styles.bank import STYLES_PICTURE
 from common.styles.clusters import CLUSTERS_FILE, ClustersRecord
 
+# (round, value) of the rounds that have one.
 Curve = list[tuple[float, float]]
-"""(round, value) of the rounds that have one."""
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ from common.errors import UserError
 from server.report.data import Curve, RunRecord, TestSet, class_shares, rarest, trained_shares
 from server.report.render import mean_and_spread
 
+# Head and rows.
 Table = tuple[list[str], list[list[str]]]
-"""Head and rows."""
 
 
 @dataclass(frozen=True)
@@ -118,6 +118,11 @@ def all_sets(methods: Sequence[Method]) -> list[str]:
 def has_networks(methods: Sequence[Method]) -> bool:
     """Say whether any run trained a whole network."""
     return any(run.is_network for method in methods for run in method.runs)
+
+
+def has_clusters(methods: Sequence[Method], test_set: str) -> bool:
+    """Say whether networks of style clusters were scored on a test set."""
+    return any(one.clustered for method in methods for one in method.sets(test_set))
 
 
 def pixel_shares(method: Method) -> tuple[dict[str, float], dict[str, float]]:

@@ -1,15 +1,41 @@
-"""The report of one run: what ``templates/run.html.md`` shows."""
+"""The report of one run: what ``templates/run.html.md`` shows, and the contact sheets of its rounds."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from common.evaluation.overlay import cluster_colours, hex_colour
-from common.system.atomic import atomic_write_text
-from server.report.charts import SERIES_COLOURS, Series, bar_chart, confusion_chart, line_chart
+import numpy as np
+from PIL import Image
+
+from common.data.classes import ClassTable
+from common.evaluation.overlay import (
+    Bytes,
+    Legend,
+    cluster_colours,
+    hex_colour,
+    legend_entries,
+    make_legend,
+    overlay,
+    present_ids,
+    truth_legend,
+)
+from common.figures import image_grid
+from common.system.atomic import atomic_path, atomic_write_text
 from server.report.data import RunRecord, TestSet, confusion_shares, read_run, style_clusters, style_sheets
-from server.report.render import MISSING, mean_and_spread, percent, render_page, short
+from server.report.render import (
+    MISSING,
+    SERIES_COLOURS,
+    Series,
+    bar_chart,
+    confusion_chart,
+    line_chart,
+    mean_and_spread,
+    percent,
+    render_page,
+    short,
+)
 
 
 def write_report(run_dir: str | Path) -> Path:
@@ -179,3 +205,59 @@ def _coverage(run: RunRecord) -> dict[str, Any] | None:
     bars = [(f"cluster {k}", hex_colour(colours[k]), value) for k, value in enumerate(row.cluster_share)]
     chart = bar_chart(sorted(bars, key=lambda bar: -bar[2]), "Share of all patches of each cluster")
     return {"round": row.round, "chart": chart}
+
+
+_CELL = 380  # pixels: three columns fill the width of a report
+_ALPHA = 0.74  # strong: images this small show their classes, not their texture
+
+
+def contact_sheet(
+    images: Sequence[Bytes],
+    predictions: Sequence[Bytes],
+    truths: Sequence[Bytes | None] | None,
+    classes: ClassTable | None,
+    mapping: Sequence[int] | None,
+    num_clusters: int,
+) -> Bytes:
+    """Draw one row an image: image | prediction | truth, with the names of all colors below, as uint8 [H, W, 3].
+
+    Args:
+        images: RGB, uint8 [H, W, 3], of any size.
+        predictions: cluster of every pixel, uint8 [H', W'].
+        truths: true class of every pixel (255: not labelled), or None: two columns, image | clusters.
+        classes: names and colors.
+        mapping: class of each cluster, -1 for none; without it clusters keep their numbers.
+        num_clusters: K.
+    """
+    if not images or len(images) != len(predictions):
+        raise ValueError(
+            f"{len(images)} images and {len(predictions)} predictions; expected as many, at least one."
+        )
+    legend = make_legend(num_clusters, classes, mapping)
+    maps = [legend.apply(prediction) for prediction in predictions]
+    shown = [truth for truth in truths or () if truth is not None]
+    heads = ["image", "prediction" if mapping is not None else "clusters"] + (["truth"] if shown else [])
+    rows = [[image, _painted(image, ids, legend)] for image, ids in zip(images, maps, strict=True)]
+    used = set(present_ids(maps, legend))
+    if classes is not None and shown:
+        of_truth = truth_legend(classes)
+        used |= set(present_ids(shown, of_truth))
+        for row, truth in zip(rows, truths or (), strict=True):
+            row += [] if truth is None else [_painted(row[0], truth, of_truth)]
+    return image_grid(rows, heads, _CELL, legend=legend_entries(legend, sorted(used)))
+
+
+def write_pictures(run_dir: Path, round_number: int, sheet: Bytes) -> Path:
+    """Write the `contact_sheet` of a round to ``pictures/round-0003.png`` of a run and return the path."""
+    path = run_dir / "pictures" / f"round-{round_number:04d}.png"
+    with atomic_path(path) as temporary:
+        Image.fromarray(sheet).save(temporary, format="PNG", compress_level=4)
+    return path
+
+
+def _painted(image: Bytes, ids: Bytes, legend: Legend) -> Bytes:
+    """Lay a map over its image, which is brought to the map's size."""
+    if image.shape[:2] != ids.shape:
+        size = (ids.shape[1], ids.shape[0])
+        image = np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BILINEAR))
+    return overlay(image, ids, legend, alpha=_ALPHA)

@@ -22,6 +22,7 @@ from common.settings.tasks import TASK_FACTS, TaskFacts
 
 Words = tuple[str, ...]
 
+# Keys that do for different tasks what is nearly the same.
 COUNTERPARTS: tuple[Words, ...] = (
     ("sgd.lr", "local.lr", "source.lr"),
     ("sgd.mixed-precision", "cache.mixed-precision"),
@@ -38,10 +39,9 @@ COUNTERPARTS: tuple[Words, ...] = (
     ("reduction.kind", "loss.objective"),
     ("aggregation.rule", "centroids.merge"),
 )
-"""Keys that do for different tasks what is nearly the same."""
 
+# What does it where no key does.
 COMMANDS: Mapping[str, str] = {"eval.crf": "`python -m server evaluate --crf` on a checkpoint"}
-"""What does it where no key does."""
 
 
 def refuse_foreign(config: RunConfig) -> None:
@@ -54,6 +54,7 @@ def refuse_foreign(config: RunConfig) -> None:
 def foreign_keys(config: RunConfig) -> list[str]:
     """Return the keys that were changed and do nothing in the run's task, in the order of the settings."""
     default = RunConfig().to_flat()
+    # a preset may say what acts in other tasks too
     preset = load_config({"preset": config.preset}).to_flat()
     return [
         key

@@ -1,27 +1,31 @@
-"""Conflicts of settings: a table of what does not go together, or would be ignored in silence.
+"""Conflicts of settings: a table of what does not go together, and what facts of registered names forbid.
 
 Only the server asks: a site takes what it is sent. `server.settings.network_rules` holds the table of whole networks,
-`server.settings.registered` what the facts of registered names forbid, and every objective its own conflicts.
+and every objective its own conflicts.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
+from common.errors import UserError
+from common.models.network import NETWORKS
+from common.registry import Registry
 from common.settings.objectives import OBJECTIVES
 from common.settings.schema import RunConfig
 from common.settings.section import Scalar, kebab
+from server.aggregation.heads import HEAD_RULES
+from server.aggregation.server_optimizers import OPTIMIZERS
+from server.centroids.base import CENTROID_RULES
 
+# A key, the values that it may have, and what follows "KEY is VALUE, " where it has another. ``[KEY]`` stands for
+# another key's value. The remedy is the first value allowed; where none is, the text says it.
 Conflict: TypeAlias = tuple[str, tuple[Scalar, ...], str]
-"""A key, the values that it may have, and what follows "KEY is VALUE, " where it has another.
 
-``[KEY]`` stands for another key's value. The remedy is the first value allowed; where none is, the text says it.
-"""
-
+# Rows by the situation in which they hold.
 ConflictTable: TypeAlias = Mapping[Callable[[RunConfig], object], tuple[Conflict, ...]]
-"""Rows by the situation in which they hold."""
 
 _TOTAL = "but with secure summation or noise the server knows the sites' total only"
 _HIDES = "but privacy.secure-sum hides a site among others; it needs 2 or more"
@@ -152,6 +156,7 @@ RULES: ConflictTable = {
 
 def broken(table: ConflictTable, config: RunConfig) -> str | None:
     """Return the first conflict of a table, in one sentence without its full stop, or None."""
+    # the first row that does not hold is told; there is one remedy at a time
     flat = config.to_flat()
     rows = (row for when, rows in table.items() if when(config) for row in rows)
     for key, allowed, why in rows:
@@ -184,3 +189,64 @@ def _unbounded(config: RunConfig) -> str | None:
     if missing is None:
         return None
     return f"privacy.{kebab(missing)} is 0, but noise only hides what is clipped; give the bound a value"
+
+
+# The registry in which the value of a key is looked up.
+REGISTRIES: dict[str, Registry[Any, Any]] = {
+    "centroids.merge": CENTROID_RULES,
+    "aggregation.rule": HEAD_RULES,
+    "aggregation.optimizer": OPTIMIZERS,
+    "loss.objective": OBJECTIVES,
+    "network.architecture": NETWORKS,
+}
+
+
+def check_names(config: RunConfig) -> None:
+    """Raise `UserError` with the known names for the first value that nothing is registered under."""
+    flat = config.to_flat()
+    for key, registry in REGISTRIES.items():
+        try:
+            registry.entry(str(flat[key]))
+        except UserError as error:
+            raise UserError(f"Setting '{key}': {error}") from None
+
+
+def explained_names() -> dict[str, str]:
+    """Return by key the names that it takes, each with what it does."""
+    return {
+        key: "\n".join(f"{entry.name}: {entry.summary}" for entry in registry.entries())
+        for key, registry in REGISTRIES.items()
+    }
+
+
+def rule_conflict(config: RunConfig) -> str | None:
+    """Return what the facts of the chosen rules do not go with, in one sentence without its full stop, or None."""
+    merge, rule, privacy = config.centroids.merge, config.aggregation.rule, config.privacy
+    facts = CENTROID_RULES.facts(merge)
+    if privacy.totals_only:
+        why = "privacy.secure-sum" if privacy.secure_sum else "privacy.noise-multiplier"
+        if HEAD_RULES.facts(rule).single_sites:
+            return (
+                f"aggregation.rule '{rule}' compares the heads of single sites, but with {why} the server knows "
+                "their total only; use 'mean'"
+            )
+        if facts.single_sites:
+            return (
+                f"centroids.merge '{merge}' compares the centroids of single sites, but with {why} the server knows "
+                "their total only; use 'lloyd'"
+            )
+        if privacy.noise_multiplier and facts.takes != "sums":
+            return f"centroids.merge '{merge}' sends centroids, for which there is no noise; use 'lloyd'"
+    if not config.facts.frozen_backbone:
+        return None
+    if not config.loss.facts.steps and facts.takes != "sums":
+        return (
+            f"loss.objective '{config.loss.objective}' needs centroids.merge 'lloyd', not '{merge}'; its sites send "
+            "sums, not centroids of their own"
+        )
+    if config.aggregation.keep_least_moved and facts.takes == "sums":
+        return (
+            f"aggregation.keep-least-moved goes by how far sites move the centroids, but with "
+            f"centroids.merge '{merge}' none moves them; set it to false, or choose another rule"
+        )
+    return None

@@ -1,4 +1,4 @@
-"""Interfaces of a task at the server: the task itself, and its part of one run.
+"""Interfaces of a task at the server, the registry of tasks, and settings checked by the run's own task.
 
 The loop, the strategy, checks of replies and the files of a run are the same for every task. A `ServerTask` has what
 commands need of it; a `Training` says where a run starts, what a site is sent, how its reply has to look, and how
@@ -7,10 +7,11 @@ replies become the next state.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -18,44 +19,56 @@ from common import wire
 from common.checkpoint import Checkpoint
 from common.data.classes import ClassTable
 from common.data.manifest import Shard
+from common.errors import UserError
+from common.registry import Registry
+from common.settings.load import load_config
+from common.settings.schema import RunConfig
+from common.settings.tasks import TaskFacts
+from server.settings.rules import check_names, conflict_of, rule_conflict
 from server.transport.reply_checks import Ask, ReplySchema
 
 if TYPE_CHECKING:
     # heavy (torch), and wanted by no command before it has begun to work
-    from common.settings.schema import RunConfig
     from server.evaluation.scorer import Scorer, Scoring
     from server.inference.base import Cluster, Predictor
 
 
-class ServerTask(Protocol):
+class ServerTask(ABC):
     """A task as commands see it; it holds nothing of any run."""
 
+    @abstractmethod
     def check_settings(self, config: RunConfig) -> None:
         """Raise `UserError` for settings that this task cannot honour, alone or together."""
 
-    def check_run(self, config: RunConfig, shards: Sequence[Shard]) -> None:
+    @abstractmethod
+    def check_run(self, config: RunConfig, shards: Sequence[Shard]) -> Path:
         """Raise `UserError` for what would stop a simulation; ``shards`` are what the sites train on.
 
-        Makes the run directory last.
+        Makes the run directory last, and returns it.
         """
 
     def unfinished(self, config: RunConfig) -> Path | None:
         """Return the file of a preparation that was stopped, where ``config.resume`` names one."""
+        return None
 
-    def begin_run(self, config: RunConfig, run_dir: Path, unfinished: Path | None) -> None:
+    def begin_run(self, config: RunConfig, run_dir: Path, unfinished: Path | None) -> None:  # noqa: B027
         """Check, before sites are greeted, that a run without a checkpoint can start; take over what is unfinished."""
 
+    @abstractmethod
     def scorer(self, config: RunConfig) -> Scorer:
         """Open the labelled shards that the server scores on."""
 
+    @abstractmethod
     def training(self, config: RunConfig, classes: ClassTable | None) -> Training:
-        """Return the task's part of a run; raises `UserError` for settings that it cannot honour."""
+        """Return the task's part of a run; raises `UserError` without what it needs."""
 
+    @abstractmethod
     def predictor(
         self, saved: Checkpoint, where: str, device: str, cluster: Cluster, site: str | None
     ) -> Predictor:
         """Return what segments images as a checkpoint says; ``where`` is its path, for messages."""
 
+    @abstractmethod
     def evaluate(self, saved: Checkpoint, where: str, shard: Shard, how: Scoring) -> dict[str, Any]:
         """Score a checkpoint on a labelled shard; returns fields of the record of ``evaluate --json``."""
 
@@ -69,58 +82,95 @@ class Saved:
     extra: wire.Arrays = field(default_factory=dict)
 
 
-class Training(Protocol):
-    """A task's part of one run. States are immutable."""
+class Training(ABC):
+    """A task's part of one run. States are immutable; methods that are not abstract do nothing by default."""
 
     @property
     def buffers_replies(self) -> bool:
         """Whether replies are so large that they wait on disk for the end of a round."""
+        return False
 
     @property
     def polish_passes(self) -> int:
         """How often all sites are asked for sums after the last round, to `polish` its state."""
+        return 0
 
+    @abstractmethod
     def initial(self, channels: int) -> Any:
         """Return the state that follows from the settings alone; ``channels`` as the sites report it."""
 
+    @abstractmethod
     def restore(self, checkpoint: Checkpoint) -> Any:
         """Return the state that a checkpoint holds."""
 
+    @abstractmethod
     def saved(self, state: Any) -> Saved:
         """Return what a checkpoint has to hold."""
 
     def prepare(self, state: Any, ask: Ask, names: list[str], run_dir: Path) -> Any:
         """Do what comes before the first round, once per run; resumed runs pass it by."""
+        return state
 
     def begin(self, state: Any, number: int, ask: Ask, names: list[str]) -> Any:
         """Return the state that a round starts from; ``names`` are the connected sites."""
+        return state
 
+    @abstractmethod
     def phase(self, number: int) -> str:
         """Return what the sites do in a round."""
 
     def greeting(self) -> wire.Options:
         """Return what a greeting tells the sites beside the settings."""
+        return {}
 
+    @abstractmethod
     def parts(self, state: Any, site: str, number: int, action: str) -> tuple[wire.Groups, wire.Options]:
         """Return the arrays and options that a site is sent."""
 
+    @abstractmethod
     def expect(self, state: Any, phase: str, weights_hash: str) -> ReplySchema:
         """Return how the reply to a round has to look."""
 
-    def expect_sums(self, state: Any, weights_hash: str) -> ReplySchema:
-        """Return how the reply to a request for sums has to look."""
-
+    @abstractmethod
     def expect_confusion(self, state: Any, classes: int) -> ReplySchema:
         """Return how the reply to a request for scores has to look."""
 
+    @abstractmethod
     def merge(self, state: Any, updates: Mapping[str, wire.Update], number: int) -> Any:
         """Return the state after a round of checked updates, at least one."""
 
+    def expect_sums(self, state: Any, weights_hash: str) -> ReplySchema:
+        """Return how the reply to a request for sums has to look; only where there are `polish_passes`."""
+        raise NotImplementedError
+
     def polish(self, state: Any, updates: Mapping[str, wire.Update]) -> Any:
         """Return the state after one more pass over checked sums, at least those of one site."""
+        raise NotImplementedError
 
-    def checkpointed(self, run_dir: Path) -> None:
+    def checkpointed(self, run_dir: Path) -> None:  # noqa: B027
         """Remove what the checkpoint that was just written takes the place of."""
 
+    @abstractmethod
     def summary(self) -> str:
         """Return in a line what the task will do."""
+
+
+SERVER_TASKS: Registry[type[ServerTask], TaskFacts] = Registry("task", "server.tasks")
+
+
+def task_of(config: RunConfig) -> ServerTask:
+    """Return the task of a run's settings."""
+    return SERVER_TASKS.get(config.task)()
+
+
+def load_settings(*layers: Mapping[str, Any]) -> RunConfig:
+    """Merge layers of settings as `load_config` does, and check what only the server asks.
+
+    That is: registered names, facts of the merge rules, and the rules of the run's task. Raises `UserError`.
+    """
+    config = load_config(*layers)
+    check_names(config)
+    if conflict := conflict_of(config) or rule_conflict(config):
+        raise UserError(f"The settings do not fit together: {conflict}.")
+    task_of(config).check_settings(config)
+    return config

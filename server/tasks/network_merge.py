@@ -6,6 +6,11 @@ cluster nobody answered for keeps its own (the published code resets it to the s
 names: as it sent them, kept on its behalf so that the run can be scored and resumed; the shared network has
 their mean over all sites that ever answered, not over those of the last round. Where all names are sites'
 own, training is local only, and the shared network stays where it started.
+
+Batch norm statistics can be pooled as if all images were in one place. While a network is trained over sites, its
+running statistics follow the last rounds' sites, and a mean of variances forgets that the sites' means differ. Once
+its weights are final, every site measures them on its own images, and the moments are pooled (law of total
+variance), as precise batch norm does on one data set (Wu and Johnson, "Rethinking Batch in BatchNorm", 2021).
 """
 
 from __future__ import annotations
@@ -19,7 +24,9 @@ from common.settings.schema import RunConfig
 from common.wire import Arrays, Update
 from server.aggregation.heads import aggregate, weighted_mean
 from server.aggregation.server_optimizers import server_step
-from server.states.network import Layout, NetworkState
+from server.states import Layout, NetworkState
+
+MEAN, VARIANCE = "running_mean", "running_var"
 
 
 def merge_networks(
@@ -47,7 +54,9 @@ def merge_networks(
     if layout.site:
         mine = only(sent, layout.site)
         private |= {
-            name: {key: np.array(value) for key, value in arrays.items()} for name, arrays in mine.items()
+            # copies: what was sent lies in a file that goes with the round
+            name: {key: np.array(value) for key, value in arrays.items()}
+            for name, arrays in mine.items()
         }
         if not layout.local_only:
             counts |= {name: weights[name] for name in mine}
@@ -64,6 +73,7 @@ def merge_shared(
     config: RunConfig,
 ) -> tuple[Arrays, Arrays]:
     """Return the shared arrays of the next state, and the server optimiser's memory."""
+    # nothing is shared: every site trains for itself
     if not next(iter(sent.values())):
         return {}, state.memory
     average = aggregate(sent, weights, config.aggregation).arrays
@@ -76,3 +86,48 @@ def merge_shared(
 def only(sent: Mapping[str, Arrays], keys: Collection[str]) -> dict[str, Arrays]:
     """Return what every site sent under some names."""
     return {name: {key: arrays[key] for key in sorted(keys)} for name, arrays in sent.items()}
+
+
+def pooled(sent: Mapping[str, Arrays], weights: Mapping[str, float], config: RunConfig) -> Arrays:
+    """Return mean and variance of all sites' activations, by name, from each site's: E[x^2] - E[x]^2.
+
+    Sites count by ``weights``; the rule that merges heads merges the two moments.
+    """
+    moments = {site: _moments(arrays) for site, arrays in sent.items()}
+    merged = aggregate(moments, weights, config.aggregation).arrays
+    found: Arrays = {}
+    for name, value in merged.items():
+        if name.endswith(VARIANCE):
+            mean = merged[name.removesuffix(VARIANCE) + MEAN]
+            value = np.maximum(value - mean**2, 0)  # a median of squares knows nothing of the median
+        found[name] = value.astype(np.float32)
+    return found
+
+
+def _moments(arrays: Arrays) -> Arrays:
+    wide = {name: value.astype(np.float64) for name, value in arrays.items()}
+    return {
+        name: value + wide[name.removesuffix(VARIANCE) + MEAN] ** 2 if name.endswith(VARIANCE) else value
+        for name, value in wide.items()
+    }
+
+
+def merge_statistics(
+    state: NetworkState,
+    updates: Mapping[str, Update],
+    weights: Mapping[str, float],
+    layout: Layout,
+    config: RunConfig,
+) -> NetworkState:
+    """Replace the running statistics by those of all sites, clusters' own by those of their sites."""
+    sent = {name: update.groups["statistics"] for name, update in updates.items()}
+    clustered = (layout.cluster if state.clusters else frozenset()) & layout.statistics
+    model = state.model | pooled(only(sent, layout.statistics - clustered), weights, config)
+    clusters = dict(state.clusters)
+    if clustered:
+        for cluster in clusters:
+            members = {name: arrays for name, arrays in sent.items() if state.cluster_of(name) == cluster}
+            if members:
+                clusters[cluster] = clusters[cluster] | pooled(only(members, clustered), weights, config)
+        model |= pooled(only(sent, clustered), weights, config)
+    return replace(state, model=model, clusters=clusters)

@@ -1,76 +1,182 @@
-"""Task `unsupervised`: a head on a frozen backbone and K semantic centroids, without labels.
-
-Hooks import what they need themselves: to check settings must not take the time of loading torch.
-"""
+"""Task `unsupervised`: a head on a frozen backbone and K semantic centroids, without labels."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from common import wire
+from common.checkpoint import Checkpoint, load_checkpoint, resumed_file
+from common.data.check import check_label_files, check_shard_fits
+from common.data.classes import ClassTable
+from common.data.manifest import Shard
+from common.losses.base import CLUSTERS, closed_form, round_kind
+from common.losses.extra_terms import build_objective
+from common.models.head import build_head, init_centroids, state_to_numpy
+from common.settings.schema import RunConfig
 from common.settings.tasks import TASK_FACTS
-from server.tasks.registry import SERVER_TASKS
-
-if TYPE_CHECKING:
-    from common.checkpoint import Checkpoint
-    from common.data.classes import ClassTable
-    from common.data.manifest import Shard
-    from common.settings.schema import RunConfig
-    from server.evaluation.scorer import Scorer, Scoring
-    from server.inference.base import Cluster, Predictor
-    from server.tasks.base import Training
+from common.system.progress import progress_line
+from server.centroids.base import CENTROID_RULES
+from server.evaluation.clusters import ClusterScorer, evaluate_clusters
+from server.evaluation.scorer import Scoring, evaluation_shard, known_classes, site_shards
+from server.inference.base import Cluster, Predictor
+from server.preflight import check_cached_features, check_resumable
+from server.run_dir import prepare_run_dir
+from server.settings.applicability import refuse_foreign
+from server.states import ModelState, private_groups
+from server.tasks.base import SERVER_TASKS, Saved, ServerTask, Training
+from server.tasks.unsupervised_merge import kmeans_pass, merge_round
+from server.transport.reply_checks import ReplySchema
 
 _FACTS = TASK_FACTS["unsupervised"]
 
 
 @SERVER_TASKS.register(_FACTS.name, summary=_FACTS.summary, facts=_FACTS)
-class UnsupervisedTask:
+class UnsupervisedTask(ServerTask):
     """See `server.tasks.base.ServerTask` for each hook."""
 
     def check_settings(self, config: RunConfig) -> None:
         """Refuse settings of other tasks; conflicts among its own are refused while settings are loaded."""
-        from server.settings.applicability import refuse_foreign
-
         refuse_foreign(config)
 
-    def check_run(self, config: RunConfig, shards: Sequence[Shard]) -> None:
-        """Check shards, features, weights and checkpoint."""
-        from server.preflight import check_cluster_run
+    def check_run(self, config: RunConfig, shards: Sequence[Shard]) -> Path:
+        """Check shards, features, weights and checkpoint.
 
+        Images are decoded only where no feature cache vouches for them, labels only those that score. The
+        backbone is loaded only where features are missing.
+        """
         self.check_settings(config)
-        check_cluster_run(config, shards)
+        for shard in shards:
+            check_shard_fits(shard, config)
+        known_classes(config)
+        checkpoint = load_checkpoint(config.resume) if config.resume else None
+        scored: list[Shard] = []
+        if config.eval.where == "sites" and config.eval.shard:
+            scored = site_shards(config, [shard.name for shard in shards])
+        elif (shard_of_server := evaluation_shard(config)) is not None:
+            scored = [shard_of_server]
+        channels, weights_hash = check_cached_features(config, [*shards, *scored])
+        for shard in scored:
+            check_label_files(shard, progress_line(f"checking labels of {shard.name}"))
+        if checkpoint is None:
+            return prepare_run_dir(config, None)
+        check_resumable(checkpoint, config, channels, weights_hash)
+        return prepare_run_dir(config, resumed_file(config.resume, checkpoint))
 
-    def unfinished(self, config: RunConfig) -> Path | None:
-        """Nothing comes before the first round that could be stopped."""
-        return None
-
-    def begin_run(self, config: RunConfig, run_dir: Path, unfinished: Path | None) -> None:
-        """Nothing to check or to take over."""
-
-    def scorer(self, config: RunConfig) -> Scorer:
+    def scorer(self, config: RunConfig) -> ClusterScorer:
         """Score clusters, matched to classes."""
-        from server.evaluation.clusters import ClusterScorer
-
         return ClusterScorer.open(config)
 
-    def training(self, config: RunConfig, classes: ClassTable | None) -> Training:
+    def training(self, config: RunConfig, classes: ClassTable | None) -> UnsupervisedTraining:
         """Train head and centroids; classes play no part."""
-        from server.tasks.unsupervised_training import UnsupervisedTraining
-
-        self.check_settings(config)
         return UnsupervisedTraining(config)
 
     def predictor(
         self, saved: Checkpoint, where: str, device: str, cluster: Cluster, site: str | None
     ) -> Predictor:
         """Segment by the shared head, or by that of a site which keeps its own."""
-        from server.inference.clusters import ClusterPredictor
+        from server.inference.clusters import ClusterPredictor  # a run never segments
 
         return ClusterPredictor(saved, where, device, cluster, site)
 
     def evaluate(self, saved: Checkpoint, where: str, shard: Shard, how: Scoring) -> dict[str, Any]:
         """Score clusters: of the shared model, of one site's, or of every site's by itself."""
-        from server.evaluation.clusters import evaluate_clusters
-
         return evaluate_clusters(saved, where, shard, how)
+
+
+@dataclass(frozen=True)
+class UnsupervisedTraining(Training):
+    """Arithmetic is in `unsupervised_merge`; see `server.tasks.base.Training` for the meaning of each part."""
+
+    config: RunConfig
+
+    @property
+    def polish_passes(self) -> int:
+        """Passes of exact spherical k-means for the final head, whatever rule merged the centroids so far."""
+        return self.config.centroids.polish_passes
+
+    def initial(self, channels: int) -> ModelState:
+        """Return head, centroids [K, D] and the objective's shared arrays as drawn from the seed."""
+        config = self.config
+        return ModelState(
+            head=state_to_numpy(build_head(channels, config.model, config.seed)),
+            centroids=init_centroids(config.model.clusters, config.model.dim, config.seed),
+            # a closed form has no steps, hence nothing to share beside the head
+            shared=state_to_numpy(build_objective(config, channels)) if config.loss.facts.steps else {},
+        )
+
+    def restore(self, checkpoint: Checkpoint) -> ModelState:
+        """Return the state of a checkpoint."""
+        return ModelState.from_arrays(checkpoint.head, checkpoint.centroids, checkpoint.extra)
+
+    def saved(self, state: ModelState) -> Saved:
+        """Return head, centroids, and the rest by name."""
+        return Saved(state.head, state.centroids, state.to_extra())
+
+    def phase(self, number: int) -> str:
+        """Return the work of a round."""
+        return round_kind(self.config, number)
+
+    def parts(
+        self, state: ModelState, site: str, number: int, action: str
+    ) -> tuple[wire.Groups, wire.Options]:
+        """Return the shared model, the site's own parts in their place.
+
+        Under ``keep-least-moved`` one site trains a model of its own, but counts and scores for the shared one:
+        what it sends is added to what the others found under that.
+        """
+        kept_aside = action != wire.TRAIN and not private_groups(self.config)
+        groups = state.shared_groups() if kept_aside else state.groups_for(site)
+        sends = CENTROID_RULES.facts(self.config.centroids.merge).takes
+        return groups, {"phase": self.phase(number), "sends": sends}
+
+    def expect(self, state: ModelState, phase: str, weights_hash: str) -> ReplySchema:
+        """Return the groups, names and shapes of a training reply."""
+        clusters, dim = state.centroids.shape
+        if phase == CLUSTERS:
+            return self.expect_sums(state, weights_hash)
+        closed = closed_form(self.config)
+        if closed is not None:
+            channels = state.head["linear.weight"].shape[1]
+            return ReplySchema({closed.kind: closed.shapes(channels)}, weights_hash)
+        shapes: dict[str, Mapping[str, tuple[int, ...]]] = {
+            "head": {key: value.shape for key, value in state.head.items()},
+            "centroids": {"centroids": (clusters, dim), "counts": (clusters,)},
+        }
+        if CENTROID_RULES.facts(self.config.centroids.merge).takes == "sums":
+            shapes |= self.expect_sums(state, weights_hash).shapes
+        if state.shared:
+            shapes["shared"] = {key: value.shape for key, value in state.shared.items()}
+        return ReplySchema(shapes, weights_hash)
+
+    def expect_sums(self, state: ModelState, weights_hash: str) -> ReplySchema:
+        """Return the shapes of a reply to one exact pass of k-means."""
+        clusters, dim = state.centroids.shape
+        sums: dict[str, tuple[int, ...]] = {
+            "sums": (clusters, dim),
+            "counts": (clusters,),
+            "cosines": (clusters,),
+        }
+        return ReplySchema({"sums": sums}, weights_hash)
+
+    def expect_confusion(self, state: ModelState, classes: int) -> ReplySchema:
+        """Return the shape of an evaluation reply: clusters by classes."""
+        return ReplySchema({"confusion": {"confusion": (len(state.centroids), classes)}})
+
+    def merge(self, state: ModelState, updates: Mapping[str, wire.Update], number: int) -> ModelState:
+        """Merge one round."""
+        return merge_round(state, updates, self.config, self.phase(number))
+
+    def polish(self, state: ModelState, updates: Mapping[str, wire.Update]) -> ModelState:
+        """Take one pass of exact k-means: sums went up, centroids go down."""
+        return kmeans_pass(state, updates, self.config, use_momentum=False)
+
+    def summary(self) -> str:
+        """Return objective and merge rules."""
+        c = self.config
+        return (
+            f"preset {c.preset}: {c.loss.objective} objective, share {c.centroids.share}, heads by "
+            f"{c.aggregation.rule} ({c.aggregation.weights}), centroids by {c.centroids.merge}"
+        )

@@ -15,7 +15,7 @@ from common.errors import UserError
 from common.losses.base import CLUSTERS, TRAIN, closed_form
 from common.settings.schema import Aggregation, RunConfig
 from common.wire import Arrays, Groups, Update
-from server.aggregation.heads import HEAD_RULES, aggregate, site_weight, weighted_mean
+from server.aggregation.heads import HEAD_RULES, aggregate, site_weights, weighted_mean
 from server.aggregation.server_optimizers import server_step
 from server.centroids.base import (
     CENTROID_RULES,
@@ -27,20 +27,11 @@ from server.centroids.base import (
     stack_sites,
 )
 from server.centroids.lloyd import merge_lloyd
-from server.states.unsupervised import ModelState, private_groups
+from server.states import ModelState, private_groups
 
 _OPTIMIZER = "optimizer/"
 _CENTROIDS = "centroids/"
 _PRIVATE_CENTROIDS = "own-centroids/"  # as in the checkpoints of version 0.1
-
-
-def weights_of(updates: Mapping[str, Update], config: RunConfig) -> dict[str, float]:
-    """Return each site's weight in the head average."""
-    how = config.aggregation.weights
-    return {
-        name: site_weight(how, int(update.facts["images"]), int(update.facts["batches"]))
-        for name, update in updates.items()
-    }
 
 
 def merge_round(
@@ -53,7 +44,8 @@ def merge_round(
     if phase != TRAIN:
         return solve(state, updates, config)
     merged = state
-    weights = weights_of(updates, config)
+    weights = site_weights(updates, config.aggregation)
+    # head and centroids have rules of their own; neither applies where sites keep the part to themselves
     if "head" not in private:
         merged = merge_heads(merged, updates, weights, config)
     if "centroids" not in private:
@@ -100,6 +92,7 @@ def private_parts(update: Update, groups: Iterable[str]) -> Groups:
     """Return the parts of an update that its site goes on with by itself; not every objective has ``shared``."""
     parts: Groups = {group: dict(update.groups[group]) for group in groups if group in update.groups}
     if "centroids" in parts:
+        # counts are of this round, not of the model
         del parts["centroids"]["counts"]
     return parts
 

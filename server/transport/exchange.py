@@ -1,26 +1,59 @@
 """One exchange with sites: address a message to each, send them, wait, and check every reply.
 
-Rounds, scores, polish passes, styles and each step of secure aggregation go this way.
+Rounds, scores, polish passes, styles and each step of secure aggregation go this way. Large replies wait in files
+until a round is over: the mean over sites is taken in the order of their names, so the first may wait for the last.
 """
 
 from __future__ import annotations
 
 import logging
+import tempfile
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from common import wire
+from common.errors import UserError
 from common.settings.load import to_wire
 from common.settings.schema import RunConfig
-from server.transport.disk_buffer import buffered
-from server.transport.link import Link, Outcome
 from server.transport.registry import SiteRegistry
 from server.transport.reply_checks import ReplySchema, read_update, sanitize
+from server.transport.retrying_link import Link, Outcome
 
 if TYPE_CHECKING:
     from flwr.app import Message
+
+
+# Bytes: arrays start at multiples of it, so that numpy may view them in place.
+ALIGNED = 16
+
+
+def buffered(update: wire.Update, folder: Path) -> wire.Update:
+    """Return the update with arrays that lie in a file of ``folder``, read-only; raises `UserError` on a full disk."""
+    found = [(name, key, array) for name, arrays in update.groups.items() for key, array in arrays.items()]
+    groups: wire.Groups = {name: {} for name in update.groups}
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            places = []
+            for _, _, array in found:
+                file.write(bytes(-file.tell() % ALIGNED))
+                places.append(file.tell())
+                file.write(np.ascontiguousarray(array).data)
+            file.flush()
+            # the file has no name, so that nothing is left of it whatever ends the run
+            pages = np.memmap(file, dtype=np.uint8, mode="r") if file.tell() else np.zeros(0, np.uint8)
+    except OSError as error:
+        raise UserError(
+            f"Cannot keep an answer of site {update.site} in {folder}: {error.strerror or error}; free some space and "
+            "go on with resume."
+        ) from error
+    for (name, key, array), place in zip(found, places, strict=True):
+        groups[name][key] = pages[place : place + array.nbytes].view(array.dtype).reshape(array.shape)
+    return replace(update, groups=groups)
+
 
 log = logging.getLogger(__name__)
 
@@ -98,6 +131,7 @@ class Exchange:
     def address(self, payloads: Iterable[tuple[str, Payload]], action: str, number: int) -> list[Message]:
         """Return one message per site; arrays that go to several sites are encoded once."""
         settings = to_wire(self.config)
+        # a shared network is encoded once, whoever many sites get it
         encoded: wire.Encoded = {}
         messages = []
         for name, payload in payloads:
@@ -118,6 +152,7 @@ class Exchange:
             name = names[node]
             found.bytes_down[name] = outcome.bytes_down
             if outcome.content is None:
+                # its reason may hold a site's own words
                 found.quarantined[name] = sanitize(str(outcome.error))
                 continue
             found.bytes_up[name] = wire.payload_bytes(outcome.content)

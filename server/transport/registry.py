@@ -15,17 +15,21 @@ from typing import TYPE_CHECKING
 from common import wire
 from common.settings.load import to_wire
 from common.settings.schema import RunConfig
-from server.transport.link import Link, Outcome, paired
 from server.transport.reply_checks import sanitize
+from server.transport.retrying_link import Link, Outcome, paired
 
 if TYPE_CHECKING:
     from flwr.app import Message
 
+# A greeting is a few words; whatever is larger is no greeting.
 HELLO_LIMIT_BYTES = 1 << 16
+
+# What merging and scoring may add to the time between two looks for answers to greetings.
 HEARING_SECONDS = 60.0
-"""What merging and scoring may add to the time between two looks for answers to greetings."""
+
+# What a site may call itself: its name becomes a part of keys in checkpoints and of lines in the log.
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-"""What a site may call itself: its name becomes a part of keys in checkpoints and of lines in the log."""
+# Characters: of a name in the log.
 LONGEST_LABEL = 100
 
 
@@ -118,6 +122,7 @@ class SiteRegistry:
     def _strangers(self, nodes: set[int]) -> list[int]:
         """Return the nodes that a greeting may make sites, in a fixed order."""
         known = {info.node_id for info in self.sites.values()} | set(self._greeted)
+        # as long as its name is taken, asking again changes nothing
         barred = {node for node, refusal in self._refusals.items() if refusal.taken in self.sites}
         return sorted(nodes - known - barred)
 
@@ -150,6 +155,7 @@ class SiteRegistry:
             return
         sent = [greeting.message for greeting in self._greeted.values()]
         answers = dict(paired(sent, link.collect(sent, seconds), link.deadline_seconds))
+        # where keys are registered under names, a site cannot call itself otherwise
         registered = link.registered_names()
         now = time.monotonic()
         for node in sorted(answers):
@@ -183,6 +189,7 @@ class SiteRegistry:
         if name in self.sites:
             taken = f"another node already calls itself {name}; give every site a name of its own"
             return Refusal(f"{name} (node {node_id})", taken, taken=name)
+        # a site that cannot take part says why
         if "error" in update.facts:
             return Refusal(name, str(update.facts["error"]))
         numbers = {key: update.facts.get(key) for key in ("images", "channels", "grid-height", "grid-width")}
@@ -198,6 +205,7 @@ class SiteRegistry:
             return
         votes = Counter(info.weights_hash for info in self.sites.values())
         most = max(votes.values())
+        # the server's own model decides; without one, most sites do, of equals the first by hash
         common = self.server_weights_hash or min(h for h, count in votes.items() if count == most)
         for name, info in list(self.sites.items()):
             if info.weights_hash != common:

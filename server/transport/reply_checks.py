@@ -4,18 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import numpy as np
 
 from common import wire
 
+# Header of a serialized array, generously.
 SLACK_BYTES = 4096
+# Far above any data set, far below what a sum of int64 overflows at.
 MOST_IMAGES = 1 << 40
+
+# Groups that are averaged by rules which expect one type.
 _TRAINED = frozenset({"head", "centroids", "shared", "weights", "statistics"})
-"""Groups that are averaged by rules which expect one type."""
+
+# Groups that come with the numbers by which their site is weighed.
 _MODELS = ("head", "weights", "statistics")
-"""Groups that come with the numbers by which their site is weighed."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,7 @@ class ReplySchema:
     @property
     def limit_bytes(self) -> int:
         """The largest array that may come, in bytes as serialised; checked before it is decoded."""
+        # float64 or int64 at most
         sizes = [8 * int(np.prod(shape)) for arrays in self.shapes.values() for shape in arrays.values()]
         return max(sizes, default=0) + SLACK_BYTES
 
@@ -62,6 +67,7 @@ class ReplySchema:
                     return f"'{name}/{key}' has shape {value.shape}, expected {shape}"
                 if not np.isfinite(value).all():
                     return f"'{name}/{key}' holds NaN or infinity"
+        # what nobody asked for might hold images
         if extra := sorted(set(update.groups) - set(self.shapes)):
             return f"unexpected group '{extra[0][:40]}'"
         return _impossible(update)
@@ -90,6 +96,7 @@ def _impossible(update: wire.Update) -> str | None:
     sums = update.groups.get("sums")
     if sums is not None:
         lengths = np.linalg.norm(sums["sums"].astype(np.float64), axis=1)
+        # the slack is that of float16 on the wire
         if (lengths > sums["counts"] * (1 + 1e-3) + 1e-6).any():
             return "'sums/sums' is longer than as many unit codes can be"
     return None
@@ -107,10 +114,6 @@ def read_update(content: object, expectation: ReplySchema) -> tuple[wire.Update 
     return (None, fault) if fault else (update, None)
 
 
-if TYPE_CHECKING:
-    pass
-
-
 class Ask(Protocol):
     """Sends one action to named sites and returns what came back well-formed, by name."""
 
@@ -118,6 +121,7 @@ class Ask(Protocol):
         """See the class."""
 
 
+# Characters of a reason in log, metrics and report.
 LONGEST = 400
 
 

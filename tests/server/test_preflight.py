@@ -22,11 +22,12 @@ from common.data.manifest import read_shard
 from common.errors import UserError
 from common.settings.schema import RunConfig
 from server.evaluation.networks import NetworkScorer
-from server.evaluation.shards import evaluation_shard, evaluation_shards
+from server.evaluation.scorer import evaluation_shard, evaluation_shards
 from server.loop.run import run
-from server.preflight import check_source, check_start, least_side, need_classes, scored_shards
+from server.preflight import need_classes, scored_shards
 from server.settings.network_rules import check_clusters, refuse_conflicts, refuse_other_form
 from server.simulate import check_run
+from server.tasks.adaptation import check_source, check_start, least_side
 from tests.support.federation import local_grid, network_config
 from tests.support.small_network import small_network
 
@@ -402,7 +403,7 @@ def test_sites_that_form_no_clusters_end_a_run_before_it_pretrains(
     def pretrained(*_: object) -> None:
         raise AssertionError("hours went by")
 
-    monkeypatch.setattr("server.tasks.adaptation_training.pretrained_model", pretrained)
+    monkeypatch.setattr("server.tasks.adaptation.pretrained_model", pretrained)
     given: dict[str, Any] = {"task": "adaptation", "clusters__layers": "bn", "clusters__exact": 9}
     with pytest.raises(UserError, match=r"clusters\.exact is 9 and needs 9 sites, but there are 4"):
         run(local_grid(4), network_config(scenes, tmp_path, **given))

@@ -21,7 +21,7 @@ from common.models.networks.deeplab import DeepLab
 from common.settings.load import load_config
 from common.styles.clusters import StyleClusters
 from common.styles.style import extract_style
-from server.states.network import NetworkState
+from server.states import NetworkState
 
 SYNTHETIC = load_table("synthetic")
 

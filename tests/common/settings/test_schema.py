@@ -21,7 +21,7 @@ from common.settings.load import (
     unflatten,
 )
 from common.settings.schema import RunConfig, flatten
-from server.tasks.registry import load_settings
+from server.tasks.base import load_settings
 from tests.conftest import ROOT
 
 

@@ -23,7 +23,7 @@ from common.styles.style import extract_style
 from common.wire import Arrays
 from server.adaptation.pretrain import STYLES_PICTURE, load_pretrained, pretrained_model, source_shard
 from server.adaptation.styles import wants_styles
-from server.tasks.adaptation_training import AdaptationTraining
+from server.tasks.adaptation import AdaptationTraining
 from tests.support.federation import network_config
 from tests.support.small_network import small_network
 from tests.support.training import train_anew

@@ -389,7 +389,10 @@ def test_resuming_skips_the_pictures_that_were_decoded_before(
 ) -> None:
     stop(settings(scenes, tmp_path), tmp_path / "run", 2)
     looked: list[str] = []
-    monkeypatch.setattr("server.preflight.refuse_faulty", lambda shard, labels: looked.append(shard.name))
+    for task in ("supervised", "adaptation"):
+        monkeypatch.setattr(
+            f"server.tasks.{task}.refuse_faulty", lambda shard, labels: looked.append(shard.name)
+        )
     check_run(settings(scenes, tmp_path, eval__shard=""))
     assert "eval" in looked
     looked.clear()

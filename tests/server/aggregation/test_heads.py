@@ -12,12 +12,13 @@ import pytest
 
 from common.errors import UserError
 from common.settings.schema import Aggregation
+from common.wire import Update
 from server.aggregation.heads import (
     HEAD_RULES,
     Aggregate,
     aggregate,
     krum_scores,
-    site_weight,
+    site_weights,
     weighted_mean,
 )
 
@@ -131,9 +132,9 @@ def test_nothing_to_average_is_refused() -> None:
 
 
 def test_weights_of_a_site() -> None:
-    assert site_weight("images", 17, 3) == 17
-    assert site_weight("batches", 17, 3) == 3
-    assert site_weight("uniform", 17, 3) == 1
+    sent = {"a": Update("a", "", facts={"images": 17, "batches": 3})}
+    for how, weight in (("images", 17), ("batches", 3), ("uniform", 1)):
+        assert site_weights(sent, Aggregation(weights=how)) == {"a": weight}
 
 
 # --- robust rules -----------------------------------------------------------------------------------------

@@ -22,7 +22,7 @@ from server.commands.evaluate import evaluate_checkpoint, evaluation_text
 from server.commands.probe import probe_checkpoint
 from server.commands.segment import segment
 from server.evaluation.networks import NetworkScorer, set_fields
-from server.states.network import NetworkState
+from server.states import NetworkState
 from tests.support.checkpoints import write_checkpoint
 
 SYNTHETIC = load_table("synthetic")

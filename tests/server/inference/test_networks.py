@@ -15,7 +15,7 @@ from common.evaluation.crf import refine_logits
 from common.evaluation.overlay import Bytes
 from common.settings.load import load_config
 from server.inference.networks import NetworkPredictor, assemble_network
-from server.states.network import NetworkState
+from server.states import NetworkState
 from tests.support.checkpoints import write_network_checkpoint
 
 SYNTHETIC = load_table("synthetic")

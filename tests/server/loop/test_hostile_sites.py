@@ -18,7 +18,7 @@ from common.settings.unsupervised import Centroids
 from common.wire import Update
 from server.aggregation.heads import aggregate
 from server.centroids.base import SiteRows, directions, merge_centroids
-from server.states.unsupervised import ModelState
+from server.states import ModelState
 from server.tasks.unsupervised_merge import kmeans_pass
 
 CLASSES, CHANNELS, DIM, SITES = 6, 24, 16, 9

@@ -27,8 +27,8 @@ from common.seeds import derive
 from common.settings.network import Transforms
 from common.wire import Arrays
 from server.loop.run import run
-from server.states.network import EVERYONE, NetworkState
-from server.tasks.registry import task_of
+from server.states import EVERYONE, NetworkState
+from server.tasks.base import task_of
 from tests.support.federation import local_grid, network_config
 from tests.support.local_grid import Answer, LocalGrid
 from tests.support.small_network import small_network

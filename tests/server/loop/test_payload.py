@@ -10,7 +10,7 @@ from common import wire
 from common.clustering.spectral import PatchScatter
 from common.models.head import build_head, init_centroids, state_to_numpy
 from common.settings.load import load_config, to_wire
-from server.states.unsupervised import ModelState
+from server.states import ModelState
 from tests.support.local_grid import set_identity
 
 VIT_SMALL = 384

@@ -13,7 +13,7 @@ import pytest
 
 from common.checkpoint import checkpoint_path, load_checkpoint
 from common.errors import UserError
-from server.loop import record, rounds
+from server.loop import rounds
 from server.loop.run import run
 from tests.conftest import ROOT
 from tests.support.federation import local_grid, tiny_config
@@ -59,7 +59,7 @@ def test_no_moment_of_the_end_of_a_round_loses_what_was_acknowledged(
     place: str,
     cut_round: int,
 ) -> None:
-    real, calls = getattr(record, place), []
+    real, calls = getattr(rounds, place), []
 
     def cut(*arguments: Any) -> Any:
         calls.append(place)
@@ -67,10 +67,10 @@ def test_no_moment_of_the_end_of_a_round_loses_what_was_acknowledged(
             raise PowerCut
         return real(*arguments)
 
-    monkeypatch.setattr(record, place, cut)
+    monkeypatch.setattr(rounds, place, cut)
     with pytest.raises(PowerCut):
         start(scenes, tmp_path / "run", checkpoint__keep=2)
-    monkeypatch.setattr(record, place, real)
+    monkeypatch.setattr(rounds, place, real)
     kept = lines(tmp_path / "run")
     assert same(kept, whole[: len(kept)]) and len(kept) >= cut_round - 1
     for line in kept[-2:]:  # all that the setting keeps
@@ -101,7 +101,7 @@ def test_a_run_that_went_back_never_goes_on_from_its_former_future(
     def cut(*_: Any) -> str:
         raise PowerCut
 
-    monkeypatch.setattr(record, "keep_checkpoint", cut)
+    monkeypatch.setattr(rounds, "keep_checkpoint", cut)
     with pytest.raises(PowerCut):
         start(scenes, run_dir, resume=str(checkpoint_path(run_dir, 1)), local__steps=3)
     assert load_checkpoint(run_dir).round == 1
@@ -134,7 +134,7 @@ def test_two_servers_do_not_write_to_one_directory(tmp_path: Path, scenes: Path)
 def test_a_full_disk_ends_the_run_with_a_sentence_and_it_can_go_on(
     tmp_path: Path, scenes: Path, whole: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch, place: str
 ) -> None:
-    real = getattr(record, place)
+    real = getattr(rounds, place)
     calls: list[int] = []
 
     def full(*arguments: Any) -> Any:
@@ -143,7 +143,7 @@ def test_a_full_disk_ends_the_run_with_a_sentence_and_it_can_go_on(
             raise OSError(errno.ENOSPC, "No space left on device")
         return real(*arguments)
 
-    monkeypatch.setattr(record, place, full)
+    monkeypatch.setattr(rounds, place, full)
     with pytest.raises(UserError, match=r"No space left on device; free some space, then go on with resume="):
         start(scenes, tmp_path / "run")
     assert "the run ends: Cannot write to" in (tmp_path / "run" / "log.txt").read_text()

@@ -8,7 +8,7 @@ import pytest
 from common.clustering.spectral import PatchScatter, separating_projection
 from common.losses.spectral import RELEASE_SCALES
 from common.settings.schema import Privacy, RunConfig
-from server.privacy.noisy_totals import NoisyTotal, clean_groups, clean_sums
+from server.privacy.totals import NoisyTotal, clean_groups, clean_sums
 
 RNG = np.random.default_rng(0)
 

@@ -8,7 +8,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from server.report.charts import (
+from server.report.render import (
     SERIES_COLOURS,
     apart,
     bar_chart,
@@ -16,8 +16,8 @@ from server.report.charts import (
     dot_plot,
     frequency_chart,
     line_chart,
+    percent,
 )
-from server.report.render import percent
 
 SVG = "{http://www.w3.org/2000/svg}"
 EVIL = "a & <b> $x_1$ \x07\"'"

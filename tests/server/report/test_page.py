@@ -19,8 +19,7 @@ from common.settings.load import load_config
 from server.report.compare import compare, comparison_text
 from server.report.data import confusion_shares, read_run
 from server.report.methods import group
-from server.report.page import write_report
-from server.report.pictures import contact_sheet, write_pictures
+from server.report.page import contact_sheet, write_pictures, write_report
 from server.report.render import byte_text, mean_and_spread
 
 TABLE = ClassTable("toy", ("sky", "road & <path>", "car"), ((1, 2, 3), (40, 50, 60), (200, 100, 0)))
@@ -93,7 +92,9 @@ def test_labelled_run(tmp_path: Path) -> None:
     run = make_run(tmp_path)
     image, prediction = np.zeros((8, 12, 3), np.uint8), np.zeros((8, 12), np.uint8)
     for number in (1, 3):
-        write_pictures(run, number, [image], [prediction], [prediction], TABLE, MAPPING)
+        write_pictures(
+            run, number, contact_sheet([image], [prediction], [prediction], TABLE, MAPPING, len(MAPPING))
+        )
     path = write_report(run)
     assert path == run / "report.html"
     page = Page(path.read_text())
@@ -135,7 +136,8 @@ def test_what_others_chose_is_text_wherever_it_stands(tmp_path: Path) -> None:
 
 def test_unlabelled_run_shows_label_free_figures(tmp_path: Path) -> None:
     run = make_run(tmp_path, labelled=False)
-    write_pictures(run, 3, [np.zeros((8, 12, 3), np.uint8)], [np.ones((8, 12), np.uint8)], None, None, None)
+    sheet = contact_sheet([np.zeros((8, 12, 3), np.uint8)], [np.ones((8, 12), np.uint8)], None, None, None, 2)
+    write_pictures(run, 3, sheet)
     page = Page(write_report(run).read_text())
     assert "no labels" in page.words
     assert "Mean cosine to the centroid" in page.words
@@ -287,16 +289,16 @@ def test_contact_sheet_columns_and_colours(tmp_path: Path) -> None:
     image = np.zeros((40, 60, 3), np.uint8)
     prediction = np.full((40, 60), 3, np.uint8)
     truth = np.full((40, 60), 255, np.uint8)
-    sheet = contact_sheet([image], [prediction], [truth], TABLE, MAPPING)
+    sheet = contact_sheet([image], [prediction], [truth], TABLE, MAPPING, len(MAPPING))
     pixels = sheet.reshape(-1, 3)
     assert (pixels == np.array([148, 74, 0])).all(
         axis=1
     ).sum() > 10_000  # 0.74 x the colour of 'car' on black
-    two = contact_sheet([image, image], [prediction, prediction], None, None, None)
+    two = contact_sheet([image, image], [prediction, prediction], None, None, None, 4)
     assert two.shape[1] < sheet.shape[1]
     assert two.shape[0] > sheet.shape[0]
     with pytest.raises(ValueError, match="expected as many"):
-        contact_sheet([image], [], None, None, None)
-    path = write_pictures(tmp_path, 7, [image], [prediction], None, None, None)
+        contact_sheet([image], [], None, None, None, 4)
+    path = write_pictures(tmp_path, 7, two)
     assert path == tmp_path / "pictures" / "round-0007.png"
     assert Image.open(path).width == two.shape[1]

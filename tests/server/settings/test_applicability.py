@@ -18,7 +18,7 @@ from server.settings.applicability import (
     tasks_of,
 )
 from server.simulate import check_run
-from server.tasks.registry import task_of
+from server.tasks.base import task_of
 from tests.support.federation import tiny_config
 
 TASKS: tuple[str, ...] = get_args(RunConfig.model_fields["task"].annotation)

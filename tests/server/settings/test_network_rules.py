@@ -9,7 +9,7 @@ import pytest
 from common.errors import UserError
 from common.settings.schema import RunConfig
 from server.settings.network_rules import network_plan
-from server.tasks.registry import load_settings
+from server.tasks.base import load_settings
 
 
 @pytest.mark.parametrize(

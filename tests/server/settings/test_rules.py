@@ -9,7 +9,7 @@ import pytest
 from common.errors import UserError
 from common.settings.load import from_wire, load_config, to_wire
 from server.settings.rules import conflict_of
-from server.tasks.registry import load_settings
+from server.tasks.base import load_settings
 
 STEPS = {"preset": "fuss-ref"}
 KEEPER = {"aggregation.keep-least-moved": True}

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from common.errors import UserError
-from server.tasks.registry import load_settings
+from server.tasks.base import load_settings
 
 STEPS = {"preset": "fuss-ref"}
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from common.settings.load import load_config
-from server.states.unsupervised import ModelState, private_groups
+from server.states import ModelState, private_groups
 
 HEAD = {"linear.weight": np.ones((2, 3), np.float32)}
 OWN = {"linear.weight": np.full((2, 3), 7, np.float32)}

@@ -12,7 +12,7 @@ from common.settings.load import load_config
 from common.styles.clusters import StyleClusters
 from common.wire import Arrays, Update
 from server.adaptation.teachers import update_teachers
-from server.states.network import EVERYONE, Layout, NetworkState
+from server.states import EVERYONE, Layout, NetworkState
 from server.tasks.network_merge import merge_networks
 
 LAYOUT = Layout(

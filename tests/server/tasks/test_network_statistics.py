@@ -10,8 +10,8 @@ import pytest
 from common.settings.load import load_config
 from common.styles.clusters import StyleClusters
 from common.wire import Arrays, Update
-from server.states.network import Layout, NetworkState
-from server.tasks.network_statistics import merge_statistics, pooled
+from server.states import Layout, NetworkState
+from server.tasks.network_merge import merge_statistics, pooled
 
 LAYOUT = Layout(parameters=frozenset({"conv"}), statistics=frozenset({"bn.running_mean", "bn.running_var"}))
 

@@ -11,8 +11,8 @@ from common.features.source import Features
 from common.losses.spectral import axis_directions
 from common.settings.load import load_config
 from common.wire import Update
-from server.states.unsupervised import ModelState
-from server.tasks.registry import load_settings
+from server.states import ModelState
+from server.tasks.base import load_settings
 from server.tasks.unsupervised_merge import solve
 
 GRID = (4, 5)

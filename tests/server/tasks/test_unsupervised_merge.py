@@ -11,9 +11,9 @@ import pytest
 from common import wire
 from common.settings.load import load_config
 from common.settings.schema import RunConfig
-from server.states.unsupervised import ModelState
+from server.states import ModelState
+from server.tasks.unsupervised import UnsupervisedTraining
 from server.tasks.unsupervised_merge import kmeans_pass, merge_round
-from server.tasks.unsupervised_training import UnsupervisedTraining
 
 F32 = np.float32
 START = ModelState(

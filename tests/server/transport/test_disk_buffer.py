@@ -16,11 +16,10 @@ from flwr.clientapp import ClientApp
 
 from common import wire
 from common.settings.load import load_config
-from server.transport.disk_buffer import buffered
-from server.transport.exchange import Exchange, Payload
-from server.transport.link import Link, paired
+from server.transport.exchange import Exchange, Payload, buffered
 from server.transport.registry import SiteInfo, SiteRegistry
 from server.transport.reply_checks import ReplySchema
+from server.transport.retrying_link import Link, paired
 from tests.support.local_grid import LocalGrid, set_identity
 
 F32 = np.float32

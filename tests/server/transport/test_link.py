@@ -12,10 +12,9 @@ import pytest
 from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-import server.transport.retry
+import server.transport.retrying_link
 from common import wire
-from server.transport.link import Link, paired, time_to_live
-from server.transport.retry import rest_seconds
+from server.transport.retrying_link import Link, paired, rest_seconds, time_to_live
 from tests.support.local_grid import LocalGrid
 
 
@@ -112,13 +111,13 @@ def stuck(grid: LocalGrid, monkeypatch: pytest.MonkeyPatch, index: int) -> threa
         return real(ids)
 
     monkeypatch.setattr(grid, "pull_messages", hanging)
-    monkeypatch.setattr(server.transport.retry, "PATIENCE_SECONDS", 0.05)
+    monkeypatch.setattr(server.transport.retrying_link, "PATIENCE_SECONDS", 0.05)
     return free
 
 
 def test_an_answer_that_never_comes_whole_keeps_nobody_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     grid = make_grid(3)
-    monkeypatch.setattr(server.transport.retry, "GRACE_SECONDS", 0.1)
+    monkeypatch.setattr(server.transport.retrying_link, "GRACE_SECONDS", 0.1)
     free = stuck(grid, monkeypatch, 0)
     sent, began = tasks(grid), time.monotonic()
     replies = Link(grid, 0.5, 0.01).replies(sent)
@@ -146,8 +145,8 @@ def test_an_answer_that_began_before_the_deadline_may_end_a_little_later(
 def test_however_many_calls_hang_the_end_is_near(monkeypatch: pytest.MonkeyPatch) -> None:
     grid, free = make_grid(30), threading.Event()
     monkeypatch.setattr(grid, "pull_messages", lambda ids: free.wait(60) and [])
-    monkeypatch.setattr(server.transport.retry, "PATIENCE_SECONDS", 0.3)  # 9 s for all of them
-    monkeypatch.setattr(server.transport.retry, "GRACE_SECONDS", 0.3)
+    monkeypatch.setattr(server.transport.retrying_link, "PATIENCE_SECONDS", 0.3)  # 9 s for all of them
+    monkeypatch.setattr(server.transport.retrying_link, "GRACE_SECONDS", 0.3)
     sent, began = tasks(grid), time.monotonic()
     replies = list(Link(grid, 0.2, 0.01).replies(sent))
     assert time.monotonic() - began < 4
@@ -170,7 +169,7 @@ def test_an_answer_from_between_the_last_two_looks_counts(monkeypatch: pytest.Mo
     replies = list(Link(grid, deadline, 0.01).replies(sent))
     assert len(looks) == 2 and time.monotonic() - began > deadline
     assert [wire.site_of(reply.content) for reply in replies] == ["n1"]
-    assert time_to_live(deadline) > deadline + server.transport.retry.GRACE_SECONDS
+    assert time_to_live(deadline) > deadline + server.transport.retrying_link.GRACE_SECONDS
 
 
 def test_answers_that_are_there_in_the_end_count_however_slow_each_is(
@@ -184,7 +183,9 @@ def test_answers_that_are_there_in_the_end_count_however_slow_each_is(
         return real(ids)
 
     monkeypatch.setattr(grid, "pull_messages", slow)
-    monkeypatch.setattr(server.transport.retry, "GRACE_SECONDS", 2.0)  # for twenty of them, one after another
+    monkeypatch.setattr(
+        server.transport.retrying_link, "GRACE_SECONDS", 2.0
+    )  # for twenty of them, one after another
     replies = list(Link(grid, 0.0, 0.01).replies(tasks(grid)))
     assert sorted(str(wire.site_of(reply.content)) for reply in replies if not reply.has_error()) == sorted(
         f"n{node}" for node in range(1, 37)
@@ -193,7 +194,7 @@ def test_answers_that_are_there_in_the_end_count_however_slow_each_is(
 
 def test_what_cannot_be_asked_for_now_is_collected_later(monkeypatch: pytest.MonkeyPatch) -> None:
     grid = make_grid(2)
-    monkeypatch.setattr(server.transport.retry, "GRACE_SECONDS", 0.5)
+    monkeypatch.setattr(server.transport.retrying_link, "GRACE_SECONDS", 0.5)
     free = stuck(grid, monkeypatch, 0)
     link, sent = Link(grid, 60, 0.01), tasks(grid)
     link.send(sent)
@@ -245,7 +246,7 @@ def test_trouble_that_lasts_and_refusals_are_raised(
         raise trouble(code)
 
     monkeypatch.setattr(grid, "pull_messages", failing)
-    monkeypatch.setattr(server.transport.retry, "TROUBLE_SECONDS", seconds)
+    monkeypatch.setattr(server.transport.retrying_link, "TROUBLE_SECONDS", seconds)
     with pytest.raises(httpx.HTTPStatusError):
         list(Link(grid, 5, 0.01).replies(tasks(grid)))
 

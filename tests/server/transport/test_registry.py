@@ -11,8 +11,8 @@ from flwr.clientapp import ClientApp
 
 from common import wire
 from common.settings.load import load_config
-from server.transport.link import Link
 from server.transport.registry import HEARING_SECONDS, SiteRegistry
+from server.transport.retrying_link import Link
 from tests.support.local_grid import LocalGrid
 
 HASH = "ab" * 32

@@ -12,9 +12,9 @@ from flwr.clientapp import ClientApp
 from common import wire
 from common.settings.load import load_config
 from server.transport.exchange import Exchange, Payload
-from server.transport.link import Link
 from server.transport.registry import SiteInfo, SiteRegistry
 from server.transport.reply_checks import LONGEST, ReplySchema, sanitize
+from server.transport.retrying_link import Link
 from tests.support.local_grid import LocalGrid
 
 

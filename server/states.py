@@ -1,8 +1,8 @@
-"""The state of a run of whole networks, which the server holds between rounds, and what of it each site gets.
+"""The states of runs, which the server holds between rounds, and what of them each site gets.
 
-One flat dict holds the network by state-dict name. Every name belongs to one of three: shared by all, a
-cluster's own, or a site's own. The shared dict holds all of them: for names that are not shared it has the
-mean over their owners, which is what a newcomer gets.
+`NetworkState` is a whole network as one flat dict by state-dict name. Every name belongs to one of three: shared by
+all, a cluster's own, or a site's own. The shared dict holds all of them: for names that are not shared it has the
+mean over their owners, which is what a newcomer gets. `ModelState` is a head with centroids.
 """
 
 from __future__ import annotations
@@ -12,11 +12,12 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from common.settings.schema import RunConfig
 from common.styles.clusters import StyleClusters
-from common.wire import Arrays
+from common.wire import Arrays, Groups
 
+# The teacher of sites that belong to no cluster.
 EVERYONE = "all"
-"""The teacher of sites that belong to no cluster."""
 
 
 @dataclass(frozen=True)
@@ -94,6 +95,7 @@ class NetworkState:
         extra |= {f"memory/{key}": value for key, value in self.memory.items()}
         extra |= {f"weight/{name}": np.array(value, dtype=np.float64) for name, value in self.weights.items()}
         extra |= {f"trained/{name}": np.array(count, dtype=np.int64) for name, count in self.trained.items()}
+        # counts travel as arrays: a checkpoint holds nothing else
         extra["averaged"] = np.array(self.averaged, dtype=np.int64)
         named = [("cluster", str(key), arrays) for key, arrays in self.clusters.items()]
         named += [("site", name, arrays) for name, arrays in self.private.items()]
@@ -141,3 +143,65 @@ class NetworkState:
         return replace(
             self, grouping=grouping, clusters={cluster: dict(start) for cluster in range(grouping.k)}
         )
+
+
+@dataclass(frozen=True)
+class ModelState:
+    """The shared model, the sites' private parts, and the server's memory.
+
+    ``centroids`` is [K, D]. ``private`` holds, by site name, the groups that are not shared (see `private_groups`):
+    the server keeps them on the sites' behalf, so that a run can be scored and resumed.
+    ``memory`` is whatever an aggregation rule remembers (optimizer moments, momentum of the sums).
+    """
+
+    head: Arrays
+    centroids: np.ndarray
+    shared: Arrays = field(default_factory=dict)
+    private: dict[str, Groups] = field(default_factory=dict)
+    memory: Arrays = field(default_factory=dict)
+
+    def shared_groups(self) -> Groups:
+        """Return the shared model."""
+        groups: Groups = {"head": self.head, "centroids": {"centroids": self.centroids}}
+        return groups | ({"shared": self.shared} if self.shared else {})
+
+    def groups_for(self, site: str) -> Groups:
+        """Return what a site starts its round from: shared parts, its private ones in their place where it has any."""
+        return self.shared_groups() | self.private.get(site, {})
+
+    def to_extra(self) -> Arrays:
+        """Flatten everything but head and centroids for a checkpoint."""
+        extra = {f"shared/{key}": value for key, value in self.shared.items()}
+        extra |= {f"memory/{key}": value for key, value in self.memory.items()}
+        for site, groups in self.private.items():
+            for name, arrays in groups.items():
+                extra |= {f"site/{site}/{name}/{key}": value for key, value in arrays.items()}
+        return extra
+
+    @classmethod
+    def from_arrays(cls, head: Arrays, centroids: np.ndarray, extra: Arrays) -> ModelState:
+        """Rebuild what `to_extra` flattened."""
+        shared, memory = {}, {}
+        private: dict[str, Groups] = {}
+        for key, value in extra.items():
+            # keys are part of the file format: changing one breaks old checkpoints
+            kind, rest = key.split("/", 1)
+            if kind == "shared":
+                shared[rest] = value
+            elif kind == "memory":
+                memory[rest] = value
+            else:
+                site, name, array = rest.split("/", 2)
+                private.setdefault(site, {}).setdefault(name, {})[array] = value
+        return cls(head, centroids, shared, private, memory)
+
+
+def private_groups(config: RunConfig) -> tuple[str, ...]:
+    """Return which groups stay with each site under ``centroids.share``.
+
+    What an objective trains beside the head (``shared``) goes where the head goes.
+    """
+    head, centroids = ("head", "shared"), ("centroids",)
+    return {"both": (), "head": centroids, "centroids": head, "none": head + centroids}[
+        config.centroids.share
+    ]
