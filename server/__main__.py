@@ -15,7 +15,6 @@ from common.settings.schema import RunConfig, explained_toml
 from common.system import cli
 from common.system.cli import Assignments, CommandLine, DataRoot, Recipe
 
-# options that several commands have stand here once, so that they read the same everywhere
 _line = CommandLine("python -m server", __doc__)
 
 _Checkpoint = Annotated[Path, typer.Option(metavar="C", help="File or run directory.")]
