@@ -58,15 +58,13 @@ def prepare_run_dir(config: RunConfig, resumed_from: Path | None) -> Path:
     return run_dir.resolve()
 
 
-def start_logging(run_dir: Path | None) -> list[logging.Handler]:
+def start_logging(run_dir: Path) -> list[logging.Handler]:
     """Send our own log lines to the terminal and, with times, to ``log.txt``."""
     console = logging.StreamHandler(sys.stdout)
     console.setFormatter(logging.Formatter("%(message)s"))
-    handlers: list[logging.Handler] = [console]
-    if run_dir is not None:
-        file = RotatingFileHandler(run_dir / "log.txt", maxBytes=LOG_BYTES, backupCount=3, encoding="utf-8")
-        file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-        handlers.append(file)
+    file = RotatingFileHandler(run_dir / "log.txt", maxBytes=LOG_BYTES, backupCount=3, encoding="utf-8")
+    file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    handlers: list[logging.Handler] = [console, file]
     for name in LOGGERS:
         logger = logging.getLogger(name)
         logger.setLevel(logging.INFO)

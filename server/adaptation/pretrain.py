@@ -65,19 +65,6 @@ def source_shard(config: RunConfig) -> Shard:
     return shard if shard.classes is not None else replace(shard, classes=table)
 
 
-def pretrained_model(
-    config: RunConfig,
-    table: ClassTable,
-    start: Mapping[str, np.ndarray],
-    bank: StyleBank | None,
-    run_dir: Path,
-) -> Arrays:
-    """Return the pretrained network: loaded where the settings name one, else trained here."""
-    if config.source.checkpoint:
-        return load_pretrained(config, table)
-    return pretrain(config, table, start, bank, run_dir)
-
-
 def load_pretrained(config: RunConfig, table: ClassTable) -> Arrays:
     """Read a pretrained network.
 
@@ -114,17 +101,19 @@ def _form(config: RunConfig, classes: int) -> str:
     return f"stride {network.output_stride}, rates {network.rates}, normalize {network.normalize}, {classes} classes"
 
 
-def pretrain(
+def pretrained_model(
     config: RunConfig,
     table: ClassTable,
     start: Mapping[str, np.ndarray],
     bank: StyleBank | None,
     run_dir: Path,
 ) -> Arrays:
-    """Train on the labelled source from ``start`` and return the network, flat by name.
+    """Return the pretrained network, flat by name: loaded where the settings name one, else trained from ``start``.
 
     Raises `UserError` where the run directory holds the state of a pretraining with other settings or inputs.
     """
+    if config.source.checkpoint:
+        return load_pretrained(config, table)
     shard = source_shard(config)
     device = choose_device("auto")
     settings = config.source

@@ -41,9 +41,8 @@ def update_teachers(state: NetworkState, number: int, settings: Teacher, layout:
     for name, model in current.items():
         before = state.teachers.get(name, state.teachers.get(EVERYONE))
         old = None if before is None else {key: before[key] for key in layout.parameters}
-        seen = (
-            state.averaged if old is not None else 0
-        )  # checkpoints of an earlier release lack some teachers
+        # checkpoints of an earlier release lack some teachers
+        seen = state.averaged if old is not None else 0
         mean, _ = running_mean(old, seen, {key: model[key] for key in layout.parameters})
         teachers[name] = model | mean
     return replace(state, teachers=teachers, averaged=state.averaged + 1)

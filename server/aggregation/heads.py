@@ -9,7 +9,7 @@ this folder that registers with `HEAD_RULES`.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -191,50 +191,39 @@ def _closest(
     return Aggregate(weighted_mean({site: updates[site] for site in chosen}, weights), tuple(chosen))
 
 
-def _size(shape: Iterable[int]) -> int:
-    return int(np.prod(tuple(shape), dtype=np.int64))
-
-
-def _layout(site: str, arrays: Mapping[str, np.ndarray]) -> _Layout:
-    """Return shape and dtype of every array, by name; only real numbers can be averaged."""
-    for name, array in arrays.items():
-        if array.dtype.kind not in "fiu":
-            raise UserError(
-                f"Array '{name}' of site '{site}' has type {array.dtype}; "
-                "only floats and integers can be merged."
-            )
-    return {name: (arrays[name].shape, arrays[name].dtype) for name in sorted(arrays)}
-
-
-def _check_layout(
-    site: str,
-    arrays: Mapping[str, np.ndarray],
-    expected: _Layout,
-) -> None:
-    """Raise `UserError` naming site and array if the arrays differ from the expected or are not finite."""
-    if set(arrays) != set(expected):
-        differing = ", ".join(sorted(set(arrays) ^ set(expected)))
-        raise UserError(f"Site '{site}' sent other arrays than the first site; they differ in: {differing}.")
-    for name, (shape, dtype) in expected.items():
-        array = arrays[name]
-        if array.shape != shape or array.dtype != dtype:
-            raise UserError(
-                f"Array '{name}' of site '{site}' is {array.dtype} {array.shape}; expected {dtype} {shape}."
-            )
-        if dtype.kind == "f" and not np.isfinite(array).all():
-            raise UserError(
-                f"Array '{name}' of site '{site}' holds values that are not finite; leave the site out."
-            )
-
-
 def _check(updates: Heads) -> tuple[list[str], _Layout]:
-    """Return the site names in order and the common layout of their arrays."""
+    """Return the site names in order, and shape and dtype of the arrays that all sites sent, by name.
+
+    Raises `UserError` naming site and array that cannot be averaged, differ from the first site's or are not finite.
+    """
     if not updates:
         raise UserError("Cannot merge heads of no site at all; at least one site has to answer.")
     sites = sorted(updates)
-    layout = _layout(sites[0], updates[sites[0]])
+    first = updates[sites[0]]
+    for name, array in first.items():
+        if array.dtype.kind not in "fiu":
+            raise UserError(
+                f"Array '{name}' of site '{sites[0]}' has type {array.dtype}; "
+                "only floats and integers can be merged."
+            )
+    layout = {name: (first[name].shape, first[name].dtype) for name in sorted(first)}
     for site in sites:
-        _check_layout(site, updates[site], layout)
+        arrays = updates[site]
+        if set(arrays) != set(layout):
+            differing = ", ".join(sorted(set(arrays) ^ set(layout)))
+            raise UserError(
+                f"Site '{site}' sent other arrays than the first site; they differ in: {differing}."
+            )
+        for name, (shape, dtype) in layout.items():
+            array = arrays[name]
+            if array.shape != shape or array.dtype != dtype:
+                raise UserError(
+                    f"Array '{name}' of site '{site}' is {array.dtype} {array.shape}; expected {dtype} {shape}."
+                )
+            if dtype.kind == "f" and not np.isfinite(array).all():
+                raise UserError(
+                    f"Array '{name}' of site '{site}' holds values that are not finite; leave the site out."
+                )
     return sites, layout
 
 
@@ -253,7 +242,7 @@ def _per_coordinate(updates: Heads, rule: Callable[[NDArray[np.float64]], NDArra
     sites, layout = _check(updates)
     merged: Arrays = {}
     for name, (shape, dtype) in layout.items():
-        result = np.empty(_size(shape), dtype=dtype)
+        result = np.empty(math.prod(shape), dtype=dtype)
         for part, values in _blocks(updates, sites, name):
             result[part] = _cast(rule(values), dtype)
         merged[name] = result.reshape(shape)

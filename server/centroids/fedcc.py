@@ -68,7 +68,8 @@ def _merge_pooled(
     clusters = len(current)
     points = stack.rows.reshape(-1, current.shape[1])
     if not (settings.spherical or settings.weighted):
-        few = _distinct(points)
+        # without repetitions: k-means and maximin would fill up with copies
+        few = np.unique(points, axis=0)
         centres = few if len(few) < clusters else published(points, clusters)
     else:
         live = stack.live.ravel()
@@ -77,11 +78,6 @@ def _merge_pooled(
         centres = cluster(points, weights, min(clusters, len(points)), settings.spherical)
     new, dead = _place(centres, current, settings.keep_index)
     return Merged(new, displacement(current, new), dead)
-
-
-def _distinct(points: np.ndarray) -> np.ndarray:
-    """Return the rows [M, D] without repetitions: k-means and maximin would fill up with copies of them."""
-    return np.asarray(np.unique(points, axis=0))
 
 
 def _kmeans(points: np.ndarray, clusters: int, weights: Weights = None) -> np.ndarray:
@@ -99,7 +95,7 @@ def _cluster_by_kmeans(points: np.ndarray, weights: Weights, clusters: int, sphe
     if not clusters:
         return points
     if not spherical:
-        few = _distinct(points)
+        few = np.unique(points, axis=0)
         return few if len(few) < clusters else _kmeans(points, clusters, weights)
     if len(points) <= _SAMPLE:
         found = spherical_kmeans(points, clusters, PUBLISHED_SEED, weights=weights)

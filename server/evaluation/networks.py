@@ -38,14 +38,8 @@ from server.states import NetworkState
 def set_fields(found: NetworkEvaluation, table: ClassTable) -> dict[str, Any]:
     """Return the record of one test set: its qualities, and the spread over its known domains and sites."""
     record = quality(found.confusion, table, "identity")
-    others = (
-        "pixels",
-        "miou_all",
-        "confusion",
-        "mapping",
-        "matching",
-        "classes",
-    )  # of the first set, or no scores
+    # these are told of the first set alone, or are no scores
+    others = ("pixels", "miou_all", "confusion", "mapping", "matching", "classes")
     fields = {key: value for key, value in record.items() if key not in others}
     return fields | {"images": found.num_images} | spread_fields(found, table)
 

@@ -43,7 +43,8 @@ from server.report.render import (
 # Headings, each with a cell a method.
 Columns = list[tuple[str, list[str]]]
 
-_DIFFER_FREELY = (  # places of files, and over how many rounds a mean is read: no other method
+# Places of files, and over how many rounds a mean is read: no other method.
+_DIFFER_FREELY = (
     "seed",
     "run-dir",
     "resume",
@@ -88,6 +89,7 @@ def compare(run_dirs: Sequence[str | Path], out: str | Path) -> Path:
         end = 1 + len(_score_columns(methods))
         results = [(head[:end], [(color, row[:end]) for color, row in named])]
         results.append((head[:1] + head[end:], [(color, row[:1] + row[end:]) for color, row in named]))
+    firsts = [(method.name, method.runs[0]) for method in methods]
     page = render_page(
         "compare",
         methods=methods,
@@ -98,8 +100,8 @@ def compare(run_dirs: Sequence[str | Path], out: str | Path) -> Path:
         curves=_curves(methods, colors),
         rare=_rare(methods, colors),
         classes=[_marked(methods, *one) for one in tables],
-        pictures=[(m.name, m.runs[0].seed, _embedded(m.runs[0].pictures[-1])) for m in methods if m.runs[0].pictures],
-    )  # fmt: skip
+        pictures=[(name, run.seed, _embedded(run.pictures[-1])) for name, run in firsts if run.pictures],
+    )
     atomic_write_text(Path(out) / "compare.md", "\n".join(markdown) + "\n")
     path = Path(out) / "compare.html"
     atomic_write_text(path, page)

@@ -169,9 +169,8 @@ def check_clusters(config: RunConfig, sites: int) -> None:
     if wanted.layers == "none":
         return
     key, fewest = ("exact", wanted.exact) if wanted.exact else ("smallest", wanted.smallest)
-    needed = (
-        fewest if wanted.exact else fewest + 1
-    )  # a silhouette compares, and needs a site more than clusters
+    # a silhouette compares, and needs a site more than clusters
+    needed = fewest if wanted.exact else fewest + 1
     if sites < needed:
         raise UserError(
             f"clusters.{key} is {fewest} and needs {needed} sites, but there {'is' if sites == 1 else 'are'} {sites}; "

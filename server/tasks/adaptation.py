@@ -191,9 +191,8 @@ def check_source(config: RunConfig, table: ClassTable) -> None:
     shard = source_shard(config)
     check_labelled(shard, table, "a source is trained on with labels")
     if config.source.styles:
-        StyleBank.load(config.source.styles, config.style).restyle(
-            config.style
-        )  # one that is empty is refused too
+        # one that is empty is refused too
+        StyleBank.load(config.source.styles, config.style).restyle(config.style)
     if config.style.transfer in ("fourier", "spectra"):
         check_window(shard, config)
 
