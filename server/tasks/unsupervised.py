@@ -17,7 +17,7 @@ from common.losses.extra_terms import build_objective
 from common.models.head import build_head, init_centroids, state_to_numpy
 from common.settings.schema import RunConfig
 from common.settings.tasks import TASK_FACTS
-from common.system.progress import progress_line
+from common.system.cli import progress_line
 from server.centroids.base import CENTROID_RULES
 from server.evaluation.clusters import ClusterScorer, evaluate_clusters
 from server.evaluation.scorer import Scoring, evaluation_shard, known_classes, site_shards
