@@ -50,7 +50,7 @@ def read_image(path: str | Path) -> Bytes:
     """Return a picture as uint8 [H, W, 3], turned upright as its EXIF orientation says.
 
     Grey is repeated, palettes are resolved, transparency is laid over white, and 16 bits per
-    channel are scaled by 255/65535: a fixed factor, so that sites agree on what a value means.
+    channel are scaled by 255/65535.
     Raises `UserError` naming the file where it cannot be read.
     """
     with _opened(path, "image") as opened:
@@ -62,6 +62,7 @@ def read_image(path: str | Path) -> Bytes:
             )
         if picture.mode.startswith("I"):
             wide = np.clip(np.asarray(picture).astype(np.int64), 0, 65535)
+            # a fixed factor, so that sites agree on what a value means
             grey = ((wide * 255 + 32767) // 65535).astype(np.uint8)
             return np.repeat(grey[:, :, None], 3, axis=2)
         if picture.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in picture.info:
@@ -121,6 +122,7 @@ def read_label(path: str | Path, table: ClassTable) -> Bytes:
     Raises `UserError` naming the file and the value where a value is not in ``table``.
     """
     raw = read_raw_label(path)
+    # counting is several times as fast as sorting for unique values
     present = np.bincount(raw.ravel(), minlength=256) > 0
     strange = np.flatnonzero(present & ~table.known())
     if strange.size:

@@ -164,10 +164,7 @@ def _check_finite(
 
 
 class BackbonePass:
-    """Runs a backbone over pictures; ``batch`` is how many it sees at once, and falls where a GPU has no room.
-
-    Several sites may share a GPU, and how much of it is free changes while they work.
-    """
+    """Runs a backbone over pictures; ``batch`` is how many it sees at once, and falls where a GPU has no room."""
 
     def __init__(self, backbone: backbones.Backbone, device: torch.device, float16: bool = False) -> None:
         """Take a backbone that is on ``device``; ``float16`` lets matrix products and convolutions use it."""
@@ -192,6 +189,8 @@ class BackbonePass:
                     f"GPU '{self.device}' has no room for the features of a single picture ({reason}); raise this "
                     "site's gpu-share, end what else runs on the GPU, or set device to cpu."
                 )
+            # several sites may share a GPU, and how much of it is free changes while they work: take less, for
+            # good
             torch.cuda.empty_cache()
             self.batch //= 2
             _log.warning(

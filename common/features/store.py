@@ -178,10 +178,7 @@ def read(cache_dir: Path, key: Key) -> Stored | None:
 
 @contextmanager
 def shard_lock(cache_dir: Path, key: Key) -> Iterator[None]:
-    """Hold the lock of a shard; wait where another process builds its features.
-
-    What a killed process left half-written is cleaned away: nobody else writes while we hold the lock.
-    """
+    """Hold the lock of a shard; wait where another process builds its features."""
     try:
         cache_dir.mkdir(parents=True, exist_ok=True)
         handle = (cache_dir / f".{key.shard}.lock").open("ab")
@@ -196,6 +193,7 @@ def shard_lock(cache_dir: Path, key: Key) -> Iterator[None]:
         except BlockingIOError:
             _log.info("another process makes the features of %s; waiting for it", key.shard)
             fcntl.flock(handle, fcntl.LOCK_EX)
+        # what a killed process left half-written goes: nobody else writes while we hold the lock
         for stale in cache_dir.glob(f".{key.shard}-*.partial"):
             shutil.rmtree(stale, ignore_errors=True)
         yield

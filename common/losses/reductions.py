@@ -114,6 +114,7 @@ def hardest(losses: torch.Tensor, pixels: torch.Tensor, share: float) -> torch.T
 
     losses [G, n] with 0 for ignored pixels, pixels int64 [G] -> [G].
     """
+    # in float64: a float32 product may round across an integer
     kept = (pixels.double() * share).floor().long().clamp(min=1)
     largest = losses.topk(int(kept.max()), dim=1).values
     ranks = torch.arange(largest.shape[1], device=losses.device)

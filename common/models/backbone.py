@@ -167,8 +167,7 @@ class Backbone(nn.Module):
     ) -> None:
         """Freeze ``extractor``: normalised [B, 3, H, W] -> [B, C, h, w].
 
-        ``per_image`` gives every picture mean 0 and standard deviation 1 in each channel first: its light
-        and tint are gone before mean and std apply.
+        ``per_image`` gives every picture mean 0 and standard deviation 1 in each channel first.
         """
         super().__init__()
         self.per_image = per_image
@@ -181,6 +180,7 @@ class Backbone(nn.Module):
         with torch.no_grad():  # one picture tells the truth about channels and grid
             _, self.channels, *grid = self.extractor(torch.zeros(1, 3, *size)).shape
         self.grid: tuple[int, int] = (grid[0], grid[1])
+        # features are told apart by all that made them, normalization included
         self.weights_hash = state_hash(self)
 
     def train(self, mode: bool = True) -> Self:
@@ -198,6 +198,7 @@ class Backbone(nn.Module):
                 f"expected pictures [B, 3, {self.size[0]}, {self.size[1]}], got {list(images.shape)}"
             )
         if self.per_image:
+            # light and tint of an image are gone before mean and std apply
             spread = images.std(dim=(2, 3), keepdim=True).clamp(min=MIN_SPREAD)
             images = (images - images.mean(dim=(2, 3), keepdim=True)) / spread
         features: torch.Tensor = self.extractor((images - self.mean) / self.std)
@@ -249,10 +250,6 @@ _DESCRIBED_ON_IMPORT = (
 def prepare_torchvision() -> torch.library.Library | None:
     """Make ``import torchvision`` work beside any torch; call it before torchvision or timm is imported.
 
-    The wheel on the default package index is built for CUDA. Beside a CPU build of torch its compiled operators
-    cannot be loaded, and then the import fails while it describes them. The frozen backbones use none of them:
-    declaring their signatures is enough.
-
     Returns what holds the declarations (they live as long as it does), or None where none were needed.
     """
     try:
@@ -262,6 +259,9 @@ def prepare_torchvision() -> torch.library.Library | None:
             raise
     else:
         return None
+    # The wheel on the default package index is built for CUDA. Beside a CPU build of torch its compiled operators
+    # cannot be loaded, and then the import fails while it describes them. The frozen backbones use none of them:
+    # declaring their signatures is enough.
     declared = torch.library.Library("torchvision", "FRAGMENT")  # type: ignore[no-untyped-call]
     for signature in _DESCRIBED_ON_IMPORT:
         declared.define(signature)  # type: ignore[no-untyped-call]

@@ -50,6 +50,7 @@ class Geometry:
         return cls(model.height, model.width, backbone_entry(model).facts.stride)
 
 
+# images of a data set have few sizes, and every strip of rows asks again
 @functools.lru_cache(maxsize=64)
 def interpolation(cells: int, pixels: int, side: int, stride: int | None) -> npt.NDArray[np.float32]:
     """Return the matrix [pixels, cells] of linear interpolation along one side of a picture.
@@ -68,8 +69,7 @@ class Segmenter(nn.Module):
     """Cosine of every pixel's code to every centroid.
 
     ``upsample="cosines"`` compares on the grid and enlarges K maps. ``upsample="code"`` enlarges the D-d
-    code first, as the reference evaluation does; the two differ, because the direction of an interpolated
-    code is not the interpolation of directions.
+    code first, as the reference evaluation does.
     """
 
     centroids: Tensor
@@ -158,12 +158,10 @@ class Segmenter(nn.Module):
         return code
 
     def _mirrored_back(self, code: Tensor) -> Tensor:
-        """Mirror maps [B, X, h, w] back, onto the cells of the picture as it is.
-
-        Patches tile the input and come to lie where they were. The cells of a CNN start at the first pixel, those
-        of the mirrored picture at the last: between the two lies what the stride leaves over of the width, and
-        values are interpolated (at the rim: those of the outer cell).
-        """
+        """Mirror maps [B, X, h, w] back, onto the cells of the picture as it is."""
+        # Patches tile the input and come to lie where they were. The cells of a CNN start at the first pixel,
+        # those of the mirrored image at the last: between the two lies what the stride leaves over of the width,
+        # and values are interpolated (at the rim: those of the outer cell).
         code = code.flip(-1)
         stride, cells = self.geometry.stride, code.shape[-1]
         left_over = 0 if stride is None else (self.geometry.width - 1) % stride
@@ -199,6 +197,7 @@ class Segmenter(nn.Module):
 
     def logits_of_code(self, code: Tensor, size: Sequence[int], rows: slice = slice(None)) -> Tensor:
         """Return cosines [B, K, H, W] of codes [B, D, h, w] (see `logits`)."""
+        # the direction of an interpolated code is not the interpolation of directions
         if self.upsample == "code":
             return self.cosines(self.resize(code, size, rows))
         return self.resize(self.cosines(code), size, rows)

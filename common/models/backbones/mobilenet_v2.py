@@ -83,6 +83,7 @@ class MobileNetStages(nn.Module):
                 if index == 14:
                     depthwise.stride = (1, 1)
                 else:
+                    # as in DeepLab: the taps lie where they would on the grid of stride 32
                     depthwise.dilation = depthwise.padding = (2, 2)
         self.features = nn.ModuleList(blocks)
 
@@ -105,4 +106,5 @@ def _thin_out(x: torch.Tensor, factor: int) -> torch.Tensor:
     """Average windows centred on every ``factor``-th position: side n becomes ceil(n / factor)."""
     if factor == 1:
         return x
+    # padding does not count: at the rim, too, a cell is a mean of features
     return F.avg_pool2d(x, 2 * factor - 1, factor, padding=factor - 1, count_include_pad=False)

@@ -153,6 +153,7 @@ class VitPatches(nn.Module):
         layer = attention.qkv if fused else getattr(attention, "k_proj", None)
         caught: list[torch.Tensor] = []
         if layer is not None:
+            # the keys are no output of any block: a hook catches them where they are made
             handle = layer.register_forward_hook(lambda _module, _inputs, output: caught.append(output))
             try:
                 self.vit.forward_features(x)
