@@ -171,7 +171,7 @@ class Stepper:
         scaled.backward()  # type: ignore[no-untyped-call]
         value = loss.item()  # after the backward pass was queued, so that a GPU does not wait for us
         if not math.isfinite(value):
-            self.optimizer.zero_grad(set_to_none=True)
+            self.optimizer.zero_grad(set_to_none=True)  # parameters stay as they were before this step
             where = (
                 f"Step {self.taken + 1} of this training (step {self.first_step + self.taken + 1} of the run)"
             )
