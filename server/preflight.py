@@ -59,17 +59,21 @@ def check_cluster_run(config: RunConfig, shards: Sequence[Shard]) -> None:
     known_classes(config)
     checkpoint = load_checkpoint(config.resume) if config.resume else None
     resumed_from = None if checkpoint is None else resumed_file(config.resume, checkpoint)
-    scored: list[Shard] = []
-    if config.eval.where == "sites" and config.eval.shard:
-        scored = site_shards(config, [shard.name for shard in shards])
-    elif (shard_of_server := evaluation_shard(config)) is not None:
-        scored = [shard_of_server]
+    scored = scored_by_clusters(config, shards)
     channels, weights_hash = check_cached_features(config, [*shards, *scored])
     for shard in scored:
         check_label_files(shard, progress_line(f"checking labels of {shard.name}"))
     if checkpoint is not None:
         check_resumable(checkpoint, config, channels, weights_hash)
     prepare_run_dir(config, resumed_from)
+
+
+def scored_by_clusters(config: RunConfig, shards: Sequence[Shard]) -> list[Shard]:
+    """Return the shards on which clusters are scored, at the server or on the sites; labels may be missing."""
+    if config.eval.where == "sites" and config.eval.shard:
+        return site_shards(config, [shard.name for shard in shards])
+    found = evaluation_shard(config)
+    return [] if found is None else [found]
 
 
 def check_cached_features(config: RunConfig, shards: Sequence[Shard]) -> tuple[int, str]:
@@ -153,17 +157,22 @@ def check_network_run(config: RunConfig, shards: Sequence[Shard], table: ClassTa
         check_labelled(shard, table, "the run is scored on it")
         refuse_faulty(shard, labels=True)
     if checkpoint is not None:
-        if checkpoint.weights_hash != task.signature():
-            raise UserError(
-                f"The checkpoint {config.resume} holds another network than the settings ask for; use the recipe that "
-                "it was made with."
-            )
-        task.restore(checkpoint)
+        check_same_network(checkpoint, config, task)
     run_dir = prepare_run_dir(
         config, stopped if checkpoint is None else resumed_file(config.resume, checkpoint)
     )
     if prepares:
         check_stopped(state_file(run_dir), config)
+
+
+def check_same_network(checkpoint: Checkpoint, config: RunConfig, task: Restores) -> None:
+    """Refuse a checkpoint of another network, or of a state that the settings cannot go on from."""
+    if checkpoint.weights_hash != task.signature():
+        raise UserError(
+            f"The checkpoint {config.resume} holds another network than the settings ask for; use the recipe that "
+            "it was made with."
+        )
+    task.restore(checkpoint)
 
 
 def _with_table(config: RunConfig, shards: Sequence[Shard]) -> list[Shard]:

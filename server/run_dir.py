@@ -22,6 +22,9 @@ from common.system.atomic import atomic_write_text
 LOGGERS = ("server", "client", "common", "partitions")
 LOG_BYTES = 10_000_000
 
+FIRST_STAGE = "label-free"
+"""The folder, in the run directory of a student, that holds the run of its first stage."""
+
 
 def prepare_run_dir(config: RunConfig, resumed_from: Path | None) -> Path:
     """Choose and make the run directory; nothing of an earlier run is ever overwritten.

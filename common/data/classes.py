@@ -186,3 +186,13 @@ def load_table(name_or_path: str | Path) -> ClassTable:
     if isinstance(data, dict):
         data.setdefault("name", path.stem)
     return ClassTable.from_json(data, where=name)
+
+
+def cluster_table(count: int) -> ClassTable:
+    """Return a table of clusters without names of their own, 2 to 254; raises `UserError` for more.
+
+    A network has an output for each of them.
+    """
+    if not 2 <= count <= 254:
+        raise UserError(f"model.clusters is {count}; a network learns 2 to 254 clusters.")
+    return ClassTable(name="clusters", names=tuple(f"cluster {index}" for index in range(count)))

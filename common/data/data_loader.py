@@ -68,6 +68,7 @@ class ImageDataset:
         workers: threads that prepare the next batch; 0: none, it is made when asked for.
         memory: bytes of decoded images and labels that are kept; what does not fit is decoded anew.
         plain: whether batches also hold the cuts in their own colours.
+        masks: gives train ids uint8 [H, W] by index in the place of labels, which stay closed.
         restyle: changes the decoded image uint8 [H, W, 3] before all else, with a generator of its own.
 
     Raises `UserError` where labels are to be opened and an image has none, or there is no table.
@@ -85,6 +86,7 @@ class ImageDataset:
         workers: int = 1,
         memory: int = _MEMORY,
         plain: bool = False,
+        masks: Callable[[int], Bytes] | None = None,
         restyle: Restyle | None = None,
     ) -> None:
         if with_labels:
@@ -100,6 +102,7 @@ class ImageDataset:
         self._workers = workers
         self._restyle = restyle
         self._plain = plain
+        self._masks = masks
         self._room = memory
         self._kept: dict[int, tuple[Bytes, Bytes | None]] = {}
         self._lock = Lock()
@@ -185,7 +188,7 @@ class ImageDataset:
         images = self._floats([image for image, _, _ in samples])
         plain = self._floats([plain for _, plain, _ in samples]) if self._plain else None
         marks = self._move(torch.stack([label for _, _, label in samples]))
-        if self.with_labels:
+        if self.with_labels or self._masks is not None:
             return ImageBatch(images, marks.long(), indices, plain=plain)
         return ImageBatch(images, None, indices, marks != IGNORE, plain)
 
@@ -213,6 +216,8 @@ class ImageDataset:
         return pair
 
     def _decode(self, index: int) -> tuple[Bytes, Bytes | None]:
+        if self._masks is not None:
+            return entry_image(self.shard, index), self._masks(index)
         if not self.with_labels or self._table is None:
             return entry_image(self.shard, index), None
         return entry_pair(self.shard, index, self._table)

@@ -5,6 +5,8 @@ Everything that looks at the pixels of a shard comes through the last functions 
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -209,3 +211,22 @@ def entry_label(shard: Shard, index: int, table: ClassTable) -> Bytes | None:
     """
     path = shard.label_path(index)
     return None if path is None else cut(read_label(path, table), shard.entries[index].view)
+
+
+def images_key(shard: Shard) -> str:
+    """Return a sha256 (hex) of a shard's images by path below the root, view, size and modification time, in order.
+
+    So a data root may be mounted elsewhere. Raises `UserError` where an image is missing.
+    """
+    images = hashlib.sha256()
+    for index, entry in enumerate(shard.entries):
+        try:
+            state = shard.image_path(index).stat()
+        except OSError as error:
+            raise UserError(
+                f"Image {shard.image_path(index)} of shard {shard.name} cannot be found "
+                f"({error.strerror or error}); correct the manifest or the data root."
+            ) from None
+        shown = [entry.image] if entry.view is None else [entry.image, entry.view]
+        images.update(json.dumps([*shown, state.st_size, state.st_mtime_ns]).encode())
+    return images.hexdigest()

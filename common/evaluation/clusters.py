@@ -204,7 +204,7 @@ def seen_label(shard: Shard, index: int, model: Model, score_at: ScoreAt = "labe
         box = crop_box(label.shape[0], label.shape[1], model)
         picture = Image.fromarray(label).resize((model.width, model.height), Image.Resampling.NEAREST, box)
         return np.asarray(picture)
-    left, top, right, bottom = _whole_box(label.shape, model)
+    left, top, right, bottom = seen_box(label.shape, model)
     return np.ascontiguousarray(label[top:bottom, left:right])
 
 
@@ -214,7 +214,7 @@ def seen_image(shard: Shard, index: int, model: Model, score_at: ScoreAt = "labe
     if score_at == "input":
         pixels = prepare_image(image, model).permute(1, 2, 0) * 255
         return np.asarray(pixels.round().to(torch.uint8).numpy())
-    left, top, right, bottom = _whole_box(image.shape[:2], model)
+    left, top, right, bottom = seen_box(image.shape[:2], model)
     return np.ascontiguousarray(image[top:bottom, left:right])
 
 
@@ -222,11 +222,11 @@ def _prediction_size(shard: Shard, index: int, model: Model, score_at: ScoreAt) 
     """Return the size (H, W) of a prediction for an image without a label."""
     if score_at == "input":
         return model.height, model.width
-    left, top, right, bottom = _whole_box(entry_size(shard, index), model)
+    left, top, right, bottom = seen_box(entry_size(shard, index), model)
     return bottom - top, right - left
 
 
-def _whole_box(size: tuple[int, ...], model: Model) -> tuple[int, int, int, int]:
+def seen_box(size: tuple[int, ...], model: Model) -> tuple[int, int, int, int]:
     """Return the part that the backbone sees, rounded to whole pixels: left, top, right, bottom."""
     left, top, right, bottom = crop_box(size[0], size[1], model)
     return round(left), round(top), round(right), round(bottom)

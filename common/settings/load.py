@@ -62,7 +62,6 @@ MOVED: Mapping[str, tuple[str, ...]] = (
 FIXED: Mapping[str, Any] = {
     "clusters.starts": 10,
     "sgd.gamma": 0.8,
-    "sgd.head-factor": 1.0,
     "sgd.nesterov": False,
     "sgd.period": 0.1,
     "style.images": 0,

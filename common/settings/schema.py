@@ -20,6 +20,7 @@ from pydantic.fields import FieldInfo
 from common.settings.network import Clusters, Network, Reduction, Sgd, Source, Style, Teacher, Transforms
 from common.settings.objectives import Loss
 from common.settings.section import Scalar, Section, kebab
+from common.settings.student import Student
 from common.settings.tasks import TASK_FACTS, TaskFacts
 from common.settings.unsupervised import Cache, Centroids, Local, Model
 
@@ -167,10 +168,10 @@ class Simulation(Section):
 class RunConfig(Section):
     """All settings of a run."""
 
-    task: Literal["unsupervised", "supervised", "adaptation"] = Field(
+    task: Literal["unsupervised", "supervised", "adaptation", "student"] = Field(
         "unsupervised",
-        description="a head on a frozen model without labels; a whole network with the sites' labels; or one that was "
-        "trained on labels elsewhere and adapts without",
+        description="a head on a frozen model without labels; a whole network with the sites' labels; one that was "
+        "trained on labels elsewhere and adapts without; or one that learns what a frozen model found",
     )
     preset: Literal["default", "fuss-ref", "fuss-clean"] = Field(
         "default",
@@ -199,6 +200,7 @@ class RunConfig(Section):
     style: Style = Style()
     teacher: Teacher = Teacher()
     clusters: Clusters = Clusters()
+    student: Student = Student()
     privacy: Privacy = Privacy()
     wire: Wire = Wire()
     eval: Eval = Eval()

@@ -77,6 +77,8 @@ class AdaptationTraining(NetworkTraining):
             wanted["pretrained"] = state.pretrained
         sent: set[str] = set()
         for role, arrays in wanted.items():
+            if not arrays:  # nobody was pretrained, and no EMA teacher has begun
+                continue
             key = self._hash(arrays)
             options[role] = key
             if key not in held and key not in sent:

@@ -42,6 +42,9 @@ class ServerTask(Protocol):
     def unfinished(self, config: RunConfig) -> Path | None:
         """Return the file of a preparation that was stopped, where ``config.resume`` names one."""
 
+    def first_stage(self, config: RunConfig, run_dir: Path) -> RunConfig | None:
+        """Return the settings of a run that has to come before this one, None where there is none or it is done."""
+
     def begin_run(self, config: RunConfig, run_dir: Path, unfinished: Path | None) -> None:
         """Check, before sites are greeted, that a run without a checkpoint can start; take over what is unfinished."""
 

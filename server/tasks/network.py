@@ -41,6 +41,10 @@ class NetworkTask:
         """Nothing comes before the first round that could be stopped."""
         return None
 
+    def first_stage(self, config: RunConfig, run_dir: Path) -> RunConfig | None:
+        """No run comes before this one."""
+        return None
+
     def begin_run(self, config: RunConfig, run_dir: Path, unfinished: Path | None) -> None:
         """Nothing to check or to take over."""
 

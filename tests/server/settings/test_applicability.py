@@ -38,7 +38,9 @@ IN_ALL = {
     *("simulation.shards", "simulation.data-root", "simulation.cache", "simulation.threads"),
 }
 OF_NETWORKS = ("network", "transforms", "sgd", "reduction", "style", "clusters")
-OF_ADAPTATION = ("teacher", "source")
+OF_ADAPTATION = ("source",)
+OF_STUDENTS = {"teacher": {"adaptation", "student"}, "student": {"student"}}
+"""Sections that a student looks at beside those of its first stage and of networks."""
 
 FOREIGN: list[tuple[str, str, Any, tuple[str, ...]]] = [
     # task, key, value, the value to go back to and what to use instead
@@ -172,13 +174,17 @@ def test_every_setting_is_of_the_tasks_that_look_at_it() -> None:
     assert set(DEFAULTS) >= IN_ALL
     for key in DEFAULTS:
         section = key.partition(".")[0]
-        expected = {"unsupervised"}
+        expected = {"unsupervised", "student"}
         if key in IN_ALL:
             expected = set(TASKS)
         elif section in OF_ADAPTATION or key == "style.mix":
             expected = {"adaptation"}
         elif section in OF_NETWORKS:
             expected = {"supervised", "adaptation"}
+            if section not in ("style", "clusters"):
+                expected |= {"student"}
+        elif section in OF_STUDENTS:
+            expected = OF_STUDENTS[section]
         assert set(tasks_of(key)) == expected, key
 
 
