@@ -58,7 +58,12 @@ class UnsupervisedSite(SiteTask):
 
     def evaluate(self, task: wire.Task, settings: RunConfig, site: SiteConfig) -> wire.Update:
         """Score the received model on this site's own labelled shard: one confusion matrix leaves."""
-        from common.evaluation.clusters import dense_crf, evaluate_segmenter, mirrored_features
+        from common.evaluation.clusters import (
+            evaluate_segmenter,
+            mirrored_features,
+            refinement,
+            segmenting_model,
+        )
         from common.models.segmenter import Segmenter
 
         shard = site.load_eval_shard()
@@ -66,11 +71,10 @@ class UnsupervisedSite(SiteTask):
             raise UserError(
                 "This site has no evaluation shard; set eval-shard in its node config, or eval.where."
             )
-        features = site.features(settings, shard)
-        segmenter = Segmenter.from_arrays(
-            task.groups["head"], task.groups["centroids"]["centroids"], features.channels, settings.model
-        )
-        model = site.apply_weights(settings.model)
+        model = segmenting_model(settings)
+        features = site.features(settings.model_copy(update={"model": model}), shard)
+        segmenter = Segmenter.from_groups(task.groups, features.channels, settings, model=model)
+        model = site.apply_weights(model)
         mirrored = mirrored_features(shard, model, settings.seed, site.torch_device())
         found = evaluate_segmenter(
             segmenter,
@@ -78,7 +82,7 @@ class UnsupervisedSite(SiteTask):
             shard,
             model,
             mirrored=mirrored if settings.eval.flip else None,
-            refine=dense_crf(settings.eval.crf),
+            refine=refinement(settings, model, settings.eval.crf),
         )
         if found.confusion is None:
             raise UserError(
@@ -159,7 +163,10 @@ def sum_clusters(task: wire.Task, settings: RunConfig, site: SiteConfig) -> wire
 
 
 def _received_clusters(features: Features, task: wire.Task, settings: RunConfig) -> ClusterSums:
-    return cluster_sums(features, task.groups["head"], task.groups["centroids"]["centroids"], settings)
+    starts = int(task.options.get("starts", 1))
+    return cluster_sums(
+        features, task.groups["head"], task.groups["centroids"]["centroids"], settings, starts
+    )
 
 
 def _update_of(features: Features, settings: RunConfig, site: SiteConfig, groups: wire.Groups) -> wire.Update:

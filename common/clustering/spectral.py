@@ -150,6 +150,21 @@ def patch_scatter(source: Features, tolerance: float, batch: int = 8) -> PatchSc
     return total
 
 
+@torch.no_grad()
+def patch_moments(source: Features, batch: int = 8) -> PatchScatter:
+    """Add up first and second moments over all images of a site; neighbors play no part in it."""
+    if not len(source):
+        raise ValueError("The shard has no image; the moments of nothing are not defined.")
+    total, outer, count = np.zeros(source.channels), np.zeros((source.channels,) * 2), 0
+    for start in range(0, len(source), batch):
+        indices = list(range(start, min(start + batch, len(source))))
+        flat = tokens_of(source, indices).cpu().double().flatten(0, 1)
+        total += flat.sum(0).numpy()
+        outer += (flat.T @ flat).numpy()
+        count += len(flat)
+    return PatchScatter(float(count), total, outer, 0.0, np.zeros_like(outer))
+
+
 def separating_projection(
     scatter: PatchScatter, dim: int, whiten: float = 0.0, ridge: float = 0.02
 ) -> tuple[_Array, _Array, _Array]:

@@ -24,6 +24,7 @@ from common.evaluation.metrics import Confusion
 from common.features.source import Features
 from common.models.backbone import crop_box, prepare_image
 from common.models.segmenter import Segmenter, Upsample
+from common.settings.schema import RunConfig
 from common.settings.unsupervised import Model
 
 if TYPE_CHECKING:
@@ -119,7 +120,7 @@ def evaluate_segmenter(
     for start in range(0, len(shard), batch):
         indices = list(range(start, min(start + batch, len(shard))))
         mirror = None if mirrored is None else mirrored(indices).to(device)
-        code = segmenter.code(features.batch(indices).to(device), mirror)
+        code = code_of(segmenter, features, indices, mirror)
         winner = segmenter.cosines(code).max(dim=1)
         result.cosine_sum += float(winner.values.double().sum())
         result.patches += np.bincount(winner.indices.cpu().numpy().ravel(), minlength=clusters)
@@ -141,6 +142,15 @@ def evaluate_segmenter(
     return result
 
 
+def code_of(
+    segmenter: Segmenter, features: Features, indices: list[int], mirrored: Tensor | None = None
+) -> Tensor:
+    """Return the codes [B, D, h, w] of some images of a shard, as a segmenter compares them."""
+    device = segmenter.centroids.device
+    colors = None if segmenter.within is None else features.colours(indices).to(device)
+    return segmenter.code(features.batch(indices).to(device), mirrored, colors)
+
+
 def predict(
     segmenter: Segmenter,
     code: Tensor,
@@ -160,13 +170,23 @@ def predict(
     return refine(segmenter.logits_of_code(code, size)[0], picture)
 
 
-def dense_crf(wanted: bool) -> Refine | None:
-    """Return the dense CRF for `evaluate_segmenter` and `predict`, which is loaded only where it is wanted."""
-    if not wanted:
-        return None
-    from common.evaluation.crf import refine
+def refinement(config: RunConfig, model: Model, crf: bool) -> Refine | None:
+    """Return what turns coarse maps into pixels: the dense CRF where it is asked for, else what the settings say."""
+    if crf:
+        from common.evaluation.crf import refine  # dear to load, and rarely wanted
 
-    return refine
+        return refine
+    if config.refine.colors:
+        from common.evaluation.colors import color_refinement
+
+        return color_refinement(config, model)
+    return None
+
+
+def segmenting_model(config: RunConfig) -> Model:
+    """Return how images enter that are segmented or scored: at a finer stride where ``refine.stride`` says so."""
+    stride = config.refine.stride
+    return config.model.model_copy(update={"stride": stride}) if stride else config.model
 
 
 def mirrored_features(shard: Shard, model: Model, seed: int, device: torch.device | str = "cpu") -> Mirrored:

@@ -159,10 +159,6 @@ class ClosedForm(ABC, ObjectiveRules):
     def __init__(self, config: RunConfig) -> None:
         self.config = config
 
-    def round_kind(self, number: int) -> str:
-        """Return what the sites do in a round, counted from 1."""
-        return self.kind if number == 1 else CLUSTERS
-
     @abstractmethod
     def site(self, features: Features) -> dict[str, np.ndarray]:
         """Return what a site sends in the first round; raises ValueError for features that do not do."""
@@ -228,12 +224,6 @@ def closed_form(config: RunConfig) -> ClosedForm | None:
     """Return the objective if it is solved from sums, None if it takes steps."""
     kind = objective_class(config)
     return kind(config) if issubclass(kind, ClosedForm) else None
-
-
-def round_kind(config: RunConfig, number: int) -> str:
-    """Return what the sites do in a round, counted from 1: steps, k-means, or the sums of a closed form."""
-    closed = closed_form(config)
-    return TRAIN if closed is None else closed.round_kind(number)
 
 
 def clipping_bound(config: RunConfig) -> float:

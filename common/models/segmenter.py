@@ -6,7 +6,7 @@ Shapes: B images, C feature channels, D code length, K clusters, h x w the featu
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -19,10 +19,14 @@ from torch import Tensor, nn
 
 from common.checkpoint import Checkpoint, load_checkpoint
 from common.models.backbone import backbone_entry
+from common.models.codes import codes_within
 from common.models.site_models import chosen_model
+from common.settings.schema import RunConfig
 from common.settings.unsupervised import Model
 
 Upsample = Literal["cosines", "code"]
+Within = Callable[[Tensor, Tensor | None], Tensor]
+"""From codes [B, D, h, w], and colors [B, h*w, 3] of their patches, to what is compared (see `codes_within`)."""
 
 # Factor from cosine to logit before a softmax (STEGO's and FUSS's evaluation use 2)
 COSINE_SHARPNESS = 2.0
@@ -65,22 +69,40 @@ def interpolation(cells: int, pixels: int, side: int, stride: int | None) -> npt
     return (1 - np.abs(distance)).clip(0, None).astype(np.float32)
 
 
+def _members(groups: np.ndarray) -> list[list[int]]:
+    """Return the centroids of each cluster, by number."""
+    return [np.flatnonzero(groups == group).tolist() for group in range(int(groups.max()) + 1)]
+
+
 class Segmenter(nn.Module):
     """Cosine of every pixel's code to every centroid.
 
     ``upsample="cosines"`` compares on the grid and enlarges K maps. ``upsample="code"`` enlarges the D-d
-    code first, as the reference evaluation does.
+    code first, as the reference evaluation does; the two differ, because the direction of an interpolated
+    code is not the interpolation of directions.
+
+    Where M centroids are joined into K clusters by ``groups`` [M], a cluster's cosine is that of its nearest centroid.
+    ``within`` is what happens to codes inside their image first.
     """
 
     centroids: Tensor
 
     def __init__(
-        self, head: nn.Module, centroids: Tensor, geometry: Geometry, *, upsample: Upsample = "cosines"
+        self,
+        head: nn.Module,
+        centroids: Tensor,
+        geometry: Geometry,
+        *,
+        upsample: Upsample = "cosines",
+        groups: Sequence[int] | np.ndarray | None = None,
+        within: Within | None = None,
     ) -> None:
         super().__init__()
         if centroids.ndim != 2:
             raise ValueError(f"Centroids have shape {tuple(centroids.shape)}; expected [K, D].")
         self.head = head
+        self.within = within
+        self.members = None if groups is None else _members(np.asarray(groups))
         self.register_buffer("centroids", centroids.detach().clone())
         self.geometry = geometry
         self.upsample: Upsample = upsample
@@ -88,27 +110,35 @@ class Segmenter(nn.Module):
         self.eval()
 
     @classmethod
-    def from_arrays(
+    def from_groups(
         cls,
-        head: dict[str, np.ndarray],
-        centroids: np.ndarray,
+        groups: Mapping[str, Mapping[str, np.ndarray]],
         channels: int,
-        model: Model,
+        config: RunConfig,
         *,
+        model: Model | None = None,
         upsample: Upsample = "cosines",
     ) -> Segmenter:
-        """Build a segmenter from the arrays that travel; ``channels`` is C of the backbone."""
+        """Build a segmenter from the groups of arrays that travel; ``channels`` is C of the backbone.
+
+        ``model`` replaces the run's backbone settings where images enter at another size.
+        """
         from common.models.head import build_head, load_numpy
 
-        module = build_head(
-            channels, model, seed=0
-        )  # the seed is without effect: every parameter is replaced
-        load_numpy(module, head)
+        model = model or config.model
+        # the seed is without effect: every parameter is replaced
+        module = build_head(channels, model, seed=0)
+        load_numpy(module, groups["head"])
+        codes = config.codes
         return cls(
             module,
-            torch.from_numpy(np.asarray(centroids, dtype=np.float32)),
+            torch.from_numpy(np.asarray(groups["centroids"]["centroids"], dtype=np.float32)),
             Geometry.of(model),
             upsample=upsample,
+            groups=groups["centroids"].get("groups"),
+            within=functools.partial(codes_within, config=config.model_copy(update={"model": model}))
+            if codes.center or codes.reach
+            else None,
         )
 
     @classmethod
@@ -132,22 +162,24 @@ class Segmenter(nn.Module):
             checkpoint = load_checkpoint(checkpoint)
         checkpoint = chosen_model(checkpoint, where, site)
         model = model or checkpoint.config.model
-        return cls.from_arrays(
-            checkpoint.head, checkpoint.centroids, checkpoint.channels, model, upsample=upsample
-        )
+        centroids = {"centroids": checkpoint.centroids}
+        if "groups/groups" in checkpoint.extra:
+            centroids["groups"] = checkpoint.extra["groups/groups"]
+        groups = {"head": checkpoint.head, "centroids": centroids}
+        return cls.from_groups(groups, checkpoint.channels, checkpoint.config, model=model, upsample=upsample)
 
     @property
     def num_clusters(self) -> int:
         """K."""
-        return len(self.centroids)
+        return len(self.centroids) if self.members is None else len(self.members)
 
     def train(self, mode: bool = True) -> Segmenter:
         """Stay in evaluation mode: a segmenter never drops channels."""
         super().train(False)
         return self
 
-    def code(self, feats: Tensor, mirrored: Tensor | None = None) -> Tensor:
-        """Return codes [B, D, h, w] of features [B, C, h, w].
+    def code(self, feats: Tensor, mirrored: Tensor | None = None, colors: Tensor | None = None) -> Tensor:
+        """Return codes [B, D, h, w] of features [B, C, h, w], smoothed along ``colors`` [B, h*w, 3] if they are to be.
 
         ``mirrored`` holds the features of the left-right mirrored images; the codes are then averaged
         after mirroring theirs back (flip averaging on the code).
@@ -155,7 +187,7 @@ class Segmenter(nn.Module):
         code: Tensor = self.head(feats)
         if mirrored is not None:
             code = (code + self._mirrored_back(self.head(mirrored))) / 2
-        return code
+        return code if self.within is None else self.within(code, colors)
 
     def _mirrored_back(self, code: Tensor) -> Tensor:
         """Mirror maps [B, X, h, w] back, onto the cells of the picture as it is."""
@@ -172,8 +204,11 @@ class Segmenter(nn.Module):
         return code @ torch.from_numpy(across).to(code).T
 
     def cosines(self, code: Tensor) -> Tensor:
-        """Return the cosine [B, K, h, w] of each code [B, D, h, w] to each centroid."""
-        return torch.einsum("bdhw,kd->bkhw", F.normalize(code, dim=1), F.normalize(self.centroids, dim=1))
+        """Return the cosine [B, K, h, w] of each code [B, D, h, w] to each cluster: to its nearest centroid."""
+        cosines = torch.einsum("bdhw,kd->bkhw", F.normalize(code, dim=1), F.normalize(self.centroids, dim=1))
+        if self.members is None:
+            return cosines
+        return torch.stack([cosines[:, members].amax(dim=1) for members in self.members], dim=1)
 
     def resize(self, maps: Tensor, size: Sequence[int], rows: slice = slice(None)) -> Tensor:
         """Enlarge maps [B, X, h, w] bilinearly to ``size`` = (H, W), the grid where the backbone put it.

@@ -17,6 +17,7 @@ from annotated_types import Ge, Gt, Le, Lt
 from pydantic import BaseModel, Field
 from pydantic.fields import FieldInfo
 
+from common.settings.label_free import Codes, Refine, Things
 from common.settings.network import Clusters, Network, Reduction, Sgd, Source, Style, Teacher, Transforms
 from common.settings.objectives import Loss
 from common.settings.section import Scalar, Section, kebab
@@ -190,7 +191,10 @@ class RunConfig(Section):
     cache: Cache = Cache()
     local: Local = Local()
     loss: Loss = Field(default_factory=Loss)  # made late, since objectives import this module
+    things: Things = Things()
+    codes: Codes = Codes()
     centroids: Centroids = Centroids()
+    refine: Refine = Refine()
     aggregation: Aggregation = Aggregation()
     network: Network = Network()
     transforms: Transforms = Transforms()

@@ -100,6 +100,18 @@ class Centroids(Section):
         description="lloyd: a cluster without patches keeps its centroid or splits the widest cluster",
     )
     momentum: float = Field(0.0, ge=0, lt=1, description="lloyd: running average of the sums over rounds")
+    over: int = Field(
+        0,
+        ge=0,
+        le=1024,
+        description="clusters that are found first, then joined to model.clusters by average linkage; 0: no joining",
+    )
+    starts: int = Field(
+        1,
+        ge=1,
+        le=64,
+        description="sets of centroids that are fitted side by side; the most compact one is kept",
+    )
     polish_passes: int = Field(
         0, ge=0, description="passes of exact k-means over all sites after the last round"
     )

@@ -17,6 +17,8 @@ class ModelState:
     ``centroids`` is [K, D]. ``private`` holds, by site name, the groups that are not shared (see `private_groups`):
     the server keeps them on the sites' behalf, so that a run can be scored and resumed.
     ``memory`` is whatever an aggregation rule remembers (optimizer moments, momentum of the sums).
+    ``starts`` [R, M, D] are all sets of centroids that are fitted side by side, where there are several or they are
+    joined; ``centroids`` is then the most compact one [M, D] and ``groups`` [M] says to which cluster each belongs.
     """
 
     head: Arrays
@@ -24,10 +26,19 @@ class ModelState:
     shared: Arrays = field(default_factory=dict)
     private: dict[str, Groups] = field(default_factory=dict)
     memory: Arrays = field(default_factory=dict)
+    starts: np.ndarray | None = None
+    groups: np.ndarray | None = None
+
+    @property
+    def clusters(self) -> int:
+        """K, the clusters that a pixel can belong to."""
+        return len(self.centroids) if self.groups is None else int(self.groups.max()) + 1
 
     def shared_groups(self) -> Groups:
         """Return the shared model."""
         groups: Groups = {"head": self.head, "centroids": {"centroids": self.centroids}}
+        if self.groups is not None:
+            groups["centroids"]["groups"] = self.groups
         return groups | ({"shared": self.shared} if self.shared else {})
 
     def groups_for(self, site: str) -> Groups:
@@ -38,6 +49,8 @@ class ModelState:
         """Flatten everything but head and centroids for a checkpoint."""
         extra = {f"shared/{key}": value for key, value in self.shared.items()}
         extra |= {f"memory/{key}": value for key, value in self.memory.items()}
+        extra |= {} if self.starts is None else {"starts/centroids": self.starts}
+        extra |= {} if self.groups is None else {"groups/groups": self.groups}
         for site, groups in self.private.items():
             for name, arrays in groups.items():
                 extra |= {f"site/{site}/{name}/{key}": value for key, value in arrays.items()}
@@ -47,6 +60,7 @@ class ModelState:
     def from_arrays(cls, head: Arrays, centroids: np.ndarray, extra: Arrays) -> ModelState:
         """Rebuild what `to_extra` flattened."""
         shared, memory = {}, {}
+        starts, joined = extra.get("starts/centroids"), extra.get("groups/groups")
         private: dict[str, Groups] = {}
         for key, value in extra.items():
             kind, rest = key.split("/", 1)
@@ -54,10 +68,10 @@ class ModelState:
                 shared[rest] = value
             elif kind == "memory":
                 memory[rest] = value
-            else:
+            elif kind == "site":
                 site, name, array = rest.split("/", 2)
                 private.setdefault(site, {}).setdefault(name, {})[array] = value
-        return cls(head, centroids, shared, private, memory)
+        return cls(head, centroids, shared, private, memory, starts, joined)
 
 
 def private_groups(config: RunConfig) -> tuple[str, ...]:

@@ -57,7 +57,7 @@ class AdaptationTraining(NetworkTraining):
         self.hashes.clear()
         return update_teachers(state, number, self.config.teacher, self.layout)
 
-    def phase(self, number: int) -> str:
+    def phase(self, state: NetworkState, number: int) -> str:
         """Every round trains: one that measures statistics sends the whole network as well."""
         return "train"
 

@@ -98,8 +98,8 @@ class Training(Protocol):
     def begin(self, state: Any, number: int, ask: Ask, names: list[str]) -> Any:
         """Return the state that a round starts from; ``names`` are the connected sites."""
 
-    def phase(self, number: int) -> str:
-        """Return what the sites do in a round."""
+    def phase(self, state: Any, number: int) -> str:
+        """Return what the sites do in a round that starts from this state."""
 
     def greeting(self) -> wire.Options:
         """Return what a greeting tells the sites beside the settings."""

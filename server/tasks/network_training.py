@@ -115,7 +115,7 @@ class NetworkTraining:
             state = state.with_clusters(grouping, self.layout)
         return state
 
-    def phase(self, number: int) -> str:
+    def phase(self, state: NetworkState, number: int) -> str:
         """Every round trains, but for a last one that measures statistics alone."""
         return _STATISTICS if self.config.measures(number) else "train"
 
@@ -134,7 +134,7 @@ class NetworkTraining:
         self, state: NetworkState, site: str, number: int, action: str
     ) -> tuple[wire.Groups, wire.Options]:
         """Return the network that a site starts from; nothing where it is asked for its style alone."""
-        options: wire.Options = self.greeting() | {"phase": self.phase(number)}
+        options: wire.Options = self.greeting() | {"phase": self.phase(state, number)}
         if action == wire.STYLE:
             return {}, options
         options["trained"] = state.trained.get(site, self.uncounted)
@@ -157,7 +157,7 @@ class NetworkTraining:
 
     def merge(self, state: NetworkState, updates: Mapping[str, wire.Update], number: int) -> NetworkState:
         """Merge one round."""
-        merge = merge_statistics if self.phase(number) == _STATISTICS else merge_networks
+        merge = merge_statistics if self.phase(state, number) == _STATISTICS else merge_networks
         state = merge(state, updates, weights_of(updates, self.config), self.layout, self.config)
         if self.config.measures(number):
             return state

@@ -6,11 +6,13 @@ replies arrive changes nothing.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 import numpy as np
 
+from common.clustering.linkage import join_clusters
 from common.errors import UserError
 from common.losses.base import CLUSTERS, TRAIN, closed_form
 from common.settings.schema import Aggregation, RunConfig
@@ -27,7 +29,10 @@ from server.centroids.base import (
     stack_sites,
 )
 from server.centroids.lloyd import merge_lloyd
+from server.centroids.starts import pass_of_starts
 from server.states.unsupervised import ModelState, private_groups
+
+log = logging.getLogger(__name__)
 
 _OPTIMIZER = "optimizer/"
 _CENTROIDS = "centroids/"
@@ -93,6 +98,11 @@ def solve(state: ModelState, updates: Mapping[str, Update], config: RunConfig) -
     found = solved(updates)
     head = state.head if "head" in private else found["head"]
     centroids = state.centroids if "centroids" in private else found["centroids"]["centroids"]
+    if (
+        centroids.ndim == 3
+    ):  # several starts, the first of which stands for all until a pass has compared them
+        clusters = join_clusters(centroids[0], config.model.clusters)
+        return replace(state, head=head, starts=centroids, centroids=centroids[0], groups=clusters)
     return replace(state, head=head, centroids=centroids, private=kept)
 
 
@@ -171,6 +181,8 @@ def kmeans_pass(
     sums are a running total; polish passes look at one model only, so they carry none over.
     """
     chosen = CENTROID_RULES.entry(config.centroids.merge)
+    if state.starts is not None:
+        return _starts_pass(state, updates, config)
     settings = config.centroids if use_momentum else config.centroids.model_copy(update={"momentum": 0.0})
     rows = site_rows(updates, "sums")
 
@@ -191,6 +203,19 @@ def kmeans_pass(
         if settings.momentum:
             memory |= {prefix + k: v for k, v in merged.state.items()}
     return replace(state, private=private, memory=memory)
+
+
+def _starts_pass(state: ModelState, updates: Mapping[str, Update], config: RunConfig) -> ModelState:
+    """Take one pass for all starts; the model is the most compact of them."""
+    assert state.starts is not None
+    chosen = CENTROID_RULES.entry(config.centroids.merge)
+    rule = chosen.value if chosen.facts.takes == "sums" or chosen.facts.robust else merge_lloyd
+    cosines = {name: update.groups["sums"]["cosines"] for name, update in updates.items()}
+    found = pass_of_starts(state.starts, site_rows(updates, "sums"), cosines, rule, config)
+    if len(found.starts) > 1:
+        others = ", ".join(f"{value:.4f}" for value in found.mean_cosines)
+        log.info("start %d is the most compact: mean cosines %s", found.best + 1, others)
+    return replace(state, starts=found.starts, centroids=found.starts[found.best], groups=found.groups)
 
 
 def _remembered(state: ModelState, prefix: str) -> Arrays:

@@ -6,9 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from common import wire
 from common.checkpoint import Checkpoint
-from common.losses.base import CLUSTERS, closed_form, round_kind
+from common.losses.base import CLUSTERS, TRAIN, closed_form
 from common.losses.extra_terms import build_objective
 from common.models.head import build_head, init_centroids, state_to_numpy
 from common.settings.schema import RunConfig
@@ -52,9 +54,19 @@ class UnsupervisedTraining:
         """Nothing comes before a round."""
         return state
 
-    def phase(self, number: int) -> str:
-        """Return the work of a round."""
-        return round_kind(self.config, number)
+    def phase(self, state: ModelState, number: int) -> str:
+        """Return the work of a round, by what has been done: a first round that did not count is made up for."""
+        closed = closed_form(self.config)
+        if closed is None:
+            return TRAIN
+        return CLUSTERS if self._solved(state) else closed.kind
+
+    def _solved(self, state: ModelState) -> bool:
+        """Whether the head is no longer the one that the seed gave."""
+        if "head" in private_groups(self.config):
+            return bool(state.private)
+        drawn = initial_state(self.config, state.head["linear.weight"].shape[1]).head
+        return any(not np.array_equal(drawn[key], value) for key, value in state.head.items())
 
     def greeting(self) -> wire.Options:
         """Nothing beside the settings."""
@@ -71,7 +83,12 @@ class UnsupervisedTraining:
         kept_aside = action != wire.TRAIN and not private_groups(self.config)
         groups = state.shared_groups() if kept_aside else state.groups_for(site)
         sends = CENTROID_RULES.facts(self.config.centroids.merge).takes
-        return groups, {"phase": self.phase(number), "sends": sends}
+        told: wire.Options = {"phase": self.phase(state, number), "sends": sends}
+        if state.starts is not None and action != wire.EVALUATE:
+            starts, _, dim = state.starts.shape
+            groups = groups | {"centroids": {"centroids": state.starts.reshape(-1, dim)}}
+            told["starts"] = starts
+        return groups, told
 
     def expect(self, state: ModelState, phase: str, weights_hash: str) -> ReplySchema:
         """Return the groups, names and shapes of a training reply."""
@@ -93,8 +110,9 @@ class UnsupervisedTraining:
         return ReplySchema(shapes, weights_hash)
 
     def expect_sums(self, state: ModelState, weights_hash: str) -> ReplySchema:
-        """Return the shapes of a reply to one exact pass of k-means."""
+        """Return the shapes of a reply to one exact pass of k-means, of all starts one after the other."""
         clusters, dim = state.centroids.shape
+        clusters *= 1 if state.starts is None else len(state.starts)
         sums: dict[str, tuple[int, ...]] = {
             "sums": (clusters, dim),
             "counts": (clusters,),
@@ -104,11 +122,11 @@ class UnsupervisedTraining:
 
     def expect_confusion(self, state: ModelState, classes: int) -> ReplySchema:
         """Return the shape of an evaluation reply: clusters by classes."""
-        return ReplySchema({"confusion": {"confusion": (len(state.centroids), classes)}})
+        return ReplySchema({"confusion": {"confusion": (state.clusters, classes)}})
 
     def merge(self, state: ModelState, updates: Mapping[str, wire.Update], number: int) -> ModelState:
         """Merge one round."""
-        return merge_round(state, updates, self.config, self.phase(number))
+        return merge_round(state, updates, self.config, self.phase(state, number))
 
     def polish(self, state: ModelState, updates: Mapping[str, wire.Update]) -> ModelState:
         """Take one pass of exact k-means: sums went up, centroids go down."""
