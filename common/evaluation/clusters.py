@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from common.models.backbone import Backbone
 
 Mirrored = Callable[[list[int]], Tensor]
-Refine = Callable[[Tensor, Bytes], Bytes]
+Refiner = Callable[[Tensor, Bytes], Bytes]
 ScoreAt = Literal["label", "input"]
 Matching = Literal["hungarian", "many-to-one", "checkpoint"]
 EvalProtocol = Literal["label-size", "center-320"]
@@ -78,7 +78,7 @@ def evaluate_segmenter(
     *,
     score_at: ScoreAt = "label",
     mirrored: Mirrored | None = None,
-    refine: Refine | None = None,
+    refine: Refiner | None = None,
     keep: Collection[int] = (),
     batch: int = 8,
     progress: Callable[[int, int], None] | None = None,
@@ -155,7 +155,7 @@ def predict(
     segmenter: Segmenter,
     code: Tensor,
     size: tuple[int, ...],
-    refine: Refine | None = None,
+    refine: Refiner | None = None,
     picture: Bytes | None = None,
 ) -> Bytes:
     """Return the cluster of every pixel, uint8 [H, W], of one image's code [1, D, h, w].
@@ -170,7 +170,7 @@ def predict(
     return refine(segmenter.logits_of_code(code, size)[0], picture)
 
 
-def refinement(config: RunConfig, model: Model, crf: bool) -> Refine | None:
+def refinement(config: RunConfig, model: Model, crf: bool) -> Refiner | None:
     """Return what turns coarse maps into pixels: the dense CRF where it is asked for, else what the settings say."""
     if crf:
         from common.evaluation.crf import refine  # dear to load, and rarely wanted

@@ -22,7 +22,7 @@ from common.settings.objectives import OBJECTIVES, ObjectiveFacts
 from common.settings.schema import RunConfig
 
 # parts of an image where noise covers both as one vector; the axes hang on the second one
-RELEASE_SCALES = {"total": 0.2, "outer": 1.0}
+_RELEASE_SCALES = {"total": 0.2, "outer": 1.0}
 # channels whose deviation is below this share of the largest never change, and say nothing
 _DEAD = 1e-6
 
@@ -76,7 +76,7 @@ class Principal(ClosedForm):
                 "total": tokens.mean(0).numpy(),
                 "outer": (tokens.T @ tokens / len(tokens)).numpy()[triangle],
             }
-            yield {name: factor * means[name] for name, factor in RELEASE_SCALES.items()}
+            yield {name: factor * means[name] for name, factor in _RELEASE_SCALES.items()}
 
     def merge(self, parts: Sequence[NamedArrays]) -> tuple[dict[str, np.ndarray], np.ndarray]:
         """Add up the sites' moments; return the linear head and all starts [R, M, D]."""
@@ -88,7 +88,7 @@ class Principal(ClosedForm):
     def denoise(self, sums: Sums, units: int, patches: int, deviation: float) -> dict[str, np.ndarray]:
         """Return moments whose covariance has no negative eigenvalue."""
         radius = self.config.privacy.feature_norm
-        means = {name: sums[name] / (factor * units) for name, factor in RELEASE_SCALES.items()}
+        means = {name: sums[name] / (factor * units) for name, factor in _RELEASE_SCALES.items()}
         mean, channels = means["total"], len(means["total"])
         values, vectors = np.linalg.eigh(symmetric(means["outer"], channels) - np.outer(mean, mean))
         covariance = (vectors * np.maximum(values, 0.0)) @ vectors.T

@@ -174,9 +174,10 @@ class RunConfig(Section):
         description="a head on a frozen model without labels; a whole network with the sites' labels; one that was "
         "trained on labels elsewhere and adapts without; or one that learns what a frozen model found",
     )
-    preset: Literal["default", "fuss-ref", "fuss-clean"] = Field(
+    preset: Literal["default", "label-free", "fuss-ref", "fuss-clean"] = Field(
         "default",
-        description="where settings start from: what we recommend, FUSS as published, or without its faults",
+        description="where settings start from: a small head in closed form, masks from a strong backbone, FUSS as "
+        "published, or FUSS without its faults",
     )
     name: str = Field("run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="names the run directory")
     rounds: int = Field(10, ge=0, description="0: pretraining alone (task adaptation)")

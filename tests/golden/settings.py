@@ -19,6 +19,14 @@ FACTOR = 5.0
 
 RUNS: dict[str, tuple[str, ...]] = {
     "default": ("loss.spectral.tolerance", "loss.spectral.ridge"),
+    "label-free": (
+        "codes.reach",
+        "codes.center",
+        "refine.colors",
+        "refine.prior",
+        "refine.radius",
+        "refine.temperature",
+    ),
     "fuss-ref": (
         "model.dropout",
         "local.lr",

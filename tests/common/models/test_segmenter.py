@@ -126,7 +126,12 @@ def test_mirrored_cells_of_a_cnn_come_to_lie_on_the_cells_of_the_picture(width: 
     assert code[0, 0, 0, 0] == (width - 1) % 16 / 2  # left of the mirrored cells: the first of them
 
 
-VIT_SETTINGS = {"model.backbone": "vit_tiny_patch16_224", "model.height": 64, "model.width": 96, "model.dim": 6}
+VIT_SETTINGS = {
+    "model.backbone": "vit_tiny_patch16_224",
+    "model.height": 64,
+    "model.width": 96,
+    "model.dim": 6,
+}
 
 
 def travelling(channels: int = 12, groups: list[int] | None = None) -> dict[str, dict[str, np.ndarray]]:

@@ -31,15 +31,17 @@ def test_a_pass_of_all_starts_is_k_means_of_each_over_all_sites() -> None:
     starts = directions(np.random.default_rng(2).standard_normal((3, 4, 5)))
     rows = {name: sent(data, starts) for name, data in sites.items()}
     found = pass_of_starts(
-        starts, {n: r for n, (r, _) in rows.items()}, {n: c for n, (_, c) in rows.items()}, merge_lloyd, CONFIG
+        starts,
+        {n: r for n, (r, _) in rows.items()},
+        {n: c for n, (_, c) in rows.items()},
+        merge_lloyd,
+        CONFIG,
     )
     pooled = np.concatenate(list(sites.values()))
     for index, start in enumerate(starts):
         similar = pooled @ start.T
         nearest = similar.argmax(axis=1)
-        assert np.isclose(
-            found.mean_cosines[index], similar.max(axis=1).mean(), rtol=1e-12
-        )
+        assert np.isclose(found.mean_cosines[index], similar.max(axis=1).mean(), rtol=1e-12)
         for cluster in range(4):
             members = pooled[nearest == cluster]
             if len(members):

@@ -73,9 +73,7 @@ def test_what_is_scored_are_the_joined_clusters(trained: Path, scenes: Path) -> 
 def test_resumed_halfway_it_ends_the_same(trained: Path, scenes: Path, tmp_path: Path) -> None:
     half = tiny_config(scenes, tmp_path / "half", SITES, **(LABEL_FREE | {"rounds": 3}))
     stopped = run(local_grid(SITES), half)
-    resumed = run(
-        local_grid(SITES), tiny_config(scenes, stopped, SITES, resume=str(stopped), **LABEL_FREE)
-    )
+    resumed = run(local_grid(SITES), tiny_config(scenes, stopped, SITES, resume=str(stopped), **LABEL_FREE))
     assert lines(resumed)[-1]["checkpoint_sha256"] == lines(trained)[-1]["checkpoint_sha256"]
 
 
