@@ -13,7 +13,7 @@ import torch
 from torch.nn import functional
 
 from common.features.source import Features, tokens_of
-from common.models.codes import codes_within
+from common.models.codes import codes_within, picture_codes
 from common.models.head import SegmentationHead, state_to_numpy
 from common.settings.schema import RunConfig
 
@@ -24,6 +24,8 @@ _BATCH = 32
 @torch.no_grad()
 def unit_codes(features: Features, head: SegmentationHead, config: RunConfig) -> Iterator[torch.Tensor]:
     """Yield the unit codes of all images, float64 [B, h*w, D], as `codes_within` leaves them, dropout off.
+
+    An image of one kind of thing (``things.each-picture``) has one code [B, 1, D]: that of what stands out.
 
     Where smoothing makes them dear they are kept in float16 beside the features, for the next pass under the same
     head. Raises ValueError where codes are not finite.
@@ -61,12 +63,15 @@ def unit_codes(features: Features, head: SegmentationHead, config: RunConfig) ->
 
 def _made(features: Features, indices: list[int], head: SegmentationHead, config: RunConfig) -> torch.Tensor:
     codes = head.project(tokens_of(features, indices))
-    if not (config.codes.reach or config.codes.center):
+    one = config.things.each_picture == "one"
+    if not (config.codes.reach or config.codes.center or one):
         return codes
     maps = codes.transpose(1, 2).unflatten(2, features.grid)  # type: ignore[no-untyped-call]
     colors = features.colours(indices) if config.codes.reach else None
-    within: torch.Tensor = codes_within(maps, colors, config).flatten(2).transpose(1, 2)
-    return within
+    within = codes_within(maps, colors, config)
+    if one:
+        return picture_codes(within)[1].unsqueeze(1)
+    return within.flatten(2).transpose(1, 2)
 
 
 def _folder_of(features: Features) -> Path | None:

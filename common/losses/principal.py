@@ -167,7 +167,7 @@ def drawn_starts(deviations: NDArray[np.float64], config: RunConfig) -> NDArray[
 
     They ask nothing of any image beyond the moments: federated and pooled k-means start alike.
     """
-    shape = (config.centroids.starts, config.centroids.over or config.model.clusters, len(deviations))
+    shape = (config.centroids.starts, config.centroids.over or config.fitted_clusters, len(deviations))
     draws = numpy_generator(config.seed, "starts").standard_normal(shape) * deviations
     lengths = np.linalg.norm(draws, axis=2, keepdims=True)
     return np.asarray(draws / np.maximum(lengths, np.finfo(np.float64).tiny), dtype=np.float32)

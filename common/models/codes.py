@@ -16,6 +16,7 @@ import math
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from common.settings.schema import RunConfig
 
@@ -38,6 +39,37 @@ def codes_within(codes: Tensor, colors: Tensor | None, config: RunConfig) -> Ten
     if colors is None:
         raise ValueError("These codes came without the colors of their patches; smoothing needs them.")
     return smooth_codes(codes, colors, config.codes.reach * codes.shape[-2] / config.model.height)
+
+
+def picture_codes(codes: Tensor) -> tuple[Tensor, Tensor]:
+    """Return what stands out in each image: margins [B, h, w], above 0 where it does, and its mean unit code [B, D].
+
+    Where an image shows one kind of thing before a background, u = |s - mean s| of the unit codes s is large at the
+    thing or at the background, whichever is rarer. The margin is u - t, t the threshold of Otsu (1979) between the
+    squares u^2 of the image.
+    """
+    units = functional.normalize(codes.flatten(2), dim=1)  # [B, D, n]
+    salience = (units - units.mean(dim=2, keepdim=True)).norm(dim=1)
+    threshold = otsu(salience.square()).sqrt().unsqueeze(1)
+    outside = salience > threshold
+    mean = functional.normalize((units * outside.unsqueeze(1)).sum(dim=2), dim=1)
+    return (salience - threshold).unflatten(1, codes.shape[-2:]), mean  # type: ignore[no-untyped-call]
+
+
+def otsu(values: Tensor) -> Tensor:
+    """Return the threshold [B] that parts values [B, n] into two classes of the largest variance between them.
+
+    It lies halfway between two values that follow each other, hence is exact: no histogram. Of equal values it is
+    that value.
+    """
+    ordered = values.double().sort(dim=1).values
+    count = ordered.shape[1]
+    below = torch.arange(1, count, device=values.device, dtype=torch.float64)
+    sums = ordered.cumsum(dim=1)
+    low = sums[:, :-1] / below
+    high = (sums[:, -1:] - sums[:, :-1]) / (count - below)
+    place = (below * (count - below) * (high - low).square()).argmax(dim=1, keepdim=True)
+    return ((ordered.gather(1, place) + ordered.gather(1, place + 1)) / 2)[:, 0].to(values.dtype)
 
 
 def smooth_codes(codes: Tensor, colors: Tensor, reach: float) -> Tensor:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from common.checkpoint import Checkpoint, load_checkpoint
 from common.models.backbone import backbone_entry
-from common.models.codes import codes_within
+from common.models.codes import codes_within, picture_codes
 from common.models.site_models import chosen_model
 from common.settings.schema import RunConfig
 from common.settings.unsupervised import Model
@@ -82,7 +82,8 @@ class Segmenter(nn.Module):
     code is not the interpolation of directions.
 
     Where M centroids are joined into K clusters by ``groups`` [M], a cluster's cosine is that of its nearest centroid.
-    ``within`` is what happens to codes inside their image first.
+    ``within`` is what happens to codes inside their image first. With ``one_kind`` an image shows one of the clusters
+    before a background, which is cluster 0: the others are compared with what stands out in it (see `picture_codes`).
     """
 
     centroids: Tensor
@@ -96,12 +97,14 @@ class Segmenter(nn.Module):
         upsample: Upsample = "cosines",
         groups: Sequence[int] | np.ndarray | None = None,
         within: Within | None = None,
+        one_kind: bool = False,
     ) -> None:
         super().__init__()
         if centroids.ndim != 2:
             raise ValueError(f"Centroids have shape {tuple(centroids.shape)}; expected [K, D].")
         self.head = head
         self.within = within
+        self.one_kind = one_kind
         self.members = None if groups is None else _members(np.asarray(groups))
         self.register_buffer("centroids", centroids.detach().clone())
         self.geometry = geometry
@@ -139,6 +142,7 @@ class Segmenter(nn.Module):
             within=functools.partial(codes_within, config=config.model_copy(update={"model": model}))
             if codes.center or codes.reach
             else None,
+            one_kind=config.things.each_picture == "one",
         )
 
     @classmethod
@@ -171,7 +175,8 @@ class Segmenter(nn.Module):
     @property
     def num_clusters(self) -> int:
         """K."""
-        return len(self.centroids) if self.members is None else len(self.members)
+        fitted = len(self.centroids) if self.members is None else len(self.members)
+        return fitted + self.one_kind
 
     def train(self, mode: bool = True) -> Segmenter:
         """Stay in evaluation mode: a segmenter never drops channels."""
@@ -204,7 +209,20 @@ class Segmenter(nn.Module):
         return code @ torch.from_numpy(across).to(code).T
 
     def cosines(self, code: Tensor) -> Tensor:
-        """Return the cosine [B, K, h, w] of each code [B, D, h, w] to each cluster: to its nearest centroid."""
+        """Return the cosine [B, K, h, w] of each code [B, D, h, w] to each cluster: to its nearest centroid.
+
+        With ``one_kind`` they are 0 for the background, and for the image's own kind by how much a code stands out.
+        """
+        if not self.one_kind:
+            return self._nearest(code)
+        margins, pictures = picture_codes(code)
+        kinds = self._nearest(pictures[:, :, None, None])[:, :, 0, 0]
+        own = F.one_hot(kinds.argmax(dim=1), kinds.shape[1]).to(margins)[:, :, None, None]
+        return torch.cat(
+            [torch.zeros_like(margins).unsqueeze(1), own * margins.unsqueeze(1) - (1 - own)], dim=1
+        )
+
+    def _nearest(self, code: Tensor) -> Tensor:
         cosines = torch.einsum("bdhw,kd->bkhw", F.normalize(code, dim=1), F.normalize(self.centroids, dim=1))
         if self.members is None:
             return cosines

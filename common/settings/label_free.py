@@ -14,8 +14,8 @@ class Things(Section):
 
     each_picture: Literal["several", "one"] = Field(
         "several",
-        description="does an image usually show several of the things that are to be told apart, or one kind; "
-        "'one' takes codes.center back",
+        description="does an image usually show several of the things that are to be told apart, or one kind of "
+        "them before a background; 'one' parts what stands out and finds kinds of images",
     )
 
 

@@ -217,6 +217,11 @@ class RunConfig(Section):
         """What is true of the run's task."""
         return TASK_FACTS[self.task]
 
+    @property
+    def fitted_clusters(self) -> int:
+        """How many clusters k-means ends with: of patches, or of the kinds of images beside a background."""
+        return self.model.clusters - (self.things.each_picture == "one")
+
     def measures(self, number: int) -> bool:
         """Whether round ``number`` takes no step and measures batch norm statistics, at all sites.
 

@@ -52,5 +52,5 @@ def pass_of_starts(
     best = int(np.argmax(reached))
     # a cluster without patches that moved was split off just now
     alive = used[best] | (fitted[best] != current[best]).any(axis=1)
-    groups = join_clusters(directions(fitted[best]), config.model.clusters, alive)
+    groups = join_clusters(directions(fitted[best]), config.fitted_clusters, alive)
     return Fitted(np.stack(fitted), np.array(reached), best, groups)

@@ -29,11 +29,6 @@ class ModelState:
     starts: np.ndarray | None = None
     groups: np.ndarray | None = None
 
-    @property
-    def clusters(self) -> int:
-        """K, the clusters that a pixel can belong to."""
-        return len(self.centroids) if self.groups is None else int(self.groups.max()) + 1
-
     def shared_groups(self) -> Groups:
         """Return the shared model."""
         groups: Groups = {"head": self.head, "centroids": {"centroids": self.centroids}}

@@ -101,7 +101,7 @@ def solve(state: ModelState, updates: Mapping[str, Update], config: RunConfig) -
     if (
         centroids.ndim == 3
     ):  # several starts, the first of which stands for all until a pass has compared them
-        clusters = join_clusters(centroids[0], config.model.clusters)
+        clusters = join_clusters(centroids[0], config.fitted_clusters)
         return replace(state, head=head, starts=centroids, centroids=centroids[0], groups=clusters)
     return replace(state, head=head, centroids=centroids, private=kept)
 

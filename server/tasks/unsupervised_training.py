@@ -122,7 +122,8 @@ class UnsupervisedTraining:
 
     def expect_confusion(self, state: ModelState, classes: int) -> ReplySchema:
         """Return the shape of an evaluation reply: clusters by classes."""
-        return ReplySchema({"confusion": {"confusion": (state.clusters, classes)}})
+        clusters = len(state.centroids) if state.groups is None else self.config.model.clusters
+        return ReplySchema({"confusion": {"confusion": (clusters, classes)}})
 
     def merge(self, state: ModelState, updates: Mapping[str, wire.Update], number: int) -> ModelState:
         """Merge one round."""

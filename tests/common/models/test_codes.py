@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from common.models.codes import codes_within, neighbor_weights, smooth_codes
+from common.models.codes import codes_within, neighbor_weights, otsu, picture_codes, smooth_codes
 from common.settings.load import load_config
 
 GRID = (4, 5)
@@ -90,3 +90,30 @@ def test_settings_say_what_happens_to_codes() -> None:
     torch.testing.assert_close(codes_within(codes, colors, smooth), smooth_codes(codes, colors, 2.0))
     with pytest.raises(ValueError, match="colors"):
         codes_within(codes, None, smooth)
+
+
+def test_the_threshold_is_otsus() -> None:
+    """Every place to part sorted values is tried; the best one is found, also where values come twice."""
+    generator = np.random.default_rng(3)
+    rows = np.concatenate([generator.normal(0, 1, (4, 30)), generator.normal(6, 1, (4, 9))], axis=1)
+    rows[1, :5] = rows[1, 0]
+    found = otsu(torch.from_numpy(rows)).numpy()
+    for values, threshold in zip(rows, found, strict=True):
+        best = max(
+            (low.size * high.size * (low.mean() - high.mean()) ** 2, cut)
+            for cut in np.unique(values)[:-1]
+            for low, high in [(values[values <= cut], values[values > cut])]
+        )
+        assert best[1] <= threshold < values[values > best[1]].min()
+    assert otsu(torch.full((1, 5), 2.0)).item() == 2.0
+
+
+def test_what_stands_out_is_found_and_named_by_its_mean_direction() -> None:
+    codes = torch.zeros(1, 3, 4, 5)
+    codes[:, 0] = 1.0
+    codes[0, :, 1, 1:3] = torch.tensor([0.0, 2.0, 0.0])[:, None]  # length means nothing
+    margins, picture = picture_codes(codes)
+    expected = torch.zeros(1, 4, 5, dtype=torch.bool)
+    expected[0, 1, 1:3] = True
+    assert torch.equal(margins > 0, expected)
+    torch.testing.assert_close(picture, torch.tensor([[0.0, 1.0, 0.0]]))

@@ -163,7 +163,7 @@ def test_joined_centroids_are_one_cluster_by_the_nearest_of_them() -> None:
     cosines = single.cosines(single.code(feats))
     expected = torch.stack([cosines[:, [1, 3]].amax(1), cosines[:, [0, 2]].amax(1)], dim=1)
     torch.testing.assert_close(joined.cosines(joined.code(feats)), expected)
-    labels = joined.labels(feats, (4, 6))
+    labels = joined.labels_of_code(joined.code(feats), (4, 6))
     assert torch.equal(labels, expected.argmax(1).to(torch.uint8))
 
 
@@ -182,3 +182,17 @@ def test_codes_are_smoothed_where_settings_say_so() -> None:
 def test_another_backbones_head_is_refused() -> None:
     with pytest.raises(ValueError, match=r"linear\.weight"):
         Segmenter.from_groups(travelling(), 13, load_config(VIT_SETTINGS))
+
+
+def test_an_image_of_one_kind_shows_it_before_a_background() -> None:
+    config = load_config(VIT_SETTINGS | {"things.each-picture": "one"})
+    segmenter = Segmenter.from_groups(travelling(groups=[0, 1, 1, 2]), 12, config)
+    assert segmenter.num_clusters == 4
+    code = torch.zeros(2, 6, 4, 6)
+    code[:, 0] = 1.0
+    code[0, :, 1, 2:4] = segmenter.centroids[1][:, None]
+    code[1, :, 2:, 4] = segmenter.centroids[3][:, None]
+    labels = segmenter.cosines(code).argmax(1)
+    assert labels[0].unique().tolist() == [0, 2]  # cluster 0 is the background, group 1 the second kind
+    assert labels[1].unique().tolist() == [0, 3]
+    assert torch.equal(labels[0] == 2, torch.nn.functional.pad(torch.ones(1, 2), (2, 2, 1, 2)) == 1)
