@@ -62,37 +62,51 @@ def refine_by_colors(cosines: Tensor, image: Bytes, settings: Refine, height: in
     return labels
 
 
+# the six pairs of color channels, and where each of the nine entries of a covariance stands among them
+_PAIRS = torch.triu_indices(3, 3)
+_SQUARE = torch.tensor([[0, 1, 2], [1, 3, 4], [2, 4, 5]])
+
+
 @torch.no_grad()
 def responsibilities(prior: Tensor, colors: Tensor, settings: Refine, radius: int) -> Tensor:
     """Return r [K, H, W] of the mixture (see the head of this file).
 
     ``prior`` is p [K, H, W], ``colors`` float [H * W, 3] in 0..1, ``radius`` half the window in pixels.
     """
-    shares = prior
+    shares, monomials = prior, color_monomials(colors)
     for _ in range(settings.steps):
         flat = shares.flatten(1)
         portion = flat.mean(dim=1)
         present = torch.exp(-(portion * portion.clamp(min=_FEWEST).log()).sum())
         weight = settings.colors / max(float(present) - 1, 0.5)
         local = settings.prior * prior + (1 - settings.prior) * window_mean(shares, radius)
-        logits = local.clamp(min=1e-12).log() + weight * log_densities(flat, colors).view_as(local)
+        logits = local.clamp(min=1e-12).log() + weight * log_densities(flat, monomials).view_as(local)
         shares = torch.softmax(logits, dim=0)
     return shares
 
 
-def log_densities(shares: Tensor, colors: Tensor) -> Tensor:
-    """Return log N(c_i; mu_k, S_k) [K, n] but for a constant; weights [K, n] fit the Gaussians to colors [n, 3]."""
-    total = shares.sum(dim=1).clamp(min=_FEWEST)
-    means = (shares @ colors) / total[:, None]
-    found = torch.empty_like(shares)
-    eye = torch.eye(3, dtype=colors.dtype, device=colors.device)
-    for index, mean in enumerate(means):
-        away = colors - mean
-        covariance = (away * shares[index].unsqueeze(1)).T @ away / total[index] + _RIDGE * eye
-        root = torch.linalg.cholesky(covariance)
-        scaled = torch.linalg.solve_triangular(root, away.T, upper=False)
-        found[index] = -0.5 * scaled.square().sum(0) - root.diagonal().log().sum()
-    return found
+def log_densities(shares: Tensor, monomials: Tensor) -> Tensor:
+    """Return log N(c_i; mu_k, S_k) [K, n] but for a constant; weights [K, n] fit the Gaussians.
+
+    Both the fit and the densities are linear in the ``monomials`` [n, 10] of the colors: one product each.
+    """
+    sums = (shares @ monomials).double()
+    total = sums[:, :1].clamp(min=_FEWEST)
+    means = sums[:, 1:4] / total
+    second = (sums[:, 4:] / total)[:, _SQUARE]
+    ridge = _RIDGE * torch.eye(3, dtype=torch.float64, device=sums.device)
+    precision = torch.linalg.inv(second - means[:, :, None] * means[:, None] + ridge)
+    slope = (precision @ means[:, :, None])[:, :, 0]
+    constant = torch.logdet(precision) - (means * slope).sum(dim=1)
+    pairs = precision[:, *_PAIRS] * torch.where(_PAIRS[0] == _PAIRS[1], 1.0, 2.0).to(precision)
+    forms = torch.cat([constant[:, None], 2 * slope, -pairs], dim=1) / 2
+    return forms.to(monomials) @ monomials.T
+
+
+def color_monomials(colors: Tensor) -> Tensor:
+    """Return 1, the three colors, and their six products: [n, 3] -> [n, 10]."""
+    ones = colors.new_ones(len(colors), 1)
+    return torch.cat([ones, colors, colors[:, _PAIRS[0]] * colors[:, _PAIRS[1]]], dim=1)
 
 
 def window_mean(maps: Tensor, radius: int) -> Tensor:

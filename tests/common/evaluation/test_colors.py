@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from common.evaluation.colors import (
+    color_monomials,
     color_refinement,
     log_densities,
     refine_by_colors,
@@ -22,7 +23,7 @@ ON = Refine(colors=1.0)
 def test_densities_are_those_of_weighted_gaussians() -> None:
     generator = np.random.default_rng(0)
     colors, weights = generator.random((50, 3)), generator.random((2, 50))
-    found = log_densities(torch.from_numpy(weights), torch.from_numpy(colors)).numpy()
+    found = log_densities(torch.from_numpy(weights), color_monomials(torch.from_numpy(colors))).numpy()
     for row, weight in zip(found, weights, strict=True):
         mean = np.average(colors, axis=0, weights=weight)
         covariance = np.cov(colors.T, aweights=weight, ddof=0) + 2e-3 * np.eye(3)
