@@ -61,18 +61,66 @@ def spherical_sums(directions: torch.Tensor, centroids: torch.Tensor, starts: in
 
 @torch.no_grad()
 def sums_under(
-    features: Features, head: SegmentationHead, centroids: np.ndarray, config: RunConfig, starts: int = 1
+    features: Features, head: SegmentationHead, centroids: np.ndarray, config: RunConfig
 ) -> ClusterSums:
     """Run one exact E-step of spherical k-means over all patches of a shard, with dropout off.
 
-    ``centroids`` is [K, D] of any length per row, of all ``starts``. Raises ValueError where the codes are not finite.
+    ``centroids`` is [K, D] of any length per row. Raises ValueError where the codes are not finite.
     """
     means = unit(torch.from_numpy(np.asarray(centroids, dtype=np.float64)).to(features.device))
     clusters, dim = means.shape
     total = ClusterSums(np.zeros((clusters, dim)), np.zeros(clusters, dtype=np.int64), np.zeros(clusters))
     for codes in unit_codes(features, head, config):
-        total += spherical_sums(codes.flatten(0, 1), means, starts)
+        total += spherical_sums(codes.flatten(0, 1), means)
     return total
+
+
+@torch.no_grad()
+def sums_of_starts(
+    features: Features,
+    head: SegmentationHead,
+    arrays: Mapping[str, np.ndarray],
+    starts: int,
+    config: RunConfig,
+) -> dict[str, np.ndarray]:
+    """Run one exact E-step for several starts one after the other, and tell how their clusters share the images.
+
+    ``arrays`` holds the ``centroids`` [S * M, D] and ``groups`` [S * M] of all starts: as many of each of
+    ``config.centerings``. Beside the sums of `ClusterSums` returns ``shares`` int64 [S, K], the patches of each joined
+    cluster, and ``entropies`` float64 [S], the entropy in nats of an image's shares, added up over images.
+    """
+    means = unit(torch.from_numpy(np.asarray(arrays["centroids"], dtype=np.float64)).to(features.device))
+    groups = torch.from_numpy(np.asarray(arrays["groups"], dtype=np.int64)).to(features.device)
+    kinds, families = config.fitted_clusters, config.centerings
+    parts, shares, entropies = [], [], []
+    for centered, own, joined in zip(
+        families, means.chunk(len(families)), groups.chunk(len(families)), strict=True
+    ):
+        each = starts // len(families)
+        total = ClusterSums(np.zeros(own.shape), np.zeros(len(own), dtype=np.int64), np.zeros(len(own)))
+        used = torch.zeros(each, kinds, dtype=torch.int64, device=features.device)
+        spread = torch.zeros(each, dtype=torch.float64, device=features.device)
+        for codes in unit_codes(features, head, config, centered):
+            total += spherical_sums(codes.flatten(0, 1), own, each)
+            counts = image_shares(codes, own, joined, each, kinds)
+            used += counts.sum(dim=0)
+            portions = counts.double() / codes.shape[1]
+            spread += -torch.special.xlogy(portions, portions).sum(dim=(0, 2))
+        parts.append(total)
+        shares.append(used.cpu().numpy())
+        entropies.append(spread.cpu().numpy())
+    joined_parts = {key: np.concatenate([part.arrays()[key] for part in parts]) for key in parts[0].arrays()}
+    return joined_parts | {"shares": np.concatenate(shares), "entropies": np.concatenate(entropies)}
+
+
+def image_shares(
+    codes: torch.Tensor, means: torch.Tensor, groups: torch.Tensor, starts: int, clusters: int
+) -> torch.Tensor:
+    """Count the patches of each joined cluster in each image: codes [B, n, D] -> int64 [B, S, K]."""
+    nearest = (codes @ means.T).unflatten(2, (starts, -1)).argmax(dim=3)  # type: ignore[no-untyped-call]
+    cluster = groups.view(starts, -1).expand(len(codes), -1, -1).gather(2, nearest.transpose(1, 2))
+    counts = torch.zeros(len(codes), starts, clusters, dtype=torch.int64, device=codes.device)
+    return counts.scatter_add_(2, cluster, torch.ones_like(cluster))
 
 
 def received_head(
@@ -86,11 +134,7 @@ def received_head(
 
 
 def cluster_sums(
-    features: Features,
-    head: Mapping[str, np.ndarray],
-    centroids: np.ndarray,
-    config: RunConfig,
-    starts: int = 1,
+    features: Features, head: Mapping[str, np.ndarray], centroids: np.ndarray, config: RunConfig
 ) -> ClusterSums:
     """Run one exact E-step under a head that came as arrays (see `sums_under`)."""
-    return sums_under(features, received_head(features, head, config), centroids, config, starts)
+    return sums_under(features, received_head(features, head, config), centroids, config)

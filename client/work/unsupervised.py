@@ -14,7 +14,7 @@ import numpy as np
 from client.privacy import private_sums
 from client.site import SiteConfig
 from client.state import load_state, save_state
-from client.statistics import ClusterSums, cluster_sums
+from client.statistics import cluster_sums, received_head, sums_of_starts
 from client.work.base import SITE_TASKS, Handler, SiteTask
 from common import wire
 from common.data.check import check_shard_size
@@ -110,9 +110,10 @@ def work_of_round(task: wire.Task, settings: RunConfig, site: SiteConfig) -> wir
     if closed is not None and phase == closed.kind:
         return _update_of(features, settings, site, {closed.kind: closed.site(features)})
     if phase == CLUSTERS:
-        found = _received_clusters(features, task, settings)
-        metrics = {"loss": 1 - found.mean_cosine, "mean_cosine": found.mean_cosine}
-        return replace(_update_of(features, settings, site, {"sums": found.arrays()}), metrics=metrics)
+        sums = _received_sums(features, task, settings)
+        cosine = float(sums["cosines"].sum()) / max(int(sums["counts"].sum()), 1)
+        metrics = {"loss": 1 - cosine, "mean_cosine": cosine}
+        return replace(_update_of(features, settings, site, {"sums": sums}), metrics=metrics)
     raise UserError(
         f"The server asks for work called {phase!r}, which this site does not know; update the site."
     )
@@ -128,7 +129,7 @@ def train_by_steps(task: wire.Task, settings: RunConfig, site: SiteConfig) -> wi
     sends_sums = task.options.get("sends", "centroids") == "sums"  # the server says what its rule takes
     if sends_sums:
         # the exact statistics of the model that every site received, not of this site's own next one
-        groups["sums"] = _received_clusters(features, task, settings).arrays()
+        groups["sums"] = _received_sums(features, task, settings)
     result = train_local(
         features,
         task.groups["head"],
@@ -156,17 +157,17 @@ def sum_clusters(task: wire.Task, settings: RunConfig, site: SiteConfig) -> wire
     if what != CLUSTERS:
         raise ValueError(f"Site {site.name} was asked for sums of {what!r}; it knows {CLUSTERS!r}.")
     features = site.features(settings)
-    update = _update_of(
-        features, settings, site, {"sums": _received_clusters(features, task, settings).arrays()}
-    )
+    update = _update_of(features, settings, site, {"sums": _received_sums(features, task, settings)})
     return replace(update, facts={"images": len(features)})
 
 
-def _received_clusters(features: Features, task: wire.Task, settings: RunConfig) -> ClusterSums:
-    starts = int(task.options.get("starts", 1))
-    return cluster_sums(
-        features, task.groups["head"], task.groups["centroids"]["centroids"], settings, starts
-    )
+def _received_sums(features: Features, task: wire.Task, settings: RunConfig) -> wire.Arrays:
+    """Return the sums of one exact pass of k-means under the model that came, of all its starts if it has any."""
+    head, arrays = task.groups["head"], task.groups["centroids"]
+    if "starts" in task.options:
+        received = received_head(features, head, settings)
+        return sums_of_starts(features, received, arrays, int(task.options["starts"]), settings)
+    return cluster_sums(features, head, arrays["centroids"], settings).arrays()
 
 
 def _update_of(features: Features, settings: RunConfig, site: SiteConfig, groups: wire.Groups) -> wire.Update:

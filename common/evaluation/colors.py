@@ -118,7 +118,6 @@ def window_mean(maps: Tensor, radius: int) -> Tensor:
 
 def color_refinement(config: RunConfig, model: Model) -> Callable[[Tensor, Bytes], Bytes] | None:
     """Return `refine_by_colors` as a run's settings have it, for images that enter as ``model`` says; None: off."""
-    # a thing before a background has parts of many colors: on steel two Gaussians cost 4 points
-    if not config.refine.colors or config.things.each_picture == "one":
+    if not config.refine.colors:
         return None
     return partial(refine_by_colors, settings=config.refine, height=model.height)

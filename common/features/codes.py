@@ -22,20 +22,22 @@ _BATCH = 32
 
 
 @torch.no_grad()
-def unit_codes(features: Features, head: SegmentationHead, config: RunConfig) -> Iterator[torch.Tensor]:
+def unit_codes(
+    features: Features, head: SegmentationHead, config: RunConfig, centered: bool | None = None
+) -> Iterator[torch.Tensor]:
     """Yield the unit codes of all images, float64 [B, h*w, D], as `codes_within` leaves them, dropout off.
 
     An image of one kind of thing (``things.each-picture``) has one code [B, 1, D]: that of what stands out.
-
-    Where smoothing makes them dear they are kept in float16 beside the features, for the next pass under the same
-    head. Raises ValueError where codes are not finite.
+    ``centered`` is one of ``config.centerings``, by default the first. Where smoothing makes them dear they are kept in
+    float16 beside the features, for the next pass under the same head. Raises ValueError where codes are not finite.
     """
+    centered = config.centerings[0] if centered is None else centered
     folder = _folder_of(features) if config.codes.reach else None
-    path = None if folder is None else folder / f"codes-{_key(head, config)}.npy"
+    path = None if folder is None else folder / f"codes-{_key(head, config)}-{int(centered)}.npy"
     stored = None if path is None else _read(path, len(features))
     if stored is not None:
         for start in range(0, len(features), _BATCH):
-            rows = torch.from_numpy(np.asarray(stored[start : start + _BATCH]))
+            rows = torch.from_numpy(np.array(stored[start : start + _BATCH]))
             yield functional.normalize(rows.to(features.device).double(), dim=-1)
         return
     kept: list[np.ndarray] = []
@@ -44,7 +46,7 @@ def unit_codes(features: Features, head: SegmentationHead, config: RunConfig) ->
     try:
         for start in range(0, len(features), _BATCH):
             indices = list(range(start, min(start + _BATCH, len(features))))
-            codes = _made(features, indices, head, config)
+            codes = _made(features, indices, head, config, centered)
             if not torch.isfinite(codes).all():
                 raise ValueError(
                     f"The head gives codes that are not finite for images {indices[0]} to {indices[-1]}; "
@@ -61,14 +63,16 @@ def unit_codes(features: Features, head: SegmentationHead, config: RunConfig) ->
         _write(path, np.concatenate(kept))
 
 
-def _made(features: Features, indices: list[int], head: SegmentationHead, config: RunConfig) -> torch.Tensor:
+def _made(
+    features: Features, indices: list[int], head: SegmentationHead, config: RunConfig, centered: bool
+) -> torch.Tensor:
     codes = head.project(tokens_of(features, indices))
     one = config.things.each_picture == "one"
-    if not (config.codes.reach or config.codes.center or one):
+    if not (config.codes.reach or centered or one):
         return codes
     maps = codes.transpose(1, 2).unflatten(2, features.grid)  # type: ignore[no-untyped-call]
     colors = features.colours(indices) if config.codes.reach else None
-    within = codes_within(maps, colors, config)
+    within = codes_within(maps, colors, config, centered)
     if one:
         return picture_codes(within)[1].unsqueeze(1)
     return within.flatten(2).transpose(1, 2)
@@ -102,7 +106,8 @@ def _write(path: Path, codes: np.ndarray) -> None:
         with os.fdopen(handle, "wb") as stream:
             np.save(stream, codes)
         for other in path.parent.glob("codes-*.npy"):
-            other.unlink(missing_ok=True)
+            if other.name[:-6] != path.name[:-6]:  # those of another head, centered or not
+                other.unlink(missing_ok=True)
         Path(partial).replace(path)
     except OSError:
         Path(partial).unlink(missing_ok=True)

@@ -79,7 +79,7 @@ class Principal(ClosedForm):
             yield {name: factor * means[name] for name, factor in _RELEASE_SCALES.items()}
 
     def merge(self, parts: Sequence[NamedArrays]) -> tuple[dict[str, np.ndarray], np.ndarray]:
-        """Add up the sites' moments; return the linear head and all starts [R, M, D]."""
+        """Add up the sites' moments; return the linear head and all starts [S, M, D]."""
         moments = functools.reduce(operator.add, map(_moments, parts))
         weight, bias, variances = principal_axes(moments, self.config.model.dim)
         head = {"linear.weight": weight.astype(np.float32), "linear.bias": bias.astype(np.float32)}
@@ -163,14 +163,16 @@ def principal_axes(
 
 
 def drawn_starts(deviations: NDArray[np.float64], config: RunConfig) -> NDArray[np.float32]:
-    """Return R sets of M unit directions float32 [R, M, D], drawn by the seed as codes of these deviations spread.
+    """Return R sets of M unit directions float32 [S, M, D], drawn by the seed as codes of these deviations spread.
 
-    They ask nothing of any image beyond the moments: federated and pooled k-means start alike.
+    They ask nothing of any image beyond the moments: federated and pooled k-means start alike. Every family of
+    ``config.centerings`` gets the same ones, one after the other.
     """
     shape = (config.centroids.starts, config.centroids.over or config.fitted_clusters, len(deviations))
     draws = numpy_generator(config.seed, "starts").standard_normal(shape) * deviations
     lengths = np.linalg.norm(draws, axis=2, keepdims=True)
-    return np.asarray(draws / np.maximum(lengths, np.finfo(np.float64).tiny), dtype=np.float32)
+    starts = np.asarray(draws / np.maximum(lengths, np.finfo(np.float64).tiny), dtype=np.float32)
+    return np.concatenate([starts] * len(config.centerings))
 
 
 def _plain(moments: PatchScatter) -> dict[str, np.ndarray]:

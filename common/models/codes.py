@@ -26,14 +26,14 @@ _TINY = 1e-8
 _STEPS_PER_ODDS = 1.5
 
 
-def codes_within(codes: Tensor, colors: Tensor | None, config: RunConfig) -> Tensor:
+def codes_within(codes: Tensor, colors: Tensor | None, config: RunConfig, centered: bool) -> Tensor:
     """Return codes [B, D, h, w] of a head as they are compared with centroids (see the head of this file).
 
-    ``colors`` [B, h*w, 3] in 0..1 are the mean colors of the patches; needed where ``codes.reach`` is above 0. Raises
-    ValueError where they are missing.
+    ``centered`` codes lose the mean of their image. ``colors`` [B, h*w, 3] in 0..1 are the mean colors of the patches;
+    needed where ``codes.reach`` is above 0. Raises ValueError where they are missing.
     """
-    if config.codes.center and config.things.each_picture == "several":
-        codes = codes - config.codes.center * codes.mean(dim=(2, 3), keepdim=True)
+    if centered:
+        codes = codes - codes.mean(dim=(2, 3), keepdim=True)
     if not config.codes.reach:
         return codes
     if colors is None:
@@ -45,15 +45,15 @@ def picture_codes(codes: Tensor) -> tuple[Tensor, Tensor]:
     """Return what stands out in each image: margins [B, h, w], above 0 where it does, and its mean unit code [B, D].
 
     Where an image shows one kind of thing before a background, u = |s - mean s| of the unit codes s is large at the
-    thing or at the background, whichever is rarer. The margin is u - t, t the threshold of Otsu (1979) between the
-    squares u^2 of the image.
+    thing or at the background, whichever is rarer. The margin is 2 (u - t), as wide as cosines, t the threshold of Otsu
+    (1979) between the powers u^4 of the image: higher powers keep what stands out most (steel: u^2 36.7, u^4 38.6).
     """
     units = functional.normalize(codes.flatten(2), dim=1)  # [B, D, n]
     salience = (units - units.mean(dim=2, keepdim=True)).norm(dim=1)
-    threshold = otsu(salience.square()).sqrt().unsqueeze(1)
+    threshold = otsu(salience**4).pow(0.25).unsqueeze(1)
     outside = salience > threshold
     mean = functional.normalize((units * outside.unsqueeze(1)).sum(dim=2), dim=1)
-    return (salience - threshold).unflatten(1, codes.shape[-2:]), mean  # type: ignore[no-untyped-call]
+    return (2 * (salience - threshold)).unflatten(1, codes.shape[-2:]), mean  # type: ignore[no-untyped-call]
 
 
 def otsu(values: Tensor) -> Tensor:

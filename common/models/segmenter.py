@@ -132,16 +132,17 @@ class Segmenter(nn.Module):
         # the seed is without effect: every parameter is replaced
         module = build_head(channels, model, seed=0)
         load_numpy(module, groups["head"])
-        codes = config.codes
+        centered = bool(np.any(groups["centroids"].get("centered", config.centerings[0])))
+        within = functools.partial(
+            codes_within, config=config.model_copy(update={"model": model}), centered=centered
+        )
         return cls(
             module,
             torch.from_numpy(np.asarray(groups["centroids"]["centroids"], dtype=np.float32)),
             Geometry.of(model),
             upsample=upsample,
             groups=groups["centroids"].get("groups"),
-            within=functools.partial(codes_within, config=config.model_copy(update={"model": model}))
-            if codes.center or codes.reach
-            else None,
+            within=within if centered or config.codes.reach else None,
             one_kind=config.things.each_picture == "one",
         )
 
@@ -166,9 +167,10 @@ class Segmenter(nn.Module):
             checkpoint = load_checkpoint(checkpoint)
         checkpoint = chosen_model(checkpoint, where, site)
         model = model or checkpoint.config.model
-        centroids = {"centroids": checkpoint.centroids}
-        if "groups/groups" in checkpoint.extra:
-            centroids["groups"] = checkpoint.extra["groups/groups"]
+        joined = {
+            k.removeprefix("joined/"): v for k, v in checkpoint.extra.items() if k.startswith("joined/")
+        }
+        centroids = {"centroids": checkpoint.centroids} | joined
         groups = {"head": checkpoint.head, "centroids": centroids}
         return cls.from_groups(groups, checkpoint.channels, checkpoint.config, model=model, upsample=upsample)
 

@@ -22,7 +22,11 @@ class Things(Section):
 class Codes(Section):
     """What happens to the codes of an image before they are compared with centroids."""
 
-    center: float = Field(0.0, ge=0, le=1, description="share of its mean code that every image loses")
+    center: Literal["none", "image", "auto"] = Field(
+        "none",
+        description="image: every image loses its mean code; auto: both are fitted, and codes are centered if clusters "
+        "would otherwise say which image it is more than what is in it",
+    )
     reach: float = Field(
         0.0,
         ge=0,

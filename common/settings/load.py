@@ -135,6 +135,7 @@ PRESETS: dict[str, dict[str, str | int | float | bool]] = {
         # one budget of pixels for every set: a patch of 16 is a 22nd of the height of a landscape image
         "model.height": 352,
         "model.width": 480,
+        "codes.center": "auto",
         "codes.reach": 70.0,
         "centroids.over": 40,
         "centroids.starts": 4,

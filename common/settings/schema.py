@@ -222,6 +222,13 @@ class RunConfig(Section):
         """How many clusters k-means ends with: of patches, or of the kinds of images beside a background."""
         return self.model.clusters - (self.things.each_picture == "one")
 
+    @property
+    def centerings(self) -> tuple[bool, ...]:
+        """Whether codes are centered in their image, for each family of starts that is fitted."""
+        if self.things.each_picture == "one":
+            return (False,)  # images that differ in kind differ in their means
+        return {"none": (False,), "image": (True,), "auto": (False, True)}[self.codes.center]
+
     def measures(self, number: int) -> bool:
         """Whether round ``number`` takes no step and measures batch norm statistics, at all sites.
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -29,7 +30,7 @@ from server.centroids.base import (
     stack_sites,
 )
 from server.centroids.lloyd import merge_lloyd
-from server.centroids.starts import pass_of_starts
+from server.centroids.starts import MOST_TOLD, Fitted, pass_of_starts
 from server.states.unsupervised import ModelState, private_groups
 
 log = logging.getLogger(__name__)
@@ -101,8 +102,9 @@ def solve(state: ModelState, updates: Mapping[str, Update], config: RunConfig) -
     if (
         centroids.ndim == 3
     ):  # several starts, the first of which stands for all until a pass has compared them
-        clusters = join_clusters(centroids[0], config.fitted_clusters)
-        return replace(state, head=head, starts=centroids, centroids=centroids[0], groups=clusters)
+        groups = np.stack([join_clusters(start, config.fitted_clusters) for start in centroids])
+        starts = {"centroids": centroids, "groups": groups}
+        return replace(state, head=head, starts=starts, **_kept_start(starts, 0, config.centerings[0]))
     return replace(state, head=head, centroids=centroids, private=kept)
 
 
@@ -181,7 +183,7 @@ def kmeans_pass(
     sums are a running total; polish passes look at one model only, so they carry none over.
     """
     chosen = CENTROID_RULES.entry(config.centroids.merge)
-    if state.starts is not None:
+    if state.starts:
         return _starts_pass(state, updates, config)
     settings = config.centroids if use_momentum else config.centroids.model_copy(update={"momentum": 0.0})
     rows = site_rows(updates, "sums")
@@ -206,16 +208,34 @@ def kmeans_pass(
 
 
 def _starts_pass(state: ModelState, updates: Mapping[str, Update], config: RunConfig) -> ModelState:
-    """Take one pass for all starts; the model is the most compact of them."""
-    assert state.starts is not None
+    """Take one pass for all starts; the model is the one that is chosen (see `server.centroids.starts`)."""
     chosen = CENTROID_RULES.entry(config.centroids.merge)
     rule = chosen.value if chosen.facts.takes == "sums" or chosen.facts.robust else merge_lloyd
-    cosines = {name: update.groups["sums"]["cosines"] for name, update in updates.items()}
-    found = pass_of_starts(state.starts, site_rows(updates, "sums"), cosines, rule, config)
-    if len(found.starts) > 1:
-        others = ", ".join(f"{value:.4f}" for value in found.mean_cosines)
-        log.info("start %d is the most compact: mean cosines %s", found.best + 1, others)
-    return replace(state, starts=found.starts, centroids=found.starts[found.best], groups=found.groups)
+    sums = {name: update.groups["sums"] for name, update in updates.items()}
+    images = sum(int(update.facts["images"]) for update in updates.values())
+    found = pass_of_starts(state.starts["centroids"], sums, images, rule, config)
+    log.info(
+        "start %d of %d is kept (mean cosines %s)%s",
+        found.best + 1,
+        len(found.centroids),
+        ", ".join(f"{value:.4f}" for value in found.mean_cosines),
+        _centering(found) if len(config.centerings) > 1 else "",
+    )
+    starts = {"centroids": found.centroids, "groups": found.groups}
+    return replace(state, starts=starts, **_kept_start(starts, found.best, found.centered))
+
+
+def _centering(found: Fitted) -> str:
+    told = found.told[int(np.argmax(found.mean_cosines[: len(found.told) // 2]))]
+    verdict = "so codes are centered" if found.centered else "so codes stay as they are"
+    return (
+        f"; clusters spend {told:.2f} of their entropy on telling images apart (limit {MOST_TOLD}), {verdict}"
+    )
+
+
+def _kept_start(starts: Arrays, index: int, centered: bool) -> dict[str, Any]:
+    joined = {"groups": starts["groups"][index], "centered": np.array([centered], dtype=np.int8)}
+    return {"centroids": starts["centroids"][index], "joined": joined}
 
 
 def _remembered(state: ModelState, prefix: str) -> Arrays:

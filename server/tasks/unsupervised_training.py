@@ -84,10 +84,15 @@ class UnsupervisedTraining:
         groups = state.shared_groups() if kept_aside else state.groups_for(site)
         sends = CENTROID_RULES.facts(self.config.centroids.merge).takes
         told: wire.Options = {"phase": self.phase(state, number), "sends": sends}
-        if state.starts is not None and action != wire.EVALUATE:
-            starts, _, dim = state.starts.shape
-            groups = groups | {"centroids": {"centroids": state.starts.reshape(-1, dim)}}
+        if state.starts and action != wire.EVALUATE:
+            starts, _, dim = state.starts["centroids"].shape
             told["starts"] = starts
+            groups = groups | {
+                "centroids": {
+                    "centroids": state.starts["centroids"].reshape(-1, dim),
+                    "groups": state.starts["groups"].reshape(-1),
+                }
+            }
         return groups, told
 
     def expect(self, state: ModelState, phase: str, weights_hash: str) -> ReplySchema:
@@ -112,17 +117,20 @@ class UnsupervisedTraining:
     def expect_sums(self, state: ModelState, weights_hash: str) -> ReplySchema:
         """Return the shapes of a reply to one exact pass of k-means, of all starts one after the other."""
         clusters, dim = state.centroids.shape
-        clusters *= 1 if state.starts is None else len(state.starts)
+        starts = len(state.starts["centroids"]) if state.starts else 1
+        clusters *= starts
         sums: dict[str, tuple[int, ...]] = {
             "sums": (clusters, dim),
             "counts": (clusters,),
             "cosines": (clusters,),
         }
+        if state.starts:
+            sums |= {"shares": (starts, self.config.fitted_clusters), "entropies": (starts,)}
         return ReplySchema({"sums": sums}, weights_hash)
 
     def expect_confusion(self, state: ModelState, classes: int) -> ReplySchema:
         """Return the shape of an evaluation reply: clusters by classes."""
-        clusters = len(state.centroids) if state.groups is None else self.config.model.clusters
+        clusters = self.config.model.clusters if state.joined else len(state.centroids)
         return ReplySchema({"confusion": {"confusion": (clusters, classes)}})
 
     def merge(self, state: ModelState, updates: Mapping[str, wire.Update], number: int) -> ModelState:

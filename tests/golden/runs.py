@@ -56,7 +56,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "default": CLUSTERED | {"model.height": 65, "model.width": 97, "model.dim": 16, "cache.dtype": "float32"},
     "label-free": CLUSTERED
     | {"model.height": 65, "model.width": 97, "model.dim": 16, "cache.dtype": "float32"}
-    | {"codes.reach": 30.0, "codes.center": 0.5, "centroids.over": 12, "centroids.starts": 2},
+    | {"codes.reach": 30.0, "centroids.over": 12, "centroids.starts": 2},
     # few and short steps: longer ones let nearly all patches fall into one cluster, whose IoU says nothing
     "fuss-ref": CLUSTERED
     | {"model.height": 64, "model.width": 64, "local.steps": 4, "local.batch": 4, "local.lr": 1e-4},

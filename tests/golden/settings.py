@@ -21,7 +21,6 @@ RUNS: dict[str, tuple[str, ...]] = {
     "default": ("loss.spectral.tolerance", "loss.spectral.ridge"),
     "label-free": (
         "codes.reach",
-        "codes.center",
         "refine.colors",
         "refine.prior",
         "refine.radius",

@@ -79,17 +79,16 @@ def test_a_finer_grid_is_smoothed_as_far() -> None:
 def test_settings_say_what_happens_to_codes() -> None:
     codes, colors = image()
     off = load_config({})
-    assert codes_within(codes, None, off) is codes
-    centered = codes_within(codes, None, load_config({"codes.center": 1.0}))
+    assert codes_within(codes, None, off, False) is codes
+    centered = codes_within(codes, None, off, True)
     assert centered.mean(dim=(2, 3)).abs().max() < 1e-12
-    half = codes_within(codes, None, load_config({"codes.center": 0.5}))
-    torch.testing.assert_close(half, (codes + centered) / 2)
-    one = load_config({"codes.center": 1.0, "things.each-picture": "one"})
-    assert codes_within(codes, None, one) is codes
+    for given, expected in (("none", (False,)), ("image", (True,)), ("auto", (False, True))):
+        assert load_config({"codes.center": given}).centerings == expected
+        assert load_config({"codes.center": given, "things.each-picture": "one"}).centerings == (False,)
     smooth = load_config({"codes.reach": 40.0, "model.height": 80})  # 4 patches in 80 pixels: reach 2
-    torch.testing.assert_close(codes_within(codes, colors, smooth), smooth_codes(codes, colors, 2.0))
+    torch.testing.assert_close(codes_within(codes, colors, smooth, False), smooth_codes(codes, colors, 2.0))
     with pytest.raises(ValueError, match="colors"):
-        codes_within(codes, None, smooth)
+        codes_within(codes, None, smooth, False)
 
 
 def test_the_threshold_is_otsus() -> None:

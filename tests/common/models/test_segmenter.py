@@ -168,12 +168,12 @@ def test_joined_centroids_are_one_cluster_by_the_nearest_of_them() -> None:
 
 
 def test_codes_are_smoothed_where_settings_say_so() -> None:
-    config = load_config(VIT_SETTINGS | {"codes.reach": 32.0, "codes.center": 1.0})
+    config = load_config(VIT_SETTINGS | {"codes.reach": 32.0, "codes.center": "image"})
     segmenter = Segmenter.from_groups(travelling(), 12, config)
     feats = torch.randn(1, 12, 4, 6, generator=torch.Generator().manual_seed(0))
     colors = torch.rand(1, 24, 3, generator=torch.Generator().manual_seed(1))
     torch.testing.assert_close(
-        segmenter.code(feats, colors=colors), codes_within(segmenter.head(feats), colors, config)
+        segmenter.code(feats, colors=colors), codes_within(segmenter.head(feats), colors, config, True)
     )
     with pytest.raises(ValueError, match="colors"):
         segmenter.code(feats)

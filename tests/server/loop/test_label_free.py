@@ -25,7 +25,7 @@ LABEL_FREE: dict[str, Any] = {
     "model__clusters": 5,
     "model__dim": 12,
     "codes__reach": 40.0,
-    "codes__center": 0.5,
+    "codes__center": "auto",
     "centroids__over": 12,
     "centroids__starts": 3,
     "refine__colors": 1.0,
@@ -47,18 +47,20 @@ def trained(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_federated_is_pooled_choice_of_start_included(trained: Path, scenes: Path, tmp_path: Path) -> None:
     pooled = run(local_grid(1), tiny_config(scenes, tmp_path / "pool", 1, sites__pool=True, **LABEL_FREE))
     first, second = load_checkpoint(trained), load_checkpoint(pooled)
-    assert first.extra.keys() == second.extra.keys() >= {"groups/groups", "starts/centroids"}
+    assert (
+        first.extra.keys() == second.extra.keys() >= {"joined/groups", "joined/centered", "starts/centroids"}
+    )
     for name, value in first.head.items():
         np.testing.assert_allclose(value, second.head[name], atol=1e-6, rtol=1e-6)
     np.testing.assert_allclose(first.centroids, second.centroids, atol=1e-6)
     np.testing.assert_allclose(first.extra["starts/centroids"], second.extra["starts/centroids"], atol=1e-6)
-    np.testing.assert_array_equal(first.extra["groups/groups"], second.extra["groups/groups"])
+    np.testing.assert_array_equal(first.extra["joined/groups"], second.extra["joined/groups"])
 
 
 def test_what_is_scored_are_the_joined_clusters(trained: Path, scenes: Path) -> None:
     saved = load_checkpoint(trained)
     assert saved.centroids.shape == (12, 12)
-    assert saved.extra["groups/groups"].max() == 4
+    assert saved.extra["joined/groups"].max() == 4
     assert len(lines(trained)[-1]["cluster_share"]) == 5
     record = evaluate_checkpoint(trained, scenes / "eval.jsonl")
     assert record["miou"] == pytest.approx(lines(trained)[-1]["miou"], abs=1e-9)
