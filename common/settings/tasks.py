@@ -49,7 +49,9 @@ _NETWORK_SETTINGS = frozenset(
 )
 
 _UNSUPERVISED_SETTINGS = (
-    frozenset({"model", "cache", "loss", "things", "codes", "refine", "privacy", "centroids", "centroids.share"})
+    frozenset(
+        {"model", "cache", "loss", "things", "codes", "refine", "privacy", "centroids", "centroids.share"}
+    )
     | {"eval.matching", "eval.crf"}
     | {"local.lr", "local.centroid-lr", "local.neighbours", "local.neighbour-dropout"}
     | {"local.keep-optimizer", "local.prox-parameters", "local.moon-weight", "local.moon-temperature"}

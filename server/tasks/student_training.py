@@ -79,9 +79,9 @@ class StudentTraining(AdaptationTraining):
             else super().begin(state, number, ask, names)
         )
 
-    def phase(self, number: int) -> str:
+    def phase(self, state: NetworkState, number: int) -> str:
         """Every round trains, but for a last one that measures statistics alone."""
-        return NetworkTraining.phase(self, number)
+        return NetworkTraining.phase(self, state, number)
 
     def parts(
         self, state: NetworkState, site: str, number: int, action: str
