@@ -25,6 +25,7 @@ from common.data.images import Bytes, images_key
 from common.data.manifest import Shard
 from common.errors import UserError
 from common.evaluation.certainty import Thresholds, certain_predictions
+from common.evaluation.clusters import segmenting_model
 from common.models.segmenter import Segmenter
 from common.settings.schema import RunConfig
 
@@ -75,7 +76,8 @@ def make_masks(task: wire.Task, shard: Shard, settings: RunConfig, site: SiteCon
     known = open_masks(key, shard, settings, site)
     if known is not None:
         return known
-    features = site.features(settings, shard)
+    finest = settings.model_copy(update={"model": segmenting_model(settings)})
+    features = site.features(finest, shard)
     backbone = str(task.options["backbone"])
     if features.weights_hash != backbone:
         raise UserError(
@@ -93,14 +95,14 @@ def make_masks(task: wire.Task, shard: Shard, settings: RunConfig, site: SiteCon
         grid=features.grid,
         extra=task.groups.get("extra", {}),
     )
-    segmenter = Segmenter.from_checkpoint(saved).to(site.torch_device())
+    segmenter = Segmenter.from_checkpoint(saved, model=finest.model).to(site.torch_device())
     folder = _folder(key, shard, settings, site)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as temporary:
             half = Path(temporary) / folder.name
             half.mkdir()
-            _write(half, certain_predictions(segmenter, features, shard, settings.model), segmenter, settings)
+            _write(half, certain_predictions(segmenter, features, shard, settings), segmenter, settings)
             with suppress(OSError):  # another process made them meanwhile
                 half.rename(folder)
         _forget(folder)
@@ -134,12 +136,15 @@ def _write(half: Path, predictions: object, segmenter: Segmenter, settings: RunC
         counts += np.bincount(mask.ravel(), minlength=256)
         Image.fromarray(mask).save(first.with_suffix(".png"))
         first.unlink()
-    (half / _COUNTS).write_text(json.dumps(counts[:clusters].tolist()), encoding="utf-8")
+    (half / _COUNTS).write_text(json.dumps(counts[: settings.model.clusters].tolist()), encoding="utf-8")
 
 
 def _folder(model_key: str, shard: Shard, settings: RunConfig, site: SiteConfig) -> Path:
     # the key comes from the server: whatever it says is hashed, so that the folder stays below the cache folder
-    text = json.dumps([model_key, images_key(shard), settings.student.keep, settings.model.crop])
+    parts = (settings.model, settings.things, settings.codes, settings.refine)
+    text = json.dumps(
+        [model_key, images_key(shard), settings.student.keep, *(part.model_dump() for part in parts)]
+    )
     slug = hashlib.sha256(str(shard.path.resolve()).encode()).hexdigest()[:8]
     return site.cache_dir / "masks" / f"{slug}-{hashlib.sha256(text.encode()).hexdigest()[:32]}"
 

@@ -1,7 +1,7 @@
 """Certainty of clusters: by how much the winner of a pixel leads, and which pixels of each cluster lead most.
 
 Sites make masks of it for a network to learn from. The predictions are those of `common.evaluation.clusters.predict`,
-which also scores and segments.
+which also scores and segments; where colors refine them, certain is what is probable by far.
 """
 
 from __future__ import annotations
@@ -16,10 +16,11 @@ from torch import Tensor
 from common.data.classes import IGNORE
 from common.data.images import Bytes, entry_size
 from common.data.manifest import Shard
-from common.evaluation.clusters import predict, seen_box
+from common.evaluation.clusters import code_of, predict, seen_box, seen_image, segmenting_model
+from common.evaluation.colors import color_shares
 from common.features.source import Features
 from common.models.segmenter import Segmenter
-from common.settings.unsupervised import Model
+from common.settings.schema import RunConfig
 
 Margins = npt.NDArray[np.float16]
 
@@ -49,25 +50,33 @@ def margins(segmenter: Segmenter, code: Tensor, labels: Bytes) -> Margins:
 
 @torch.no_grad()
 def certain_predictions(
-    segmenter: Segmenter, features: Features, shard: Shard, model: Model, batch: int = 8
+    segmenter: Segmenter, features: Features, shard: Shard, config: RunConfig, batch: int = 8
 ) -> Iterator[tuple[int, Bytes, Margins]]:
     """Yield of every image its index, clusters uint8 [H, W] and margins float16 [H, W], at its own size.
 
-    What the backbone did not see (``model.crop``) is `IGNORE`, with a margin of 0. No label is opened.
+    ``features`` are those of `segmenting_model`. What the backbone did not see (``model.crop``) is `IGNORE`, with a
+    margin of 0. No label is opened.
     """
-    device = segmenter.centroids.device
+    model = segmenting_model(config)
     for start in range(0, len(shard), batch):
         indices = list(range(start, min(start + batch, len(shard))))
-        codes = segmenter.code(features.batch(indices).to(device))
+        codes = code_of(segmenter, features, indices)
         for offset, index in enumerate(indices):
             size = entry_size(shard, index)
             left, top, right, bottom = seen_box(size, model)
             labels = np.full(size, IGNORE, dtype=np.uint8)
             leads = np.zeros(size, dtype=np.float16)
-            code = codes[offset : offset + 1]
-            seen = predict(segmenter, code, (bottom - top, right - left))
-            labels[top:bottom, left:right] = seen
-            leads[top:bottom, left:right] = margins(segmenter, code, seen)
+            code, seen = codes[offset : offset + 1], (bottom - top, right - left)
+            if config.refine.colors:  # the same shares whose largest is what `predict` says
+                cosines = segmenter.logits_of_code(code, seen)[0]
+                shares = color_shares(cosines, seen_image(shard, index, model), config.refine, model.height)
+                best = shares.topk(2, dim=0)
+                found = best.indices[0].to(torch.uint8).cpu().numpy()
+                lead = (best.values[0] - best.values[1]).half().cpu().numpy()
+            else:
+                found = predict(segmenter, code, seen)
+                lead = margins(segmenter, code, found)
+            labels[top:bottom, left:right], leads[top:bottom, left:right] = found, lead
             yield index, labels, leads
 
 

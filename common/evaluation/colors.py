@@ -38,7 +38,13 @@ _FEWEST = 1e-6
 
 
 def refine_by_colors(cosines: Tensor, image: Bytes, settings: Refine, height: int) -> Bytes:
-    """Return the most probable cluster of every pixel, uint8 [H, W].
+    """Return the most probable cluster of every pixel, uint8 [H, W]; see `color_shares`."""
+    labels: Bytes = color_shares(cosines, image, settings, height).argmax(dim=0).to(torch.uint8).cpu().numpy()
+    return labels
+
+
+def color_shares(cosines: Tensor, image: Bytes, settings: Refine, height: int) -> Tensor:
+    """Return how probable each cluster is at every pixel, [K, H, W].
 
     Args:
         cosines: [K, H, W] in -1..1, of the coarse map enlarged to the image.
@@ -58,8 +64,7 @@ def refine_by_colors(cosines: Tensor, image: Bytes, settings: Refine, height: in
     shares = responsibilities(torch.softmax(logits, dim=0), colors, settings, radius)
     if work != size:
         shares = F.interpolate(shares.unsqueeze(0), size=size, mode="bilinear", align_corners=False)[0]
-    labels: Bytes = shares.argmax(dim=0).to(torch.uint8).cpu().numpy()
-    return labels
+    return shares
 
 
 # the six pairs of color channels, and where each of the nine entries of a covariance stands among them

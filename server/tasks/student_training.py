@@ -21,7 +21,7 @@ RAREST = 1e-4
 """Frequency below which a cluster weighs no more: a handful of pixels would else outweigh whole images."""
 
 _MASKS = "masks"
-_SERVER_ALONE = ("site/", "memory/", "shared/")
+_SERVER_ALONE = ("site/", "memory/", "shared/", "starts/")
 """Of a checkpoint's extra arrays, those that the clusters of an image do not depend on."""
 
 

@@ -186,11 +186,13 @@ def test_it_serves_without_the_backbone(
 
 
 def test_deeplab_learns_masks_on_the_sites_own_labels_score(shards: Path, tmp_path: Path) -> None:
-    """Sites hold what is scored, and no EMA teacher labels what masks leave out."""
+    """Masks are joined clusters with colors; sites hold what is scored; no EMA teacher labels what masks leave out."""
     for index in range(SITES):
         shutil.copy(shards / "eval.jsonl", shards / f"site-{index}-own.jsonl")
     changes = {"eval.where": "sites", "eval.shard": "{site}-own.jsonl", "rounds": 2, "eval.every": 0}
     changes |= {"network.architecture": "deeplab", "teacher.update": "never", "student.keep": 1.0}
+    changes |= {"loss.objective": "principal", "centroids.over": 9, "centroids.starts": 2}
+    changes |= {"codes.center": "auto", "codes.reach": 30.0, "refine.colors": 1.0, "refine.steps": 2}
     config = load_settings(settings(shards, tmp_path).to_flat() | changes)
     last = lines(run(local_grid(SITES), config))[-1]
     assert last["miou"] is not None and len(last["confusion"]) == 6
