@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from common.checkpoint import Checkpoint, load_checkpoint
-from common.models.backbone import backbone_entry
+from common.models.backbone import corner_stride
 from common.models.codes import codes_within, picture_codes
 from common.models.site_models import chosen_model
 from common.settings.schema import RunConfig
@@ -51,7 +51,7 @@ class Geometry:
     @classmethod
     def of(cls, model: Model) -> Geometry:
         """Return the geometry of a backbone as configured."""
-        return cls(model.height, model.width, backbone_entry(model).facts.stride)
+        return cls(model.height, model.width, corner_stride(model))
 
 
 # images of a data set have few sizes, and every strip of rows asks again

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from common.errors import UserError
 from common.models.backbone import (
     BACKBONES,
     IMAGENET_MEAN,
@@ -21,6 +22,7 @@ from common.models.backbone import (
     seeded_constructors,
     weights_path,
 )
+from common.models.dense import Dense
 from common.models.weights import load_fitting, read_safetensors, torchvision_pretrained
 from common.settings.unsupervised import Model
 
@@ -56,11 +58,21 @@ def _load_mobilenet(model: Model, seed: int) -> Backbone:
         tensors = torchvision_pretrained() if pretrained else read_safetensors(weights_path(model))
         net.classifier = nn.Identity()
         load_fitting(net, tensors, source, unused=lambda name: name.startswith("classifier."))
-    stages = [int(stage) for stage in model.stages.split(",")]
+    stages = [int(stage) for stage in (model.blocks or model.stages).split(",")]
+    if max(stages) >= len(net.features):
+        raise UserError(
+            f"model.blocks is {model.blocks}, but {model.backbone} has {len(net.features)} stages; "
+            f"set it to indices from 0 to {len(net.features) - 1}."
+        )
     per_image = model.normalize == "image"
     mean, std = PER_IMAGE if per_image else (IMAGENET_MEAN, IMAGENET_STD)
     return Backbone(
-        MobileNetStages(net.features, stages), (model.height, model.width), mean, std, per_image=per_image
+        MobileNetStages(net.features, stages),
+        (model.height, model.width),
+        mean,
+        std,
+        per_image=per_image,
+        dense=Dense.of(model, _STRIDE, corner=True),
     )
 
 
