@@ -86,10 +86,10 @@ TRANSFORMERS = (
 
 @pytest.mark.parametrize(("name", "patch"), TRANSFORMERS)
 def test_transformer_gives_tokens_keys_and_values_of_any_block(name: str, patch: int) -> None:
-    size = {"height": 3 * patch, "width": 5 * patch}
+    size = {"height": 5 * patch, "width": 7 * patch}
     for feature in ("tokens", "keys", "values"):
         last, both = load(name, feature=feature, **size), load(name, feature=feature, blocks="0,2", **size)
-        assert last.grid == both.grid == (3, 5) and both.channels == 2 * last.channels
+        assert last.grid == both.grid == (5, 7) and both.channels == 2 * last.channels
         torch.testing.assert_close(both(image(both))[..., last.channels :], last(image(last)))
     raw = load(name, blocks="1", final_norm=False, **size)
     net, kept = raw.extractor.vit, []
