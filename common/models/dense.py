@@ -15,8 +15,8 @@ from torch.nn import functional as F
 from common.errors import UserError
 from common.settings.unsupervised import Model
 
+# A network: normalised [B, 3, H, W] to features [B, C, h, w], for any H and W that fit its stride
 Extract = Callable[[torch.Tensor], torch.Tensor]
-"""A network: normalised [B, 3, H, W] to features [B, C, h, w], for any H and W that fit its stride."""
 
 
 @dataclass(frozen=True)
