@@ -6,18 +6,17 @@ them beyond what a sum tells. Accumulated in float64, image chunks in fixed orde
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-from common.features.source import Features, tokens_of
+from common.features.codes import unit_codes
+from common.features.source import Features
 from common.losses.base import unit
 from common.models.head import SegmentationHead, load_numpy
 from common.settings.schema import RunConfig
-
-_BATCH = 32  # images in memory at a time; another number changes sums by rounding alone
 
 
 @dataclass(frozen=True)
@@ -42,44 +41,86 @@ class ClusterSums:
         return float(self.cosines.sum()) / max(int(self.counts.sum()), 1)
 
 
-def chunks(count: int, size: int) -> Iterator[list[int]]:
-    """Split ``range(count)`` into consecutive lists of at most ``size``."""
-    for start in range(0, count, size):
-        yield list(range(start, min(start + size, count)))
+def spherical_sums(directions: torch.Tensor, centroids: torch.Tensor, starts: int = 1) -> ClusterSums:
+    """Assign unit vectors [M, D] to unit centroids [K, D] (float64) and add them up; ties go to the lower index.
 
-
-def spherical_sums(directions: torch.Tensor, centroids: torch.Tensor) -> ClusterSums:
-    """Assign unit vectors [M, D] to unit centroids [K, D] (float64) and add them up; ties go to the lower index."""
-    cosines, assignment = (directions @ centroids.T).max(dim=1)
-    sums = torch.zeros_like(centroids).index_add_(0, assignment, directions)
-    totals = cosines.new_zeros(len(centroids)).index_add_(0, assignment, cosines)
-    counts = torch.bincount(assignment, minlength=len(centroids))
-    return ClusterSums(sums.cpu().numpy(), counts.cpu().numpy(), totals.cpu().numpy())
+    The centroids may be those of several ``starts`` one after the other, to each of which every vector is assigned.
+    """
+    size = len(centroids) // starts
+    best = (directions @ centroids.T).unflatten(1, (starts, size)).max(dim=2)  # type: ignore[no-untyped-call]
+    sums, totals = torch.zeros_like(centroids), directions.new_zeros(len(centroids))
+    counts = np.zeros(len(centroids), dtype=np.int64)
+    for start in range(starts):
+        own = slice(start * size, (start + 1) * size)
+        assignment, cosines = best.indices[:, start], best.values[:, start]
+        sums[own].index_add_(0, assignment, directions)
+        totals[own].index_add_(0, assignment, cosines)
+        counts[own] = torch.bincount(assignment, minlength=size).cpu().numpy()
+    return ClusterSums(sums.cpu().numpy(), counts, totals.cpu().numpy())
 
 
 @torch.no_grad()
-def sums_under(features: Features, head: SegmentationHead, centroids: np.ndarray) -> ClusterSums:
+def sums_under(
+    features: Features, head: SegmentationHead, centroids: np.ndarray, config: RunConfig
+) -> ClusterSums:
     """Run one exact E-step of spherical k-means over all patches of a shard, with dropout off.
 
     ``centroids`` is [K, D] of any length per row. Raises ValueError where the codes are not finite.
     """
-    training = head.training
-    head.eval()
     means = unit(torch.from_numpy(np.asarray(centroids, dtype=np.float64)).to(features.device))
     clusters, dim = means.shape
     total = ClusterSums(np.zeros((clusters, dim)), np.zeros(clusters, dtype=np.int64), np.zeros(clusters))
-    try:
-        for indices in chunks(len(features), _BATCH):
-            codes = head.project(tokens_of(features, indices)).flatten(0, 1).double()
-            if not torch.isfinite(codes).all():
-                raise ValueError(
-                    f"The head gives codes that are not finite for images {indices[0]} to {indices[-1]}; "
-                    "its parameters or the cached features are broken."
-                )
-            total += spherical_sums(unit(codes), means)
-    finally:
-        head.train(training)
+    for codes in unit_codes(features, head, config):
+        total += spherical_sums(codes.flatten(0, 1), means)
     return total
+
+
+@torch.no_grad()
+def sums_of_starts(
+    features: Features,
+    head: SegmentationHead,
+    arrays: Mapping[str, np.ndarray],
+    starts: int,
+    config: RunConfig,
+) -> dict[str, np.ndarray]:
+    """Run one exact E-step for several starts one after the other, and tell how their clusters share the images.
+
+    ``arrays`` holds the ``centroids`` [S * M, D] and ``groups`` [S * M] of all starts: as many of each of
+    ``config.centerings``. Beside the sums of `ClusterSums` returns ``shares`` int64 [S, K], the patches of each joined
+    cluster, and ``entropies`` float64 [S], the entropy in nats of an image's shares, added up over images.
+    """
+    means = unit(torch.from_numpy(np.asarray(arrays["centroids"], dtype=np.float64)).to(features.device))
+    groups = torch.from_numpy(np.asarray(arrays["groups"], dtype=np.int64)).to(features.device)
+    kinds, families = config.fitted_clusters, config.centerings
+    parts, shares, entropies = [], [], []
+    for centered, own, joined in zip(
+        families, means.chunk(len(families)), groups.chunk(len(families)), strict=True
+    ):
+        each = starts // len(families)
+        total = ClusterSums(np.zeros(own.shape), np.zeros(len(own), dtype=np.int64), np.zeros(len(own)))
+        used = torch.zeros(each, kinds, dtype=torch.int64, device=features.device)
+        spread = torch.zeros(each, dtype=torch.float64, device=features.device)
+        for codes in unit_codes(features, head, config, centered):
+            total += spherical_sums(codes.flatten(0, 1), own, each)
+            counts = image_shares(codes, own, joined, each, kinds)
+            used += counts.sum(dim=0)
+            portions = counts.double() / codes.shape[1]
+            spread += -torch.special.xlogy(portions, portions).sum(dim=(0, 2))
+        parts.append(total)
+        shares.append(used.cpu().numpy())
+        entropies.append(spread.cpu().numpy())
+    joined_parts = {key: np.concatenate([part.arrays()[key] for part in parts]) for key in parts[0].arrays()}
+    return joined_parts | {"shares": np.concatenate(shares), "entropies": np.concatenate(entropies)}
+
+
+def image_shares(
+    codes: torch.Tensor, means: torch.Tensor, groups: torch.Tensor, starts: int, clusters: int
+) -> torch.Tensor:
+    """Count the patches of each joined cluster in each image: codes [B, n, D] -> int64 [B, S, K]."""
+    nearest = (codes @ means.T).unflatten(2, (starts, -1)).argmax(dim=3)  # type: ignore[no-untyped-call]
+    cluster = groups.view(starts, -1).expand(len(codes), -1, -1).gather(2, nearest.transpose(1, 2))
+    counts = torch.zeros(len(codes), starts, clusters, dtype=torch.int64, device=codes.device)
+    return counts.scatter_add_(2, cluster, torch.ones_like(cluster))
 
 
 def received_head(
@@ -96,4 +137,4 @@ def cluster_sums(
     features: Features, head: Mapping[str, np.ndarray], centroids: np.ndarray, config: RunConfig
 ) -> ClusterSums:
     """Run one exact E-step under a head that came as arrays (see `sums_under`)."""
-    return sums_under(features, received_head(features, head, config), centroids)
+    return sums_under(features, received_head(features, head, config), centroids, config)

@@ -44,7 +44,7 @@ def user_error(
         key: how a part of the key is spelled for users.
         whole: replaces ``subject`` where the fault is of no single key.
     """
-    first = error.errors(include_url=False)[0]
+    first = error.errors(include_url=False)[0]  # one sentence is about one fault
     path = ".".join(key(str(part)) for part in first["loc"])
     what = first["msg"].removeprefix("Value error, ").rstrip(".")
     if first["type"] == "json_invalid":

@@ -51,6 +51,7 @@ styled = rc_context(
 )
 
 _SVG = "http://www.w3.org/2000/svg"
+# control characters and halves of pairs, which may come with a site's name and which no XML may hold
 _NOT_XML = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")
 # pixels between images and of a line of text; width of a letter, of its size.
 _GAP, _LINE, _LETTER = 12, 20, 0.62

@@ -18,7 +18,7 @@ def derive(seed: int, *names: str | int) -> int:
     depend on which other sites ran, in which order, or in which process.
     """
     text = "\x1f".join([str(int(seed)), *map(str, names)])
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1  # torch's seeds are signed
 
 
 def torch_generator(seed: int, *names: str | int) -> torch.Generator:

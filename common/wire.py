@@ -40,7 +40,7 @@ _METRICS = "metrics"
 _EXACT_GROUPS = frozenset(
     {"sums", "confusion", "style", "statistics", "teacher-statistics", "pretrained-statistics"}
 )  # statistics keep their precision on the wire
-_ALLOWED_KINDS = frozenset("fiub")
+_ALLOWED_KINDS = frozenset("fiub")  # numbers alone: objects would have to be unpickled
 
 # Facts, and metrics, that an update may have; the largest number that any site sends is far below.
 MOST_ENTRIES = 64

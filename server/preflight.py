@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Protocol
 
 from common.checkpoint import Checkpoint
 from common.data.check import refuse_faulty
@@ -19,7 +20,15 @@ from common.features.cache import find_cache
 from common.features.preflight import backbone_needs, check_folder
 from common.settings.schema import RunConfig
 from common.system.device import run_in_subprocess
-from server.evaluation.scorer import evaluation_shards, known_classes, site_shards
+from server.evaluation.scorer import evaluation_shard, evaluation_shards, known_classes, site_shards
+
+
+def scored_by_clusters(config: RunConfig, shards: Sequence[Shard]) -> list[Shard]:
+    """Return the shards on which clusters are scored, at the server or on the sites; labels may be missing."""
+    if config.eval.where == "sites" and config.eval.shard:
+        return site_shards(config, [shard.name for shard in shards])
+    found = evaluation_shard(config)
+    return [] if found is None else [found]
 
 
 def check_cached_features(config: RunConfig, shards: Sequence[Shard]) -> tuple[int, str]:
@@ -66,6 +75,26 @@ def check_resumable(checkpoint: Checkpoint, config: RunConfig, channels: int, we
             f"The checkpoint belongs to backbone weights {checkpoint.weights_hash[:12]} ({checkpoint.channels} "
             f"channels), the sites have {weights_hash[:12]} ({channels}); use the same weights file."
         )
+
+
+class Restores(Protocol):
+    """The part of a task that knows whether a checkpoint is of its network."""
+
+    def signature(self) -> str:
+        """Return the identity of the architecture."""
+
+    def restore(self, checkpoint: Checkpoint) -> object:
+        """Return the state of a checkpoint, or raise `UserError`."""
+
+
+def check_same_network(checkpoint: Checkpoint, config: RunConfig, task: Restores) -> None:
+    """Refuse a checkpoint of another network, or of a state that the settings cannot go on from."""
+    if checkpoint.weights_hash != task.signature():
+        raise UserError(
+            f"The checkpoint {config.resume} holds another network than the settings ask for; use the recipe that "
+            "it was made with."
+        )
+    task.restore(checkpoint)
 
 
 def named_shards(config: RunConfig, shards: Sequence[Shard]) -> list[Shard]:

@@ -24,6 +24,9 @@ LOGGERS = ("server", "client", "common", "partitions")
 # A run of weeks must not fill the disk; three older files are kept.
 LOG_BYTES = 10_000_000
 
+FIRST_STAGE = "label-free"
+"""The folder, in the run directory of a student, that holds the run of its first stage."""
+
 
 def prepare_run_dir(config: RunConfig, resumed_from: Path | None) -> Path:
     """Choose and make the run directory; nothing of an earlier run is ever overwritten.

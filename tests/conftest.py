@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -36,6 +37,15 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("scenes")
     write_synthetic(folder, sites=4, images_per_site=10, eval_images=6, size=(72, 96), seed=0)
     return folder
+
+
+@pytest.fixture(scope="module")
+def narrow() -> Iterator[None]:
+    """Networks of a fortieth of the parameters, for files that use this fixture."""
+    from tests.support.small_network import small_network
+
+    with small_network():
+        yield
 
 
 SHARED_DEPLOYMENT = ("network_deployment", "secure", "warm")

@@ -842,32 +842,30 @@ def network_shares_a_head(shop: Workshop) -> Words:
 
 
 @row(
-    "aggregation.keep-least-moved is true, which acts in task 'unsupervised' alone, but task is 'supervised'"
+    "aggregation.keep-least-moved is true, which acts in tasks? .*'unsupervised'.* alone, but task is 'supervised'"
 )
 def network_keeps_the_least_moved(shop: Workshop) -> Words:
     return network(shop, aggregation__keep_least_moved=True)
 
 
-@row("privacy.clip-norm is 1.0, which acts in task 'unsupervised' alone, .*; leave it at 0.0")
+@row("privacy.clip-norm is 1.0, which acts in tasks? .*'unsupervised'.* alone, .*; leave it at 0.0")
 def network_with_a_bound_that_bounds_nothing(shop: Workshop) -> Words:
     return network(shop, privacy__clip_norm=1.0)
 
 
 @row(
-    "eval.crf is true, which acts in task 'unsupervised' alone, .*; leave it at false and use .*evaluate --crf"
+    "eval.crf is true, which acts in tasks? .*'unsupervised'.* alone, .*; leave it at false and use .*evaluate --crf"
 )
 def network_scored_with_a_crf(shop: Workshop) -> Words:
     return network(shop, eval__crf=True)
 
 
-@row("local.lr is 0.1, which acts in task 'unsupervised' alone, .*; leave it at 0.0005 and use sgd.lr")
+@row("local.lr is 0.1, which acts in tasks? .*'unsupervised'.* alone, .*; leave it at 0.0005 and use sgd.lr")
 def network_with_the_learning_rate_of_a_head(shop: Workshop) -> Words:
     return network(shop, local__lr=0.1)
 
 
-@row(
-    "sgd.lr is 0.1, which acts in tasks 'supervised' and 'adaptation' alone, .*; leave it at 0.05 and use local.lr"
-)
+@row("sgd.lr is 0.1, which acts in tasks .*'supervised'.* alone, .*; leave it at 0.05 and use local.lr")
 def head_with_the_learning_rate_of_a_network(shop: Workshop) -> Words:
     return shop.simulate(sgd__lr=0.1)
 

@@ -103,7 +103,7 @@ def _check_data(site: SiteConfig, asked: Questions) -> Iterator[Finding]:
     else:
         yield Finding("images", "left out", "the manifest has to be readable first")
     yield examine("device", lambda: describe_device(site.device, site.gpu_share))
-    if config.facts.frozen_backbone:
+    if config.facts.caches_features:
         yield from _check_features(site, shard, config)
     else:
         yield Finding("weights", "ok", f"none needed: task '{config.task}' sends the whole network")

@@ -16,14 +16,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from client.statistics import chunks, received_head, spherical_sums
-from common.features.source import Features, tokens_of
+from client.statistics import received_head, spherical_sums
+from common.features.codes import unit_codes
+from common.features.source import Features
 from common.losses.base import ClosedForm, NamedArrays, clipping_bound, unit
 from common.privacy.packed_sums import PackedSums, pack, unpack
 from common.privacy.secure_masks import KEY_BYTES, normals, subkey
 from common.settings.schema import RunConfig
-
-_BATCH = 16  # images in memory at a time; each is bounded on its own, so that sums hardly depend on it
 
 
 def noise_key() -> bytes:
@@ -84,12 +83,7 @@ def bounded_cluster_sums(
     module = received_head(features, head, config).eval()
     means = unit(torch.from_numpy(np.asarray(centroids, dtype=np.float64)).to(features.device))
     total = np.zeros(means.shape[0] * (means.shape[1] + 1))
-    for indices in chunks(len(features), _BATCH):
-        codes = unit(module.project(tokens_of(features, indices)).double())
-        if not torch.isfinite(codes).all():
-            raise ValueError(
-                f"The head gives codes that are not finite for images {indices[0]} to {indices[-1]}."
-            )
+    for codes in unit_codes(features, module, config):
         for image in codes:
             found = spherical_sums(image, means)
             vector = np.concatenate([np.ravel(found.sums), found.counts.astype(np.float64)]) / len(image)

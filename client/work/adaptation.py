@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -61,7 +62,9 @@ class AdaptationSite(NetworkSite):
         """Read the manifest and drop the labels."""
         return unlabelled(with_table(site.load_shard(), settings))
 
-    def images(self, shard: Shard, settings: RunConfig, site: SiteConfig, device: str) -> ImageDataset:
+    def images(
+        self, task: wire.Task, shard: Shard, settings: RunConfig, site: SiteConfig, device: str
+    ) -> ImageDataset:
         """Return the images, and as the teacher sees them where that differs from the student."""
         key = (settings.seed, site.name)  # and the epoch
         plain = settings.teacher.view == "plain"
@@ -136,8 +139,18 @@ class AdaptationLoss:
         return means | {"steps": self.sums["steps"]}
 
 
+class BatchLoss(Protocol):
+    """A loss that remembers what it said, for the metrics of a round."""
+
+    def __call__(self, logits: Tensor, batch: ImageBatch) -> Tensor:
+        """Return a scalar for logits [B, C, H, W]."""
+
+    def metrics(self) -> dict[str, float]:
+        """Return the means over the steps so far."""
+
+
 def self_train(
-    student: SegmentationNetwork, batches: Iterable[ImageBatch], loss: AdaptationLoss, stepper: Stepper
+    student: SegmentationNetwork, batches: Iterable[ImageBatch], loss: BatchLoss, stepper: Stepper
 ) -> dict[str, float]:
     """Train the student on all batches and return the metrics of the round.
 

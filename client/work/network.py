@@ -141,7 +141,9 @@ class NetworkSite(SiteTask, ABC):
         """Read the manifest and check that it serves the task."""
 
     @abstractmethod
-    def images(self, shard: Shard, settings: RunConfig, site: SiteConfig, device: str) -> ImageDataset:
+    def images(
+        self, task: wire.Task, shard: Shard, settings: RunConfig, site: SiteConfig, device: str
+    ) -> ImageDataset:
         """Return the images that the site trains on."""
 
     @abstractmethod
@@ -170,7 +172,7 @@ class NetworkSite(SiteTask, ABC):
         """Train the received network for a round, or measure its statistics."""
         device, local = site.torch_device(), settings.local
         shard = self.training_shard(task, settings, site)
-        images = self.images(shard, settings, site, device)
+        images = self.images(task, shard, settings, site, device)
         network = received_network(task, settings, device)
         per_epoch = math.ceil(len(images) / local.batch)
         steps = local.steps or local.epochs * per_epoch

@@ -28,7 +28,9 @@ class SupervisedSite(NetworkSite):
         check_classes(labelled_shard(shard, site.name), task, site.name)
         return shard
 
-    def images(self, shard: Shard, settings: RunConfig, site: SiteConfig, device: str) -> ImageDataset:
+    def images(
+        self, task: wire.Task, shard: Shard, settings: RunConfig, site: SiteConfig, device: str
+    ) -> ImageDataset:
         """Return the images with their labels."""
         key = (settings.seed, site.name)  # and the epoch
         return ImageDataset(shard, settings.transforms, key, True, shard.classes, device=device)

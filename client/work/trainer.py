@@ -167,7 +167,7 @@ def train_local(
             sums[name] += term.item() / steps
 
     trained_means = means.detach().cpu().numpy()
-    totals = sums_under(features, model, trained_means)
+    totals = sums_under(features, model, trained_means, config)
     metrics = sums | {"mean_cosine": totals.mean_cosine, "steps": float(steps)}
     trained = state_to_numpy(model)
     kept: Arrays = {}

@@ -14,7 +14,7 @@ import numpy as np
 from client.privacy import private_sums
 from client.site import SiteConfig
 from client.state import load_state, save_state
-from client.statistics import ClusterSums, cluster_sums
+from client.statistics import cluster_sums, received_head, sums_of_starts
 from client.work.base import SITE_TASKS, Handler, SiteTask
 from common import wire
 from common.data.check import check_shard_size
@@ -58,7 +58,12 @@ class UnsupervisedSite(SiteTask):
 
     def evaluate(self, task: wire.Task, settings: RunConfig, site: SiteConfig) -> wire.Update:
         """Score the received model on this site's own labelled shard: one confusion matrix leaves."""
-        from common.evaluation.clusters import dense_crf, evaluate_segmenter, mirrored_features
+        from common.evaluation.clusters import (
+            evaluate_segmenter,
+            mirrored_features,
+            refinement,
+            segmenting_model,
+        )
         from common.models.segmenter import Segmenter
 
         shard = site.load_eval_shard()
@@ -66,11 +71,10 @@ class UnsupervisedSite(SiteTask):
             raise UserError(
                 "This site has no evaluation shard; set eval-shard in its node config, or eval.where."
             )
-        features = site.features(settings, shard)
-        segmenter = Segmenter.from_arrays(
-            task.groups["head"], task.groups["centroids"]["centroids"], features.channels, settings.model
-        )
-        model = site.apply_weights(settings.model)
+        model = segmenting_model(settings)
+        features = site.features(settings.model_copy(update={"model": model}), shard)
+        segmenter = Segmenter.from_groups(task.groups, features.channels, settings, model=model)
+        model = site.apply_weights(model)
         mirrored = mirrored_features(shard, model, settings.seed, site.torch_device())
         found = evaluate_segmenter(
             segmenter,
@@ -78,7 +82,7 @@ class UnsupervisedSite(SiteTask):
             shard,
             model,
             mirrored=mirrored if settings.eval.flip else None,
-            refine=dense_crf(settings.eval.crf),
+            refine=refinement(settings, model, settings.eval.crf),
         )
         if found.confusion is None:
             raise UserError(
@@ -106,9 +110,10 @@ def work_of_round(task: wire.Task, settings: RunConfig, site: SiteConfig) -> wir
     if closed is not None and phase == closed.kind:
         return _update_of(features, settings, site, {closed.kind: closed.site(features)})
     if phase == CLUSTERS:
-        found = _received_clusters(features, task, settings)
-        metrics = {"loss": 1 - found.mean_cosine, "mean_cosine": found.mean_cosine}
-        return replace(_update_of(features, settings, site, {"sums": found.arrays()}), metrics=metrics)
+        sums = _received_sums(features, task, settings)
+        cosine = float(sums["cosines"].sum()) / max(int(sums["counts"].sum()), 1)
+        metrics = {"loss": 1 - cosine, "mean_cosine": cosine}
+        return replace(_update_of(features, settings, site, {"sums": sums}), metrics=metrics)
     raise UserError(
         f"The server asks for work called {phase!r}, which this site does not know; update the site."
     )
@@ -124,7 +129,7 @@ def train_by_steps(task: wire.Task, settings: RunConfig, site: SiteConfig) -> wi
     sends_sums = task.options.get("sends", "centroids") == "sums"  # the server says what its rule takes
     if sends_sums:
         # the exact statistics of the model that every site received, not of this site's own next one
-        groups["sums"] = _received_clusters(features, task, settings).arrays()
+        groups["sums"] = _received_sums(features, task, settings)
     result = train_local(
         features,
         task.groups["head"],
@@ -152,14 +157,17 @@ def sum_clusters(task: wire.Task, settings: RunConfig, site: SiteConfig) -> wire
     if what != CLUSTERS:
         raise ValueError(f"Site {site.name} was asked for sums of {what!r}; it knows {CLUSTERS!r}.")
     features = site.features(settings)
-    update = _update_of(
-        features, settings, site, {"sums": _received_clusters(features, task, settings).arrays()}
-    )
+    update = _update_of(features, settings, site, {"sums": _received_sums(features, task, settings)})
     return replace(update, facts={"images": len(features)})
 
 
-def _received_clusters(features: Features, task: wire.Task, settings: RunConfig) -> ClusterSums:
-    return cluster_sums(features, task.groups["head"], task.groups["centroids"]["centroids"], settings)
+def _received_sums(features: Features, task: wire.Task, settings: RunConfig) -> wire.Arrays:
+    """Return the sums of one exact pass of k-means under the model that came, of all its starts if it has any."""
+    head, arrays = task.groups["head"], task.groups["centroids"]
+    if "starts" in task.options:
+        received = received_head(features, head, settings)
+        return sums_of_starts(features, received, arrays, int(task.options["starts"]), settings)
+    return cluster_sums(features, head, arrays["centroids"], settings).arrays()
 
 
 def _update_of(features: Features, settings: RunConfig, site: SiteConfig, groups: wire.Groups) -> wire.Update:

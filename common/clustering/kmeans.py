@@ -37,14 +37,14 @@ def farthest_first(points: npt.ArrayLike, count: int, first: int = 0, spherical:
     """Select ``count`` rows, each as far as possible from those selected before (maximin, Gonzalez 1985).
 
     Starts at row ``first``; distance is Euclidean, of the rows as they are or (``spherical``) of their
-    directions. Ties go to the lowest index. Keeps each row's distance to the selection, hence O(count x
-    rows x dim) instead of count times that. Returns int64 [count] in order of selection. Raises UserError
+    directions. Ties go to the lowest index. Returns int64 [count] in order of selection. Raises UserError
     for fewer rows than ``count``.
     """
     rows = unit_rows(points) if spherical else np.asarray(points, dtype=np.float64)
     _check_enough(len(rows), count)
     selected = np.empty(count, dtype=np.int64)
     selected[0] = first
+    # each row's distance to the selection is kept: O(count x rows x dim) instead of count times that
     nearest = _squared_distances(rows, rows[first])
     for position in range(1, count):
         selected[position] = int(np.argmax(nearest))
@@ -148,6 +148,7 @@ def spherical_kmeans(
     _check_enough(int((mass > 0).sum()), clusters)
     best: Clustering | None = None
     for attempt in range(1 if start is not None else restarts):
+        # restarts differ and yet follow from the seed
         generator = np.random.default_rng([seed, attempt])
         if start is None:
             usable = np.flatnonzero(mass > 0)

@@ -15,8 +15,10 @@ from torch.nn import functional
 
 from common.seeds import numpy_generator
 
+# weights of ITU-R BT.601, and the YIQ of NTSC: brightness first, then the plane of chroma
 LUMA = (0.299, 0.587, 0.114)
 _TO_YIQ = ((0.299, 0.587, 0.114), (0.596, -0.274, -0.322), (0.211, -0.523, 0.312))
+# as wide a kernel as STEGO uses: it cuts sigmas above 1 short
 BLUR_TAPS = 5
 
 
@@ -44,6 +46,7 @@ class Augmentation:
     def draw(cls, seed: int, image: int, view: int) -> Augmentation:
         """Draw the given view of the given image."""
         generator = numpy_generator(seed, "augment", image, view)
+        # ranges of STEGO; the order of draws is part of what a seed means
         area = generator.uniform(0.8, 1.0)
         shape = math.exp(generator.uniform(math.log(3 / 4), math.log(4 / 3)))
         width, height = min(math.sqrt(area * shape), 1.0), min(math.sqrt(area / shape), 1.0)
@@ -71,6 +74,7 @@ class Augmentation:
             picture[None], places[None], padding_mode="border", align_corners=False
         )[0]
         view = (view * self.brightness).clamp(0, 1)
+        # contrast is relative to the mean grey of the image, saturation to the grey of each pixel
         view = _blend(_grey(view).mean().expand_as(view), view, self.contrast)
         view = _blend(_grey(view).expand_as(view), view, self.saturation)
         if self.hue:

@@ -39,12 +39,12 @@ _FOLDER = Path(__file__).with_name("tables")
 class ClassTable:
     """Names and colors of the train ids 0..C-1, and how raw label values become train ids.
 
-    ``remap`` maps a raw value to a train id or to ``ignore``; without it raw values are train ids. The raw value
-    ``ignore`` itself is always ignored. Every other value is an error in the data: guessing would score a wrong
-    label silently. Where a map leaves values out on purpose, ``others_ignored`` makes them `IGNORE`. ``rare`` names
-    the classes that a weighted loss favors, ``source`` where classes and map were published. Tables without
-    ``colours`` get `distinct_colours`. Pydantic's ``ValidationError`` says what makes no sense; files and JSON
-    values are read by `load_table` and `ClassTable.from_json`, which raise `UserError`.
+    ``remap`` maps a raw value to a train id or to ``ignore``; without it raw values are train ids. The raw
+    value ``ignore`` itself is always ignored. Every other value is an error in the data, or with
+    ``others_ignored``, where a map leaves values out on purpose, `IGNORE`. ``rare`` names the classes that a
+    weighted loss favors, ``source`` where classes and map were published. Tables without ``colours`` get
+    `distinct_colours`. Pydantic's ``ValidationError`` says what makes no sense; files and JSON values are read
+    by `load_table` and `ClassTable.from_json`, which raise `UserError`.
     """
 
     name: str = "custom"
@@ -88,6 +88,7 @@ class ClassTable:
 
     def known(self) -> npt.NDArray[np.bool_]:
         """Return bool [256]: which raw values may stand in a label map of this table."""
+        # an unknown value is an error in the data: guessing would score a wrong label silently
         allowed = np.full(256, self.others_ignored, dtype=np.bool_)
         allowed[list(range(self.num_classes)) if self.remap is None else sorted(self.remap)] = True
         allowed[self.ignore] = True
@@ -135,6 +136,7 @@ def distinct_colours(count: int) -> tuple[tuple[int, int, int], ...]:
 
     colours = []
     for i in range(count):
+        # steps of the golden angle: the next hue lies as far from all before as may be
         rgb = colorsys.hsv_to_rgb(
             (0.58 + i * 0.618034) % 1, (0.75, 0.5, 0.9)[i % 3], (0.9, 0.75, 0.55)[i // 3 % 3]
         )
@@ -184,3 +186,13 @@ def load_table(name_or_path: str | Path) -> ClassTable:
     if isinstance(data, dict):
         data.setdefault("name", path.stem)
     return ClassTable.from_json(data, where=name)
+
+
+def cluster_table(count: int) -> ClassTable:
+    """Return a table of clusters without names of their own, 2 to 254; raises `UserError` for more.
+
+    A network has an output for each of them.
+    """
+    if not 2 <= count <= 254:
+        raise UserError(f"model.clusters is {count}; a network learns 2 to 254 clusters.")
+    return ClassTable(name="clusters", names=tuple(f"cluster {index}" for index in range(count)))

@@ -24,6 +24,7 @@ from common.errors import UserError
 from common.seeds import torch_generator
 from common.settings.network import Transforms
 
+# bytes of decoded images and labels that are kept: 64 of Cityscapes
 _MEMORY = 512 * 2**20
 # Batches that are made while the one before them is being used
 _AHEAD = 1
@@ -67,6 +68,7 @@ class ImageDataset:
         workers: threads that prepare the next batch; 0: none, it is made when asked for.
         memory: bytes of decoded images and labels that are kept; what does not fit is decoded anew.
         plain: whether batches also hold the cuts in their own colours.
+        masks: gives train ids uint8 [H, W] by index in the place of labels, which stay closed.
         restyle: changes the decoded image uint8 [H, W, 3] before all else, with a generator of its own.
 
     Raises `UserError` where labels are to be opened and an image has none, or there is no table.
@@ -84,6 +86,7 @@ class ImageDataset:
         workers: int = 1,
         memory: int = _MEMORY,
         plain: bool = False,
+        masks: Callable[[int], Bytes] | None = None,
         restyle: Restyle | None = None,
     ) -> None:
         if with_labels:
@@ -99,6 +102,7 @@ class ImageDataset:
         self._workers = workers
         self._restyle = restyle
         self._plain = plain
+        self._masks = masks
         self._room = memory
         self._kept: dict[int, tuple[Bytes, Bytes | None]] = {}
         self._lock = Lock()
@@ -184,7 +188,7 @@ class ImageDataset:
         images = self._floats([image for image, _, _ in samples])
         plain = self._floats([plain for _, plain, _ in samples]) if self._plain else None
         marks = self._move(torch.stack([label for _, _, label in samples]))
-        if self.with_labels:
+        if self.with_labels or self._masks is not None:
             return ImageBatch(images, marks.long(), indices, plain=plain)
         return ImageBatch(images, None, indices, marks != IGNORE, plain)
 
@@ -198,15 +202,13 @@ class ImageDataset:
         return stacked.to(self._device)
 
     def _read(self, index: int) -> tuple[Bytes, Bytes | None]:
-        """Return an image and its label, decoded once where memory holds them.
-
-        The first that come stay: images are read in a new order in every epoch, and dropping the oldest would drop
-        just those that come next.
-        """
+        """Return an image and its label, decoded once where memory holds them."""
         if index in self._kept:
             return self._kept[index]
         pair = self._decode(index)
         size = sum(pixels.nbytes for pixels in pair if pixels is not None)
+        # the first that come stay: images are read in a new order in every epoch, and dropping the oldest would
+        # drop just those that come next
         with self._lock:
             if index not in self._kept and size <= self._room:
                 self._kept[index] = pair
@@ -214,6 +216,8 @@ class ImageDataset:
         return pair
 
     def _decode(self, index: int) -> tuple[Bytes, Bytes | None]:
+        if self._masks is not None:
+            return entry_image(self.shard, index), self._masks(index)
         if not self.with_labels or self._table is None:
             return entry_image(self.shard, index), None
         return entry_pair(self.shard, index, self._table)

@@ -131,10 +131,8 @@ def image_tensor(pixels: npt.NDArray[np.uint8]) -> torch.Tensor:
 
 
 def eval_image(image: torch.Tensor, transforms: Transforms) -> torch.Tensor:
-    """Return an image uint8 [3, H, W] at the size at which it is scored; nothing random, no crop.
-
-    Labels stay as they are: predictions go back to the size of the label, not the other way round.
-    """
+    """Return an image uint8 [3, H, W] at the size at which it is scored; nothing random, no crop."""
+    # labels stay as they are: predictions go back to the size of the label, not the other way round
     height, width = transforms.eval_height or image.shape[1], transforms.eval_width or image.shape[2]
     return resize((image, None), height, width)[0]
 
@@ -180,10 +178,11 @@ def share_of_area(size: tuple[int, int], share: float, proportions: float) -> tu
     """Return height and width of a window with a share (0..1] of an image's area, which it fits into.
 
     ``proportions`` (width / height) are kept as far as the image allows and give way before the share
-    does: rejecting shapes that do not fit, as is common, turns large shares into one fixed central crop.
+    does.
     """
     high, wide = size
     area = share * high * wide
+    # rejecting shapes that do not fit, as is common, would turn large shares into one fixed central crop
     proportions = min(max(proportions, area / high**2), wide**2 / area)
     height, width = math.sqrt(area / proportions), math.sqrt(area * proportions)
     return min(high, max(1, round(height))), min(wide, max(1, round(width)))

@@ -24,13 +24,14 @@ from common.evaluation.metrics import Confusion
 from common.features.source import Features
 from common.models.backbone import crop_box, prepare_image
 from common.models.segmenter import Segmenter, Upsample
+from common.settings.schema import RunConfig
 from common.settings.unsupervised import Model
 
 if TYPE_CHECKING:
     from common.models.backbone import Backbone
 
 Mirrored = Callable[[list[int]], Tensor]
-Refine = Callable[[Tensor, Bytes], Bytes]
+Refiner = Callable[[Tensor, Bytes], Bytes]
 ScoreAt = Literal["label", "input"]
 Matching = Literal["hungarian", "many-to-one", "checkpoint"]
 EvalProtocol = Literal["label-size", "center-320"]
@@ -77,7 +78,7 @@ def evaluate_segmenter(
     *,
     score_at: ScoreAt = "label",
     mirrored: Mirrored | None = None,
-    refine: Refine | None = None,
+    refine: Refiner | None = None,
     keep: Collection[int] = (),
     batch: int = 8,
     progress: Callable[[int, int], None] | None = None,
@@ -119,7 +120,7 @@ def evaluate_segmenter(
     for start in range(0, len(shard), batch):
         indices = list(range(start, min(start + batch, len(shard))))
         mirror = None if mirrored is None else mirrored(indices).to(device)
-        code = segmenter.code(features.batch(indices).to(device), mirror)
+        code = code_of(segmenter, features, indices, mirror)
         winner = segmenter.cosines(code).max(dim=1)
         result.cosine_sum += float(winner.values.double().sum())
         result.patches += np.bincount(winner.indices.cpu().numpy().ravel(), minlength=clusters)
@@ -141,11 +142,20 @@ def evaluate_segmenter(
     return result
 
 
+def code_of(
+    segmenter: Segmenter, features: Features, indices: list[int], mirrored: Tensor | None = None
+) -> Tensor:
+    """Return the codes [B, D, h, w] of some images of a shard, as a segmenter compares them."""
+    device = segmenter.centroids.device
+    colors = None if segmenter.within is None else features.colours(indices).to(device)
+    return segmenter.code(features.batch(indices).to(device), mirrored, colors)
+
+
 def predict(
     segmenter: Segmenter,
     code: Tensor,
     size: tuple[int, ...],
-    refine: Refine | None = None,
+    refine: Refiner | None = None,
     picture: Bytes | None = None,
 ) -> Bytes:
     """Return the cluster of every pixel, uint8 [H, W], of one image's code [1, D, h, w].
@@ -160,13 +170,23 @@ def predict(
     return refine(segmenter.logits_of_code(code, size)[0], picture)
 
 
-def dense_crf(wanted: bool) -> Refine | None:
-    """Return the dense CRF for `evaluate_segmenter` and `predict`, which is loaded only where it is wanted."""
-    if not wanted:
-        return None
-    from common.evaluation.crf import refine
+def refinement(config: RunConfig, model: Model, crf: bool) -> Refiner | None:
+    """Return what turns coarse maps into pixels: the dense CRF where it is asked for, else what the settings say."""
+    if crf:
+        from common.evaluation.crf import refine  # dear to load, and rarely wanted
 
-    return refine
+        return refine
+    if config.refine.colors:
+        from common.evaluation.colors import color_refinement
+
+        return color_refinement(config, model)
+    return None
+
+
+def segmenting_model(config: RunConfig) -> Model:
+    """Return how images enter that are segmented or scored: at a finer stride where ``refine.stride`` says so."""
+    stride = config.refine.stride
+    return config.model.model_copy(update={"stride": stride}) if stride else config.model
 
 
 def mirrored_features(shard: Shard, model: Model, seed: int, device: torch.device | str = "cpu") -> Mirrored:
@@ -204,7 +224,7 @@ def seen_label(shard: Shard, index: int, model: Model, score_at: ScoreAt = "labe
         box = crop_box(label.shape[0], label.shape[1], model)
         picture = Image.fromarray(label).resize((model.width, model.height), Image.Resampling.NEAREST, box)
         return np.asarray(picture)
-    left, top, right, bottom = _whole_box(label.shape, model)
+    left, top, right, bottom = seen_box(label.shape, model)
     return np.ascontiguousarray(label[top:bottom, left:right])
 
 
@@ -214,7 +234,7 @@ def seen_image(shard: Shard, index: int, model: Model, score_at: ScoreAt = "labe
     if score_at == "input":
         pixels = prepare_image(image, model).permute(1, 2, 0) * 255
         return np.asarray(pixels.round().to(torch.uint8).numpy())
-    left, top, right, bottom = _whole_box(image.shape[:2], model)
+    left, top, right, bottom = seen_box(image.shape[:2], model)
     return np.ascontiguousarray(image[top:bottom, left:right])
 
 
@@ -222,11 +242,11 @@ def _prediction_size(shard: Shard, index: int, model: Model, score_at: ScoreAt) 
     """Return the size (H, W) of a prediction for an image without a label."""
     if score_at == "input":
         return model.height, model.width
-    left, top, right, bottom = _whole_box(entry_size(shard, index), model)
+    left, top, right, bottom = seen_box(entry_size(shard, index), model)
     return bottom - top, right - left
 
 
-def _whole_box(size: tuple[int, ...], model: Model) -> tuple[int, int, int, int]:
+def seen_box(size: tuple[int, ...], model: Model) -> tuple[int, int, int, int]:
     """Return the part that the backbone sees, rounded to whole pixels: left, top, right, bottom."""
     left, top, right, bottom = crop_box(size[0], size[1], model)
     return round(left), round(top), round(right), round(bottom)

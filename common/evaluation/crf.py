@@ -230,7 +230,7 @@ def _corners(points: Tensor) -> tuple[Tensor, Tensor, list[int]]:
     # room for a corner, a meeting place next to it, and what is looked for beside that
     low, high = base.amin(dim=1) - 3 * size, base.amax(dim=1) + 3 * size
     span = high - low + 1
-    if float(span.double().prod()) > 2**62:
+    if float(span.double().prod()) > 2**62:  # keys are int64, and steps lead beyond the span
         raise ValueError("The points are spread too widely for this lattice; use larger widths.")
     place = torch.cat([span.new_ones(1), span.cumprod(0)[:-1]]).unsqueeze(1)
     worth = torch.zeros(size, count, dtype=torch.int64, device=points.device)

@@ -105,11 +105,16 @@ def hex_colour(colour: Sequence[int]) -> str:
     return "#{:02x}{:02x}{:02x}".format(*colour)
 
 
-def colourise(ids: Bytes, legend: Legend) -> Bytes:
-    """Paint a map of ids; whatever the legend does not name becomes light grey."""
+def _palette(legend: Legend) -> Bytes:
+    """Return the color of every id, uint8 [256, 3]; whatever the legend does not name is light grey."""
     table = np.full((256, 3), VOID_COLOUR, dtype=np.uint8)
     table[: len(legend.colours)] = legend.colours
-    painted: Bytes = table[ids]
+    return table
+
+
+def colourise(ids: Bytes, legend: Legend) -> Bytes:
+    """Paint a map of ids; whatever the legend does not name becomes light grey."""
+    painted: Bytes = _palette(legend)[ids]
     return painted
 
 
@@ -128,17 +133,15 @@ def overlay(image: Bytes, ids: Bytes, legend: Legend, alpha: float = 0.55) -> By
     edge = np.zeros(ids.shape, dtype=bool)
     edge[:, 1:] |= ids[:, 1:] != ids[:, :-1]
     edge[1:, :] |= ids[1:, :] != ids[:-1, :]
-    mixed[edge] = 0.25 * mixed[edge] + 0.75 * colours[edge]
+    mixed[edge] = 0.25 * mixed[edge] + 0.75 * colours[edge]  # a line is thin: it needs more color
     painted: Bytes = mixed.round().astype(np.uint8)
     return painted
 
 
 def label_image(ids: Bytes, legend: Legend) -> Image.Image:
     """Return a palette image whose pixel values are the ids and whose palette is the legend."""
-    table = np.full((256, 3), VOID_COLOUR, dtype=np.uint8)
-    table[: len(legend.colours)] = legend.colours
     picture = Image.fromarray(np.ascontiguousarray(ids, dtype=np.uint8))
-    picture.putpalette(table.tobytes())  # makes the grey image a palette image, values kept
+    picture.putpalette(_palette(legend).tobytes())  # makes the grey image a palette image, values kept
     return picture
 
 

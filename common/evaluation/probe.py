@@ -23,7 +23,7 @@ from torch.nn import functional
 
 from common.data.classes import IGNORE
 from common.data.manifest import Shard
-from common.evaluation.clusters import ScoreAt, seen_label
+from common.evaluation.clusters import ScoreAt, code_of, seen_label
 from common.features.source import Features
 from common.models.segmenter import Geometry, Segmenter, interpolation
 from common.seeds import numpy_generator
@@ -93,7 +93,7 @@ def sample_pixels(
     classes: list[npt.NDArray[np.int64]] = []
     for start in range(0, len(shard), batch):
         indices = list(range(start, min(start + batch, len(shard))))
-        grids = segmenter.code(features.batch(indices).to(segmenter.centroids.device)).cpu()
+        grids = code_of(segmenter, features, indices).cpu()
         for grid, index in zip(grids, indices, strict=True):
             label = seen_label(shard, index, model, score_at)
             if label is None:

@@ -130,6 +130,7 @@ class Score:
 
     def fields(self) -> dict[str, Any]:
         """Return the quality fields of a metrics line."""
+        # these four stand in every scored line, the others where they mean something
         found: dict[str, Any] = {
             "accuracy": self.accuracy,
             "miou": self.miou,
@@ -171,7 +172,7 @@ def scored(confusion: Confusion, classes: ClassTable, how: MatchRule) -> Score:
     """Match clusters to classes once, on the summed counts, and score; without any count there is no score."""
     if not confusion.total:
         return Score()
-    mapping = match(confusion, how)
+    mapping = match(confusion, how)  # once, on all counts: a mean of scores would match each part anew
     found = scores(confusion, mapping)
     return Score(
         accuracy=found.accuracy,

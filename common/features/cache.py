@@ -23,7 +23,7 @@ from common.errors import UserError
 from common.features import store
 from common.features.source import Features, Views
 from common.models import backbone as backbones
-from common.models.backbone import backbone_entry, prepare_image
+from common.models.backbone import corner_stride, prepare_image
 from common.settings.unsupervised import Cache, Model
 from common.system.cli import Progress
 from common.system.device import choose_device
@@ -94,7 +94,7 @@ def open_features(
         views = Views(
             rows.reshape(cache.views, count, *rows.shape[1:]),
             seed,
-            tiled=backbone_entry(model).facts.stride is None,
+            tiled=corner_stride(model) is None,
         )
     return Features(
         stored.tokens[:count],
@@ -121,7 +121,7 @@ def _build(
     """Run the backbone once over the shard, then over each round of augmented views; write what it says."""
     backbone = backbones.load_backbone(model, seed, device)
     header = store.Header.describe(len(shard), backbone, model, cache, seed)
-    run = BackbonePass(backbone, device, store.in_float16(cache, device))
+    run = BackbonePass(backbone, device, store.in_float16(cache, device), cache.batch)
     with store.writing(folder, key, header) as writer:
         done = 0
         for view in range(-1, cache.views):  # -1: the picture as it is
@@ -164,17 +164,19 @@ def _check_finite(
 
 
 class BackbonePass:
-    """Runs a backbone over pictures; ``batch`` is how many it sees at once, and falls where a GPU has no room.
+    """Runs a backbone over pictures; ``batch`` is how many it sees at once, and falls where a GPU has no room."""
 
-    Several sites may share a GPU, and how much of it is free changes while they work.
-    """
+    def __init__(
+        self, backbone: backbones.Backbone, device: torch.device, float16: bool = False, batch: int = 0
+    ) -> None:
+        """Take a backbone that is on ``device``; ``float16`` lets matrix products and convolutions use it.
 
-    def __init__(self, backbone: backbones.Backbone, device: torch.device, float16: bool = False) -> None:
-        """Take a backbone that is on ``device``; ``float16`` lets matrix products and convolutions use it."""
+        ``batch`` 0 takes what suits the device.
+        """
         self.backbone = backbone
         self.device = device
         self.float16 = float16
-        self.batch = CPU_BATCH if device.type == "cpu" else GPU_BATCH
+        self.batch = batch or (CPU_BATCH if device.type == "cpu" else GPU_BATCH)
 
     def __call__(self, pictures: torch.Tensor) -> torch.Tensor:
         """Return the features of pictures [B, 3, H, W]: float32 [B, h*w, C], on the device.
@@ -192,6 +194,8 @@ class BackbonePass:
                     f"GPU '{self.device}' has no room for the features of a single picture ({reason}); raise this "
                     "site's gpu-share, end what else runs on the GPU, or set device to cpu."
                 )
+            # several sites may share a GPU, and how much of it is free changes while they work: take less, for
+            # good
             torch.cuda.empty_cache()
             self.batch //= 2
             _log.warning(

@@ -44,6 +44,7 @@ def check_folder(folder: Path, needed: int = 0, what: str = "cache folder") -> i
             raise NotADirectoryError(20, f"{place} is a file")
         if not os.access(place, os.W_OK | os.X_OK):
             raise PermissionError(13, "no permission")
+        # permission bits do not say everything; writing does
         with tempfile.TemporaryFile(dir=place):
             pass
     except OSError as error:

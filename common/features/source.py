@@ -87,10 +87,8 @@ class Features:
         return len(self._rows)
 
     def batch(self, indices: Indices) -> torch.Tensor:
-        """Return the features of some images, float32 [B, C, h, w], in channels-last memory.
-
-        The last point saves a transposition: 1x1 convolutions read that layout as fast as any.
-        """
+        """Return the features of some images, float32 [B, C, h, w], in channels-last memory."""
+        # channels last saves a transposition: 1x1 convolutions read that layout as fast as any
         rows = torch.from_numpy(self._rows[np.asarray(indices)]).to(self.device).float()
         return rows.transpose(1, 2).unflatten(2, self.grid)  # type: ignore[no-untyped-call,no-any-return]
 
@@ -130,9 +128,8 @@ def nearest_neighbours(pooled: NDArray[np.float32], k: int, name: str = "the sha
     """Return each image's k most similar other images, most similar first.
 
     Similarity is the cosine of pooled features (STEGO, Hamilton et al., 2022, section 4.1), compared
-    exhaustively, in blocks of rows so that memory stays bounded. Cosines that agree to ten decimals
-    count as equal; among equals the lower index comes first, so the answer depends neither on the block
-    size nor on the order in which the machine adds.
+    exhaustively, in blocks of rows so that memory stays bounded. Among equals the lower index
+    comes first.
 
     Args:
         pooled: [N, C], one vector an image.
@@ -158,6 +155,8 @@ def nearest_neighbours(pooled: NDArray[np.float32], k: int, name: str = "the sha
     rows = max(1, _BLOCK_ELEMENTS // count)
     for start in range(0, count, rows):
         block = units[start : start + rows]
+        # cosines that agree to ten decimals count as equal, so that the answer depends neither on the block size
+        # nor on the order in which the machine adds
         distance = np.round(-(block @ units.T), 10)
         own = np.arange(len(block))
         distance[own, start + own] = np.inf
@@ -169,11 +168,12 @@ def drop_channels(pooled: NDArray[np.float32], dropout: float, seed: int) -> NDA
     """Return pooled features [N, C] without a random share of their channels, another draw for each image.
 
     What pooling gives under channel dropout: a mask holds for all patches of an image, so that masking the
-    mean is masking the patches. The factor 1 / (1 - dropout) is left out, as no cosine knows of it.
+    mean is masking the patches.
     """
     if not dropout:
         return pooled
     kept = numpy_generator(seed).random(pooled.shape, dtype=np.float32) >= dropout
+    # without the factor 1 / (1 - dropout): no cosine knows of it
     return np.where(kept, pooled, np.float32(0))
 
 

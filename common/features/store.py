@@ -34,6 +34,7 @@ import torch
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from common.data.images import images_key
 from common.data.manifest import Shard
 from common.errors import UserError
 from common.models.backbone import Backbone, backbone_settings, weights_key
@@ -125,28 +126,16 @@ def in_float16(cache: Cache, device: torch.device) -> bool:
 def features_key(shard: Shard, model: Model, cache: Cache, seed: int, device: torch.device) -> Key:
     """Identify the cache of a shard's features as ``device`` makes them, by all that they follow from.
 
-    Images count by path below the root, view, size and modification time, in the order of the shard, so that
-    a data root may be mounted elsewhere. Raises `UserError` where an image or the weights file is missing.
+    Raises `UserError` where an image or the weights file is missing.
     """
     where = str(shard.path.resolve())
     slug = re.sub(r"[^A-Za-z0-9_.]+", "_", shard.name).lstrip(".")[:40]
-    images = hashlib.sha256()
-    for index, entry in enumerate(shard.entries):
-        try:
-            state = shard.image_path(index).stat()
-        except OSError as error:
-            raise UserError(
-                f"Image {shard.image_path(index)} of shard {shard.name} cannot be found "
-                f"({error.strerror or error}); correct the manifest or the data root."
-            ) from None
-        shown = [entry.image] if entry.view is None else [entry.image, entry.view]
-        images.update(json.dumps([*shown, state.st_size, state.st_mtime_ns]).encode())
     # augmented views follow from the seed as well; keys of plain float32 features are as before there were others
     views = f"{cache.views}:{seed}" if cache.views else ""
     parts = [_FORMAT, weights_key(model, seed), backbone_settings(model), cache.dtype, views]
     parts += ["float16"] if in_float16(cache, device) else []
     features = json.dumps(parts, sort_keys=True)
-    return Key(f"{slug}-{_short(f'{where}|{shard.name}', 8)}", _short(features, 16), images.hexdigest()[:16])
+    return Key(f"{slug}-{_short(f'{where}|{shard.name}', 8)}", _short(features, 16), images_key(shard)[:16])
 
 
 def read(cache_dir: Path, key: Key) -> Stored | None:
@@ -178,10 +167,7 @@ def read(cache_dir: Path, key: Key) -> Stored | None:
 
 @contextmanager
 def shard_lock(cache_dir: Path, key: Key) -> Iterator[None]:
-    """Hold the lock of a shard; wait where another process builds its features.
-
-    What a killed process left half-written is cleaned away: nobody else writes while we hold the lock.
-    """
+    """Hold the lock of a shard; wait where another process builds its features."""
     try:
         cache_dir.mkdir(parents=True, exist_ok=True)
         handle = (cache_dir / f".{key.shard}.lock").open("ab")
@@ -196,6 +182,7 @@ def shard_lock(cache_dir: Path, key: Key) -> Iterator[None]:
         except BlockingIOError:
             _log.info("another process makes the features of %s; waiting for it", key.shard)
             fcntl.flock(handle, fcntl.LOCK_EX)
+        # what a killed process left half-written goes: nobody else writes while we hold the lock
         for stale in cache_dir.glob(f".{key.shard}-*.partial"):
             shutil.rmtree(stale, ignore_errors=True)
         yield

@@ -38,6 +38,7 @@ def model_contrastive_term(
     codes = unit(codes)
     near = (codes * unit(received)).sum(-1) / temperature
     far = (codes * unit(previous)).sum(-1) / temperature
+    # -log(e^a / (e^a + e^b)) without an exponential that overflows
     return functional.softplus(far - near).mean()
 
 

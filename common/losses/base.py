@@ -43,13 +43,13 @@ def unit(vectors: torch.Tensor) -> torch.Tensor:
 def cosine_cluster_loss(codes: torch.Tensor, centroids: torch.Tensor) -> torch.Tensor:
     """Return ``- mean_i max_k <n(z_i), n(mu_k)>`` over codes [M, D] and centroids [K, D]: STEGO's cluster probe.
 
-    Only the centroids learn: codes are detached. Given the assignment the loss is linear in n(mu), so the
-    graph holds K x D numbers (the summed unit codes of each cluster) instead of M x K. A centroid that wins
-    no code gets no gradient.
+    Only the centroids learn: codes are detached. A centroid that wins no code gets no gradient.
     """
     with torch.no_grad():
         directions = unit(codes.detach())
         assignment = (directions @ unit(centroids).T).argmax(dim=1)
+        # given the assignment the loss is linear in n(mu), so that the graph holds K x D numbers (the summed unit
+        # codes of each cluster) instead of M x K
         sums = torch.zeros_like(centroids).index_add_(0, assignment, directions)
     return -(sums * unit(centroids)).sum() / len(codes)
 
@@ -58,13 +58,14 @@ def cosine_cluster_loss(codes: torch.Tensor, centroids: torch.Tensor) -> torch.T
 class View:
     """Images as a loss sees them: features [B, n, C], codes [B, n, D], and the channels features keep [B, 1, C].
 
-    All are token-major, n = h*w patches row by row. The published code shows the loss channel-dropped
-    features: the third mask of a head call, independent of the two inside the head. It is kept apart,
-    because a mask commutes with sampling: after sampling it costs a fraction.
+    All are token-major, n = h*w patches row by row.
     """
 
     features: torch.Tensor
     codes: torch.Tensor
+    # The published code shows the loss channel-dropped features: the third mask of a head call, independent of
+    # the two inside the head. It is kept apart, because a mask commutes with sampling: after sampling it costs a
+    # fraction.
     mask: torch.Tensor | None = None
 
     @classmethod
@@ -158,10 +159,6 @@ class ClosedForm(ABC, ObjectiveRules):
     def __init__(self, config: RunConfig) -> None:
         self.config = config
 
-    def round_kind(self, number: int) -> str:
-        """Return what the sites do in a round, counted from 1."""
-        return self.kind if number == 1 else CLUSTERS
-
     @abstractmethod
     def site(self, features: Features) -> dict[str, np.ndarray]:
         """Return what a site sends in the first round; raises ValueError for features that do not do."""
@@ -227,12 +224,6 @@ def closed_form(config: RunConfig) -> ClosedForm | None:
     """Return the objective if it is solved from sums, None if it takes steps."""
     kind = objective_class(config)
     return kind(config) if issubclass(kind, ClosedForm) else None
-
-
-def round_kind(config: RunConfig, number: int) -> str:
-    """Return what the sites do in a round, counted from 1: steps, k-means, or the sums of a closed form."""
-    closed = closed_form(config)
-    return TRAIN if closed is None else closed.round_kind(number)
 
 
 def clipping_bound(config: RunConfig) -> float:

@@ -100,9 +100,9 @@ class Terms:
 def centre_rows(correlations: torch.Tensor) -> torch.Tensor:
     """Centre [..., T, B, P, Q] over Q, then restore each T's mean over (B, P, Q).
 
-    Takes away how similar an anchor is to everything ("pointwise"). The mean is that of the batch, so
-    the loss of a batch is not the mean of its images' losses.
+    Takes away how similar an anchor is to everything ("pointwise").
     """
+    # of the batch, so that the loss of a batch is not the mean of its images' losses
     mean = correlations.mean(dim=(-3, -2, -1), keepdim=True)
     return correlations - correlations.mean(dim=-1, keepdim=True) + mean
 
@@ -117,13 +117,13 @@ def pair_losses(
     """Return one loss for each of T pairings from cosines [T, B, P, Q] of features and of codes: [T].
 
     ``shifts`` [T] are the fixed shifts. ``None`` asks for EAGLE's automatic ones: |mean fd - mean cd| for
-    the first ``positives`` pairings, 3.5 (mean fd + mean cd) for the others; as published, the gradient
-    goes through them.
+    the first ``positives`` pairings, 3.5 (mean fd + mean cd) for the others.
     """
     with torch.no_grad():
         if settings.pointwise:
             features = centre_rows(features)
     if shifts is None:
+        # as published, the gradient goes through the automatic shifts
         feature_mean, code_mean = features.mean(dim=(1, 2, 3)), codes.mean(dim=(1, 2, 3))
         attract = (feature_mean - code_mean).abs()
         repel = AUTO_NEGATIVE_FACTOR * (feature_mean + code_mean)
@@ -212,11 +212,9 @@ def correlate(anchor: torch.Tensor, others: list[torch.Tensor]) -> torch.Tensor:
 
 
 def standing_out(features: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
-    """Return the patches that are less like their image's mean than its average patch: bool [B, h, w].
-
-    A salience that needs no label; the published code reads it from the label map.
-    """
+    """Return the patches that are less like their image's mean than its average patch: bool [B, h, w]."""
     directions = unit(features)
+    # no label is needed; the published code reads its salience from the label map
     likeness = (directions * unit(directions.mean(dim=1, keepdim=True))).sum(-1)
     return (likeness < likeness.mean(dim=1, keepdim=True)).view(-1, *grid)
 

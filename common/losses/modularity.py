@@ -32,6 +32,7 @@ from common.settings.unsupervised import Local
 SHARPNESS = 0.1
 # Codes of a higher cosine make positives, of a lower one negatives; pairs in between are left out
 ALIKE, UNLIKE = 0.3, 0.1
+# of the contrast; then the momentum of its teacher, and the keys that are kept of each code
 TEMPERATURE = 0.07
 TEACHER_MOMENTUM = 0.99
 BANK_PER_CODE = 100
@@ -56,6 +57,7 @@ def modularity_matrix(vectors: torch.Tensor) -> torch.Tensor:
     """
     directions = unit(vectors)
     graph = (directions @ directions.transpose(1, 2)).clamp(min=0)
+    # no self-loops: a patch always agrees with itself
     graph = graph - torch.diag_embed(graph.diagonal(dim1=1, dim2=2))
     degrees = graph.sum(dim=2, keepdim=True)
     edges = degrees.sum(dim=1, keepdim=True).clamp(min=1e-12)
@@ -63,11 +65,9 @@ def modularity_matrix(vectors: torch.Tensor) -> torch.Tensor:
 
 
 def shared_membership(vectors: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
-    """Return ``max_m tanh(m_i m_j / t)`` for all pairs of patches: [B, P, D] and [M, D] -> [B, P, P].
-
-    The tanh is monotone: the best code is found on the products, without a gradient and in chunks, and
-    the gradient goes through that code only, as through a maximum.
-    """
+    """Return ``max_m tanh(m_i m_j / t)`` for all pairs of patches: [B, P, D] and [M, D] -> [B, P, P]."""
+    # the tanh is monotone: the best code is found on the products, without a gradient and in chunks, and the
+    # gradient goes through that code only, as through a maximum
     members = (unit(vectors) @ unit(codes).T).clamp(min=0)
     with torch.no_grad():
         best = torch.cat(

@@ -31,12 +31,14 @@ def labelled_loss(
     labels: torch.Tensor,
     reduction: Reduction,
     crucial: torch.Tensor | None = None,
+    balance: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Return the reduced cross-entropy plus ``lovasz_weight`` times the Lovász softmax loss, a scalar.
 
-    logits [B, C, H, W], labels int64 [B, H, W] with 255 ignored, crucial bool [C]; see `reduce_cross_entropy`.
+    logits [B, C, H, W], labels int64 [B, H, W] with 255 ignored, crucial bool [C], balance [C]: see
+    `reduce_cross_entropy`.
     """
-    loss = reduce_cross_entropy(logits, labels, reduction, crucial)
+    loss = reduce_cross_entropy(logits, labels, reduction, crucial, balance)
     if reduction.lovasz_weight:
         loss = loss + reduction.lovasz_weight * lovasz_softmax_loss(logits, labels)
     return loss
@@ -47,6 +49,7 @@ def reduce_cross_entropy(
     labels: torch.Tensor,
     reduction: Reduction,
     crucial: torch.Tensor | None = None,
+    balance: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Return the loss, a scalar: logits [B, C, H, W], labels int64 [B, H, W] in 0..C-1 or 255 (ignored).
 
@@ -55,12 +58,14 @@ def reduce_cross_entropy(
     nothing and never count in n_c; with ``denominator`` valid they do not count in N either. An image
     without a labelled pixel adds 0, with a graph. Arithmetic is float32, whatever autocast gave.
 
-    ``crucial`` bool [C] goes with kind weighted (`crucial_classes`); without it that kind is a ValueError.
+    ``crucial`` bool [C] goes with kind weighted (`crucial_classes`); without it that kind is a ValueError. ``balance``
+    [C] multiplies the losses of each class's pixels before they are reduced.
     """
     classes = logits.shape[1]
     logits = full_precision(logits)
     groups = len(labels) if reduction.scope == "image" else 1
-    losses = functional.cross_entropy(logits, labels, ignore_index=IGNORE, reduction="none").view(groups, -1)
+    losses = functional.cross_entropy(logits, labels, balance, ignore_index=IGNORE, reduction="none")
+    losses = losses.view(groups, -1)
     ids = labels.reshape(groups, -1)
     ids = torch.where(ids == IGNORE, classes, ids)  # the ignored become a last class, of weight 0
     counts = pixel_counts(ids, classes + 1)[:, :classes]
@@ -114,6 +119,7 @@ def hardest(losses: torch.Tensor, pixels: torch.Tensor, share: float) -> torch.T
 
     losses [G, n] with 0 for ignored pixels, pixels int64 [G] -> [G].
     """
+    # in float64: a float32 product may round across an integer
     kept = (pixels.double() * share).floor().long().clamp(min=1)
     largest = losses.topk(int(kept.max()), dim=1).values
     ranks = torch.arange(largest.shape[1], device=losses.device)

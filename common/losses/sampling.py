@@ -20,14 +20,15 @@ def salient_coords(
     """Draw positions from the salient patches of each image, a share of them uniform: [B, points, 2].
 
     ``salience`` is bool [B, h, w]; an image without any salient patch counts as wholly salient. Patches are
-    drawn with replacement, at their centres. The published code divides both indices by the height and so
-    never reaches the last row nor, in wide images, stays inside; here centres map to centres.
+    drawn with replacement, at their centres.
     """
     batch, height, width = salience.shape
     flat = salience.flatten(1).float()
     flat = torch.where(flat.any(1, keepdim=True), flat, torch.ones_like(flat))
     chosen = torch.multinomial(flat, points, replacement=True, generator=generator)
     size = torch.tensor([max(width - 1, 1), max(height - 1, 1)])
+    # the published code divides both indices by the height and so never reaches the last row nor, in wide images,
+    # stays inside; here centers map to centers
     centres = torch.stack([chosen % width, chosen // width], dim=-1) / size * 2 - 1
     uniform = torch.rand(batch, points, 1, generator=generator) < uniform_share
     return torch.where(uniform, uniform_coords(batch, points, generator), centres)

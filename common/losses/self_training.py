@@ -52,8 +52,7 @@ def predictions(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the largest softmax probability of each pixel and its class, of equal ones the first.
 
     logits [B, C, H, W], C at most 255 -> float32 and uint8 [B, H, W]. Raises ValueError where those of a pixel make
-    no probabilities (NaN, infinity, or -infinity for all classes): a teacher that has diverged would otherwise label
-    nothing, and the loss would look perfect. A class of -infinity is one that cannot be.
+    no probabilities (NaN, infinity, or -infinity for all classes). A class of -infinity is one that cannot be.
     """
     batch, channels, height, width = logits.shape
     if channels > IGNORE:
@@ -62,6 +61,7 @@ def predictions(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         certainty, classes = _predictions_by_blocks(logits.flatten(2))
     else:
         certainty, classes = logits.flatten(2).float().softmax(dim=1).max(dim=1)
+    # a teacher that has diverged would otherwise label nothing, and the loss would look perfect
     if not bool(certainty.amin() > 0):  # NaN is the smallest of all
         raise ValueError("the teacher's logits are not finite: its weights diverged or were damaged")
     certainty.clamp_(max=1)  # softmax times the reciprocal of a sum may be a last bit above
@@ -72,9 +72,7 @@ def predictions(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 def _predictions_by_blocks(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the largest probabilities and their classes on a CPU, a block that fits in its cache at a time.
 
-    [B, C, N] -> float32 and uint8 [B, N]. A block is a part of every image, so that each core stays with its own.
-    It is copied first, so that the pixels of a class lie side by side: ours is a network that computes channels
-    last. Softmax then takes its place, for a second block would leave the cache.
+    [B, C, N] -> float32 and uint8 [B, N].
     """
     batch, channels, pixels = logits.shape
     step = max(1, BLOCK // batch)
@@ -84,6 +82,9 @@ def _predictions_by_blocks(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Te
     for start in range(0, pixels, step):
         part = slice(start, start + step)
         block = logits[:, :, part]
+        # A block is a part of every image, so that each core stays with its own. It is copied first, so that the
+        # pixels of a class lie side by side: ours is a network that computes channels last. Softmax then takes
+        # its place, for a second block would leave the cache.
         terms = space[: block.numel()].view(block.shape)
         torch.softmax(terms.copy_(block), dim=1, out=terms)
         certainty[:, part], classes[:, part] = _first_largest(terms)
@@ -91,12 +92,10 @@ def _predictions_by_blocks(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Te
 
 
 def _first_largest(terms: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the largest of the classes and which it is, of equals the first: [B, C, n] -> [B, n] twice.
-
-    On a CPU, max across rows takes one number at a time. Max pooling of maps channels last takes several, so the
-    pixels stand in for its channels, and the classes for a column of the map.
-    """
+    """Return the largest of the classes and which it is, of equals the first: [B, C, n] -> [B, n] twice."""
     batch, channels, count = terms.shape
+    # on a CPU, max across rows takes one number at a time; max pooling of maps channels last takes several, so
+    # the pixels stand in for its channels, and the classes for a column of the map
     columns = terms.as_strided((batch, count, channels, 1), (channels * count, 1, count, count))
     largest, classes = functional.max_pool2d(columns, (channels, 1), return_indices=True)
     return largest[:, :, 0, 0], classes[:, :, 0, 0]
@@ -111,10 +110,9 @@ def sure_pixels(
     certainty: float32 [B, H, W] in (0, 1]; classes: integers [B, H, W] in 0..channels-1. A pixel is kept if
     its certainty is above ``confidence``, or if it is among the floor(fraction * n) surest of the n pixels of
     its class in its image; of equals, the one that comes first row by row. The count is exact.
-
-    A histogram of certainties per image and class finds the bucket in which the cut lies; only the pixels
-    of that bucket are sorted. No loop over images or classes.
     """
+    # a histogram of certainties per image and class finds the bucket in which the cut lies; only the pixels of
+    # that bucket are sorted, and there is no loop over images or classes
     cell = ONE - certainty.contiguous().view(torch.int32)  # 0 for the surest
     cell.bitwise_right_shift_(BUCKET_BITS).clamp_(max=BUCKETS - 1).add_(classes, alpha=BUCKETS)
     groups = len(classes) * channels
@@ -188,12 +186,13 @@ def distillation_loss(
 def entropy_loss(logits: torch.Tensor, valid: torch.Tensor | None = None) -> torch.Tensor:
     """Return how undecided the predictions are: logits [B, C, H, W] -> a scalar, 0 (certain) to about 1.
 
-    ``mean((H^2 + 1e-8)^2)``, H the entropy of a pixel's softmax over log C. Steep where H is large, so that
-    the undecided pixels give the gradient, not the crowd of decided ones. The mean is over the pixels that are
+    ``mean((H^2 + 1e-8)^2)``, H the entropy of a pixel's softmax over log C. The mean is over the pixels that are
     ``valid``, bool [B, H, W], if given; 0 where none is.
     """
     logs = full_precision(logits).log_softmax(dim=1)
     entropy = -(logs.exp() * logs).sum(dim=1) / math.log(logits.shape[1])
+    # steep where the entropy is large, so that the undecided pixels give the gradient, not the crowd of decided
+    # ones
     pixels = (entropy.square() + 1e-8).square()
     if valid is None:
         return pixels.mean()

@@ -55,6 +55,7 @@ def smoothness_loss(
     directions, soft = unit(features), unit(soft)
     loss = torch.zeros((), device=soft.device)
     sides = [(settings.intra_shift, torch.arange(len(soft), device=soft.device), 1.0)]
+    # several other images weigh together as much as the image itself
     sides += [(settings.negative_shift, other, 1 / len(partners)) for other in partners]
     for shift, other, weight in sides:
         with torch.no_grad():

@@ -122,13 +122,14 @@ class Spectral(ClosedForm):
         """Return a scatter whose matrices have no negative eigenvalue.
 
         Directions in which neighbors differ by less than noise alone would (2 deviation sqrt(C), the edge of
-        the semicircle law) count as different by that much: none of them may win by an accident of the noise.
+        the semicircle law) count as different by that much.
         """
         radius = self.config.privacy.feature_norm
         means = {name: sums[name] / (factor * units) for name, factor in RELEASE_SCALES.items()}
         mean, channels = means["total"], len(means["total"])
         second = symmetric(means["outer"], channels)
         covariance = _floored(second - np.outer(mean, mean), 0.0)
+        # no direction may win by an accident of the noise
         edge = 2 * deviation / (RELEASE_SCALES["difference"] * units) * np.sqrt(channels)
         share = max(float(means["weight"][0]), _TINY)
         difference = _floored(symmetric(means["difference"], channels), edge)
@@ -186,9 +187,9 @@ def axis_directions(clusters: int, dim: int) -> np.ndarray:
     """Return K unit directions float32 [K, D] to start k-means from: both ends of the first axes.
 
     Codes have mean 0 and their axes are ordered by how well they separate, so that the ends of an axis lie in
-    different things. There is no draw: federated and pooled k-means start, and hence end, alike. Where there
-    are more clusters than ends, diagonals between pairs of axes follow.
+    different things. Where there are more clusters than ends, diagonals between pairs of axes follow.
     """
+    # there is no draw: federated and pooled k-means start, and hence end, alike
     axes = np.eye(dim)
     ends = [sign * axis for axis in axes for sign in (1.0, -1.0)]
     diagonals = (

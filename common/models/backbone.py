@@ -21,6 +21,7 @@ from PIL import Image
 from torch import nn
 
 from common.errors import UserError
+from common.models.dense import Dense
 from common.registry import Registered, Registry
 from common.seeds import derive
 from common.settings.unsupervised import Model
@@ -32,7 +33,7 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 PER_IMAGE = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 # An image of one color is not blown up to noise
 MIN_SPREAD = 0.02
-# The family of timm's vision transformers, to which every name belongs that is not registered itself
+# The family of timm's networks, to which every name belongs that is not registered itself
 VIT = "vit"
 
 _FILTERS = {"bilinear": Image.Resampling.BILINEAR, "nearest": Image.Resampling.NEAREST}
@@ -129,7 +130,17 @@ def weights_path(model: Model) -> Path:
 def backbone_settings(model: Model) -> dict[str, str | int]:
     """Return the settings on which features depend, and no others: changing one makes new features."""
     always = ("backbone", "height", "width", "resize", "crop", "normalize")
-    return {name: getattr(model, name) for name in (*always, *backbone_entry(model).facts.settings)}
+    found = {name: getattr(model, name) for name in (*always, *backbone_entry(model).facts.settings)}
+    for name in ("blocks", "final_norm", "stride", "window", "scales"):  # keys are as before there were these
+        if getattr(model, name) != Model.model_fields[name].default:
+            found[name] = getattr(model, name)
+    return found
+
+
+def corner_stride(model: Model) -> int | None:
+    """Return the pixels between features whose first is centered on pixel 0; None: features tile the input."""
+    own = backbone_entry(model).facts.stride
+    return own and (model.stride or own)
 
 
 @lru_cache(maxsize=16)
@@ -164,13 +175,15 @@ class Backbone(nn.Module):
         std: Sequence[float],
         *,
         per_image: bool = False,
+        dense: Dense | None = None,
     ) -> None:
         """Freeze ``extractor``: normalised [B, 3, H, W] -> [B, C, h, w].
 
-        ``per_image`` gives every picture mean 0 and standard deviation 1 in each channel first: its light
-        and tint are gone before mean and std apply.
+        ``per_image`` gives every picture mean 0 and standard deviation 1 in each channel first. ``dense`` says
+        how the extractor is passed over a picture, None: once.
         """
         super().__init__()
+        self.dense = dense or Dense(own=1, corner=False, stride=1)
         self.per_image = per_image
         self.extractor = extractor
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1))
@@ -179,8 +192,9 @@ class Backbone(nn.Module):
         self.requires_grad_(False)
         self.train(False)
         with torch.no_grad():  # one picture tells the truth about channels and grid
-            _, self.channels, *grid = self.extractor(torch.zeros(1, 3, *size)).shape
+            _, self.channels, *grid = self.dense.features(self.extractor, torch.zeros(1, 3, *size)).shape
         self.grid: tuple[int, int] = (grid[0], grid[1])
+        # features are told apart by all that made them, normalization included
         self.weights_hash = state_hash(self)
 
     def train(self, mode: bool = True) -> Self:
@@ -198,9 +212,10 @@ class Backbone(nn.Module):
                 f"expected pictures [B, 3, {self.size[0]}, {self.size[1]}], got {list(images.shape)}"
             )
         if self.per_image:
+            # light and tint of an image are gone before mean and std apply
             spread = images.std(dim=(2, 3), keepdim=True).clamp(min=MIN_SPREAD)
             images = (images - images.mean(dim=(2, 3), keepdim=True)) / spread
-        features: torch.Tensor = self.extractor((images - self.mean) / self.std)
+        features = self.dense.features(self.extractor, (images - self.mean) / self.std)
         return features.flatten(2).transpose(1, 2)
 
 
@@ -249,10 +264,6 @@ _DESCRIBED_ON_IMPORT = (
 def prepare_torchvision() -> torch.library.Library | None:
     """Make ``import torchvision`` work beside any torch; call it before torchvision or timm is imported.
 
-    The wheel on the default package index is built for CUDA. Beside a CPU build of torch its compiled operators
-    cannot be loaded, and then the import fails while it describes them. The frozen backbones use none of them:
-    declaring their signatures is enough.
-
     Returns what holds the declarations (they live as long as it does), or None where none were needed.
     """
     try:
@@ -262,6 +273,9 @@ def prepare_torchvision() -> torch.library.Library | None:
             raise
     else:
         return None
+    # The wheel on the default package index is built for CUDA. Beside a CPU build of torch its compiled operators
+    # cannot be loaded, and then the import fails while it describes them. The frozen backbones use none of them:
+    # declaring their signatures is enough.
     declared = torch.library.Library("torchvision", "FRAGMENT")  # type: ignore[no-untyped-call]
     for signature in _DESCRIBED_ON_IMPORT:
         declared.define(signature)  # type: ignore[no-untyped-call]

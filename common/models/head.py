@@ -26,13 +26,13 @@ def channel_mask(
 ) -> torch.Tensor | None:
     """Draw which channels an image keeps, rescaled so that the mean stays: float32 [batch, 1, channels].
 
-    The mask is the same at every position of an image (Dropout2d), hence it commutes with any sampling
-    of positions: sample first, mask the few samples after. ``None`` where nothing is dropped.
+    The mask is the same at every position of an image (Dropout2d). ``None`` where nothing is dropped.
     """
     if dropout == 0:
         return None
     if generator is None:
         raise ValueError("Dropout needs an explicit generator; pass one, or call .eval() on the head first.")
+    # one for all positions of an image, hence it commutes with sampling: sample first, mask the few samples after
     kept = torch.rand(batch, 1, channels, generator=generator) >= dropout
     return kept.float() / (1 - dropout)
 
@@ -41,8 +41,8 @@ class SegmentationHead(nn.Module):
     """Project patch features [B, C, h, w] to codes [B, dim, h, w].
 
     ``linear.*`` and (if ``nonlinear``) ``nonlinear.*`` are the parameters; no buffers, so that the
-    state is exactly what is trained and averaged. Dropout acts in training mode only and draws from the
-    generator of the call, on the CPU, so that a device does not change the numbers.
+    state is exactly what is trained and averaged. Dropout acts in training mode only and draws from
+    the generator of the call.
     """
 
     def __init__(self, channels: int, dim: int = 70, dropout: float = 0.1, nonlinear: bool = True) -> None:
@@ -61,6 +61,7 @@ class SegmentationHead(nn.Module):
         """Draw the two branches' channel masks for a batch (``None`` in eval mode)."""
         dropout = self.dropout if self.training else 0.0
         device = self.linear.weight.device
+        # drawn on the CPU, so that a device does not change the numbers
         masks = [channel_mask(batch, self.channels, dropout, generator) for _ in range(2)]
         first, second = (None if mask is None else mask.to(device) for mask in masks)
         return first, second

@@ -34,14 +34,12 @@ NORMALIZATIONS = {
 
 
 class PooledNorm(nn.BatchNorm2d):
-    """The batch norm behind global pooling, where a batch of one image has one value per channel.
-
-    One value has no variance: torch refuses, and normalising it by itself would erase it. It is
-    normalised by the running statistics instead, as in evaluation, and they stay as they are.
-    """
+    """The batch norm behind global pooling, where one image has one value per channel: it measures none."""
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """Normalise [B, C, 1, 1]."""
+        # one value has no variance: torch refuses, and normalising it by itself would erase it; the running
+        # statistics normalise it instead, as in evaluation, and stay as they are
         if self.training and len(input) == 1:
             return F.batch_norm(
                 input, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps

@@ -15,6 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 Keys = frozenset[str]
 
+# not ``num_batches_tracked``: at a fixed momentum nothing reads it
 _STATISTICS = ("running_mean", "running_var")
 
 
@@ -98,17 +99,15 @@ def frozen_parameters(model: nn.Module, freeze: str) -> Keys:
 
 
 def start_training(model: nn.Module, freeze: str) -> None:
-    """Put the network into training mode, all but what ``freeze`` names.
-
-    Frozen parameters ask for no gradient, and frozen batch norms normalise by their running statistics and
-    leave them alone: a part that stays as received has to compute what it did.
-    """
+    """Put the network into training mode, all but what ``freeze`` names; frozen batch norms evaluate."""
     frozen = frozen_parameters(model, freeze)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name not in frozen)
     model.train()
     for _, module in _frozen(model, freeze):
         if isinstance(module, _BatchNorm):
+            # normalise by the running statistics and leave them alone: what stays as received has to compute what
+            # it did
             module.eval()
 
 

@@ -6,7 +6,7 @@ Shapes: B images, C feature channels, D code length, K clusters, h x w the featu
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -18,11 +18,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from common.checkpoint import Checkpoint, load_checkpoint
-from common.models.backbone import backbone_entry
+from common.models.backbone import corner_stride
+from common.models.codes import codes_within, picture_codes
 from common.models.site_models import chosen_model
+from common.settings.schema import RunConfig
 from common.settings.unsupervised import Model
 
 Upsample = Literal["cosines", "code"]
+Within = Callable[[Tensor, Tensor | None], Tensor]
+"""From codes [B, D, h, w], and colors [B, h*w, 3] of their patches, to what is compared (see `codes_within`)."""
 
 # Factor from cosine to logit before a softmax (STEGO's and FUSS's evaluation use 2)
 COSINE_SHARPNESS = 2.0
@@ -47,9 +51,10 @@ class Geometry:
     @classmethod
     def of(cls, model: Model) -> Geometry:
         """Return the geometry of a backbone as configured."""
-        return cls(model.height, model.width, backbone_entry(model).facts.stride)
+        return cls(model.height, model.width, corner_stride(model))
 
 
+# images of a data set have few sizes, and every strip of rows asks again
 @functools.lru_cache(maxsize=64)
 def interpolation(cells: int, pixels: int, side: int, stride: int | None) -> npt.NDArray[np.float32]:
     """Return the matrix [pixels, cells] of linear interpolation along one side of a picture.
@@ -64,23 +69,43 @@ def interpolation(cells: int, pixels: int, side: int, stride: int | None) -> npt
     return (1 - np.abs(distance)).clip(0, None).astype(np.float32)
 
 
+def _members(groups: np.ndarray) -> list[list[int]]:
+    """Return the centroids of each cluster, by number."""
+    return [np.flatnonzero(groups == group).tolist() for group in range(int(groups.max()) + 1)]
+
+
 class Segmenter(nn.Module):
     """Cosine of every pixel's code to every centroid.
 
     ``upsample="cosines"`` compares on the grid and enlarges K maps. ``upsample="code"`` enlarges the D-d
     code first, as the reference evaluation does; the two differ, because the direction of an interpolated
     code is not the interpolation of directions.
+
+    Where M centroids are joined into K clusters by ``groups`` [M], a cluster's cosine is that of its nearest centroid.
+    ``within`` is what happens to codes inside their image first. With ``one_kind`` an image shows one of the clusters
+    before a background, which is cluster 0: the others are compared with what stands out in it (see `picture_codes`).
     """
 
     centroids: Tensor
 
     def __init__(
-        self, head: nn.Module, centroids: Tensor, geometry: Geometry, *, upsample: Upsample = "cosines"
+        self,
+        head: nn.Module,
+        centroids: Tensor,
+        geometry: Geometry,
+        *,
+        upsample: Upsample = "cosines",
+        groups: Sequence[int] | np.ndarray | None = None,
+        within: Within | None = None,
+        one_kind: bool = False,
     ) -> None:
         super().__init__()
         if centroids.ndim != 2:
             raise ValueError(f"Centroids have shape {tuple(centroids.shape)}; expected [K, D].")
         self.head = head
+        self.within = within
+        self.one_kind = one_kind
+        self.members = None if groups is None else _members(np.asarray(groups))
         self.register_buffer("centroids", centroids.detach().clone())
         self.geometry = geometry
         self.upsample: Upsample = upsample
@@ -88,27 +113,37 @@ class Segmenter(nn.Module):
         self.eval()
 
     @classmethod
-    def from_arrays(
+    def from_groups(
         cls,
-        head: dict[str, np.ndarray],
-        centroids: np.ndarray,
+        groups: Mapping[str, Mapping[str, np.ndarray]],
         channels: int,
-        model: Model,
+        config: RunConfig,
         *,
+        model: Model | None = None,
         upsample: Upsample = "cosines",
     ) -> Segmenter:
-        """Build a segmenter from the arrays that travel; ``channels`` is C of the backbone."""
+        """Build a segmenter from the groups of arrays that travel; ``channels`` is C of the backbone.
+
+        ``model`` replaces the run's backbone settings where images enter at another size.
+        """
         from common.models.head import build_head, load_numpy
 
-        module = build_head(
-            channels, model, seed=0
-        )  # the seed is without effect: every parameter is replaced
-        load_numpy(module, head)
+        model = model or config.model
+        # the seed is without effect: every parameter is replaced
+        module = build_head(channels, model, seed=0)
+        load_numpy(module, groups["head"])
+        centered = bool(np.any(groups["centroids"].get("centered", config.centerings[0])))
+        within = functools.partial(
+            codes_within, config=config.model_copy(update={"model": model}), centered=centered
+        )
         return cls(
             module,
-            torch.from_numpy(np.asarray(centroids, dtype=np.float32)),
+            torch.from_numpy(np.asarray(groups["centroids"]["centroids"], dtype=np.float32)),
             Geometry.of(model),
             upsample=upsample,
+            groups=groups["centroids"].get("groups"),
+            within=within if centered or config.codes.reach else None,
+            one_kind=config.things.each_picture == "one",
         )
 
     @classmethod
@@ -132,22 +167,26 @@ class Segmenter(nn.Module):
             checkpoint = load_checkpoint(checkpoint)
         checkpoint = chosen_model(checkpoint, where, site)
         model = model or checkpoint.config.model
-        return cls.from_arrays(
-            checkpoint.head, checkpoint.centroids, checkpoint.channels, model, upsample=upsample
-        )
+        joined = {
+            k.removeprefix("joined/"): v for k, v in checkpoint.extra.items() if k.startswith("joined/")
+        }
+        centroids = {"centroids": checkpoint.centroids} | joined
+        groups = {"head": checkpoint.head, "centroids": centroids}
+        return cls.from_groups(groups, checkpoint.channels, checkpoint.config, model=model, upsample=upsample)
 
     @property
     def num_clusters(self) -> int:
         """K."""
-        return len(self.centroids)
+        fitted = len(self.centroids) if self.members is None else len(self.members)
+        return fitted + self.one_kind
 
     def train(self, mode: bool = True) -> Segmenter:
         """Stay in evaluation mode: a segmenter never drops channels."""
         super().train(False)
         return self
 
-    def code(self, feats: Tensor, mirrored: Tensor | None = None) -> Tensor:
-        """Return codes [B, D, h, w] of features [B, C, h, w].
+    def code(self, feats: Tensor, mirrored: Tensor | None = None, colors: Tensor | None = None) -> Tensor:
+        """Return codes [B, D, h, w] of features [B, C, h, w], smoothed along ``colors`` [B, h*w, 3] if they are to be.
 
         ``mirrored`` holds the features of the left-right mirrored images; the codes are then averaged
         after mirroring theirs back (flip averaging on the code).
@@ -155,15 +194,13 @@ class Segmenter(nn.Module):
         code: Tensor = self.head(feats)
         if mirrored is not None:
             code = (code + self._mirrored_back(self.head(mirrored))) / 2
-        return code
+        return code if self.within is None else self.within(code, colors)
 
     def _mirrored_back(self, code: Tensor) -> Tensor:
-        """Mirror maps [B, X, h, w] back, onto the cells of the picture as it is.
-
-        Patches tile the input and come to lie where they were. The cells of a CNN start at the first pixel, those
-        of the mirrored picture at the last: between the two lies what the stride leaves over of the width, and
-        values are interpolated (at the rim: those of the outer cell).
-        """
+        """Mirror maps [B, X, h, w] back, onto the cells of the picture as it is."""
+        # Patches tile the input and come to lie where they were. The cells of a CNN start at the first pixel,
+        # those of the mirrored image at the last: between the two lies what the stride leaves over of the width,
+        # and values are interpolated (at the rim: those of the outer cell).
         code = code.flip(-1)
         stride, cells = self.geometry.stride, code.shape[-1]
         left_over = 0 if stride is None else (self.geometry.width - 1) % stride
@@ -174,8 +211,24 @@ class Segmenter(nn.Module):
         return code @ torch.from_numpy(across).to(code).T
 
     def cosines(self, code: Tensor) -> Tensor:
-        """Return the cosine [B, K, h, w] of each code [B, D, h, w] to each centroid."""
-        return torch.einsum("bdhw,kd->bkhw", F.normalize(code, dim=1), F.normalize(self.centroids, dim=1))
+        """Return the cosine [B, K, h, w] of each code [B, D, h, w] to each cluster: to its nearest centroid.
+
+        With ``one_kind`` they are 0 for the background, and for the image's own kind by how much a code stands out.
+        """
+        if not self.one_kind:
+            return self._nearest(code)
+        margins, pictures = picture_codes(code)
+        kinds = self._nearest(pictures[:, :, None, None])[:, :, 0, 0]
+        own = F.one_hot(kinds.argmax(dim=1), kinds.shape[1]).to(margins)[:, :, None, None]
+        return torch.cat(
+            [torch.zeros_like(margins).unsqueeze(1), own * margins.unsqueeze(1) - (1 - own)], dim=1
+        )
+
+    def _nearest(self, code: Tensor) -> Tensor:
+        cosines = torch.einsum("bdhw,kd->bkhw", F.normalize(code, dim=1), F.normalize(self.centroids, dim=1))
+        if self.members is None:
+            return cosines
+        return torch.stack([cosines[:, members].amax(dim=1) for members in self.members], dim=1)
 
     def resize(self, maps: Tensor, size: Sequence[int], rows: slice = slice(None)) -> Tensor:
         """Enlarge maps [B, X, h, w] bilinearly to ``size`` = (H, W), the grid where the backbone put it.
@@ -199,6 +252,7 @@ class Segmenter(nn.Module):
 
     def logits_of_code(self, code: Tensor, size: Sequence[int], rows: slice = slice(None)) -> Tensor:
         """Return cosines [B, K, H, W] of codes [B, D, h, w] (see `logits`)."""
+        # the direction of an interpolated code is not the interpolation of directions
         if self.upsample == "code":
             return self.cosines(self.resize(code, size, rows))
         return self.resize(self.cosines(code), size, rows)

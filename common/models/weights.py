@@ -102,8 +102,6 @@ def reachable(url: str) -> bool:
 def timm_pretrained(name: str, create: Callable[..., nn.Module]) -> nn.Module:
     """Build a timm model with its pretrained weights, from the local cache where they lie there.
 
-    timm and its hub retry for minutes without a network, so the hub is asked once beforehand.
-
     Args:
         name: the model's name, with or without tag.
         create: builds the model from the keyword arguments of `timm.create_model`.
@@ -128,6 +126,7 @@ def timm_pretrained(name: str, create: Callable[..., nn.Module]) -> nn.Module:
             return create(pretrained=True, pretrained_cfg_overlay={"file": cached})
     offline = bool(constants.HF_HUB_OFFLINE)
     server = constants.ENDPOINT if config.hf_hub_id else config.url
+    # timm and its hub retry for minutes without a network, so the hub is asked once beforehand
     if offline or not reachable(server):
         raise offline_error(name)
     try:
@@ -146,6 +145,7 @@ def torchvision_pretrained(setting: str = "model.weights") -> dict[str, torch.Te
     from torchvision.models import MobileNet_V2_Weights
 
     weights = MobileNet_V2_Weights.IMAGENET1K_V1
+    # where torch keeps it: with the file there nobody has to be reached
     file = Path(torch.hub.get_dir()) / "checkpoints" / Path(weights.url).name
     if not file.is_file() and not reachable(weights.url):
         raise offline_error("mobilenet_v2", setting)

@@ -62,7 +62,6 @@ MOVED: Mapping[str, tuple[str, ...]] = (
 FIXED: Mapping[str, Any] = {
     "clusters.starts": 10,
     "sgd.gamma": 0.8,
-    "sgd.head-factor": 1.0,
     "sgd.nesterov": False,
     "sgd.period": 0.1,
     "style.images": 0,
@@ -128,6 +127,19 @@ PRESETS: dict[str, dict[str, str | int | float | bool]] = {
         "centroids.polish-passes": 0,
         "aggregation.weights": "batches",
         "local.keep-optimizer": False,
+    },
+    # masks without labels by closed forms alone; figures stand in docs/decisions.md
+    "label-free": {
+        "loss.objective": "principal",
+        "model.dim": 256,
+        # one budget of pixels for every set: a patch of 16 is a 22nd of the height of a landscape image
+        "model.height": 352,
+        "model.width": 480,
+        "codes.center": "auto",
+        "codes.reach": 70.0,
+        "centroids.over": 40,
+        "centroids.starts": 4,
+        "refine.colors": 1.0,
     },
     # the same objective with its faults mended: counts and directions matter, optimizer state survives
     "fuss-clean": _FUSS_OBJECTIVE

@@ -102,6 +102,7 @@ class Sgd(Section):
         "sgd", description="adam, adamw: momentum is the first moment's decay, the second's is 0.999"
     )
     lr: float = Field(0.05, gt=0, description="learning rate")
+    head_factor: float = Field(1.0, gt=0, description="the decoder's learning rate in multiples of lr")
     momentum: float = Field(0.9, ge=0, lt=1, description="how much of the last step goes on")
     weight_decay: float = Field(0.0, ge=0, description="pull of all parameters to 0")
     schedule: Literal["constant", "poly", "cosine", "linear"] = Field(

@@ -17,9 +17,11 @@ from annotated_types import Ge, Gt, Le, Lt
 from pydantic import BaseModel, Field
 from pydantic.fields import FieldInfo
 
+from common.settings.label_free import Codes, Refine, Things
 from common.settings.network import Clusters, Network, Reduction, Sgd, Source, Style, Teacher, Transforms
 from common.settings.objectives import Loss
 from common.settings.section import Scalar, Section, kebab
+from common.settings.student import Student
 from common.settings.tasks import TASK_FACTS, TaskFacts
 from common.settings.unsupervised import Cache, Centroids, Local, Model
 
@@ -167,14 +169,15 @@ class Simulation(Section):
 class RunConfig(Section):
     """All settings of a run."""
 
-    task: Literal["unsupervised", "supervised", "adaptation"] = Field(
+    task: Literal["unsupervised", "supervised", "adaptation", "student"] = Field(
         "unsupervised",
-        description="a head on a frozen model without labels; a whole network with the sites' labels; or one that was "
-        "trained on labels elsewhere and adapts without",
+        description="a head on a frozen model without labels; a whole network with the sites' labels; one that was "
+        "trained on labels elsewhere and adapts without; or one that learns what a frozen model found",
     )
-    preset: Literal["default", "fuss-ref", "fuss-clean"] = Field(
+    preset: Literal["default", "label-free", "fuss-ref", "fuss-clean"] = Field(
         "default",
-        description="where settings start from: what we recommend, FUSS as published, or without its faults",
+        description="where settings start from: a small head in closed form, masks from a strong backbone, FUSS as "
+        "published, or FUSS without its faults",
     )
     name: str = Field("run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="names the run directory")
     rounds: int = Field(10, ge=0, description="0: pretraining alone (task adaptation)")
@@ -189,7 +192,10 @@ class RunConfig(Section):
     cache: Cache = Cache()
     local: Local = Local()
     loss: Loss = Field(default_factory=Loss)  # made late, since objectives import this module
+    things: Things = Things()
+    codes: Codes = Codes()
     centroids: Centroids = Centroids()
+    refine: Refine = Refine()
     aggregation: Aggregation = Aggregation()
     network: Network = Network()
     transforms: Transforms = Transforms()
@@ -199,6 +205,7 @@ class RunConfig(Section):
     style: Style = Style()
     teacher: Teacher = Teacher()
     clusters: Clusters = Clusters()
+    student: Student = Student()
     privacy: Privacy = Privacy()
     wire: Wire = Wire()
     eval: Eval = Eval()
@@ -209,6 +216,18 @@ class RunConfig(Section):
     def facts(self) -> TaskFacts:
         """What is true of the run's task."""
         return TASK_FACTS[self.task]
+
+    @property
+    def fitted_clusters(self) -> int:
+        """How many clusters k-means ends with: of patches, or of the kinds of images beside a background."""
+        return self.model.clusters - (self.things.each_picture == "one")
+
+    @property
+    def centerings(self) -> tuple[bool, ...]:
+        """Whether codes are centered in their image, for each family of starts that is fitted."""
+        if self.things.each_picture == "one":
+            return (False,)  # images that differ in kind differ in their means
+        return {"none": (False,), "image": (True,), "auto": (False, True)}[self.codes.center]
 
     def measures(self, number: int) -> bool:
         """Whether round ``number`` takes no step and measures batch norm statistics, at all sites.

@@ -24,6 +24,8 @@ class TaskFacts:
         opens_labels: sites open the labels of what they train on.
         pretrains: the server trains on labelled source images before the first round.
         self_trains: sites keep the networks that label their pixels on disk.
+        from_clusters: a network learns the clusters of a first stage on a frozen backbone, so that its outputs have
+            no names of classes.
     """
 
     name: str
@@ -34,21 +36,33 @@ class TaskFacts:
     opens_labels: bool = False
     pretrains: bool = False
     self_trains: bool = False
+    from_clusters: bool = False
+
+    @property
+    def caches_features(self) -> bool:
+        """Whether sites need the frozen backbone, and room for its features."""
+        return self.frozen_backbone or self.from_clusters
 
 
 _NETWORK_SETTINGS = frozenset(
     {"centroids.share", "network", "transforms", "sgd", "reduction", "clusters", "style"}
 )
 
+_UNSUPERVISED_SETTINGS = (
+    frozenset(
+        {"model", "cache", "loss", "things", "codes", "refine", "privacy", "centroids", "centroids.share"}
+    )
+    | {"eval.matching", "eval.crf"}
+    | {"local.lr", "local.centroid-lr", "local.neighbours", "local.neighbour-dropout"}
+    | {"local.keep-optimizer", "local.prox-parameters", "local.moon-weight", "local.moon-temperature"}
+    | {"aggregation.keep-least-moved"}
+)
+
 _TASKS = (
     TaskFacts(
         "unsupervised",
         "a head on a frozen backbone and semantic centroids, without labels",
-        frozenset({"model", "cache", "loss", "privacy", "centroids", "centroids.share"})
-        | {"eval.matching", "eval.crf"}
-        | {"local.lr", "local.centroid-lr", "local.neighbours", "local.neighbour-dropout"}
-        | {"local.keep-optimizer", "local.prox-parameters", "local.moon-weight", "local.moon-temperature"}
-        | {"aggregation.keep-least-moved"},
+        _UNSUPERVISED_SETTINGS,
         frozen_backbone=True,
         private_totals=True,
     ),
@@ -64,6 +78,13 @@ _TASKS = (
         _NETWORK_SETTINGS | {"style.mix", "teacher", "source"},
         pretrains=True,
         self_trains=True,
+    ),
+    TaskFacts(
+        "student",
+        "a whole network that learns, without labels, the clusters that task unsupervised finds first",
+        _UNSUPERVISED_SETTINGS | {"network", "transforms", "sgd", "reduction", "teacher", "student"},
+        self_trains=True,
+        from_clusters=True,
     ),
 )
 

@@ -12,14 +12,34 @@ from common.settings.section import Section
 class Model(Section):
     """Frozen backbone and trainable head."""
 
-    backbone: str = Field("mobilenet_v2", description="'mobilenet_v2' or any timm ViT by name")
+    backbone: str = Field(
+        "mobilenet_v2", description="a name of `list backbones`, or any vision transformer or CNN of timm"
+    )
     weights: str = Field(
         "pretrained", description="'pretrained', 'random', or the path of a safetensors file"
     )
+    blocks: str = Field(
+        "",
+        description="ViT blocks or CNN stages whose outputs are concatenated, counted from 0, as '10' or '8,10'; "
+        "empty: the last one (mobilenet_v2: those of stages)",
+    )
+    final_norm: bool = Field(True, description="ViT: put tokens through the network's last norm")
     depth: int = Field(0, ge=0, description="ViT blocks; 0: as many as the timm model has")
     stages: str = Field("13,17", description="mobilenet_v2: indices of torchvision's features to concatenate")
-    feature: Literal["tokens", "keys"] = Field(
-        "tokens", description="ViT: normed patch tokens or last-block keys"
+    feature: Literal["tokens", "keys", "values"] = Field(
+        "tokens", description="ViT: what a block puts out, or its attention's keys, or its projected values"
+    )
+    stride: int = Field(
+        0,
+        ge=0,
+        description="pixels between features, a divisor of the backbone's own stride (0), reached by shifted "
+        "passes: half of it costs four passes",
+    )
+    window: int = Field(
+        0, ge=0, description="side of windows that overlap by half and are averaged; 0: the whole image"
+    )
+    scales: str = Field(
+        "1", description="sizes of the input relative to height and width, averaged, as '1' or '0.5,1,1.5'"
     )
     height: int = Field(225, ge=32, description="input height in pixels")
     width: int = Field(305, ge=32, description="input width in pixels")
@@ -40,6 +60,25 @@ class Model(Section):
     dropout: float = Field(0.1, ge=0, lt=1, description="channel dropout of the features while training")
     nonlinear: bool = Field(False, description="add a two-layer branch to the linear one")
 
+    @field_validator("blocks")
+    @classmethod
+    def _blocks(cls, value: str) -> str:
+        parts = [part.strip() for part in value.split(",")] if value.strip() else []
+        if not all(part.isdigit() for part in parts):
+            raise ValueError("expected indices from 0 separated by commas, for example '8,10', or nothing")
+        return ",".join(parts)
+
+    @field_validator("scales")
+    @classmethod
+    def _scales(cls, value: str) -> str:
+        try:
+            scales = [float(part) for part in value.split(",")]
+        except ValueError:
+            scales = []
+        if not scales or not all(0.1 <= scale <= 10 for scale in scales):
+            raise ValueError("expected numbers from 0.1 to 10 separated by commas, for example '0.5,1'")
+        return ",".join(f"{scale:g}" for scale in scales)
+
     @field_validator("stages")
     @classmethod
     def _stages(cls, value: str) -> str:
@@ -55,6 +94,11 @@ class Cache(Section):
     dtype: Literal["float16", "float32"] = Field("float16", description="float16 halves the disk space")
     mixed_precision: bool = Field(
         False, description="float16 arithmetic of the backbone on CUDA; the CPU stays at float32"
+    )
+    batch: int = Field(
+        0,
+        ge=0,
+        description="images that the backbone sees at once; 0: 16 on a GPU (fewer where they do not fit), 2 on a CPU",
     )
     views: int = Field(
         0, ge=0, description="augmented views per image, each as large as the image's features"
@@ -100,6 +144,18 @@ class Centroids(Section):
         description="lloyd: a cluster without patches keeps its centroid or splits the widest cluster",
     )
     momentum: float = Field(0.0, ge=0, lt=1, description="lloyd: running average of the sums over rounds")
+    over: int = Field(
+        0,
+        ge=0,
+        le=1024,
+        description="clusters that are found first, then joined to model.clusters by average linkage; 0: no joining",
+    )
+    starts: int = Field(
+        1,
+        ge=1,
+        le=64,
+        description="sets of centroids that are fitted side by side; the most compact one is kept",
+    )
     polish_passes: int = Field(
         0, ge=0, description="passes of exact k-means over all sites after the last round"
     )

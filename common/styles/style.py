@@ -228,7 +228,7 @@ def apply_style(
     own = half_window(image, half_sizes(settings))
     wanted = scale * upper_half(style)
     changed = synthesise(_amplitude_change(own, wanted, share), (image.shape[0], image.shape[1]))
-    changed += image
+    changed += image  # only the change went through the transform: the rest keeps its bits
     styled: Bytes = np.clip(np.rint(changed, out=changed), 0, 255, out=changed).astype(np.uint8)
     return styled
 

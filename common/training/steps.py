@@ -86,14 +86,19 @@ class TrainedSteps:
 def make_optimizer(model: SegmentationNetwork, sgd: Sgd) -> torch.optim.Optimizer:
     """Return the optimiser of all parameters that ask for a gradient, without any momentum yet.
 
+    Two groups, backbone and head; ``factor`` of a group is its learning rate in multiples of the schedule's.
     (torch imports its compiler with the first optimiser of a process. Torchvision, which built the backbone, has
     imported it already, hence an optimiser of our own would save nothing.)
     """
-    trained = [p for p in model.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in part.parameters() if p.requires_grad], "factor": factor}
+        for part, factor in ((model.backbone, 1.0), (model.head, sgd.head_factor))
+    ]
+    groups = [group for group in groups if group["params"]]
     if sgd.algorithm == "sgd":
-        return torch.optim.SGD(trained, lr=sgd.lr, momentum=sgd.momentum, weight_decay=sgd.weight_decay)
+        return torch.optim.SGD(groups, lr=sgd.lr, momentum=sgd.momentum, weight_decay=sgd.weight_decay)
     kind = torch.optim.Adam if sgd.algorithm == "adam" else torch.optim.AdamW
-    return kind(trained, lr=sgd.lr, betas=(sgd.momentum, SECOND_MOMENT), weight_decay=sgd.weight_decay)
+    return kind(groups, lr=sgd.lr, betas=(sgd.momentum, SECOND_MOMENT), weight_decay=sgd.weight_decay)
 
 
 def uses_float16(sgd: Sgd, device: str) -> bool:
@@ -165,13 +170,14 @@ class Stepper:
         ``images`` help to name the cause of a failure. Raises ValueError where the loss is not finite; the
         parameters are then as they were before.
         """
-        (group,) = self.optimizer.param_groups
-        group["lr"] = learning_rate(self.sgd, self.first_step + self.taken, self.total_steps)
+        rate = learning_rate(self.sgd, self.first_step + self.taken, self.total_steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate * group["factor"]
         scaled = self._scaler.scale(loss)
         scaled.backward()  # type: ignore[no-untyped-call]
         value = loss.item()  # after the backward pass was queued, so that a GPU does not wait for us
         if not math.isfinite(value):
-            self.optimizer.zero_grad(set_to_none=True)
+            self.optimizer.zero_grad(set_to_none=True)  # parameters stay as they were before this step
             where = (
                 f"Step {self.taken + 1} of this training (step {self.first_step + self.taken + 1} of the run)"
             )

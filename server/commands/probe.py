@@ -183,7 +183,7 @@ def probe_checkpoint(
 def _frozen(saved: Checkpoint, model: Model, on: On) -> Segmenter:
     """Return what the probe sits on: the checkpoint's head, or nothing but the backbone."""
     if on == "code":
-        return Segmenter.from_arrays(saved.head, saved.centroids, saved.channels, model)
+        return Segmenter.from_checkpoint(saved, model=model)
     return Segmenter(nn.Identity(), torch.zeros(1, saved.channels), Geometry.of(model))
 
 

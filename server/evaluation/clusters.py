@@ -17,11 +17,12 @@ from common.evaluation.clusters import (
     Evaluation,
     apply_protocol,
     check_backbone,
-    dense_crf,
     evaluate_segmenter,
     mirrored_features,
+    refinement,
     seen_image,
     seen_label,
+    segmenting_model,
 )
 from common.evaluation.score import Score, site_fields
 from common.features.cache import find_cache, open_features
@@ -58,7 +59,7 @@ def cache_features(config: RunConfig) -> None:
     assert shard is not None
     open_features(
         shard,
-        config.model,
+        segmenting_model(config),
         config.cache,
         cache_folder(config, shard),
         device=choose_device("auto"),
@@ -82,11 +83,12 @@ class ClusterScorer(Scorer):
             return cls(config, classes)
         check_label_files(shard, progress_line(f"checking labels of {shard.name}"))
         folder = cache_folder(config, shard)
-        if find_cache(shard, config.model, config.cache, folder, config.seed) is None:
+        model = segmenting_model(config)
+        if find_cache(shard, model, config.cache, folder, config.seed) is None:
             log.info("caching features of %s: %d images", shard.name, len(shard))
             run_in_subprocess(cache_features, config)  # this process stays small
         features = open_features(
-            shard, config.model, config.cache, folder, device=choose_device("auto"), seed=config.seed
+            shard, model, config.cache, folder, device=choose_device("auto"), seed=config.seed
         )
         return cls(
             config,
@@ -117,24 +119,23 @@ class ClusterScorer(Scorer):
     def _evaluate(self, groups: Groups, keep: Collection[int] = ()) -> Evaluation:
         assert self.features is not None
         (shard,), settings = self.shards, self.config
-        segmenter = Segmenter.from_arrays(
-            groups["head"], groups["centroids"]["centroids"], self.features.channels, settings.model
-        )
+        model = segmenting_model(settings)
+        segmenter = Segmenter.from_groups(groups, self.features.channels, settings, model=model)
         flip = settings.eval.flip  # features of mirrored images are computed, never cached
         device = choose_device("auto")
         return evaluate_segmenter(
             segmenter,
             self.features,
             shard,
-            settings.model,
+            model,
             keep=keep,
-            mirrored=mirrored_features(shard, settings.model, settings.seed, device) if flip else None,
-            refine=dense_crf(settings.eval.crf),
+            mirrored=mirrored_features(shard, model, settings.seed, device) if flip else None,
+            refine=refinement(settings, model, settings.eval.crf),
         )
 
     def examples(self, state: ModelState, site: str | None, chosen: Sequence[int]) -> Examples:
         """Segment the chosen images; see `Scorer`."""
-        (shard,), model = self.shards, self.config.model
+        (shard,), model = self.shards, segmenting_model(self.config)
         groups = state.shared_groups() if site is None else state.groups_for(site)
         found = self._evaluate(groups, keep=chosen)
         labelled = self.classes is not None and found.confusion is not None
@@ -144,7 +145,7 @@ class ClusterScorer(Scorer):
             [found.predictions[index] for index in chosen],
             truths if any(truth is not None for truth in truths) else None,
             self._score(found).mapping,
-            len(groups["centroids"]["centroids"]),
+            len(found.patches),
         )
 
 
@@ -166,7 +167,7 @@ def _evaluate_model(saved: Checkpoint, where: str, shard: Shard, how: Scoring) -
         raise UserError(
             f"Checkpoint {where} names no classes (it was never scored); match on this shard: hungarian."
         )
-    model, upsample, score_at = apply_protocol(saved.config.model, how.protocol)
+    model, upsample, score_at = apply_protocol(segmenting_model(saved.config), how.protocol)
     device = choose_device("auto")
     features = open_features(
         shard, model, saved.config.cache, shard.path.parent / "cache", device, seed, how.progress
@@ -179,7 +180,7 @@ def _evaluate_model(saved: Checkpoint, where: str, shard: Shard, how: Scoring) -
         model,
         score_at=score_at,
         mirrored=mirrored_features(shard, model, seed, device) if how.flip else None,
-        refine=dense_crf(how.crf),
+        refine=refinement(saved.config, model, how.crf),
         progress=how.progress,
     )
     return {

@@ -8,7 +8,7 @@ from typing import Literal, Protocol
 from torch import Tensor, nn
 
 from common.checkpoint import Checkpoint
-from common.data.classes import ClassTable
+from common.data.classes import ClassTable, cluster_table
 from common.data.images import Bytes
 from common.errors import UserError
 from common.evaluation.overlay import Legend
@@ -66,7 +66,12 @@ def refuse_cluster(saved: Checkpoint, where: str, cluster: Cluster) -> None:
 
 
 def checkpoint_classes(saved: Checkpoint, where: str) -> ClassTable:
-    """Return the class table of a network's checkpoint; raises `UserError` where it has none."""
+    """Return what the outputs of a network's checkpoint stand for; raises `UserError` where it does not say.
+
+    Those of a student are clusters.
+    """
+    if saved.config.facts.from_clusters:
+        return cluster_table(saved.config.model.clusters)
     if saved.classes is None:
         raise UserError(f"Checkpoint {where} holds a network but names no classes; use another checkpoint.")
     return saved.classes

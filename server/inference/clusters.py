@@ -10,8 +10,15 @@ from torch import Tensor
 
 from common.checkpoint import Checkpoint
 from common.errors import UserError
-from common.evaluation.clusters import backbone_maps, check_backbone, dense_crf, predict
+from common.evaluation.clusters import (
+    backbone_maps,
+    check_backbone,
+    predict,
+    refinement,
+    segmenting_model,
+)
 from common.evaluation.overlay import Bytes, Legend, make_legend
+from common.features.cache import cell_colours
 from common.models.backbone import prepare_image
 from common.models.segmenter import COSINE_SHARPNESS, Segmenter
 from common.models.site_models import chosen_model
@@ -63,7 +70,7 @@ class ClusterPredictor:
         saved = chosen_model(saved, where, site)
         self.saved, self.where, self.site, self.device = saved, where, site, choose_device(device)
         # whoever segments wants all of an image, also where training looked at a part
-        self.model = saved.config.model.model_copy(update={"crop": "none"})
+        self.model = segmenting_model(saved.config).model_copy(update={"crop": "none"})
         self.backbone: Backbone = load_backbone(self.model, saved.config.seed, self.device)
         check_backbone(saved, self.backbone.weights_hash, self.backbone.channels, where)
         self.segmenter = Segmenter.from_checkpoint(saved, model=self.model).to(self.device)
@@ -83,7 +90,8 @@ class ClusterPredictor:
         """Return the code [1, D, h, w] of an image."""
         prepared = prepare_image(image, self.model).unsqueeze(0).to(self.device)
         mirrored = backbone_maps(self.backbone, prepared.flip(-1)) if flip else None
-        return self.segmenter.code(backbone_maps(self.backbone, prepared), mirrored)
+        maps = backbone_maps(self.backbone, prepared)
+        return self.segmenter.code(maps, mirrored, cell_colours(prepared, self.backbone.grid))
 
     def logits(self, image: Bytes, *, flip: bool = False) -> Tensor:
         """Return sharpened cosines [K, H, W]; see `Predictor`."""
@@ -91,7 +99,8 @@ class ClusterPredictor:
 
     def labels(self, image: Bytes, *, flip: bool = False, crf: bool = False) -> Bytes:
         """Return clusters; see `Predictor`."""
-        return predict(self.segmenter, self.code(image, flip), image.shape[:2], dense_crf(crf), image)
+        refine = refinement(self.saved.config, self.model, crf)
+        return predict(self.segmenter, self.code(image, flip), image.shape[:2], refine, image)
 
     def notes(self) -> list[str]:
         """Return nothing: there is one model."""
@@ -104,6 +113,11 @@ class ClusterPredictor:
             raise UserError(
                 f"--size was given, but {self.where} takes images of {model.height} x {model.width} pixels only; "
                 "leave it out."
+            )
+        if self.saved.config.codes.reach:
+            raise UserError(
+                f"{self.where} smooths codes along the colors of each image, which ONNX does not hold; export "
+                "a network that was trained on its masks (recipe label-free-student)."
             )
         entries, size = self.legend.as_json(), (model.height, model.width)
         described = {"clusters": json.dumps([entries[int(index)] for index in self.legend.of_cluster])}

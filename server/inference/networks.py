@@ -1,4 +1,4 @@
-"""The predictor of whole networks, where style clusters may have networks of their own."""
+"""The predictors of whole networks, where style clusters may have networks of their own, and of students."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from common.data.classes import ClassTable
 from common.errors import UserError
 from common.evaluation.crf import refine_logits
 from common.evaluation.networks import predict_logits
-from common.evaluation.overlay import Bytes, Legend, truth_legend
+from common.evaluation.overlay import Bytes, Legend, make_legend, truth_legend
 from common.models.network import NETWORKS, SegmentationNetwork, build_network, load_arrays
 from common.models.parameter_groups import split_flat
 from common.models.site_models import refuse_site
@@ -204,3 +204,29 @@ def input_size(saved: Checkpoint) -> Size:
     if transforms.eval_height:
         return transforms.eval_height, transforms.eval_width
     return transforms.height, transforms.width
+
+
+class StudentPredictor(NetworkPredictor):
+    """A whole network whose outputs are clusters, named where they were matched to classes.
+
+    Neither the backbone of the first stage nor its file is needed.
+    """
+
+    @property
+    def named(self) -> bool:
+        """Whether the clusters were matched to classes when the run was scored."""
+        return self.saved.mapping is not None and self.saved.classes is not None
+
+    @property
+    def legend(self) -> Legend:
+        """Classes where clusters were matched to some, else numbers."""
+        return make_legend(self.classes.num_classes, self.saved.classes, self.saved.mapping)
+
+    def export(self, size: Size | None = None) -> Exported:
+        """Return the network as one module; its file says what each cluster stands for."""
+        module, described = super().export(size)
+        del described["classes"]
+        entries = self.legend.as_json()
+        return module, described | {
+            "clusters": json.dumps([entries[int(index)] for index in self.legend.of_cluster])
+        }

@@ -105,7 +105,7 @@ def ask_round(run: SegmentationStrategy, number: int) -> Replies:
         wire.TRAIN,
         number,
         schema,
-        phase=run.training.phase(number),
+        phase=run.training.phase(run.state, number),
         label="train",
         run_dir=run.run_dir,
     )

@@ -42,6 +42,9 @@ def run(grid: Grid, config: RunConfig) -> Path:
     resumed_from = resumed_file(config.resume, checkpoint) if checkpoint else unfinished
     run_dir = prepare_run_dir(config, resumed_from)
     with sole_writer(run_dir):
+        stage = task_of(config).first_stage(config, run_dir) if checkpoint is None else None
+        if stage is not None:
+            run(grid, stage)  # a run of its own in a folder of this one's, by the same sites
         handlers = start_logging(run_dir)
         try:
             run_in(run_dir, grid, config, checkpoint, resumed_from)

@@ -74,7 +74,9 @@ class SegmentationStrategy(Strategy):  # type: ignore[misc]
 
     def schema(self, number: int) -> ReplySchema:
         """Return how the replies of a round have to look."""
-        return self.training.expect(self.state, self.training.phase(number), self.registry.weights_hash)
+        return self.training.expect(
+            self.state, self.training.phase(self.state, number), self.registry.weights_hash
+        )
 
     # ---- Flower's hooks ------------------------------------------------------------------------
 

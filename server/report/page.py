@@ -21,6 +21,7 @@ from common.evaluation.overlay import (
     present_ids,
     truth_legend,
 )
+from common.evaluation.score import RoundRecord
 from common.figures import image_grid
 from common.system.atomic import atomic_path, atomic_write_text
 from server.report.data import RunRecord, TestSet, confusion_shares, read_run, style_clusters, style_sheets
@@ -36,6 +37,7 @@ from server.report.render import (
     render_page,
     short,
 )
+from server.run_dir import FIRST_STAGE
 
 
 def write_report(run_dir: str | Path) -> Path:
@@ -56,10 +58,29 @@ def write_report(run_dir: str | Path) -> Path:
         coverage=_coverage(run),
         clusters=style_clusters(run.folder) if run.is_network else None,
         styles=style_sheets(run.folder) if run.is_network else [],
+        stages=_stages(run) if run.facts.from_clusters else None,
     )
     path = run.folder / "report.html"
     atomic_write_text(path, text)
     return path
+
+
+def _stages(run: RunRecord) -> dict[str, Any] | None:
+    """Return a line for each stage of a student: what it is, its rounds, and its last scores."""
+    if not (run.folder / FIRST_STAGE / "metrics.jsonl").is_file():
+        return None  # gone on with in another folder
+    first = read_run(run.folder / FIRST_STAGE)
+    rows = []
+    for name, stage in (("clusters of a frozen backbone", first), ("network that learned them", run)):
+        final = stage.final
+        scores = [MISSING if final is None else percent(value) for value in _scores(final)]
+        rows.append([name, str(stage.rows[-1].round), *scores, f"{stage.minutes:.1f}"])
+    head = ["stage", "rounds", "mIoU", "accuracy", "minutes"]
+    return {"head": head, "rows": rows, "link": f"{FIRST_STAGE}/report.html"}
+
+
+def _scores(row: RoundRecord | None) -> tuple[float | None, float | None]:
+    return (None, None) if row is None else (row.miou, row.accuracy)
 
 
 def _scored_on(run: RunRecord) -> str:
@@ -199,11 +220,12 @@ def _confusion(run: RunRecord) -> str | None:
 def _coverage(run: RunRecord) -> dict[str, Any] | None:
     """Return how much each cluster covers, where that was counted."""
     row = next((row for row in reversed(run.rows) if row.cluster_share), None)
-    if run.is_network or row is None or row.cluster_share is None:
+    if row is None or row.cluster_share is None:
         return None
     colours = cluster_colours(len(row.cluster_share))
     bars = [(f"cluster {k}", hex_colour(colours[k]), value) for k, value in enumerate(row.cluster_share)]
-    chart = bar_chart(sorted(bars, key=lambda bar: -bar[2]), "Share of all patches of each cluster")
+    what = "pixels" if run.is_network else "patches"
+    chart = bar_chart(sorted(bars, key=lambda bar: -bar[2]), f"Share of all {what} of each cluster")
     return {"round": row.round, "chart": chart}
 
 

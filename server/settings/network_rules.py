@@ -20,7 +20,8 @@ def _learns_from_teacher_alone(config: RunConfig) -> bool:
     """Whether sites have no loss beside that of pseudo-labels: without those, hours go by and change nothing."""
     teacher, measuring = config.teacher, int(config.network.site_statistics > 0)
     beside = teacher.distill_weight or teacher.entropy_weight or teacher.max_square_weight
-    return config.facts.self_trains and config.rounds > measuring and not beside
+    learns = config.facts.self_trains and not config.facts.from_clusters
+    return learns and config.rounds > measuring and not beside
 
 
 def _alone(config: RunConfig) -> bool:
@@ -36,6 +37,12 @@ NETWORK_RULES: ConflictTable = {
         ("network.dropout", (0.5,), _FIXED),
     ),
     lambda c: True: (("centroids.share", ("both", "none"), "but a network of task [task] has no centroids"),),
+    lambda c: c.facts.from_clusters: (
+        ("centroids.share", ("both",), "but all sites make masks by one model"),
+        ("teacher.distill-weight", (0,), "but no network was pretrained elsewhere; leave it out"),
+        ("teacher.entropy-weight", (0,), "but masks say what pixels are"),
+        ("teacher.max-square-weight", (0,), "but masks say what pixels are"),
+    ),
     lambda c: _learns_from_teacher_alone(c) and not c.teacher.weight: (
         (
             "teacher.weight",

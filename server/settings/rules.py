@@ -103,7 +103,7 @@ RULES: ConflictTable = {
     lambda c: c.style.transfer == "none": (
         ("source.styles", ("",), f"{_STYLES} style.transfer is 'none', which leaves the source as it is"),
     ),
-    lambda c: not c.facts.opens_labels: (("network.final-statistics", (False,), "but task is [task]"),),
+    lambda c: c.facts.pretrains: (("network.final-statistics", (False,), "but task is [task]"),),
     lambda c: c.rounds < 2: (
         ("network.final-statistics", (False,), "but rounds is [rounds] and the last one takes no step"),
     ),

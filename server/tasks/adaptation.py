@@ -123,7 +123,7 @@ class AdaptationTraining(NetworkTraining):
         self.hashes.clear()
         return update_teachers(state, number, self.config.teacher, self.layout)
 
-    def phase(self, number: int) -> str:
+    def phase(self, state: NetworkState, number: int) -> str:
         """Every round trains: one that measures statistics sends the whole network as well."""
         return "train"
 
@@ -143,6 +143,8 @@ class AdaptationTraining(NetworkTraining):
             wanted["pretrained"] = state.pretrained
         sent: set[str] = set()
         for role, arrays in wanted.items():
+            if not arrays:  # nobody was pretrained, and no EMA teacher has begun
+                continue
             key = self._hash(arrays)
             options[role] = key
             # teacher and pretrained network may be the same arrays: they travel once

@@ -51,6 +51,10 @@ class ServerTask(ABC):
         """Return the file of a preparation that was stopped, where ``config.resume`` names one."""
         return None
 
+    def first_stage(self, config: RunConfig, run_dir: Path) -> RunConfig | None:
+        """Return the settings of a run that has to come before this one, None where there is none or it is done."""
+        return None
+
     def begin_run(self, config: RunConfig, run_dir: Path, unfinished: Path | None) -> None:  # noqa: B027
         """Check, before sites are greeted, that a run without a checkpoint can start; take over what is unfinished."""
 
@@ -116,8 +120,8 @@ class Training(ABC):
         return state
 
     @abstractmethod
-    def phase(self, number: int) -> str:
-        """Return what the sites do in a round."""
+    def phase(self, state: Any, number: int) -> str:
+        """Return what the sites do in a round that starts from this state."""
 
     def greeting(self) -> wire.Options:
         """Return what a greeting tells the sites beside the settings."""

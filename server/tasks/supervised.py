@@ -28,10 +28,10 @@ from common.styles.bank import StyleBank
 from server.adaptation.styles import gather_styles, group_sites, place_newcomers, wants_styles
 from server.aggregation.heads import site_weights
 from server.evaluation.networks import NetworkScorer, evaluate_network_checkpoint
-from server.evaluation.scorer import Scoring
+from server.evaluation.scorer import Scorer, Scoring
 from server.inference.base import Cluster
 from server.inference.networks import NetworkPredictor
-from server.preflight import named_shards, need_classes, scored_shards
+from server.preflight import check_same_network, named_shards, need_classes, scored_shards
 from server.run_dir import prepare_run_dir
 from server.settings.network_rules import (
     check_clusters,
@@ -80,18 +80,13 @@ class SupervisedTask(ServerTask):
             refuse_faulty(shard, labels=True)
         if checkpoint is None:
             return prepare_run_dir(config, stopped)
-        if checkpoint.weights_hash != training.signature():
-            raise UserError(
-                f"The checkpoint {config.resume} holds another network than the settings ask for; use the recipe that "
-                "it was made with."
-            )
-        training.restore(checkpoint)
+        check_same_network(checkpoint, config, training)
         return prepare_run_dir(config, resumed_file(config.resume, checkpoint))
 
     def check_preparation(self, config: RunConfig, table: ClassTable, stopped: Path | None) -> None:
         """Raise `UserError` where what comes before the first round cannot begin: nothing does."""
 
-    def scorer(self, config: RunConfig) -> NetworkScorer:
+    def scorer(self, config: RunConfig) -> Scorer:
         """Score named classes, on any number of test sets."""
         return NetworkScorer.open(config)
 
@@ -196,7 +191,7 @@ class NetworkTraining(Training):
             state = state.with_clusters(grouping, self.layout)
         return state
 
-    def phase(self, number: int) -> str:
+    def phase(self, state: NetworkState, number: int) -> str:
         """Every round trains, but for a last one that measures statistics alone."""
         return _STATISTICS if self.config.measures(number) else "train"
 
@@ -215,7 +210,7 @@ class NetworkTraining(Training):
         self, state: NetworkState, site: str, number: int, action: str
     ) -> tuple[wire.Groups, wire.Options]:
         """Return the network that a site starts from; nothing where it is asked for its style alone."""
-        options: wire.Options = self.greeting() | {"phase": self.phase(number)}
+        options: wire.Options = self.greeting() | {"phase": self.phase(state, number)}
         if action == wire.STYLE:
             return {}, options
         options["trained"] = state.trained.get(site, self.uncounted)
@@ -234,7 +229,7 @@ class NetworkTraining(Training):
 
     def merge(self, state: NetworkState, updates: Mapping[str, wire.Update], number: int) -> NetworkState:
         """Merge one round."""
-        merge = merge_statistics if self.phase(number) == _STATISTICS else merge_networks
+        merge = merge_statistics if self.phase(state, number) == _STATISTICS else merge_networks
         state = merge(
             state, updates, site_weights(updates, self.config.aggregation), self.layout, self.config
         )

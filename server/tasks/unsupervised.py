@@ -7,12 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from common import wire
 from common.checkpoint import Checkpoint, load_checkpoint, resumed_file
 from common.data.check import check_label_files, check_shard_fits
 from common.data.classes import ClassTable
 from common.data.manifest import Shard
-from common.losses.base import CLUSTERS, closed_form, round_kind
+from common.losses.base import CLUSTERS, TRAIN, closed_form
 from common.losses.extra_terms import build_objective
 from common.models.head import build_head, init_centroids, state_to_numpy
 from common.settings.schema import RunConfig
@@ -20,9 +22,9 @@ from common.settings.tasks import TASK_FACTS
 from common.system.cli import progress_line
 from server.centroids.base import CENTROID_RULES
 from server.evaluation.clusters import ClusterScorer, evaluate_clusters
-from server.evaluation.scorer import Scoring, evaluation_shard, known_classes, site_shards
+from server.evaluation.scorer import Scoring, known_classes
 from server.inference.base import Cluster, Predictor
-from server.preflight import check_cached_features, check_resumable
+from server.preflight import check_cached_features, check_resumable, scored_by_clusters
 from server.run_dir import prepare_run_dir
 from server.settings.applicability import refuse_foreign
 from server.states import ModelState, private_groups
@@ -52,11 +54,7 @@ class UnsupervisedTask(ServerTask):
             check_shard_fits(shard, config)
         known_classes(config)
         checkpoint = load_checkpoint(config.resume) if config.resume else None
-        scored: list[Shard] = []
-        if config.eval.where == "sites" and config.eval.shard:
-            scored = site_shards(config, [shard.name for shard in shards])
-        elif (shard_of_server := evaluation_shard(config)) is not None:
-            scored = [shard_of_server]
+        scored = scored_by_clusters(config, shards)
         channels, weights_hash = check_cached_features(config, [*shards, *scored])
         for shard in scored:
             check_label_files(shard, progress_line(f"checking labels of {shard.name}"))
@@ -115,9 +113,19 @@ class UnsupervisedTraining(Training):
         """Return head, centroids, and the rest by name."""
         return Saved(state.head, state.centroids, state.to_extra())
 
-    def phase(self, number: int) -> str:
-        """Return the work of a round."""
-        return round_kind(self.config, number)
+    def phase(self, state: ModelState, number: int) -> str:
+        """Return the work of a round, by what has been done: a first round that did not count is made up for."""
+        closed = closed_form(self.config)
+        if closed is None:
+            return TRAIN
+        return CLUSTERS if self._solved(state) else closed.kind
+
+    def _solved(self, state: ModelState) -> bool:
+        """Whether the head is no longer the one that the seed gave."""
+        if "head" in private_groups(self.config):
+            return bool(state.private)
+        drawn = self.initial(state.head["linear.weight"].shape[1]).head
+        return any(not np.array_equal(drawn[key], value) for key, value in state.head.items())
 
     def parts(
         self, state: ModelState, site: str, number: int, action: str
@@ -130,7 +138,17 @@ class UnsupervisedTraining(Training):
         kept_aside = action != wire.TRAIN and not private_groups(self.config)
         groups = state.shared_groups() if kept_aside else state.groups_for(site)
         sends = CENTROID_RULES.facts(self.config.centroids.merge).takes
-        return groups, {"phase": self.phase(number), "sends": sends}
+        told: wire.Options = {"phase": self.phase(state, number), "sends": sends}
+        if state.starts and action != wire.EVALUATE:
+            starts, _, dim = state.starts["centroids"].shape
+            told["starts"] = starts
+            groups = groups | {
+                "centroids": {
+                    "centroids": state.starts["centroids"].reshape(-1, dim),
+                    "groups": state.starts["groups"].reshape(-1),
+                }
+            }
+        return groups, told
 
     def expect(self, state: ModelState, phase: str, weights_hash: str) -> ReplySchema:
         """Return the groups, names and shapes of a training reply."""
@@ -152,22 +170,29 @@ class UnsupervisedTraining(Training):
         return ReplySchema(shapes, weights_hash)
 
     def expect_sums(self, state: ModelState, weights_hash: str) -> ReplySchema:
-        """Return the shapes of a reply to one exact pass of k-means."""
+        """Return the shapes of a reply to one exact pass of k-means, of all starts one after the other."""
         clusters, dim = state.centroids.shape
+        starts = len(state.starts["centroids"]) if state.starts else 1
+        clusters *= starts
         sums: dict[str, tuple[int, ...]] = {
             "sums": (clusters, dim),
             "counts": (clusters,),
             "cosines": (clusters,),
         }
+        if state.starts:
+            own = clusters // starts
+            sums |= {"shares": (starts, self.config.fitted_clusters), "entropies": (starts,)}
+            sums["adjacency"] = (clusters, own)
         return ReplySchema({"sums": sums}, weights_hash)
 
     def expect_confusion(self, state: ModelState, classes: int) -> ReplySchema:
         """Return the shape of an evaluation reply: clusters by classes."""
-        return ReplySchema({"confusion": {"confusion": (len(state.centroids), classes)}})
+        clusters = self.config.model.clusters if state.joined else len(state.centroids)
+        return ReplySchema({"confusion": {"confusion": (clusters, classes)}})
 
     def merge(self, state: ModelState, updates: Mapping[str, wire.Update], number: int) -> ModelState:
         """Merge one round."""
-        return merge_round(state, updates, self.config, self.phase(number))
+        return merge_round(state, updates, self.config, self.phase(state, number))
 
     def polish(self, state: ModelState, updates: Mapping[str, wire.Update]) -> ModelState:
         """Take one pass of exact k-means: sums went up, centroids go down."""

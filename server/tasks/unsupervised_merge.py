@@ -6,11 +6,14 @@ replies arrive changes nothing.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
+from common.clustering.linkage import join_clusters
 from common.errors import UserError
 from common.losses.base import CLUSTERS, TRAIN, closed_form
 from common.settings.schema import Aggregation, RunConfig
@@ -27,7 +30,10 @@ from server.centroids.base import (
     stack_sites,
 )
 from server.centroids.lloyd import merge_lloyd
+from server.centroids.starts import MOST_TOLD, Fitted, pass_of_starts
 from server.states import ModelState, private_groups
+
+log = logging.getLogger(__name__)
 
 _OPTIMIZER = "optimizer/"
 _CENTROIDS = "centroids/"
@@ -85,6 +91,12 @@ def solve(state: ModelState, updates: Mapping[str, Update], config: RunConfig) -
     found = solved(updates)
     head = state.head if "head" in private else found["head"]
     centroids = state.centroids if "centroids" in private else found["centroids"]["centroids"]
+    if (
+        centroids.ndim == 3
+    ):  # several starts, the first of which stands for all until a pass has compared them
+        groups = np.stack([join_clusters(start, config.fitted_clusters) for start in centroids])
+        starts = {"centroids": centroids, "groups": groups}
+        return replace(state, head=head, starts=starts, **_kept_start(starts, 0, config.centerings[0]))
     return replace(state, head=head, centroids=centroids, private=kept)
 
 
@@ -164,6 +176,8 @@ def kmeans_pass(
     sums are a running total; polish passes look at one model only, so they carry none over.
     """
     chosen = CENTROID_RULES.entry(config.centroids.merge)
+    if state.starts:
+        return _starts_pass(state, updates, config)
     settings = config.centroids if use_momentum else config.centroids.model_copy(update={"momentum": 0.0})
     rows = site_rows(updates, "sums")
 
@@ -184,6 +198,37 @@ def kmeans_pass(
         if settings.momentum:
             memory |= {prefix + k: v for k, v in merged.state.items()}
     return replace(state, private=private, memory=memory)
+
+
+def _starts_pass(state: ModelState, updates: Mapping[str, Update], config: RunConfig) -> ModelState:
+    """Take one pass for all starts; the model is the one that is chosen (see `server.centroids.starts`)."""
+    chosen = CENTROID_RULES.entry(config.centroids.merge)
+    rule = chosen.value if chosen.facts.takes == "sums" or chosen.facts.robust else merge_lloyd
+    sums = {name: update.groups["sums"] for name, update in updates.items()}
+    images = sum(int(update.facts["images"]) for update in updates.values())
+    found = pass_of_starts(state.starts["centroids"], sums, images, rule, config)
+    log.info(
+        "start %d of %d is kept (mean cosines %s)%s",
+        found.best + 1,
+        len(found.centroids),
+        ", ".join(f"{value:.4f}" for value in found.mean_cosines),
+        _centering(found) if len(config.centerings) > 1 else "",
+    )
+    starts = {"centroids": found.centroids, "groups": found.groups}
+    return replace(state, starts=starts, **_kept_start(starts, found.best, found.centered))
+
+
+def _centering(found: Fitted) -> str:
+    told = found.told[int(np.argmax(found.mean_cosines[: len(found.told) // 2]))]
+    verdict = "so codes are centered" if found.centered else "so codes stay as they are"
+    return (
+        f"; clusters spend {told:.2f} of their entropy on telling images apart (limit {MOST_TOLD}), {verdict}"
+    )
+
+
+def _kept_start(starts: Arrays, index: int, centered: bool) -> dict[str, Any]:
+    joined = {"groups": starts["groups"][index], "centered": np.array([centered], dtype=np.int8)}
+    return {"centroids": starts["centroids"][index], "joined": joined}
 
 
 def _remembered(state: ModelState, prefix: str) -> Arrays:

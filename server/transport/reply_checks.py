@@ -88,7 +88,7 @@ def _impossible(update: wire.Update) -> str | None:
     for key, figure in update.metrics.items():
         if not np.isfinite(figure):
             return f"its metric {key[:40]!r} is {figure}"
-    for group in ("centroids", "sums", "confusion"):
+    for group in ("centroids", "sums", "masks", "confusion"):
         for key in ("counts", "confusion"):
             counts = update.groups.get(group, {}).get(key)
             if counts is not None and (counts.dtype.kind not in "iu" or (counts < 0).any()):

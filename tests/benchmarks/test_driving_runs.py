@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +18,12 @@ from server.settings.applicability import acts
 from tests.conftest import ROOT
 from tests.support.federation import local_grid
 from tests.support.replicas import put_label, put_picture
-from tests.support.small_network import small_network
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import campaign
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("narrow")]
 
 SIZE = (48, 64)
 SITES = 4
@@ -43,13 +41,6 @@ OVERRIDES: dict[str, Any] = {
     "sites.wait-seconds": 1,
     "sites.deadline-seconds": 60,
 }
-
-
-@pytest.fixture(scope="module", autouse=True)
-def narrow() -> Iterator[None]:
-    """Networks of a fortieth of the parameters."""
-    with small_network():
-        yield
 
 
 @pytest.fixture(scope="module")

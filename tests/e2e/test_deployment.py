@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from common.checkpoint import load_checkpoint
-from tests.support.deployed_runs import NAMES, SITES, check_same, egress, in_one_process, metrics, run_config
+from tests.support.deployed_runs import NAMES, SITES, check_same, egress, in_one_process, run_config
 from tests.support.deployment import Deployment
+from tests.support.federation import metrics
 
 # fifteen processes that import everything; tests/e2e/test_tls.py asks the same of two encrypted sites
 pytestmark = [pytest.mark.net, pytest.mark.long]

@@ -9,9 +9,9 @@ import pytest
 
 from common.checkpoint import load_checkpoint
 from common.models.network import build_network, network_to_arrays
-from tests.support.deployed_runs import NAMES, egress, metrics, run_config
+from tests.support.deployed_runs import NAMES, egress, run_config
 from tests.support.deployment import Deployment
-from tests.support.federation import TINY_NETWORK
+from tests.support.federation import TINY_NETWORK, metrics
 
 pytestmark = pytest.mark.net
 

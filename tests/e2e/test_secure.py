@@ -14,10 +14,10 @@ import pytest
 from common.checkpoint import Checkpoint, load_checkpoint
 from server.loop.run import run
 from tests.conftest import ROOT
-from tests.support.deployed_runs import NAMES, metrics, run_config
+from tests.support.deployed_runs import NAMES, run_config
 from tests.support.deployment import Deployment
 from tests.support.faulty_client import write_faulty_project
-from tests.support.federation import named_grid, tiny_config
+from tests.support.federation import metrics, named_grid, tiny_config
 from tests.support.warm import started_tasks
 
 pytestmark = pytest.mark.net

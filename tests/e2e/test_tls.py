@@ -15,8 +15,9 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from common.checkpoint import load_checkpoint
 from tests.conftest import ROOT
-from tests.support.deployed_runs import check_same, egress, in_one_process, metrics, run_config
+from tests.support.deployed_runs import check_same, egress, in_one_process, run_config
 from tests.support.deployment import BIN, CONNECTION, Deployment
+from tests.support.federation import metrics
 from tests.support.scripts import load_script
 from tests.support.warm import start_warm_site
 

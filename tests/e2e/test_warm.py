@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ROOT
-from tests.support.deployed_runs import NAMES, SITES, check_same, in_one_process, metrics, run_config
+from tests.support.deployed_runs import NAMES, SITES, check_same, in_one_process, run_config
 from tests.support.deployment import Deployment
+from tests.support.federation import metrics
 from tests.support.warm import children, gone, start_warm_site, started_tasks
 
 pytestmark = pytest.mark.net

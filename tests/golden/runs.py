@@ -54,6 +54,9 @@ NETWORK: dict[str, Any] = {
 SETTINGS: dict[str, dict[str, Any]] = {
     # float16 rounds last bits up to a thousandth, and exact k-means carries that to its clusters' borders
     "default": CLUSTERED | {"model.height": 65, "model.width": 97, "model.dim": 16, "cache.dtype": "float32"},
+    "label-free": CLUSTERED
+    | {"model.height": 65, "model.width": 97, "model.dim": 16, "cache.dtype": "float32"}
+    | {"codes.reach": 30.0, "centroids.over": 12, "centroids.starts": 2},
     # few and short steps: longer ones let nearly all patches fall into one cluster, whose IoU says nothing
     "fuss-ref": CLUSTERED
     | {"model.height": 64, "model.width": 64, "local.steps": 4, "local.batch": 4, "local.lr": 1e-4},
@@ -79,7 +82,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 }
 """What the four runs set."""
 
-PRESETS = ("default", "fuss-ref")
+PRESETS = ("default", "label-free", "fuss-ref")
 """The runs that name a preset; the others name a task."""
 
 ROUND = ("loss", "mean_cosine", "displacement", "kept", "accuracy", "miou", "per_class_iou")

@@ -19,6 +19,13 @@ FACTOR = 5.0
 
 RUNS: dict[str, tuple[str, ...]] = {
     "default": ("loss.spectral.tolerance", "loss.spectral.ridge"),
+    "label-free": (
+        "codes.reach",
+        "refine.colors",
+        "refine.prior",
+        "refine.radius",
+        "refine.temperature",
+    ),
     "fuss-ref": (
         "model.dropout",
         "local.lr",

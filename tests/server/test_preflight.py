@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,15 +28,10 @@ from server.settings.network_rules import check_clusters, refuse_conflicts, refu
 from server.simulate import check_run
 from server.tasks.adaptation import check_source, check_start, least_side
 from tests.support.federation import local_grid, network_config
-from tests.support.small_network import small_network
+
+pytestmark = pytest.mark.usefixtures("narrow")
 
 SYNTHETIC = load_table("synthetic")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def narrow() -> Iterator[None]:
-    with small_network():
-        yield
 
 
 def by_hand(scenes: Path, folder: Path) -> Path:

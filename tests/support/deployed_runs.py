@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from server.loop.run import run
-from tests.support.federation import TINY, dotted, named_grid, tiny_config
+from tests.support.federation import TINY, dotted, metrics, named_grid, tiny_config
 
 SITES = 3
 NAMES = tuple(f"hospital-{index}" for index in range(SITES))
@@ -47,12 +47,6 @@ def check_same(found: list[dict[str, Any]], expected: list[dict[str, Any]]) -> N
     assert len(found) == len(expected)
     for key in ("checkpoint_sha256", "miou", "loss", "bytes_up"):
         assert [line[key] for line in found] == [line[key] for line in expected], key
-
-
-def metrics(run_dir: Path) -> list[dict[str, Any]]:
-    """Return the lines of metrics that a run has written so far."""
-    path = run_dir / "metrics.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
 
 
 def egress(cache: Path) -> list[dict[str, Any]]:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from client.app import app as client_app
 from common.settings.load import load_config
 from common.settings.schema import RunConfig
+from common.wire import Arrays
 from tests.support.local_grid import LocalGrid
 
 TINY: dict[str, Any] = {
@@ -91,3 +95,19 @@ def network_config(shards: Path, folder: Path, sites: int = 4, **settings: Any) 
     base |= TINY_SOURCE if adapts else {}
     base |= TINY_STYLE if adapts or given.get("clusters.layers", "none") != "none" else {}
     return load_config(TINY_NETWORK | base | {"sites.expected": sites} | given)
+
+
+def metrics(run_dir: Path) -> list[dict[str, Any]]:
+    """Return the lines of metrics that a run has written so far."""
+    path = run_dir / "metrics.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+
+
+def last_hash(run_dir: Path) -> str:
+    """Return the hash of a run's last checkpoint."""
+    return str(metrics(run_dir)[-1]["checkpoint_sha256"])
+
+
+def same_arrays(one: Arrays, other: Arrays) -> bool:
+    """Tell whether two models have the same arrays, bit for bit."""
+    return one.keys() == other.keys() and all(np.array_equal(one[key], other[key]) for key in one)

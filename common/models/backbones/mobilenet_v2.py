@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from common.errors import UserError
 from common.models.backbone import (
     BACKBONES,
     IMAGENET_MEAN,
@@ -21,6 +22,7 @@ from common.models.backbone import (
     seeded_constructors,
     weights_path,
 )
+from common.models.dense import Dense
 from common.models.weights import load_fitting, read_safetensors, torchvision_pretrained
 from common.settings.unsupervised import Model
 
@@ -56,11 +58,21 @@ def _load_mobilenet(model: Model, seed: int) -> Backbone:
         tensors = torchvision_pretrained() if pretrained else read_safetensors(weights_path(model))
         net.classifier = nn.Identity()
         load_fitting(net, tensors, source, unused=lambda name: name.startswith("classifier."))
-    stages = [int(stage) for stage in model.stages.split(",")]
+    stages = [int(stage) for stage in (model.blocks or model.stages).split(",")]
+    if max(stages) >= len(net.features):
+        raise UserError(
+            f"model.blocks is {model.blocks}, but {model.backbone} has {len(net.features)} stages; "
+            f"set it to indices from 0 to {len(net.features) - 1}."
+        )
     per_image = model.normalize == "image"
     mean, std = PER_IMAGE if per_image else (IMAGENET_MEAN, IMAGENET_STD)
     return Backbone(
-        MobileNetStages(net.features, stages), (model.height, model.width), mean, std, per_image=per_image
+        MobileNetStages(net.features, stages),
+        (model.height, model.width),
+        mean,
+        std,
+        per_image=per_image,
+        dense=Dense.of(model, _STRIDE, corner=True),
     )
 
 
@@ -83,6 +95,7 @@ class MobileNetStages(nn.Module):
                 if index == 14:
                     depthwise.stride = (1, 1)
                 else:
+                    # as in DeepLab: the taps lie where they would on the grid of stride 32
                     depthwise.dilation = depthwise.padding = (2, 2)
         self.features = nn.ModuleList(blocks)
 
@@ -105,4 +118,5 @@ def _thin_out(x: torch.Tensor, factor: int) -> torch.Tensor:
     """Average windows centred on every ``factor``-th position: side n becomes ceil(n / factor)."""
     if factor == 1:
         return x
+    # padding does not count: at the rim, too, a cell is a mean of features
     return F.avg_pool2d(x, 2 * factor - 1, factor, padding=factor - 1, count_include_pad=False)

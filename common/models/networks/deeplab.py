@@ -25,12 +25,7 @@ WIDTH = 256
 
 
 class AtrousConv(nn.Conv2d):
-    """A 3 x 3 convolution with holes that leaves out the taps which can only see padding.
-
-    At output stride 32 an image of 512 rows has 16 rows of features, fewer than the usual rates 24 and 36: the
-    upper and lower taps add nothing but zeros there, at two thirds of the cost. The sum is the same without
-    them, and so is the gradient: that of a tap left out is zero either way.
-    """
+    """A 3 x 3 convolution with holes that leaves out the taps which can only see padding."""
 
     def __init__(self, channels: int, out_channels: int, rate: int) -> None:
         super().__init__(channels, out_channels, 3, padding=rate, dilation=rate, bias=False)
@@ -38,6 +33,9 @@ class AtrousConv(nn.Conv2d):
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """Map [B, channels, h, w] to [B, out_channels, h, w]."""
         rate = int(self.dilation[0])
+        # At output stride 32 an image of 512 rows has 16 rows of features, fewer than the usual rates 24 and 36:
+        # the upper and lower taps add nothing but zeros there, at two thirds of the cost. The sum is the same
+        # without them, and so is the gradient: that of a tap left out is zero either way.
         reach = [rate if side > rate else 0 for side in input.shape[2:]]
         rows, columns = (slice(None) if padding else slice(1, 2) for padding in reach)
         return F.conv2d(input, self.weight[:, :, rows, columns], None, 1, tuple(reach), rate)

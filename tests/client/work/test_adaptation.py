@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -20,15 +19,10 @@ from common.settings.load import load_config
 from common.settings.network import Reduction
 from common.settings.schema import RunConfig
 from common.training.steps import Stepper
-from tests.support.small_network import small_network
+
+pytestmark = pytest.mark.usefixtures("narrow")
 
 CLASSES, SIZE = 3, (4, 5)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def narrow() -> Iterator[None]:
-    with small_network():
-        yield
 
 
 def settings(**teacher: Any) -> RunConfig:

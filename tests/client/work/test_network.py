@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +30,9 @@ from common.styles.style import extract_style
 from common.training.batchnorm import blend_statistics, whole_images
 from common.training.steps import Anchor
 from tests.support.federation import network_config
-from tests.support.small_network import small_network
 from tests.support.training import train_anew
+
+pytestmark = pytest.mark.usefixtures("narrow")
 
 SYNTHETIC = load_table("synthetic")
 
@@ -53,12 +53,6 @@ def answer_train(given: wire.Task, config: RunConfig, here: SiteConfig) -> wire.
 
 def answer_evaluate(given: wire.Task, config: RunConfig, here: SiteConfig) -> wire.Update:
     return site_task(config).evaluate(given, config, here)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def narrow() -> Iterator[None]:
-    with small_network():
-        yield
 
 
 def settings(scenes: Path, folder: Path, **changes: Any) -> RunConfig:

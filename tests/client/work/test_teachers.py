@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -17,16 +16,11 @@ from common.checkpoint import arrays_hash
 from common.errors import UserError
 from common.models.network import build_network, network_to_arrays
 from common.settings.load import load_config
-from tests.support.small_network import small_network
+
+pytestmark = pytest.mark.usefixtures("narrow")
 
 CLASSES = 3
 SETTINGS = load_config({"task": "adaptation", "network.weights": "random", "rounds": 9})
-
-
-@pytest.fixture(scope="module", autouse=True)
-def narrow() -> Iterator[None]:
-    with small_network():
-        yield
 
 
 def network(seed: int) -> tuple[wire.Arrays, wire.Arrays]:

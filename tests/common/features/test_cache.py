@@ -172,6 +172,14 @@ def test_head_settings_do_not_matter_and_backbone_settings_do(
     assert len(builds) == 4
 
 
+def test_keys_of_old_settings_are_as_ever(shard: Shard) -> None:
+    """Whoever has caches keeps them: these two keys were taken before there were blocks, windows and scales."""
+    cnn = Model(weights="random")
+    vit = Model(backbone="vit_small_patch16_224", weights="random", depth=11, height=224, width=320)
+    for model, key in ((cnn, "77b99f59174fd224"), (vit, "c90327a86f57d35a")):
+        assert features_key(shard, model, Cache(), 0, torch.device("cpu")).model == key
+
+
 def test_only_what_is_really_computed_in_float16_has_a_cache_of_its_own(shard: Shard) -> None:
     def key(mixed: bool, device: str) -> store.Key:
         return features_key(shard, MODEL, Cache(mixed_precision=mixed), 0, torch.device(device))

@@ -31,12 +31,9 @@ from common.models.head import build_head, channel_mask
 from common.settings.objectives import Loss
 from common.settings.schema import RunConfig
 from common.settings.unsupervised import Model
+from tests.support.codes import generator
 
 GRID = (3, 5)
-
-
-def generator(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 def maps(seed: int, batch: int = 3, channels: int = 6, dim: int = 4, dropout: bool = True) -> View:

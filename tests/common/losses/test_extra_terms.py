@@ -23,12 +23,9 @@ from common.models.head import build_head
 from common.settings.load import load_config
 from common.settings.objectives import Loss
 from common.settings.unsupervised import Local
+from tests.support.codes import draw
 
 GRID = (2, 3)
-
-
-def draw(seed: int, *shape: int) -> torch.Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
 def cosine(a: torch.Tensor, b: torch.Tensor) -> float:

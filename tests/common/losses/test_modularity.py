@@ -20,18 +20,7 @@ from common.losses.modularity import (
 )
 from common.models.head import build_head
 from common.settings.load import load_config
-
-
-def draw(seed: int, *shape: int) -> torch.Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-
-
-def generator(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-def cosine(a: np.ndarray, b: np.ndarray) -> float:
-    return float(a @ b / np.linalg.norm(a) / np.linalg.norm(b))
+from tests.support.codes import cosine, draw, generator
 
 
 def test_modularity_equals_the_slow_loop() -> None:

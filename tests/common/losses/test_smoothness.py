@@ -21,14 +21,7 @@ from common.losses.smoothness import (
 from common.models.head import build_head
 from common.settings.load import load_config
 from common.settings.unsupervised import Local
-
-
-def draw(seed: int, *shape: int) -> torch.Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-
-
-def cosine(a: np.ndarray, b: np.ndarray) -> float:
-    return float(a @ b / np.linalg.norm(a) / np.linalg.norm(b))
+from tests.support.codes import cosine, draw
 
 
 @pytest.mark.parametrize("pointwise", [True, False])

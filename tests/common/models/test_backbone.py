@@ -98,7 +98,7 @@ def test_size_that_is_no_multiple_of_the_patch_names_the_next_sizes() -> None:
     ("name", "words"),
     [
         ("vit_tiny_patch16_22", "did you mean vit_tiny_patch16_224"),
-        ("resnet18", "not a plain vision transformer"),
+        ("levit_128s", "neither a vision transformer nor a CNN"),
     ],
 )
 def test_name_that_is_no_transformer(name: str, words: str) -> None:

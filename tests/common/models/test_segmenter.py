@@ -11,8 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from common.models import segmenter as module
+from common.models.codes import codes_within
 from common.models.head import build_head, state_to_numpy
 from common.models.segmenter import Geometry, Segmenter, interpolation
+from common.settings.load import load_config
 from common.settings.unsupervised import Model
 
 PATCHES = Geometry(64, 96)
@@ -124,20 +126,73 @@ def test_mirrored_cells_of_a_cnn_come_to_lie_on_the_cells_of_the_picture(width: 
     assert code[0, 0, 0, 0] == (width - 1) % 16 / 2  # left of the mirrored cells: the first of them
 
 
+VIT_SETTINGS = {
+    "model.backbone": "vit_tiny_patch16_224",
+    "model.height": 64,
+    "model.width": 96,
+    "model.dim": 6,
+}
+
+
+def travelling(channels: int = 12, groups: list[int] | None = None) -> dict[str, dict[str, np.ndarray]]:
+    config = load_config(VIT_SETTINGS)
+    head = state_to_numpy(build_head(channels, config.model, seed=3))
+    centroids = {"centroids": np.random.default_rng(0).normal(size=(4, 6)).astype(np.float32)}
+    return {
+        "head": head,
+        "centroids": centroids | ({} if groups is None else {"groups": np.array(groups)}),
+    }
+
+
 def test_built_from_what_travels_and_never_in_training_mode() -> None:
-    model = Model(backbone="vit_tiny_patch16_224", height=64, width=96, dim=6, dropout=0.5)
-    head = build_head(12, model, seed=3)
-    centroids = np.random.default_rng(0).normal(size=(4, 6)).astype(np.float32)
-    segmenter = Segmenter.from_arrays(state_to_numpy(head), centroids, 12, model).train()
+    config = load_config(VIT_SETTINGS | {"model.dropout": 0.5})
+    segmenter = Segmenter.from_groups(travelling(), 12, config).train()
     assert not segmenter.head.training
     assert segmenter.num_clusters == 4
     assert not any(parameter.requires_grad for parameter in segmenter.parameters())
     feats = torch.randn(1, 12, 4, 6, generator=torch.Generator().manual_seed(0))
-    torch.testing.assert_close(segmenter.code(feats), head.eval()(feats))
+    torch.testing.assert_close(segmenter.code(feats), segmenter.head(feats))
+
+
+def test_joined_centroids_are_one_cluster_by_the_nearest_of_them() -> None:
+    config = load_config(VIT_SETTINGS)
+    joined = Segmenter.from_groups(travelling(groups=[1, 0, 1, 0]), 12, config)
+    single = Segmenter.from_groups(travelling(), 12, config)
+    assert joined.num_clusters == 2
+    feats = torch.randn(2, 12, 4, 6, generator=torch.Generator().manual_seed(0))
+    cosines = single.cosines(single.code(feats))
+    expected = torch.stack([cosines[:, [1, 3]].amax(1), cosines[:, [0, 2]].amax(1)], dim=1)
+    torch.testing.assert_close(joined.cosines(joined.code(feats)), expected)
+    labels = joined.labels_of_code(joined.code(feats), (4, 6))
+    assert torch.equal(labels, expected.argmax(1).to(torch.uint8))
+
+
+def test_codes_are_smoothed_where_settings_say_so() -> None:
+    config = load_config(VIT_SETTINGS | {"codes.reach": 32.0, "codes.center": "image"})
+    segmenter = Segmenter.from_groups(travelling(), 12, config)
+    feats = torch.randn(1, 12, 4, 6, generator=torch.Generator().manual_seed(0))
+    colors = torch.rand(1, 24, 3, generator=torch.Generator().manual_seed(1))
+    torch.testing.assert_close(
+        segmenter.code(feats, colors=colors), codes_within(segmenter.head(feats), colors, config, True)
+    )
+    with pytest.raises(ValueError, match="colors"):
+        segmenter.code(feats)
 
 
 def test_another_backbones_head_is_refused() -> None:
-    model = Model(backbone="vit_tiny_patch16_224", dim=6)
-    arrays = state_to_numpy(build_head(12, model, seed=3))
     with pytest.raises(ValueError, match=r"linear\.weight"):
-        Segmenter.from_arrays(arrays, np.zeros((4, 6), np.float32), 13, model)
+        Segmenter.from_groups(travelling(), 13, load_config(VIT_SETTINGS))
+
+
+def test_an_image_of_one_kind_shows_it_before_a_background() -> None:
+    config = load_config(VIT_SETTINGS | {"things.each-picture": "one"})
+    segmenter = Segmenter.from_groups(travelling(groups=[0, 1, 1, 2]), 12, config)
+    assert segmenter.num_clusters == 4
+    code = torch.zeros(2, 6, 4, 6)
+    code[:, 0] = 1.0
+    code[0, :, 1, 2:4] = segmenter.centroids[1][:, None]
+    code[1, :, 2:, 4] = segmenter.centroids[3][:, None]
+    labels = segmenter.cosines(code).argmax(1)
+    assert labels[0].unique().tolist() == [0, 2]  # cluster 0 is the background, group 1 the second kind
+    assert labels[1].unique().tolist() == [0, 3]
+    assert torch.equal(labels[0] == 2, torch.nn.functional.pad(torch.ones(1, 2), (2, 2, 1, 2)) == 1)

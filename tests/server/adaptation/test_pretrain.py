@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,18 +23,13 @@ from common.wire import Arrays
 from server.adaptation.pretrain import STYLES_PICTURE, load_pretrained, pretrained_model, source_shard
 from server.adaptation.styles import wants_styles
 from server.tasks.adaptation import AdaptationTraining
-from tests.support.federation import network_config
-from tests.support.small_network import small_network
+from tests.support.federation import network_config, same_arrays
 from tests.support.training import train_anew
 from tests.support.workshop import run_command
 
+pytestmark = pytest.mark.usefixtures("narrow")
+
 SYNTHETIC = load_table("synthetic")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def narrow() -> Iterator[None]:
-    with small_network():
-        yield
 
 
 def settings(scenes: Path, folder: Path, **changes: Any) -> RunConfig:
@@ -73,18 +67,14 @@ def by_hand(config: RunConfig, scenes: Path, bank: StyleBank | None, steps: int)
     return weights | statistics
 
 
-def same(one: Arrays, other: Arrays) -> bool:
-    return one.keys() == other.keys() and all(np.array_equal(one[key], other[key]) for key in one)
-
-
 def test_pretraining_is_supervised_training_for_so_many_steps(scenes: Path, tmp_path: Path) -> None:
     """With steps 0, epochs count: 6 images in batches of 4 are 2 steps an epoch."""
     for given, steps in (({"source__steps": 3}, 3), ({"source__steps": 0, "source__epochs": 2}, 4)):
         config = settings(scenes, tmp_path, source__batch=4, source__lr=0.02, **given)
         found = pretrained_model(config, SYNTHETIC, start(config), None, tmp_path)
-        assert same(found, by_hand(config, scenes, None, steps))
+        assert same_arrays(found, by_hand(config, scenes, None, steps))
     other = settings(scenes, tmp_path, source__batch=4, source__lr=0.03, **given)
-    assert not same(pretrained_model(other, SYNTHETIC, start(other), None, tmp_path), found)
+    assert not same_arrays(pretrained_model(other, SYNTHETIC, start(other), None, tmp_path), found)
 
 
 def test_source_images_take_on_the_styles_of_sites(scenes: Path, tmp_path: Path) -> None:
@@ -92,9 +82,9 @@ def test_source_images_take_on_the_styles_of_sites(scenes: Path, tmp_path: Path)
     dark = np.full((64, 64, 3), 20, np.uint8)
     bank = StyleBank.of(config.style, {"night": extract_style(dark, config.style)})
     found = pretrained_model(config, SYNTHETIC, start(config), bank, tmp_path)
-    assert same(found, by_hand(config, scenes, bank, 2))
+    assert same_arrays(found, by_hand(config, scenes, bank, 2))
     plain = settings(scenes, tmp_path)
-    assert not same(found, pretrained_model(plain, SYNTHETIC, start(plain), None, tmp_path))
+    assert not same_arrays(found, pretrained_model(plain, SYNTHETIC, start(plain), None, tmp_path))
     assert (tmp_path / "pictures" / STYLES_PICTURE).is_file()
 
 
@@ -111,7 +101,7 @@ def test_styles_of_an_earlier_run_are_taken_instead_of_asking(scenes: Path, tmp_
         raise AssertionError("a site was asked for its style")
 
     state = work.prepare(work.initial(0), ask, ["site-0"], tmp_path)
-    assert same(state.pretrained, by_hand(config, scenes, bank, 2))
+    assert same_arrays(state.pretrained, by_hand(config, scenes, bank, 2))
     assert wants_styles(config)
     grouped = {"clusters__layers": "bn", "clusters__exact": 2}
     assert wants_styles(settings(scenes, tmp_path, **kept, **grouped))  # who is like whom is another question
@@ -122,7 +112,7 @@ def test_a_bank_that_only_clusters_changes_no_picture(scenes: Path, tmp_path: Pa
     asked = config.style.model_copy(update={"transfer": "fourier"})
     bank = StyleBank.of(asked, {"night": extract_style(np.zeros((64, 64, 3), np.uint8), asked)})
     found = pretrained_model(config, SYNTHETIC, start(config), bank, tmp_path)
-    assert same(found, pretrained_model(config, SYNTHETIC, start(config), None, tmp_path))
+    assert same_arrays(found, pretrained_model(config, SYNTHETIC, start(config), None, tmp_path))
     assert not (tmp_path / "pictures").exists()
 
 
@@ -178,7 +168,9 @@ def test_a_pretrained_network_is_taken_as_it_is(scenes: Path, tmp_path: Path) ->
     config = settings(scenes, tmp_path, source__checkpoint=str(folder), source__shard="")
     model = build_network(8, config.network, 5)
     weights, statistics = network_to_arrays(model)
-    assert same(pretrained_model(config, SYNTHETIC, start(config), None, tmp_path), weights | statistics)
+    assert same_arrays(
+        pretrained_model(config, SYNTHETIC, start(config), None, tmp_path), weights | statistics
+    )
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,11 +29,10 @@ from server.adaptation.pretrain_snapshot import images_hash, state_file
 from server.loop import rounds
 from server.loop.run import run
 from server.simulate import check_run
-from tests.support.federation import local_grid, network_config
+from tests.support.federation import local_grid, metrics, network_config, same_arrays
 from tests.support.local_grid import LocalGrid
-from tests.support.small_network import small_network
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("narrow")]
 
 SYNTHETIC = load_table("synthetic")
 
@@ -55,12 +53,6 @@ FEDERATED: dict[str, Any] = PRETRAINED | {
     "clusters__exact": 2,
     "eval__shard": "eval.jsonl",
 }
-
-
-@pytest.fixture(scope="module", autouse=True)
-def narrow() -> Iterator[None]:
-    with small_network():
-        yield
 
 
 class PowerCut(BaseException):
@@ -113,10 +105,6 @@ def read_state(file: Path) -> tuple[Arrays, dict[str, Any]]:
         return {name: opened.get_tensor(name) for name in opened.keys()}, described  # noqa: SIM118
 
 
-def same(one: Arrays, other: Arrays) -> bool:
-    return one.keys() == other.keys() and all(np.array_equal(one[key], other[key]) for key in one)
-
-
 def change(file: Path, **described: Any) -> None:
     """Write a state again with another header; arrays given as None go."""
     arrays, header = read_state(file)
@@ -147,11 +135,11 @@ def test_a_pretraining_that_was_stopped_twice_ends_with_the_same_bits(
     found = trained(config, tmp_path / "stopped")
     last = config.source.steps or 8
     assert steps == list(range(6, last + 1))
-    assert same(found, trained(config, tmp_path / "whole"))
+    assert same_arrays(found, trained(config, tmp_path / "whole"))
     assert steps[-last:] == list(range(1, last + 1))
     # and whatever would follow: buffers, momentum, dropout, the mean loss
     one, other = (read_state(state_file(tmp_path / name)) for name in ("stopped", "whole"))
-    assert same(one[0], other[0]) and one[1] == other[1]
+    assert same_arrays(one[0], other[0]) and one[1] == other[1]
     kinds = {name.split("/")[0] for name in one[0]}
     assert kinds == {"network", "dropout"} | ({"optimizer"} if config.sgd.momentum else set())
     assert any(name.endswith("num_batches_tracked") for name in one[0])
@@ -165,9 +153,9 @@ def test_the_loss_scale_goes_on_too(scenes: Path, tmp_path: Path, monkeypatch: p
     stopped = read_state(stop(config, tmp_path / "stopped", 6))[1]
     assert stopped["skipped"] > 0 and stopped["scaler"]["scale"] < 2.0**24
     keep_each_step(monkeypatch)
-    assert same(trained(config, tmp_path / "stopped"), trained(config, tmp_path / "whole"))
+    assert same_arrays(trained(config, tmp_path / "stopped"), trained(config, tmp_path / "whole"))
     one, other = (read_state(state_file(tmp_path / name)) for name in ("stopped", "whole"))
-    assert same(one[0], other[0]) and one[1] == other[1]
+    assert same_arrays(one[0], other[0]) and one[1] == other[1]
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.5])
@@ -177,7 +165,7 @@ def test_another_kind_of_device_takes_over_all_but_the_draws_of_dropout(
     config = settings(scenes, tmp_path, network__dropout=dropout)
     change(stop(config, tmp_path / "stopped", 5), device="cuda")
     found = trained(config, tmp_path / "stopped")
-    assert same(found, trained(config, tmp_path / "whole")) == (dropout == 0)
+    assert same_arrays(found, trained(config, tmp_path / "whole")) == (dropout == 0)
 
 
 def test_what_is_done_quickly_is_not_kept(scenes: Path, tmp_path: Path) -> None:
@@ -194,10 +182,6 @@ def test_the_newest_state_replaces_the_one_before(
 
 
 # --- a whole run ----------------------------------------------------------------------------------------
-
-
-def lines(run_dir: Path) -> list[dict[str, Any]]:
-    return [json.loads(text) for text in (run_dir / "metrics.jsonl").read_text().splitlines()]
 
 
 def stop_run(scenes: Path, folder: Path, step: int) -> Path:
@@ -231,8 +215,8 @@ def test_a_run_goes_on_with_its_pretraining(scenes: Path, tmp_path: Path, whole:
         given["run_dir"] = str(tmp_path / "other")
     grid = local_grid(SITES, shuffle=3)
     run_dir = run(grid, network_config(scenes, tmp_path, **given))
-    assert [line["checkpoint_sha256"] for line in lines(run_dir)] == [
-        line["checkpoint_sha256"] for line in lines(whole)
+    assert [line["checkpoint_sha256"] for line in metrics(run_dir)] == [
+        line["checkpoint_sha256"] for line in metrics(whole)
     ]
     assert asked(grid) == {wire.HELLO, wire.TRAIN} and wire.STYLE not in asked(grid)
     assert (
@@ -259,7 +243,7 @@ def test_a_run_that_is_stopped_after_its_pretraining_goes_on_with_the_first_roun
         local_grid(SITES), network_config(scenes, tmp_path, resume=str(tmp_path / "run"), **FEDERATED)
     )
     assert steps == []  # nothing was left to do
-    assert lines(resumed)[0]["checkpoint_sha256"] == lines(whole)[0]["checkpoint_sha256"]
+    assert metrics(resumed)[0]["checkpoint_sha256"] == metrics(whole)[0]["checkpoint_sha256"]
 
 
 def test_a_state_that_a_killed_process_left_is_gone_with_the_first_checkpoint(
@@ -281,7 +265,7 @@ def test_a_round_comes_before_a_pretraining(scenes: Path, tmp_path: Path, whole:
     shutil.copy(checkpoint_path(whole, 1), state_file(tmp_path / "run"))  # nobody reads it
     given: dict[str, Any] = FEDERATED | {"rounds": 2, "resume": str(tmp_path / "run")}
     resumed = run(local_grid(SITES), network_config(scenes, tmp_path, **given))
-    assert [line["round"] for line in lines(resumed)] == [1, 2] and not state_file(resumed).exists()
+    assert [line["round"] for line in metrics(resumed)] == [1, 2] and not state_file(resumed).exists()
 
 
 # --- what belongs to something else ---------------------------------------------------------------------
@@ -336,7 +320,7 @@ def test_what_is_about_the_rounds_may_change(scenes: Path, tmp_path: Path) -> No
     changes = {"rounds": 9, "sgd__lr": 0.5, "network__batchnorm": "local", "transforms__eval_height": 32}
     other = settings(scenes, tmp_path, **changes | {"transforms__eval_width": 32, "teacher__update": "mean"})
     check_run(other)
-    assert same(trained(other, tmp_path / "run"), trained(other, tmp_path / "whole"))
+    assert same_arrays(trained(other, tmp_path / "run"), trained(other, tmp_path / "whole"))
 
 
 def test_the_images_may_lie_elsewhere_by_now(scenes: Path, tmp_path: Path) -> None:
@@ -346,7 +330,7 @@ def test_the_images_may_lie_elsewhere_by_now(scenes: Path, tmp_path: Path) -> No
     described = json.loads((tmp_path / "moved" / "partition.json").read_text())
     assert not Path(described["root"]).is_absolute()
     moved = settings(tmp_path / "moved", tmp_path, source__shard=str(tmp_path / "moved" / "eval.jsonl"))
-    assert same(trained(moved, tmp_path / "run"), whole)
+    assert same_arrays(trained(moved, tmp_path / "run"), whole)
 
 
 def test_images_are_told_apart_by_names_labels_order_and_meaning(scenes: Path, tmp_path: Path) -> None:

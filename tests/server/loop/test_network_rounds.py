@@ -29,12 +29,11 @@ from common.wire import Arrays
 from server.loop.run import run
 from server.states import EVERYONE, NetworkState
 from server.tasks.base import task_of
-from tests.support.federation import local_grid, network_config
+from tests.support.federation import last_hash, local_grid, metrics, network_config, same_arrays
 from tests.support.local_grid import Answer, LocalGrid
-from tests.support.small_network import small_network
 from tests.support.training import train_anew
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("narrow")]
 
 SYNTHETIC = load_table("synthetic")
 
@@ -67,13 +66,6 @@ SUPERVISED: dict[str, Any] = {
 """And of supervised training: the server optimiser's moments, the schedule's step, the sites of a round."""
 
 
-@pytest.fixture(scope="module", autouse=True)
-def narrow() -> Iterator[None]:
-    """Networks of a fortieth of the parameters."""
-    with small_network():
-        yield
-
-
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory, scenes: Path, narrow: None) -> dict[str, Path]:
     """The two runs above, from the first round to the last."""
@@ -88,21 +80,9 @@ def settings_of(name: str) -> dict[str, Any]:
     return ADAPTED if name == "adapted" else SUPERVISED
 
 
-def lines(run_dir: Path) -> list[dict[str, Any]]:
-    return [json.loads(text) for text in (run_dir / "metrics.jsonl").read_text().splitlines()]
-
-
-def last_hash(run_dir: Path) -> str:
-    return str(lines(run_dir)[-1]["checkpoint_sha256"])
-
-
 def state_of(run_dir: Path, number: int | None = None) -> NetworkState:
     saved = load_checkpoint(run_dir if number is None else checkpoint_path(run_dir, number))
     return NetworkState.from_arrays(saved.head, saved.extra)
-
-
-def same(one: Arrays, other: Arrays) -> bool:
-    return one.keys() == other.keys() and all(np.array_equal(one[key], other[key]) for key in one)
 
 
 def node_of(grid: LocalGrid, site: int) -> int:
@@ -131,7 +111,7 @@ def option(message: Message, name: str) -> Any:
 
 def test_a_run_scores_checkpoints_and_reports(whole: dict[str, Path]) -> None:
     run_dir = whole["adapted"]
-    found = lines(run_dir)
+    found = metrics(run_dir)
     assert [line["round"] for line in found] == [1, 2, 3]
     for line in found:
         assert line["sites"] == [f"site-{i}" for i in range(SITES)] and line["quarantined"] == {}
@@ -158,7 +138,7 @@ def test_neither_node_ids_nor_the_order_of_replies_change_the_result(
     grid = local_grid(SITES, shuffle=7)
     grid.reverse = True
     again = run(grid, network_config(scenes, tmp_path, **settings_of(name)))
-    hashes = [[line["checkpoint_sha256"] for line in lines(path)] for path in (again, whole[name])]
+    hashes = [[line["checkpoint_sha256"] for line in metrics(path)] for path in (again, whole[name])]
     assert hashes[0] == hashes[1]
     assert len(set(hashes[0])) == 3
 
@@ -171,14 +151,14 @@ def test_a_run_that_is_resumed_after_round_1_ends_with_the_same_hash(
     start = checkpoint_path(tmp_path / "run", 1)
     config = network_config(scenes, tmp_path, resume=str(start), **settings_of(name))
     resumed = run(local_grid(SITES, shuffle=3), config)
-    assert [line["round"] for line in lines(resumed)] == [1, 2, 3]
+    assert [line["round"] for line in metrics(resumed)] == [1, 2, 3]
     assert last_hash(resumed) == last_hash(whole[name])
 
 
 def test_another_seed_gives_another_model(tmp_path: Path, scenes: Path, whole: dict[str, Path]) -> None:
     config = network_config(scenes, tmp_path, seed=1, **SUPERVISED | {"rounds": 1})
-    first = lines(whole["supervised"])[0]
-    assert lines(run(local_grid(SITES), config))[0]["checkpoint_sha256"] != first["checkpoint_sha256"]
+    first = metrics(whole["supervised"])[0]
+    assert metrics(run(local_grid(SITES), config))[0]["checkpoint_sha256"] != first["checkpoint_sha256"]
 
 
 def test_a_checkpoint_of_another_form_is_refused(
@@ -223,7 +203,7 @@ def test_one_site_is_centralised_training_bit_for_bit(tmp_path: Path, scenes: Pa
             seed=derive(config.seed, "train", "pooled", number),
         )
     weights, statistics = network_to_arrays(model)
-    assert same(found, weights | statistics)
+    assert same_arrays(found, weights | statistics)
 
 
 def test_every_image_is_read_in_every_epoch_across_rounds(
@@ -260,7 +240,7 @@ def test_a_site_that_is_drawn_now_and_then_reads_all_of_its_images(
     given: dict[str, Any] = {"rounds": 10, "local__steps": 1, "sites__per_round": 1, "eval__shard": ""}
     run(local_grid(2), network_config(scenes, tmp_path, 2, **given | {"rounds": 4}))
     resumed = network_config(scenes, tmp_path, 2, resume=str(tmp_path / "run"), **given)
-    drawn = Counter(site for line in lines(run(local_grid(2), resumed)) for site in line["sites"])
+    drawn = Counter(site for line in metrics(run(local_grid(2), resumed)) for site in line["sites"])
     assert state_of(tmp_path / "run").trained == drawn and max(drawn.values()) >= 5 > min(drawn.values())
     for name, images in read.items():
         assert len(images) == 2 * drawn[name]
@@ -305,9 +285,9 @@ def test_no_site_opens_a_label_in_adaptation(
 
     monkeypatch.setattr("common.data.images.read_raw_label", closed)
     unseeing = run(local_grid(SITES), network_config(blind, tmp_path / "blind", **given))
-    assert lines(unseeing)[0]["sites"] == [f"site-{i}" for i in range(SITES)]
+    assert metrics(unseeing)[0]["sites"] == [f"site-{i}" for i in range(SITES)]
     assert last_hash(unseeing) == last_hash(seeing)
-    assert same(state_of(seeing).pretrained, load_checkpoint(start).head)
+    assert same_arrays(state_of(seeing).pretrained, load_checkpoint(start).head)
 
 
 def test_supervised_training_refuses_a_site_without_labels(tmp_path: Path, scenes: Path) -> None:
@@ -316,7 +296,7 @@ def test_supervised_training_refuses_a_site_without_labels(tmp_path: Path, scene
     manifest = copy / "site-1.jsonl"
     first, *rest = manifest.read_text().splitlines()
     manifest.write_text("\n".join([json.dumps({"image": json.loads(first)["image"]}), *rest]) + "\n")
-    line = lines(run(local_grid(SITES), network_config(copy, tmp_path, rounds=1)))[0]
+    line = metrics(run(local_grid(SITES), network_config(copy, tmp_path, rounds=1)))[0]
     assert line["sites"] == ["site-0", "site-2", "site-3"]
     sentence = "1 of 10 images of site-1 have no label; task 'supervised' needs one for every image"
     assert line["quarantined"]["site-1"].startswith(sentence)
@@ -334,7 +314,7 @@ def test_a_site_with_other_classes_is_refused(tmp_path: Path, scenes: Path) -> N
     (copy / "partition.json").write_text(json.dumps(described))
     stranger = node_of(grid, 2)
     grid.node_configs[stranger] = {"partition-id": 2, "site": "odd", "shard": str(copy / "site-2.jsonl")}
-    line = lines(run(grid, config))[0]
+    line = metrics(run(grid, config))[0]
     assert line["sites"] == ["site-0", "site-1", "site-3"]
     assert f"calls a class '{names[1]}'" in line["quarantined"]["odd"]
 
@@ -373,8 +353,8 @@ def test_a_teacher_travels_once_and_again_to_a_site_that_lost_it(tmp_path: Path,
 
     grid.faults[node_of(grid, 1)] = careless
     run_dir = run(grid, network_config(scenes, tmp_path, task="adaptation", rounds=4))
-    down = [line["bytes_down"] for line in lines(run_dir)]
-    reasons = [line["quarantined"] for line in lines(run_dir)]
+    down = [line["bytes_down"] for line in metrics(run_dir)]
+    reasons = [line["quarantined"] for line in metrics(run_dir)]
     for site in ("site-0", "site-2", "site-3"):
         assert down[0][site] > 1.9 * down[1][site] and down[1][site] == down[2][site] == down[3][site]
     assert list(reasons[1]) == ["site-1"] and "it will be sent again" in reasons[1]["site-1"]
@@ -392,7 +372,7 @@ def test_a_first_round_without_steps_moves_statistics_alone_and_the_teacher_lear
     changes = {"network__site_statistics": 0.5, "teacher__update": "rounds", "clusters__layers": "bn"}
     config = network_config(scenes, tmp_path, task="adaptation", rounds=2, clusters__exact=2, **changes)
     run_dir = run(grid, config)
-    first, second = lines(run_dir)
+    first, second = metrics(run_dir)
     assert first["loss"] is None and second["loss"] > 0 and first["counted"] and second["counted"]
     assert first["quarantined"] == second["quarantined"] == {}
     measured = state_of(run_dir, 1)
@@ -408,7 +388,7 @@ def test_a_last_round_without_steps_asks_all_sites_for_the_statistics_alone(
 ) -> None:
     changes = SUPERVISED | {"sites__per_round": 1, "network__final_statistics": True}
     run_dir = run(local_grid(SITES), network_config(scenes, tmp_path, **changes))
-    _, second, third = lines(run_dir)
+    _, second, third = metrics(run_dir)
     assert len(second["sites"]) == 1 and len(third["sites"]) == SITES
     assert third["counted"] and third["quarantined"] == {} and third["loss"] is None
     assert max(third["bytes_up"].values()) < min(second["bytes_up"].values()) / 5
@@ -529,7 +509,7 @@ def test_broken_sites_cost_the_round_those_sites_and_nothing_else(
 
     for site, kind in enumerate(kinds):
         grid.faults[node_of(grid, site)] = first_round_only(FAULTS[kind][0])
-    first, second = lines(run(grid, network_config(scenes, tmp_path)))
+    first, second = metrics(run(grid, network_config(scenes, tmp_path)))
     assert first["sites"] == ["site-3"] and second["sites"] == [f"site-{i}" for i in range(SITES)]
     for site, kind in enumerate(kinds):
         assert FAULTS[kind][1] in first["quarantined"][f"site-{site}"]
@@ -548,7 +528,7 @@ def test_a_site_without_weight_cannot_empty_its_cluster(tmp_path: Path, scenes: 
     for site in (1, 3):  # all of one cluster, as the test of late sites shows
         grid.faults[node_of(grid, site)] = answer
     given: dict[str, Any] = {"clusters__layers": "all", "clusters__exact": 2, "rounds": 1}
-    line = lines(run(grid, network_config(scenes, tmp_path, **given)))[0]
+    line = metrics(run(grid, network_config(scenes, tmp_path, **given)))[0]
     assert line["sites"] == ["site-0", "site-2"]
     assert "its number of images is '0'" in line["quarantined"]["site-1"]
 
@@ -565,7 +545,7 @@ def test_what_is_no_style_is_left_out_and_the_site_stays(tmp_path: Path, scenes:
     grid.faults[node_of(grid, 2)] = answer
     given = ADAPTED | {"rounds": 1, "eval__shard": ""}
     run_dir = run(grid, network_config(scenes, tmp_path, **given))
-    assert lines(run_dir)[0]["sites"] == [f"site-{i}" for i in range(SITES)]
+    assert metrics(run_dir)[0]["sites"] == [f"site-{i}" for i in range(SITES)]
     state = state_of(run_dir)
     assert state.grouping is not None and "site-2" not in state.grouping.assignment
     assert "style of site site-2 is left out" in (run_dir / "log.txt").read_text()
@@ -585,13 +565,13 @@ def test_a_late_site_joins_the_nearest_cluster(tmp_path: Path, scenes: Path, who
     grid.faults[node_of(grid, 0)] = lets_it_in
     given: dict[str, Any] = {"clusters__layers": "bn+decoder", "clusters__exact": 2}
     run_dir = run(grid, network_config(scenes, tmp_path, SITES - 1, **given))
-    assert [len(line["sites"]) for line in lines(run_dir)] == [3, 4]
+    assert [len(line["sites"]) for line in metrics(run_dir)] == [3, 4]
     before, after = state_of(run_dir, 1), state_of(run_dir, 2)
     assert before.grouping is not None and after.grouping is not None
     assert before.grouping.assignment == {"site-0": 0, "site-1": 1, "site-2": 0}
     assert after.grouping.assignment == before.grouping.assignment | {"site-3": 1}
     received = wire.decode_task(sent_to(grid, 3, 2)).groups
-    assert same(received["weights"] | received["statistics"], before.cluster_model(1))
+    assert same_arrays(received["weights"] | received["statistics"], before.cluster_model(1))
 
 
 # --- what is whose --------------------------------------------------------------------------------------
@@ -613,7 +593,7 @@ def test_a_sites_own_batch_norms_come_back_to_it(tmp_path: Path, scenes: Path, b
     for site in (0, 1):
         received = wire.decode_task(sent_to(grid, site, 2)).groups
         found = received["weights"] | received["statistics"]
-        assert same({key: found[key] for key in own}, first.private[f"site-{site}"])
+        assert same_arrays({key: found[key] for key in own}, first.private[f"site-{site}"])
         assert all(np.array_equal(found[key], first.model[key]) for key in found.keys() - own)
 
 
@@ -640,13 +620,13 @@ def test_local_only_sites_never_learn_from_each_other(tmp_path: Path, scenes: Pa
     )
     given: dict[str, Any] = {"centroids__share": "none", "eval__shard": "eval.jsonl"}
     run_dir = run(grid, network_config(scenes, tmp_path, **given))
-    line = lines(run_dir)[-1]
+    line = metrics(run_dir)[-1]
     assert line["miou"] is None and sorted(line["site_miou"]) == [f"site-{i}" for i in range(SITES)]
     state, config = state_of(run_dir), load_checkpoint(run_dir).config
     start = network_to_arrays(build_network(SYNTHETIC.num_classes, config.network, config.seed))
-    assert same(state.model, start[0] | start[1])
+    assert same_arrays(state.model, start[0] | start[1])
     received = wire.decode_task(sent_to(grid, 2, 2)).groups
-    assert same(received["weights"], start[0])
+    assert same_arrays(received["weights"], start[0])
     heads = [state.private[f"site-{i}"]["head.4.weight"] for i in range(SITES)]
     assert not any(np.array_equal(heads[0], other) for other in heads[1:])
 
@@ -662,7 +642,7 @@ def test_float16_halves_the_payload_and_spares_statistics(tmp_path: Path, scenes
     grid.faults[node_of(grid, 0)] = heard
     given: dict[str, Any] = {"task": "adaptation", "rounds": 1, "wire__dtype": "float16"}
     run_dir = run(grid, network_config(scenes, tmp_path, **given))
-    assert lines(run_dir)[0]["sites"] == [f"site-{i}" for i in range(SITES)]
+    assert metrics(run_dir)[0]["sites"] == [f"site-{i}" for i in range(SITES)]
     sent, answered = sent_to(grid, 0, 1).content.array_records, replies[-1].content.array_records
     kinds = {name: {array.dtype for array in record.values()} for name, record in sent.items()}
     exact, half = {"float32"}, {"float16"}
@@ -676,13 +656,13 @@ def test_float16_halves_the_payload_and_spares_statistics(tmp_path: Path, scenes
     assert {array.dtype for array in answered["statistics"].values()} == exact
     pretrained = state_of(run_dir).pretrained
     received = wire.decode_task(sent_to(grid, 0, 1)).groups["teacher-statistics"]
-    assert same(received, {key: pretrained[key] for key in received})
+    assert same_arrays(received, {key: pretrained[key] for key in received})
 
 
 def test_scores_of_sites_are_summed(tmp_path: Path, scenes: Path) -> None:
     given: dict[str, Any] = {"eval__where": "sites", "eval__shard": "{site}.jsonl", "rounds": 1}
     run_dir = run(local_grid(SITES), network_config(scenes, tmp_path, **given))
-    line = lines(run_dir)[0]
+    line = metrics(run_dir)[0]
     confusion = np.asarray(line["confusion"])
     labelled = 0
     for i in range(SITES):
@@ -705,11 +685,13 @@ def test_pretraining_alone_is_round_0_and_a_start_for_others(
         "eval__shard": "eval.jsonl",
     }
     run_dir = run(local_grid(SITES), network_config(scenes, tmp_path / "source", **given))
-    assert [line["round"] for line in lines(run_dir)] == [0] and 0 < lines(run_dir)[0]["miou"] < 1
+    assert [line["round"] for line in metrics(run_dir)] == [0] and 0 < metrics(run_dir)[0]["miou"] < 1
     assert (run_dir / "report.html").is_file() and (run_dir / "pictures" / "round-0000.png").is_file()
     pretrained = load_checkpoint(run_dir)
     assert pretrained.round == 0
-    assert same(pretrained.head, state_of(whole["adapted"]).pretrained)  # the same source, styles and seed
+    assert same_arrays(
+        pretrained.head, state_of(whole["adapted"]).pretrained
+    )  # the same source, styles and seed
     start: dict[str, Any] = {
         "task": "adaptation",
         "rounds": 1,
@@ -718,7 +700,7 @@ def test_pretraining_alone_is_round_0_and_a_start_for_others(
     }
     grid = local_grid(SITES)
     run(grid, network_config(scenes, tmp_path / "run", **start))
-    assert same(wire.decode_task(sent_to(grid, 0, 1)).groups["weights"], split(pretrained.head)[0])
+    assert same_arrays(wire.decode_task(sent_to(grid, 0, 1)).groups["weights"], split(pretrained.head)[0])
 
 
 def split(flat: Arrays) -> tuple[Arrays, Arrays]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from common.errors import UserError
 from common.settings.schema import Privacy
 from server.loop.run import run
 from server.privacy.accountant import FILE, epsilon_of, read_releases, spend, spent
-from tests.support.federation import local_grid, tiny_config
+from tests.support.federation import local_grid, metrics, tiny_config
 
 SITES = 4
 NOISE: dict[str, Any] = {
@@ -38,15 +37,11 @@ TRAINED: dict[str, Any] = {
 }
 
 
-def lines(run_dir: Path) -> list[dict[str, Any]]:
-    return [json.loads(text) for text in (run_dir / "metrics.jsonl").read_text().splitlines()]
-
-
 def test_noise_that_bounds_nothing_is_null_as_json_knows_no_infinity(tmp_path: Path, scenes: Path) -> None:
     settings = NOISE | TRAINED | {"privacy__noise_multiplier": 1e-8}
     run_dir = run(local_grid(SITES), tiny_config(scenes, tmp_path / "run", SITES, **settings))
     assert "Infinity" not in (run_dir / "metrics.jsonl").read_text()
-    assert all(line["epsilon"] is None and line["delta"] == 1e-5 for line in lines(run_dir))
+    assert all(line["epsilon"] is None and line["delta"] == 1e-5 for line in metrics(run_dir))
     assert "epsilon inf" in (run_dir / "log.txt").read_text()
     assert "no bound" in (run_dir / "report.html").read_text()
 
@@ -64,7 +59,7 @@ def test_epsilon_is_written_every_round(
         scenes, tmp_path / "run", SITES, **(NOISE | settings | {"privacy__secure_sum": secure})
     )
     run_dir = run(local_grid(SITES), config)
-    found = lines(run_dir)
+    found = metrics(run_dir)
     assert [line["epsilon"] for line in found] == [epsilon_of(2.0, count, 1e-5) for count in releases]
     assert all(line["counted"] and line["loss"] is None for line in found)
     assert read_releases(run_dir) == {f"site-{i}": releases[-1] for i in range(SITES)}
@@ -130,7 +125,7 @@ def test_small_counts_of_confusion_matrices_stay_at_the_site(tmp_path: Path, sce
         config = tiny_config(
             scenes, tmp_path / str(minimum), SITES, privacy__minimum_count=minimum, **settings
         )
-        line = lines(run(local_grid(SITES), config))[0]  # in round 1 the model is the same
+        line = metrics(run(local_grid(SITES), config))[0]  # in round 1 the model is the same
         found.append(line.get("confusion"))
     assert found[2] is None  # nothing to score, and the run goes on
     plain, bounded = np.asarray(found[0]), np.asarray(found[1])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import json
 import subprocess
 import sys
 from pathlib import Path
@@ -16,22 +15,18 @@ from common.errors import UserError
 from server.loop import rounds
 from server.loop.run import run
 from tests.conftest import ROOT
-from tests.support.federation import local_grid, tiny_config
+from tests.support.federation import local_grid, metrics, tiny_config
 from tests.support.local_grid import LocalGrid
 
 SITES = 2
 SETTINGS: dict[str, Any] = {"preset": "fuss-clean", "local__keep_optimizer": True, "eval__shard": ""}
 
 
-def lines(run_dir: Path) -> list[dict[str, Any]]:
-    return [json.loads(text) for text in (run_dir / "metrics.jsonl").read_text().splitlines()]
-
-
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory, scenes: Path) -> list[dict[str, Any]]:
     """The lines of a run that nothing happened to."""
     folder = tmp_path_factory.mktemp("whole")
-    return lines(run(local_grid(SITES), tiny_config(scenes, folder / "run", SITES, **SETTINGS)))
+    return metrics(run(local_grid(SITES), tiny_config(scenes, folder / "run", SITES, **SETTINGS)))
 
 
 def start(scenes: Path, run_dir: Path, grid: LocalGrid | None = None, **settings: Any) -> Path:
@@ -71,12 +66,12 @@ def test_no_moment_of_the_end_of_a_round_loses_what_was_acknowledged(
     with pytest.raises(PowerCut):
         start(scenes, tmp_path / "run", checkpoint__keep=2)
     monkeypatch.setattr(rounds, place, real)
-    kept = lines(tmp_path / "run")
+    kept = metrics(tmp_path / "run")
     assert same(kept, whole[: len(kept)]) and len(kept) >= cut_round - 1
     for line in kept[-2:]:  # all that the setting keeps
         assert load_checkpoint(checkpoint_path(tmp_path / "run", line["round"])).round == line["round"]
     start(scenes, tmp_path / "run", resume=str(tmp_path / "run"), checkpoint__keep=2)
-    assert same(lines(tmp_path / "run"), whole)
+    assert same(metrics(tmp_path / "run"), whole)
 
 
 def test_halves_of_files_are_not_there(tmp_path: Path, scenes: Path, whole: list[dict[str, Any]]) -> None:
@@ -88,7 +83,7 @@ def test_halves_of_files_are_not_there(tmp_path: Path, scenes: Path, whole: list
     with (run_dir / "metrics.jsonl").open("a") as file:
         file.write('{"round": 3, "mi')
     start(scenes, run_dir, resume=str(run_dir))
-    assert same(lines(run_dir), whole)
+    assert same(metrics(run_dir), whole)
     assert {path.suffix for path in folder.iterdir()} == {".json", ".safetensors"}
     assert not [path for path in folder.iterdir() if path.name.startswith(".")]
 
@@ -105,7 +100,7 @@ def test_a_run_that_went_back_never_goes_on_from_its_former_future(
     with pytest.raises(PowerCut):
         start(scenes, run_dir, resume=str(checkpoint_path(run_dir, 1)), local__steps=3)
     assert load_checkpoint(run_dir).round == 1
-    assert [line["round"] for line in lines(run_dir)] == [1]
+    assert [line["round"] for line in metrics(run_dir)] == [1]
 
 
 def test_two_servers_do_not_write_to_one_directory(tmp_path: Path, scenes: Path) -> None:
@@ -148,7 +143,7 @@ def test_a_full_disk_ends_the_run_with_a_sentence_and_it_can_go_on(
         start(scenes, tmp_path / "run")
     assert "the run ends: Cannot write to" in (tmp_path / "run" / "log.txt").read_text()
     start(scenes, tmp_path / "run", resume=str(tmp_path / "run"))
-    assert same(lines(tmp_path / "run"), whole)
+    assert same(metrics(tmp_path / "run"), whole)
 
 
 def test_whatever_ends_a_run_stands_in_its_log(
@@ -178,7 +173,7 @@ def test_sites_that_are_all_gone_are_waited_for(
     monkeypatch.setattr(grid, "get_node_ids", nodes)
     run_dir = start(scenes, tmp_path / "run", grid, sites__wait_seconds=60)
     said = (run_dir / "log.txt").read_text()
-    assert [line["checkpoint_sha256"] for line in lines(run_dir)] == [
+    assert [line["checkpoint_sha256"] for line in metrics(run_dir)] == [
         line["checkpoint_sha256"] for line in whole
     ]
     assert "has 0 sites of 1 needed" in said

@@ -18,19 +18,11 @@ from common.errors import UserError
 from server.centroids.base import directions
 from server.commands.evaluate import evaluate_checkpoint
 from server.loop.run import run
-from tests.support.federation import local_grid, tiny_config
+from tests.support.federation import last_hash, local_grid, metrics, tiny_config
 from tests.support.local_grid import Answer
 
 SITES = 4
 Real = Callable[[Message], Message]
-
-
-def lines(run_dir: Path) -> list[dict[str, Any]]:
-    return [json.loads(text) for text in (run_dir / "metrics.jsonl").read_text().splitlines()]
-
-
-def last_hash(run_dir: Path) -> str:
-    return str(lines(run_dir)[-1]["checkpoint_sha256"])
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +40,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory, scenes: Path) -> Callable[
 @pytest.mark.parametrize("preset", ["default", "fuss-ref", "fuss-clean"])
 def test_a_run_scores_checkpoints_and_reports(trained: Callable[..., Path], preset: str) -> None:
     run_dir = trained(preset=preset)
-    found = lines(run_dir)
+    found = metrics(run_dir)
     assert [line["round"] for line in found] == [1, 2, 3]
     for line in found:
         assert line["sites"] == [f"site-{i}" for i in range(SITES)]
@@ -91,8 +83,8 @@ def test_neither_node_ids_nor_the_order_of_replies_change_the_result(tmp_path: P
 
 def test_another_seed_gives_another_model(tmp_path: Path, scenes: Path, trained: Callable[..., Path]) -> None:
     other = run(local_grid(SITES), tiny_config(scenes, tmp_path / "run", SITES, seed=1, rounds=1))
-    first = lines(trained(preset="default"))[0]
-    assert lines(other)[0]["checkpoint_sha256"] != first["checkpoint_sha256"]
+    first = metrics(trained(preset="default"))[0]
+    assert metrics(other)[0]["checkpoint_sha256"] != first["checkpoint_sha256"]
 
 
 @pytest.mark.parametrize(
@@ -113,7 +105,7 @@ def test_a_resumed_run_ends_with_the_same_hash(
     config = tiny_config(scenes, tmp_path / "half", SITES, resume=str(half), **settings)
     resumed = run(local_grid(SITES, shuffle=5), config)
     assert resumed == half
-    assert [line["round"] for line in lines(resumed)] == [1, 2, 3]
+    assert [line["round"] for line in metrics(resumed)] == [1, 2, 3]
     assert last_hash(resumed) == last_hash(whole)
 
 
@@ -124,7 +116,7 @@ def test_going_back_to_an_earlier_round_drops_the_later_ones(
     again = shutil.copytree(whole, tmp_path / "run")
     resume = str(checkpoint_path(again, 1))
     run(local_grid(SITES), tiny_config(scenes, again, SITES, resume=resume))
-    assert [line["round"] for line in lines(again)] == [1, 2, 3]
+    assert [line["round"] for line in metrics(again)] == [1, 2, 3]
     assert last_hash(again) == last_hash(whole)
 
 
@@ -228,7 +220,7 @@ def test_a_broken_site_costs_the_round_that_site_and_nothing_else(tmp_path: Path
     settings = {"preset": "fuss-clean", "centroids__merge": "lloyd", "sites__deadline_seconds": 1.5}
     settings |= {"rounds": len(BROKEN) + 1, "eval__shard": ""}
     run_dir = run(grid, tiny_config(scenes, tmp_path / "run", SITES, **settings))
-    log, found = (run_dir / "log.txt").read_text(), lines(run_dir)
+    log, found = (run_dir / "log.txt").read_text(), metrics(run_dir)
     failures = []
     for line, (_, reason) in zip(found[:-1], BROKEN, strict=True):
         said = line["quarantined"].get("site-2", "nothing")
@@ -249,7 +241,7 @@ def test_a_round_with_too_few_sites_does_not_count_and_three_end_the_run(
     config = tiny_config(scenes, tmp_path / "run", SITES, rounds=5)
     with pytest.raises(UserError, match="3 rounds in a row"):
         run(grid, config)
-    found = lines(tmp_path / "run")
+    found = metrics(tmp_path / "run")
     assert [line["counted"] for line in found] == [False, False]
     assert found[0]["checkpoint_sha256"] == found[1]["checkpoint_sha256"]
 
@@ -263,7 +255,7 @@ def test_a_site_error_reaches_the_log_without_its_paths(tmp_path: Path, scenes: 
         "site": "clinic",
     }
     run_dir = run(grid, tiny_config(scenes, tmp_path / "run", SITES - 1, rounds=1, eval__shard=""))
-    reason = lines(run_dir)[0]["quarantined"]["clinic"]
+    reason = metrics(run_dir)[0]["quarantined"]["clinic"]
     assert "does not exist" in reason
     assert "patient" not in reason
 
@@ -273,7 +265,7 @@ def test_two_sites_of_one_name_are_refused(tmp_path: Path, scenes: Path) -> None
     nodes = sorted(grid.node_configs)
     grid.node_configs[nodes[1]] = dict(grid.node_configs[nodes[0]])
     run_dir = run(grid, tiny_config(scenes, tmp_path / "run", SITES, rounds=1, eval__shard=""))
-    line = lines(run_dir)[0]
+    line = metrics(run_dir)[0]
     assert len(line["sites"]) == SITES - 1
     assert "another node already calls itself" in next(iter(line["quarantined"].values()))
 
@@ -291,7 +283,7 @@ def test_local_only_scores_every_sites_own_model(
 ) -> None:
     settings = {"rounds": 2, "centroids__share": "none"} | preset
     run_dir = run(local_grid(SITES), tiny_config(scenes, tmp_path / "run", SITES, **settings))
-    line = lines(run_dir)[-1]
+    line = metrics(run_dir)[-1]
     assert line["miou"] is None
     assert sorted(line["site_miou"]) == [f"site-{i}" for i in range(SITES)]
     assert line["site_miou_mean"] == pytest.approx(np.mean(list(line["site_miou"].values())))
@@ -343,7 +335,7 @@ def test_labels_are_never_opened_while_training(
     settings = {"eval__shard": "", "simulation__data_root": str(copy / "data"), "preset": preset}
     blind = run(local_grid(SITES), tiny_config(copy, tmp_path / "blind", SITES, **settings))
     assert last_hash(blind) == last_hash(trained(preset=preset))
-    line = lines(blind)[-1]
+    line = metrics(blind)[-1]
     assert line["miou"] is None
     assert line["mean_cosine"] is not None
 
@@ -351,7 +343,7 @@ def test_labels_are_never_opened_while_training(
 def test_scores_of_sites_are_summed_then_matched_once(tmp_path: Path, scenes: Path) -> None:
     settings = {"eval__where": "sites", "eval__shard": "{site}.jsonl", "rounds": 1}
     run_dir = run(local_grid(SITES), tiny_config(scenes, tmp_path / "run", SITES, **settings))
-    line = lines(run_dir)[-1]
+    line = metrics(run_dir)[-1]
     assert 0 < line["miou"] < 1
     total = np.asarray(line["confusion"])
     shards = [text for i in range(SITES) for text in (scenes / f"site-{i}.jsonl").read_text().splitlines()]
@@ -364,7 +356,7 @@ def test_float16_halves_the_payload(tmp_path: Path, scenes: Path) -> None:
     for dtype in ("float32", "float16"):
         settings = {"preset": "fuss-clean", "rounds": 1, "eval__shard": "", "wire__dtype": dtype}
         config = tiny_config(scenes, tmp_path / dtype, SITES, **settings)
-        line = lines(run(local_grid(SITES), config))[-1]
+        line = metrics(run(local_grid(SITES), config))[-1]
         sizes.append(line["bytes_up"]["site-0"])
     assert 0.48 < sizes[1] / sizes[0] < 0.52
 
@@ -399,7 +391,7 @@ def test_a_site_that_keeps_its_own_model_leaves_the_shared_one_to_be_scored(
 ) -> None:
     settings = {"preset": "fuss-ref", "aggregation__keep_least_moved": True, "rounds": 2}
     run_dir = run(local_grid(SITES), tiny_config(scenes, tmp_path / "run", SITES, **settings))
-    line = lines(run_dir)[-1]
+    line = metrics(run_dir)[-1]
     assert line["miou"] is not None and "site_miou" not in line
     own = {key.split("/")[1] for key in load_checkpoint(run_dir).extra if key.startswith("site/")}
     assert len(own) == 1
@@ -411,7 +403,7 @@ def test_sites_that_share_no_whole_model_are_scored_one_by_one(tmp_path: Path, s
     on_sites = run(local_grid(SITES), tiny_config(scenes, tmp_path / "sites", SITES, **settings))
     settings |= {"eval__where": "server"}
     at_server = run(local_grid(SITES), tiny_config(scenes, tmp_path / "server", SITES, **settings))
-    found, expected = lines(on_sites)[0], lines(at_server)[0]
+    found, expected = metrics(on_sites)[0], metrics(at_server)[0]
     assert found["miou"] is None and "confusion" not in found
     assert sorted(found["site_miou"]) == [f"site-{i}" for i in range(SITES)]
     for key in ("site_miou", "site_accuracy", "site_per_class_iou"):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from common import wire
 from common.checkpoint import load_checkpoint
 from common.settings.schema import Privacy
 from server.loop.run import run
-from tests.support.federation import local_grid, tiny_config
+from tests.support.federation import local_grid, metrics, tiny_config
 from tests.support.local_grid import Answer
 
 pytestmark = pytest.mark.slow
@@ -33,10 +32,6 @@ def eight(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("eight")
     write_synthetic(folder, sites=SITES, images_per_site=4, eval_images=3, size=(72, 96), seed=0)
     return folder
-
-
-def lines(run_dir: Path) -> list[dict[str, Any]]:
-    return [json.loads(text) for text in (run_dir / "metrics.jsonl").read_text().splitlines()]
 
 
 def start(folder: Path, out: Path, faults: dict[int, Any] | None = None, **settings: Any) -> Path:
@@ -69,7 +64,7 @@ def test_the_model_is_that_of_the_plain_run(tmp_path: Path, eight: Path, setting
     for name, value in expected.head.items():
         assert relative(found.head[name], value) <= 1e-4, name
     assert relative(found.centroids, expected.centroids) <= 1e-4
-    for one, other in zip(lines(plain), lines(secure), strict=True):
+    for one, other in zip(metrics(plain), metrics(secure), strict=True):
         assert one["sites"] == other["sites"] and other["counted"]
         assert other["loss"] is None if one["loss"] is None else abs(other["loss"] - one["loss"]) < 1e-4
 
@@ -84,7 +79,7 @@ def test_it_costs_at_most_three_times_the_bytes_at_full_size(tmp_path: Path, eig
     sums, heads = [], []
     for secure in (False, True):
         run_dir = start(eight, tmp_path / str(secure), privacy__secure_sum=secure, **settings)
-        found = lines(run_dir)
+        found = metrics(run_dir)
         sums.append([sum(line[way][name] for line in found for name in line[way]) for way in WAYS])
         heads.append(load_checkpoint(run_dir).head)
         for line in found[1:]:  # also the small messages of the later rounds, one by one
@@ -118,7 +113,7 @@ def test_a_round_without_two_of_eight_counts(
     faults = {1: lost_at(*lost), 6: lost_at(*lost)}
     settings: dict[str, Any] = {"privacy__secure_sum": True, "rounds": 2}
     secure = start(eight, tmp_path / "secure", faults, **settings)
-    found = lines(secure)[1]
+    found = metrics(secure)[1]
     assert found["counted"] and len(found["sites"]) == in_total
     assert len(found["quarantined"]) == 8 - in_total
     plain_faults = {i: lost_at("train") for i in faults} if in_total == 6 else None
@@ -148,7 +143,7 @@ def test_the_noise_that_is_reckoned_with_is_that_of_the_sites_that_sent_keys(
 
 def test_without_the_quorum_a_round_does_not_count(tmp_path: Path, eight: Path) -> None:
     faults = {i: lost_at("train", UNMASK) for i in (0, 3, 5)}
-    found = lines(start(eight, tmp_path / "run", faults, privacy__secure_sum=True, rounds=3))
+    found = metrics(start(eight, tmp_path / "run", faults, privacy__secure_sum=True, rounds=3))
     assert [line["counted"] for line in found] == [True, False, True]
 
 

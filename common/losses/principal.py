@@ -1,0 +1,189 @@
+"""Principal objective: the head is the principal axes of all patches, from sums; centroids start along them.
+
+Channels are standardized over all sites first, so that the axes are those of the correlation matrix; codes keep the
+standard deviation of each axis. Clusters are then found among many starts (`centroids.starts`), which are drawn as
+codes spread, without any image.
+"""
+
+from __future__ import annotations
+
+import functools
+import operator
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from common.clustering.spectral import PatchScatter, patch_moments, symmetric
+from common.features.source import Features, tokens_of
+from common.losses.base import ClosedForm, NamedArrays, Shapes, ShapesOf, Sums
+from common.seeds import numpy_generator
+from common.settings.objectives import OBJECTIVES, ObjectiveFacts
+from common.settings.schema import RunConfig
+
+# parts of an image where noise covers both as one vector; the axes hang on the second one
+_RELEASE_SCALES = {"total": 0.2, "outer": 1.0}
+# channels whose deviation is below this share of the largest never change, and say nothing
+_DEAD = 1e-6
+
+
+@OBJECTIVES.register(
+    "principal",
+    summary="linear head in closed form: the principal axes of standardized features; starts drawn along them",
+    facts=ObjectiveFacts(steps=False, clips=("clip_scatter", "feature_norm")),
+)
+class Principal(ClosedForm):
+    """One round of first and second moments for the axes; `drawn_starts` are the first centroids."""
+
+    kind = "moments"
+
+    @classmethod
+    def conflict(cls, config: RunConfig) -> str | None:
+        """Name what the closed form has no room for."""
+        model, centroids = config.model, config.centroids
+        if model.nonlinear:
+            return (
+                "loss.objective 'principal' finds a linear head but model.nonlinear is true; set it to false, or "
+                "choose another objective"
+            )
+        if 0 < centroids.over < model.clusters:
+            return (
+                f"centroids.over is {centroids.over}, fewer than the {model.clusters} clusters that are to be left; "
+                "raise it to several times model.clusters, or set it to 0"
+            )
+        if centroids.share != "both":
+            return (
+                f"loss.objective 'principal' fits one model to all sites but centroids.share is '{centroids.share}'; "
+                "set it to 'both', or choose another objective"
+            )
+        return None
+
+    def site(self, features: Features) -> dict[str, np.ndarray]:
+        """Return the moments of a shard as they travel, in float64: near axes turn with the last digits."""
+        return _plain(patch_moments(features))
+
+    def image_sums(self, features: Features) -> Iterator[dict[str, NDArray[np.float64]]]:
+        """Yield each image's mean feature over R and mean of x x^T over R^2, each by its factor.
+
+        Features longer than R = ``privacy.feature-norm`` are shortened to it.
+        """
+        radius = self.config.privacy.feature_norm
+        triangle = np.triu_indices(features.channels)
+        for index in range(len(features)):
+            tokens = tokens_of(features, [index])[0].cpu().double()
+            tokens = tokens / (tokens.norm(dim=1, keepdim=True) / radius).clamp(min=1) / radius
+            means = {
+                "total": tokens.mean(0).numpy(),
+                "outer": (tokens.T @ tokens / len(tokens)).numpy()[triangle],
+            }
+            yield {name: factor * means[name] for name, factor in _RELEASE_SCALES.items()}
+
+    def merge(self, parts: Sequence[NamedArrays]) -> tuple[dict[str, np.ndarray], np.ndarray]:
+        """Add up the sites' moments; return the linear head and all starts [S, M, D]."""
+        moments = functools.reduce(operator.add, map(_moments, parts))
+        weight, bias, variances = principal_axes(moments, self.config.model.dim)
+        head = {"linear.weight": weight.astype(np.float32), "linear.bias": bias.astype(np.float32)}
+        return head, drawn_starts(np.sqrt(variances), self.config)
+
+    def denoise(self, sums: Sums, units: int, patches: int, deviation: float) -> dict[str, np.ndarray]:
+        """Return moments whose covariance has no negative eigenvalue."""
+        radius = self.config.privacy.feature_norm
+        means = {name: sums[name] / (factor * units) for name, factor in _RELEASE_SCALES.items()}
+        mean, channels = means["total"], len(means["total"])
+        values, vectors = np.linalg.eigh(symmetric(means["outer"], channels) - np.outer(mean, mean))
+        covariance = (vectors * np.maximum(values, 0.0)) @ vectors.T
+        outer = (covariance + np.outer(mean, mean)) * radius**2 * patches
+        return _plain(_of_sums(float(patches), mean * radius * patches, outer))
+
+    @staticmethod
+    def shapes(channels: int) -> Shapes:
+        """Return the shapes of the moments as they travel."""
+        return {name: shape for name, shape in PatchScatter.shapes(channels).items() if name != "difference"}
+
+    @staticmethod
+    def noisy_shapes(plain: ShapesOf) -> Shapes:
+        """Return the shapes of the two means of an image."""
+        return {"total": plain["mean"], "outer": plain["correlation"]}
+
+    @staticmethod
+    def packed_shapes(plain: ShapesOf) -> Shapes:
+        """Return the shapes of the sums behind the moments."""
+        return {"total": plain["mean"], "outer": plain["correlation"], "weights": (1,)}
+
+    @staticmethod
+    def pack(arrays: NamedArrays) -> dict[str, np.ndarray]:
+        """Return the sums behind the moments, one triangle of the matrix."""
+        moments = _moments(arrays)
+        triangle = np.triu_indices(len(moments.total))
+        return {
+            "total": moments.total,
+            "outer": moments.outer[triangle],
+            "weights": np.array([moments.count]),
+        }
+
+    @staticmethod
+    def unpack(sums: NamedArrays) -> dict[str, np.ndarray]:
+        """Rebuild the moments from their sums."""
+        outer = symmetric(sums["outer"], len(sums["total"]))
+        return _plain(_of_sums(float(sums["weights"][0]), sums["total"], outer))
+
+    @staticmethod
+    def largest(patches: float, feature: float) -> dict[str, float]:
+        """Return bounds on the sums behind the moments."""
+        return {"total": patches * feature, "outer": patches * feature**2, "weights": patches}
+
+
+def principal_axes(
+    moments: PatchScatter, dim: int
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """Return weight [D, C] and bias [D] onto the first axes of standardized channels, and their variances [D].
+
+    Codes have mean 0 over all patches. Raises ValueError for more axes than channels, and sums that are not finite.
+    """
+    channels = len(moments.total)
+    if dim > channels:
+        raise ValueError(
+            f"{dim} directions were asked for but features have {channels} channels; lower model.dim."
+        )
+    mean = moments.total / moments.count
+    covariance = moments.outer / moments.count - np.outer(mean, mean)
+    if not np.isfinite(covariance).all():
+        raise ValueError("The sums of the patches are not finite; a site's features are broken.")
+    scale = np.sqrt(np.maximum(np.diag(covariance), 0.0))
+    dead = scale <= _DEAD * scale.max(initial=0.0)
+    scale = np.where(dead, 1.0, scale)
+    correlation = covariance / np.outer(scale, scale)
+    correlation[dead], correlation[:, dead] = 0.0, 0.0
+    values, vectors = np.linalg.eigh(correlation)
+    values, vectors = np.maximum(values[::-1][:dim], 0.0), vectors[:, ::-1][:, :dim]
+    strongest = np.abs(vectors).argmax(axis=0)
+    vectors = vectors * np.sign(vectors[strongest, np.arange(dim)])  # eigenvectors have no sign of their own
+    weight = (vectors / scale[:, None]).T
+    return weight, -weight @ mean, values
+
+
+def drawn_starts(deviations: NDArray[np.float64], config: RunConfig) -> NDArray[np.float32]:
+    """Return R sets of M unit directions float32 [S, M, D], drawn by the seed as codes of these deviations spread.
+
+    They ask nothing of any image beyond the moments: federated and pooled k-means start alike. Every family of
+    ``config.centerings`` gets the same ones, one after the other.
+    """
+    shape = (config.centroids.starts, config.centroids.over or config.fitted_clusters, len(deviations))
+    draws = numpy_generator(config.seed, "starts").standard_normal(shape) * deviations
+    lengths = np.linalg.norm(draws, axis=2, keepdims=True)
+    starts = np.asarray(draws / np.maximum(lengths, np.finfo(np.float64).tiny), dtype=np.float32)
+    return np.concatenate([starts] * len(config.centerings))
+
+
+def _plain(moments: PatchScatter) -> dict[str, np.ndarray]:
+    arrays = moments.to_arrays(np.float64)
+    del arrays["difference"]
+    return arrays
+
+
+def _moments(arrays: NamedArrays) -> PatchScatter:
+    return PatchScatter.from_arrays({**arrays, "difference": np.zeros(len(arrays["correlation"]))})
+
+
+def _of_sums(count: float, total: NDArray[np.float64], outer: NDArray[np.float64]) -> PatchScatter:
+    return PatchScatter(count, total, outer, 0.0, np.zeros_like(outer))

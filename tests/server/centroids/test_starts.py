@@ -1,0 +1,90 @@
+"""Several starts: each is its own k-means, its clusters are joined, and two figures choose among them."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from client.statistics import image_shares, sums_of_starts
+from common.clustering.linkage import join_clusters
+from common.features.source import Features
+from common.models.head import SegmentationHead
+from common.settings.load import load_config
+from common.wire import Arrays
+from server.centroids.base import directions
+from server.centroids.lloyd import merge_lloyd
+from server.centroids.starts import MOST_TOLD, chosen_start, pass_of_starts, told_of_images
+
+CONFIG = load_config(
+    {"model.clusters": 2, "model.dim": 5, "centroids.over": 4, "centroids.starts": 2, "codes.center": "auto"}
+)
+GRID = (2, 5)
+
+
+def tokens(images: int, seed: int) -> np.ndarray:
+    made = np.random.default_rng(seed).standard_normal((images, 10, 5)) + 0.5
+    return made.astype(np.float32)
+
+
+def identity() -> SegmentationHead:
+    head = SegmentationHead(5, 5, 0.0, nonlinear=False)
+    with torch.no_grad():
+        head.linear.weight.copy_(torch.eye(5))
+        head.linear.bias.zero_()
+    return head
+
+
+def sent(data: np.ndarray, starts: np.ndarray, groups: np.ndarray) -> Arrays:
+    arrays = {"centroids": starts.reshape(-1, 5), "groups": groups.reshape(-1)}
+    return sums_of_starts(Features.from_arrays(data, GRID), identity(), arrays, len(starts), CONFIG)
+
+
+def test_a_pass_of_all_starts_is_k_means_of_each_over_all_sites() -> None:
+    sites = {"a": tokens(4, 0), "b": tokens(3, 1)}
+    starts = directions(np.random.default_rng(2).standard_normal((4, 4, 5)))
+    groups = np.stack([join_clusters(start, 2) for start in starts])
+    found = pass_of_starts(
+        starts, {name: sent(data, starts, groups) for name, data in sites.items()}, 7, merge_lloyd, CONFIG
+    )
+    pooled = np.concatenate(list(sites.values())).astype(np.float64)
+    for index, start in enumerate(starts):
+        data = (
+            pooled - pooled.mean(axis=1, keepdims=True) if index >= 2 else pooled
+        )  # the second half is centered
+        images = directions(data)
+        similar = images @ start.T
+        nearest = similar.argmax(axis=2)
+        assert found.mean_cosines[index] == pytest.approx(similar.max(axis=2).mean(), rel=1e-6)
+        for cluster in range(4):
+            members = images[nearest == cluster]
+            if len(members):
+                np.testing.assert_allclose(
+                    directions(found.centroids[index][cluster]), directions(members.sum(axis=0)), atol=1e-6
+                )
+        np.testing.assert_array_equal(found.groups[index], join_clusters(found.centroids[index], 2))
+        portions = np.array([np.bincount(row, minlength=2) / 10 for row in groups[index][nearest]])
+        within = np.mean([-sum(p * np.log(p) for p in row if p) for row in portions])
+        whole = -sum(p * np.log(p) for p in portions.mean(axis=0) if p)
+        assert found.told[index] == pytest.approx((whole - within) / whole, rel=1e-9)
+
+
+def test_shares_count_the_patches_of_each_joined_cluster_in_each_image() -> None:
+    codes = torch.tensor([[[1.0, 0.0], [0.9, 0.1], [0.0, 1.0]]], dtype=torch.float64)
+    means = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.0, 1.0], [1.0, 0.0]], dtype=torch.float64)
+    found = image_shares(codes, means, torch.tensor([0, 1, 0, 0]), starts=2, clusters=2)
+    assert found.tolist() == [[[2, 1], [3, 0]]]
+
+
+def test_clusters_that_only_tell_images_apart_tell_everything_of_them() -> None:
+    shares = np.array([[50.0, 50.0], [50.0, 50.0], [100.0, 0.0]])
+    told = told_of_images(shares, np.array([0.0, np.log(2), 0.0]))
+    np.testing.assert_allclose(told, [1.0, 0.0, 0.0], atol=1e-12)
+
+
+def test_the_most_compact_start_is_kept_and_centering_is_told_by_images() -> None:
+    low, high = MOST_TOLD - 0.05, MOST_TOLD + 0.05
+    assert chosen_start([0.5, 0.6, 0.9, 0.8], [high, low, 0, 0], (False, True)) == (1, False)
+    assert chosen_start([0.6, 0.5, 0.8, 0.9], [high, low, 0, 0], (False, True)) == (3, True)
+    assert chosen_start([0.6, 0.5], [high, high], (False,)) == (0, False)
+    assert chosen_start([0.6, 0.7], [0, 0], (True,)) == (1, True)
