@@ -125,7 +125,9 @@ class UnsupervisedTraining:
             "cosines": (clusters,),
         }
         if state.starts:
+            own = clusters // starts
             sums |= {"shares": (starts, self.config.fitted_clusters), "entropies": (starts,)}
+            sums["adjacency"] = (clusters, own)
         return ReplySchema({"sums": sums}, weights_hash)
 
     def expect_confusion(self, state: ModelState, classes: int) -> ReplySchema:
