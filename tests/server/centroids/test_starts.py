@@ -63,13 +63,10 @@ def test_a_pass_of_all_starts_is_k_means_of_each_over_all_sites() -> None:
                     directions(found.centroids[index][cluster]), directions(members.sum(axis=0)), atol=1e-6
                 )
         beside = np.zeros((4, 4), dtype=np.int64)
-        for one in nearest.reshape(-1, *GRID):
-            for a, b in [
-                *zip(one[:, :-1].ravel(), one[:, 1:].ravel()),
-                *zip(one[:-1].ravel(), one[1:].ravel()),
-            ]:
-                beside[a, b] += 1
-                beside[b, a] += 1
+        for grid in nearest.reshape(-1, *GRID):
+            for first, second in ((grid[:, :-1], grid[:, 1:]), (grid[:-1], grid[1:])):
+                np.add.at(beside, (first, second), 1)
+                np.add.at(beside, (second, first), 1)
         expected = join_clusters(
             found.centroids[index], 2, np.bincount(nearest.ravel(), minlength=4) > 0, beside
         )
