@@ -225,6 +225,8 @@ def test_settings_of_both_stages_are_checked() -> None:
     stage = first_stage_settings(load_settings(STUDENT | {"aggregation.optimizer": "momentum"}))
     assert (stage.task, stage.rounds, stage.aggregation.optimizer) == ("unsupervised", 3, "none")
     assert stage.model.clusters == 6 and stage.network == RunConfig().network
+    plain = first_stage_settings(load_settings(STUDENT | {"preset": "label-free", "refine.colors": 0.0}))
+    assert (plain.refine.colors, plain.codes.reach) == (0.0, 70.0)
     for key, value, named in (
         ("centroids.share", "head", "centroids.share"),
         ("model.clusters", 255, "model.clusters"),
