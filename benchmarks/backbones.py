@@ -30,7 +30,7 @@ NAMES = (
     "eva02_small_patch14_224:10",
     "samvit_base_patch16:11",
 )
-REPEATS = 3
+REPEATS = 2
 
 
 def measure(name: str, height: int, width: int) -> str:

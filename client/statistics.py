@@ -87,12 +87,13 @@ def sums_of_starts(
 
     ``arrays`` holds the ``centroids`` [S * M, D] and ``groups`` [S * M] of all starts: as many of each of
     ``config.centerings``. Beside the sums of `ClusterSums` returns ``shares`` int64 [S, K], the patches of each joined
-    cluster, and ``entropies`` float64 [S], the entropy in nats of an image's shares, added up over images.
+    cluster, ``entropies`` float64 [S], the entropy in nats of an image's shares, added up over images, and
+    ``adjacency`` int64 [S * M, M], the pairs of neighboring patches by their clusters.
     """
     means = unit(torch.from_numpy(np.asarray(arrays["centroids"], dtype=np.float64)).to(features.device))
     groups = torch.from_numpy(np.asarray(arrays["groups"], dtype=np.int64)).to(features.device)
     kinds, families = config.fitted_clusters, config.centerings
-    parts, shares, entropies = [], [], []
+    parts, shares, entropies, adjacency = [], [], [], []
     for centered, own, joined in zip(
         families, means.chunk(len(families)), groups.chunk(len(families)), strict=True
     ):
@@ -100,27 +101,54 @@ def sums_of_starts(
         total = ClusterSums(np.zeros(own.shape), np.zeros(len(own), dtype=np.int64), np.zeros(len(own)))
         used = torch.zeros(each, kinds, dtype=torch.int64, device=features.device)
         spread = torch.zeros(each, dtype=torch.float64, device=features.device)
+        beside = torch.zeros(
+            each, len(own) // each, len(own) // each, dtype=torch.int64, device=features.device
+        )
         for codes in unit_codes(features, head, config, centered):
             total += spherical_sums(codes.flatten(0, 1), own, each)
-            counts = image_shares(codes, own, joined, each, kinds)
+            nearest = (codes @ own.T).unflatten(2, (each, -1)).argmax(dim=3)  # type: ignore[no-untyped-call]
+            counts = image_shares(nearest, joined, kinds)
+            if codes.shape[1] == features.grid[0] * features.grid[1]:  # not one code for a whole image
+                beside += neighbor_counts(nearest.unflatten(1, features.grid), len(own) // each)  # type: ignore[no-untyped-call]
             used += counts.sum(dim=0)
             portions = counts.double() / codes.shape[1]
             spread += -torch.special.xlogy(portions, portions).sum(dim=(0, 2))
         parts.append(total)
         shares.append(used.cpu().numpy())
         entropies.append(spread.cpu().numpy())
+        adjacency.append(beside.flatten(0, 1).cpu().numpy())
     joined_parts = {key: np.concatenate([part.arrays()[key] for part in parts]) for key in parts[0].arrays()}
-    return joined_parts | {"shares": np.concatenate(shares), "entropies": np.concatenate(entropies)}
+    return joined_parts | {
+        "shares": np.concatenate(shares),
+        "entropies": np.concatenate(entropies),
+        "adjacency": np.concatenate(adjacency),
+    }
 
 
-def image_shares(
-    codes: torch.Tensor, means: torch.Tensor, groups: torch.Tensor, starts: int, clusters: int
-) -> torch.Tensor:
-    """Count the patches of each joined cluster in each image: codes [B, n, D] -> int64 [B, S, K]."""
-    nearest = (codes @ means.T).unflatten(2, (starts, -1)).argmax(dim=3)  # type: ignore[no-untyped-call]
-    cluster = groups.view(starts, -1).expand(len(codes), -1, -1).gather(2, nearest.transpose(1, 2))
-    counts = torch.zeros(len(codes), starts, clusters, dtype=torch.int64, device=codes.device)
+def image_shares(nearest: torch.Tensor, groups: torch.Tensor, clusters: int) -> torch.Tensor:
+    """Count the patches of each joined cluster in each image: int64 [B, S, K].
+
+    ``nearest`` [B, n, S] is each patch's centroid of each start, ``groups`` [S * M] the cluster of each centroid.
+    """
+    images, _, starts = nearest.shape
+    cluster = groups.view(starts, -1).expand(images, -1, -1).gather(2, nearest.transpose(1, 2))
+    counts = torch.zeros(images, starts, clusters, dtype=torch.int64, device=nearest.device)
     return counts.scatter_add_(2, cluster, torch.ones_like(cluster))
+
+
+def neighbor_counts(nearest: torch.Tensor, size: int) -> torch.Tensor:
+    """Count pairs of neighbors by their centroids, either way round: [B, h, w, S] -> int64 [S, M, M], M = ``size``."""
+    starts = nearest.shape[3]
+    pairs = []
+    for first, second in (
+        (nearest[:, :, :-1], nearest[:, :, 1:]),
+        (nearest[:, :-1], nearest[:, 1:]),
+    ):
+        pairs.append((first * size + second).flatten(0, 2))
+    codes = torch.cat(pairs)
+    found = torch.stack([torch.bincount(codes[:, start], minlength=size**2) for start in range(starts)])
+    square = found.view(starts, size, size)
+    return square + square.transpose(1, 2)
 
 
 def received_head(

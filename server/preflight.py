@@ -18,6 +18,7 @@ from common.data.manifest import Shard
 from common.errors import UserError
 from common.features.cache import find_cache
 from common.features.preflight import backbone_needs, check_folder
+from common.models.input_size import fitted_to
 from common.settings.schema import RunConfig
 from common.system.device import run_in_subprocess
 from server.evaluation.scorer import evaluation_shard, evaluation_shards, known_classes, site_shards
@@ -40,7 +41,7 @@ def check_cached_features(config: RunConfig, shards: Sequence[Shard]) -> tuple[i
     missing: list[tuple[Shard, Path]] = []
     for shard in shards:
         folder = Path(config.simulation.cache or shard.path.parent / "cache")
-        header = find_cache(shard, config.model, config.cache, folder, config.seed)
+        header = find_cache(shard, fitted_to(config, shard).model, config.cache, folder, config.seed)
         if header is None:
             missing.append((shard, folder))
         else:
@@ -50,7 +51,11 @@ def check_cached_features(config: RunConfig, shards: Sequence[Shard]) -> tuple[i
         for shard, folder in missing:
             counts[folder] = counts.get(folder, 0) + len(shard)
         channels, weights_hash, needed = run_in_subprocess(
-            backbone_needs, config.model, config.cache, config.seed, list(counts.values())
+            backbone_needs,
+            fitted_to(config, missing[0][0]).model,
+            config.cache,
+            config.seed,
+            list(counts.values()),
         )
         for folder, size in zip(counts, needed, strict=True):
             check_folder(folder, size)

@@ -27,6 +27,7 @@ from common.errors import UserError
 from common.features.cache import find_cache
 from common.features.preflight import cache_bytes, check_folder
 from common.models.backbone import Backbone, load_backbone
+from common.models.input_size import fitted_to
 from common.settings.schema import RunConfig
 from common.system.cli import progress_line
 
@@ -111,6 +112,8 @@ def _check_data(site: SiteConfig, asked: Questions) -> Iterator[Finding]:
 
 
 def _check_features(site: SiteConfig, shard: Shard | None, config: RunConfig) -> Iterator[Finding]:
+    if shard is not None:
+        config = fitted_to(config, shard)
     model = site.apply_weights(config.model)
 
     def described(made: Backbone) -> str:

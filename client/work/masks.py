@@ -26,6 +26,7 @@ from common.data.manifest import Shard
 from common.errors import UserError
 from common.evaluation.certainty import Thresholds, certain_predictions
 from common.evaluation.clusters import segmenting_model
+from common.models.input_size import fitted_to
 from common.models.segmenter import Segmenter
 from common.settings.schema import RunConfig
 
@@ -76,7 +77,8 @@ def make_masks(task: wire.Task, shard: Shard, settings: RunConfig, site: SiteCon
     known = open_masks(key, shard, settings, site)
     if known is not None:
         return known
-    finest = settings.model_copy(update={"model": segmenting_model(settings)})
+    fitted = fitted_to(settings, shard)
+    finest = fitted.model_copy(update={"model": segmenting_model(fitted)})
     features = site.features(finest, shard)
     backbone = str(task.options["backbone"])
     if features.weights_hash != backbone:
@@ -88,7 +90,7 @@ def make_masks(task: wire.Task, shard: Shard, settings: RunConfig, site: SiteCon
         round=0,
         head=task.groups["head"],
         centroids=task.groups["centroids"]["centroids"],
-        config=settings,
+        config=fitted,
         classes=None,
         weights_hash=backbone,
         channels=features.channels,
@@ -102,7 +104,7 @@ def make_masks(task: wire.Task, shard: Shard, settings: RunConfig, site: SiteCon
         with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as temporary:
             half = Path(temporary) / folder.name
             half.mkdir()
-            _write(half, certain_predictions(segmenter, features, shard, settings), segmenter, settings)
+            _write(half, certain_predictions(segmenter, features, shard, fitted), segmenter, settings)
             with suppress(OSError):  # another process made them meanwhile
                 half.rename(folder)
         _forget(folder)

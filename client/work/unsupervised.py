@@ -21,6 +21,7 @@ from common.data.check import check_shard_size
 from common.errors import UserError
 from common.features.source import Features
 from common.losses.base import CLUSTERS, TRAIN, closed_form
+from common.models.input_size import fitted_to
 from common.privacy.packed_sums import PackedSums, pack, pack_sums, summed_groups
 from common.settings.schema import RunConfig
 from common.settings.tasks import TASK_FACTS
@@ -36,7 +37,7 @@ class UnsupervisedSite(SiteTask):
         """Tell this site's name, size and backbone; build the feature cache on the way."""
         shard = site.load_shard()
         check_shard_size(len(shard), shard.name, settings)
-        features = site.features(settings, shard)
+        features = site.features(fitted_to(settings, shard), shard)
         return wire.Update(
             site=site.name,
             weights_hash=features.weights_hash,
@@ -50,10 +51,12 @@ class UnsupervisedSite(SiteTask):
 
     def train(self, task: wire.Task, settings: RunConfig, site: SiteConfig) -> wire.Update:
         """Do the work of the phase that the server names."""
+        settings = fitted_to(settings, site.load_shard())
         return limited(work_of_round, str(task.options.get("phase", TRAIN)), task, settings, site)
 
     def sums(self, task: wire.Task, settings: RunConfig, site: SiteConfig) -> wire.Update:
         """Return the sums that one exact pass of k-means, or an initialisation, needs."""
+        settings = fitted_to(settings, site.load_shard())
         return limited(sum_clusters, CLUSTERS, task, settings, site)
 
     def evaluate(self, task: wire.Task, settings: RunConfig, site: SiteConfig) -> wire.Update:
@@ -71,6 +74,7 @@ class UnsupervisedSite(SiteTask):
             raise UserError(
                 "This site has no evaluation shard; set eval-shard in its node config, or eval.where."
             )
+        settings = fitted_to(settings, shard)
         model = segmenting_model(settings)
         features = site.features(settings.model_copy(update={"model": model}), shard)
         segmenter = Segmenter.from_groups(task.groups, features.channels, settings, model=model)

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from common.clustering.kmeans import plus_plus, unit_rows
 from common.clustering.spectral import PatchScatter, patch_moments, symmetric
 from common.features.source import Features, tokens_of
 from common.losses.base import ClosedForm, NamedArrays, Shapes, ShapesOf, Sums
@@ -23,6 +24,9 @@ from common.settings.schema import RunConfig
 
 # parts of an image where noise covers both as one vector; the axes hang on the second one
 _RELEASE_SCALES = {"total": 0.2, "outer": 1.0}
+# made-up codes that stand for those of the images: CamVid 39.1 +- 1.4 from these, 39.9 +- 3.0 from plain draws, 38.2
+# +- 2.1 from k-means++ on the codes themselves
+_DRAWS = 2000
 # channels whose deviation is below this share of the largest never change, and say nothing
 _DEAD = 1e-6
 
@@ -165,14 +169,18 @@ def principal_axes(
 def drawn_starts(deviations: NDArray[np.float64], config: RunConfig) -> NDArray[np.float32]:
     """Return R sets of M unit directions float32 [S, M, D], drawn by the seed as codes of these deviations spread.
 
-    They ask nothing of any image beyond the moments: federated and pooled k-means start alike. Every family of
+    They are chosen among many such draws as k-means++ chooses among codes (Arthur and Vassilvitskii, 2007), and ask
+    nothing of any image beyond the moments: federated and pooled k-means start alike. Every family of
     ``config.centerings`` gets the same ones, one after the other.
     """
-    shape = (config.centroids.starts, config.centroids.over or config.fitted_clusters, len(deviations))
-    draws = numpy_generator(config.seed, "starts").standard_normal(shape) * deviations
-    lengths = np.linalg.norm(draws, axis=2, keepdims=True)
-    starts = np.asarray(draws / np.maximum(lengths, np.finfo(np.float64).tiny), dtype=np.float32)
-    return np.concatenate([starts] * len(config.centerings))
+    clusters = config.centroids.over or config.fitted_clusters
+    starts = []
+    for index in range(config.centroids.starts):
+        generator = numpy_generator(config.seed, "starts", index)
+        draws = generator.standard_normal((max(_DRAWS, 4 * clusters), len(deviations))) * deviations
+        units = unit_rows(draws)
+        starts.append(units[plus_plus(units, clusters, generator, np.ones(len(units)))])
+    return np.stack(starts * len(config.centerings)).astype(np.float32)
 
 
 def _plain(moments: PatchScatter) -> dict[str, np.ndarray]:

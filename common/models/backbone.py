@@ -6,6 +6,7 @@ that trains from its feature cache can tell whether the cache still fits without
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -47,11 +48,13 @@ class BackboneFacts:
         weights_from: the library whose pretrained weights it takes.
         settings: fields of ``model`` on which its features depend besides size, crop and normalization.
         stride: pixels between features whose first is centered on pixel 0; None: patches that tile the input.
+        unit: of what its sides have to be multiples, where no name says it; 0: a patch of 16.
     """
 
     weights_from: str
     settings: tuple[str, ...]
     stride: int | None
+    unit: int = 0
 
 
 # Loaders by name: (model, seed of random weights) -> `Backbone`, on the CPU
@@ -196,6 +199,15 @@ class Backbone(nn.Module):
         self.grid: tuple[int, int] = (grid[0], grid[1])
         # features are told apart by all that made them, normalization included
         self.weights_hash = state_hash(self)
+
+    @torch.no_grad()
+    def resized(self, size: tuple[int, int]) -> Self:
+        """Return the same network for images of another size (H, W); nothing is copied."""
+        other = copy.copy(self)
+        other.size = size
+        grid = self.dense.features(self.extractor, self.mean.new_zeros(1, 3, *size)).shape[2:]
+        other.grid = (grid[0], grid[1])
+        return other
 
     def train(self, mode: bool = True) -> Self:
         """Stay in eval mode whatever is asked."""

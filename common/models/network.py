@@ -105,7 +105,8 @@ class SegmentationNetwork(nn.Module, ABC):
             raise ValueError(
                 f"expected float images [B, 3, H, W] in 0..1, got {images.dtype} {list(images.shape)}"
             )
-        if len(images) == 1 and max(images.shape[2:]) <= self.output_stride and self._norms_measure():
+        # asked first, since an export would else take the length of its example for the only one
+        if self._norms_measure() and len(images) == 1 and max(images.shape[2:]) <= self.output_stride:
             raise ValueError(
                 f"one image of {images.shape[2]} x {images.shape[3]} pixels is a single feature at output stride "
                 f"{self.output_stride}, which has no variance that a batch norm could measure; give more or larger "

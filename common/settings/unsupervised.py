@@ -43,6 +43,12 @@ class Model(Section):
     )
     height: int = Field(225, ge=32, description="input height in pixels")
     width: int = Field(305, ge=32, description="input width in pixels")
+    pixels: int = Field(
+        0,
+        ge=0,
+        description="input pixels of an image, whose sides then follow the images (height and width do not count); "
+        "0: height and width",
+    )
     resize: Literal["bilinear", "nearest"] = Field("bilinear", description="how images reach the input size")
     crop: Literal["none", "center"] = Field(
         "none", description="none: squash; center: shorter side, then crop"

@@ -21,7 +21,7 @@ import numpy as np
 from common.clustering.linkage import join_clusters
 from common.settings.schema import RunConfig
 from common.wire import Arrays
-from server.centroids.base import Rule, RuleInput, SiteRows, directions, stack_sites
+from server.centroids.base import Rule, RuleInput, SiteRows, stack_sites
 
 # between the largest figure of a set that centering harms and the smallest of one that it helps
 MOST_TOLD = 0.23
@@ -65,7 +65,8 @@ def pass_of_starts(
         # a cluster without patches that moved was split off just now
         used = (counts > 0) | (merged.centroids != current[index]).any(axis=1)
         fitted.append(merged.centroids)
-        groups.append(join_clusters(directions(merged.centroids), config.fitted_clusters, used))
+        beside = np.sum([site["adjacency"][part] for site in sums.values()], axis=0)
+        groups.append(join_clusters(merged.centroids, config.fitted_clusters, used, beside))
         cosine = sum(float(sums[name]["cosines"][part].sum()) for name in sorted(sums))
         reached.append(cosine / max(float(counts.sum()), 1.0))
     told = told_of_images(

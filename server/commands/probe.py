@@ -39,6 +39,7 @@ from common.evaluation.probe import (
 )
 from common.features.cache import open_features
 from common.features.source import Features
+from common.models.input_size import fitted_to
 from common.models.segmenter import Geometry, Segmenter
 from common.models.site_models import chosen_model
 from common.settings.unsupervised import Model
@@ -100,7 +101,7 @@ def probe_checkpoint(
     scored_on = read_shard(test, data_root, table)
     known = _known_classes([*fitted_on, scored_on])
     _check_apart(fitted_on, scored_on)
-    model, _, score_at = apply_protocol(saved.config.model, protocol)
+    model, _, score_at = apply_protocol(fitted_to(saved.config, scored_on).model, protocol)
     chosen = choose_device("auto")
 
     def features_of(shard: Shard) -> Features:

@@ -27,6 +27,7 @@ from common.evaluation.clusters import (
 from common.evaluation.score import Score, site_fields
 from common.features.cache import find_cache, open_features
 from common.features.source import Features
+from common.models.input_size import fitted_to
 from common.models.segmenter import Segmenter
 from common.models.site_models import chosen_model, own_sites, unshared
 from common.settings.schema import RunConfig
@@ -59,7 +60,7 @@ def cache_features(config: RunConfig) -> None:
     assert shard is not None
     open_features(
         shard,
-        segmenting_model(config),
+        segmenting_model(fitted_to(config, shard)),
         config.cache,
         cache_folder(config, shard),
         device=choose_device("auto"),
@@ -83,7 +84,7 @@ class ClusterScorer(Scorer):
             return cls(config, classes)
         check_label_files(shard, progress_line(f"checking labels of {shard.name}"))
         folder = cache_folder(config, shard)
-        model = segmenting_model(config)
+        model = segmenting_model(fitted_to(config, shard))
         if find_cache(shard, model, config.cache, folder, config.seed) is None:
             log.info("caching features of %s: %d images", shard.name, len(shard))
             run_in_subprocess(cache_features, config)  # this process stays small
@@ -118,7 +119,7 @@ class ClusterScorer(Scorer):
 
     def _evaluate(self, groups: Groups, keep: Collection[int] = ()) -> Evaluation:
         assert self.features is not None
-        (shard,), settings = self.shards, self.config
+        (shard,), settings = self.shards, fitted_to(self.config, self.shards[0])
         model = segmenting_model(settings)
         segmenter = Segmenter.from_groups(groups, self.features.channels, settings, model=model)
         flip = settings.eval.flip  # features of mirrored images are computed, never cached
@@ -135,7 +136,7 @@ class ClusterScorer(Scorer):
 
     def examples(self, state: ModelState, site: str | None, chosen: Sequence[int]) -> Examples:
         """Segment the chosen images; see `Scorer`."""
-        (shard,), model = self.shards, segmenting_model(self.config)
+        (shard,), model = self.shards, segmenting_model(fitted_to(self.config, self.shards[0]))
         groups = state.shared_groups() if site is None else state.groups_for(site)
         found = self._evaluate(groups, keep=chosen)
         labelled = self.classes is not None and found.confusion is not None
@@ -167,7 +168,7 @@ def _evaluate_model(saved: Checkpoint, where: str, shard: Shard, how: Scoring) -
         raise UserError(
             f"Checkpoint {where} names no classes (it was never scored); match on this shard: hungarian."
         )
-    model, upsample, score_at = apply_protocol(segmenting_model(saved.config), how.protocol)
+    model, upsample, score_at = apply_protocol(segmenting_model(fitted_to(saved.config, shard)), how.protocol)
     device = choose_device("auto")
     features = open_features(
         shard, model, saved.config.cache, shard.path.parent / "cache", device, seed, how.progress

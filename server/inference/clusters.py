@@ -20,6 +20,7 @@ from common.evaluation.clusters import (
 from common.evaluation.overlay import Bytes, Legend, make_legend
 from common.features.cache import cell_colours
 from common.models.backbone import prepare_image
+from common.models.input_size import fitted_model
 from common.models.segmenter import COSINE_SHARPNESS, Segmenter
 from common.models.site_models import chosen_model
 from common.system.device import choose_device
@@ -70,10 +71,19 @@ class ClusterPredictor:
         saved = chosen_model(saved, where, site)
         self.saved, self.where, self.site, self.device = saved, where, site, choose_device(device)
         # whoever segments wants all of an image, also where training looked at a part
-        self.model = segmenting_model(saved.config).model_copy(update={"crop": "none"})
+        self.fitted = segmenting_model(saved.config).model_copy(update={"crop": "none"})
+        # the size of a landscape image of 4 to 3 stands for all until there is one to segment
+        self.model = fitted_model(self.fitted, 3 / 4)
         self.backbone: Backbone = load_backbone(self.model, saved.config.seed, self.device)
         check_backbone(saved, self.backbone.weights_hash, self.backbone.channels, where)
         self.segmenter = Segmenter.from_checkpoint(saved, model=self.model).to(self.device)
+
+    def fit(self, image: Bytes) -> None:
+        """Let images enter at the size that follows this one, where the run says so (``model.pixels``)."""
+        model = fitted_model(self.fitted, image.shape[0] / image.shape[1])
+        if (model.height, model.width) != (self.model.height, self.model.width):
+            self.model, self.backbone = model, self.backbone.resized((model.height, model.width))
+            self.segmenter = Segmenter.from_checkpoint(self.saved, model=model).to(self.device)
 
     @property
     def named(self) -> bool:
@@ -88,6 +98,7 @@ class ClusterPredictor:
     @torch.no_grad()
     def code(self, image: Bytes, flip: bool = False) -> Tensor:
         """Return the code [1, D, h, w] of an image."""
+        self.fit(image)
         prepared = prepare_image(image, self.model).unsqueeze(0).to(self.device)
         mirrored = backbone_maps(self.backbone, prepared.flip(-1)) if flip else None
         maps = backbone_maps(self.backbone, prepared)
@@ -99,8 +110,9 @@ class ClusterPredictor:
 
     def labels(self, image: Bytes, *, flip: bool = False, crf: bool = False) -> Bytes:
         """Return clusters; see `Predictor`."""
+        code = self.code(image, flip)
         refine = refinement(self.saved.config, self.model, crf)
-        return predict(self.segmenter, self.code(image, flip), image.shape[:2], refine, image)
+        return predict(self.segmenter, code, image.shape[:2], refine, image)
 
     def notes(self) -> list[str]:
         """Return nothing: there is one model."""
@@ -114,9 +126,9 @@ class ClusterPredictor:
                 f"--size was given, but {self.where} takes images of {model.height} x {model.width} pixels only; "
                 "leave it out."
             )
-        if self.saved.config.codes.reach:
+        if self.segmenter.within is not None or self.segmenter.one_kind:
             raise UserError(
-                f"{self.where} smooths codes along the colors of each image, which ONNX does not hold; export "
+                f"{self.where} treats codes inside each image, which ONNX does not hold; export "
                 "a network that was trained on its masks (recipe label-free-student)."
             )
         entries, size = self.legend.as_json(), (model.height, model.width)

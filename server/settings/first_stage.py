@@ -33,11 +33,11 @@ _STUDENT_ALONE = (
 
 def first_stage_settings(config: RunConfig) -> RunConfig:
     """Return the settings of the first stage of a run of task `student`; its folder is not among them."""
-    default, task = RunConfig().to_flat(), TASK_FACTS["unsupervised"].name
+    task = TASK_FACTS["unsupervised"].name
     given: dict[str, Scalar] = {
-        key: value
+        key: value  # also where it is the default, which the preset may have changed
         for key, value in config.to_flat().items()
-        if value != default[key] and key not in _STUDENT_ALONE and task in tasks_of(key)
+        if key not in _STUDENT_ALONE and task in tasks_of(key)
     }
     student = config.student
     given |= {

@@ -55,7 +55,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     # float16 rounds last bits up to a thousandth, and exact k-means carries that to its clusters' borders
     "default": CLUSTERED | {"model.height": 65, "model.width": 97, "model.dim": 16, "cache.dtype": "float32"},
     "label-free": CLUSTERED
-    | {"model.height": 65, "model.width": 97, "model.dim": 16, "cache.dtype": "float32"}
+    | {"model.pixels": 65 * 97, "model.dim": 16, "cache.dtype": "float32"}
     | {"codes.reach": 30.0, "centroids.over": 12, "centroids.starts": 2},
     # few and short steps: longer ones let nearly all patches fall into one cluster, whose IoU says nothing
     "fuss-ref": CLUSTERED

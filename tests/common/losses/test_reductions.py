@@ -241,3 +241,18 @@ def test_a_table_without_rare_classes_needs_names_where_they_matter() -> None:
     with pytest.raises(UserError, match=r"'potsdam-3'.*name the classes in reduction\.crucial"):
         crucial_classes(Reduction(kind="weighted"), table)
     assert names(Reduction(kind="mean"), table) == set()
+
+
+@pytest.mark.parametrize("kind", ["mean", "inverse-frequency"])
+def test_a_balance_multiplies_the_losses_of_each_class(kind: str) -> None:
+    logits, labels = scene()
+    balance = torch.tensor([0.5, 1.0, 2.0, 4.0, 100.0], dtype=torch.float64)
+    parts = []
+    for only in range(CLASSES):
+        # what one class adds: the reduction is linear in the losses, its counts stay those of all
+        alone = torch.zeros(CLASSES, dtype=torch.float64)
+        alone[only] = 1
+        parts.append(reduce_cross_entropy(logits, labels, Reduction(kind=kind), CRUCIAL, alone).item())  # type: ignore[arg-type]
+    found = reduce_cross_entropy(logits, labels, Reduction(kind=kind), CRUCIAL, balance).item()  # type: ignore[arg-type]
+    assert sum(parts) == pytest.approx(loss(logits, labels, kind=kind))
+    assert found == pytest.approx(sum(w * p for w, p in zip(balance.tolist(), parts, strict=True)))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from client.statistics import image_shares, sums_of_starts
+from client.statistics import image_shares, neighbor_counts, sums_of_starts
 from common.clustering.linkage import join_clusters
 from common.features.source import Features
 from common.models.head import SegmentationHead
@@ -62,7 +62,15 @@ def test_a_pass_of_all_starts_is_k_means_of_each_over_all_sites() -> None:
                 np.testing.assert_allclose(
                     directions(found.centroids[index][cluster]), directions(members.sum(axis=0)), atol=1e-6
                 )
-        np.testing.assert_array_equal(found.groups[index], join_clusters(found.centroids[index], 2))
+        beside = np.zeros((4, 4), dtype=np.int64)
+        for grid in nearest.reshape(-1, *GRID):
+            for first, second in ((grid[:, :-1], grid[:, 1:]), (grid[:-1], grid[1:])):
+                np.add.at(beside, (first, second), 1)
+                np.add.at(beside, (second, first), 1)
+        expected = join_clusters(
+            found.centroids[index], 2, np.bincount(nearest.ravel(), minlength=4) > 0, beside
+        )
+        np.testing.assert_array_equal(found.groups[index], expected)
         portions = np.array([np.bincount(row, minlength=2) / 10 for row in groups[index][nearest]])
         within = np.mean([-sum(p * np.log(p) for p in row if p) for row in portions])
         whole = -sum(p * np.log(p) for p in portions.mean(axis=0) if p)
@@ -70,10 +78,13 @@ def test_a_pass_of_all_starts_is_k_means_of_each_over_all_sites() -> None:
 
 
 def test_shares_count_the_patches_of_each_joined_cluster_in_each_image() -> None:
-    codes = torch.tensor([[[1.0, 0.0], [0.9, 0.1], [0.0, 1.0]]], dtype=torch.float64)
-    means = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.0, 1.0], [1.0, 0.0]], dtype=torch.float64)
-    found = image_shares(codes, means, torch.tensor([0, 1, 0, 0]), starts=2, clusters=2)
-    assert found.tolist() == [[[2, 1], [3, 0]]]
+    nearest = torch.tensor([[[0, 1], [0, 1], [1, 0]]])  # three patches of one image, two starts
+    assert image_shares(nearest, torch.tensor([0, 1, 0, 0]), 2).tolist() == [[[2, 1], [3, 0]]]
+
+
+def test_neighbors_are_counted_either_way_round() -> None:
+    nearest = torch.tensor([[[0, 0], [1, 2]]]).unsqueeze(-1)  # pairs 0-0, 1-2 across and 0-1, 0-2 down
+    assert neighbor_counts(nearest, 3).tolist() == [[[2, 1, 1], [1, 0, 1], [1, 1, 0]]]
 
 
 def test_clusters_that_only_tell_images_apart_tell_everything_of_them() -> None:

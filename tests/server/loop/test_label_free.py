@@ -29,6 +29,7 @@ LABEL_FREE: dict[str, Any] = {
     "centroids__over": 12,
     "centroids__starts": 3,
     "refine__colors": 1.0,
+    "model__pixels": 65 * 97,
     "rounds": 5,
 }
 

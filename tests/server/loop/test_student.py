@@ -26,6 +26,7 @@ from server.loop.run import run
 from server.run_dir import FIRST_STAGE
 from server.settings.first_stage import first_stage_settings
 from server.tasks.base import load_settings, task_of
+from server.tasks.student import StudentTraining
 from tests.support.federation import local_grid
 from tests.support.local_grid import LocalGrid
 from tests.support.scenes import write_synthetic
@@ -224,6 +225,8 @@ def test_settings_of_both_stages_are_checked() -> None:
     stage = first_stage_settings(load_settings(STUDENT | {"aggregation.optimizer": "momentum"}))
     assert (stage.task, stage.rounds, stage.aggregation.optimizer) == ("unsupervised", 3, "none")
     assert stage.model.clusters == 6 and stage.network == RunConfig().network
+    plain = first_stage_settings(load_settings(STUDENT | {"preset": "label-free", "refine.colors": 0.0}))
+    assert (plain.refine.colors, plain.codes.reach) == (0.0, 70.0)
     for key, value, named in (
         ("centroids.share", "head", "centroids.share"),
         ("model.clusters", 255, "model.clusters"),
@@ -242,3 +245,17 @@ def test_other_tasks_refuse_a_students_settings() -> None:
         load_settings({"task": "supervised", "student.keep": 0.5})
     with pytest.raises(UserError, match="student"):
         load_settings({"student.keep": 0.5})
+
+
+def test_rare_clusters_weigh_more_and_all_pixels_one_on_average() -> None:
+    config = load_settings(STUDENT)
+    training = task_of(config).training(config, None)
+    assert isinstance(training, StudentTraining)
+    counts = np.array([7_999_984, 16, 0, 1_000_000, 1_000_000, 0], dtype=np.int64)
+    training.counts = {"site-0": counts // 4, "site-1": counts - counts // 4}
+    weights, share = training.balance(), counts / counts.sum()
+    assert (share * weights).sum() == pytest.approx(1)
+    assert weights[3] / weights[0] == pytest.approx((share[3] / share[0]) ** -0.25)
+    assert weights[1] == weights[2] == weights[5]  # below a frequency of 1e-4 all are as rare
+    training.counts = {}
+    assert np.isfinite(training.balance()).all()
