@@ -173,7 +173,9 @@ def drawn_starts(deviations: NDArray[np.float64], config: RunConfig) -> NDArray[
     nothing of any image beyond the moments: federated and pooled k-means start alike. Every family of
     ``config.centerings`` gets the same ones, one after the other.
     """
-    clusters = config.centroids.over or config.fitted_clusters
+    # few images make few kinds of images: they are found directly, where patches are clustered finely and joined
+    joined = config.centroids.over if config.things.each_picture == "several" else 0
+    clusters = joined or config.fitted_clusters
     starts = []
     for index in range(config.centroids.starts):
         generator = numpy_generator(config.seed, "starts", index)
