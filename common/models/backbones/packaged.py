@@ -146,8 +146,8 @@ _CLIP = Package(
 )
 
 
-def _facts(package: Package) -> BackboneFacts:
-    return BackboneFacts(weights_from=package.folder, settings=("depth", "feature"), stride=None)
+def _facts(package: Package, unit: int = 32) -> BackboneFacts:
+    return BackboneFacts(weights_from=package.folder, settings=("depth", "feature"), stride=None, unit=unit)
 
 
 @BACKBONES.register(
@@ -171,7 +171,7 @@ def _load_lite2(model: Model, seed: int) -> Backbone:
 @BACKBONES.register(
     "clip_vitb16_int8",
     summary="CLIP ViT-B/16 by OpenAI, weights in int8 from the package index (90 MB; MIT by their authors)",
-    facts=_facts(_CLIP),
+    facts=_facts(_CLIP, unit=16),
 )
 def _load_clip(model: Model, seed: int) -> Backbone:
     return _CLIP.load(model, seed)
