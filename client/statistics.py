@@ -87,13 +87,14 @@ def sums_of_starts(
 
     ``arrays`` holds the ``centroids`` [S * M, D] and ``groups`` [S * M] of all starts: as many of each of
     ``config.centerings``. Beside the sums of `ClusterSums` returns ``shares`` int64 [S, K], the patches of each joined
-    cluster, ``entropies`` float64 [S], the entropy in nats of an image's shares, added up over images, and
-    ``adjacency`` int64 [S * M, M], the pairs of neighboring patches by their clusters.
+    cluster, ``entropies`` float64 [S], the entropy in nats of an image's shares, added up over images, ``adjacency``
+    int32 [S * M, M], the pairs of neighboring patches by their clusters, and ``overlaps`` int32 [S, R, K, K], the
+    patches by their clusters under a start and under each of the R of its family.
     """
     means = unit(torch.from_numpy(np.asarray(arrays["centroids"], dtype=np.float64)).to(features.device))
     groups = torch.from_numpy(np.asarray(arrays["groups"], dtype=np.int64)).to(features.device)
     kinds, families = config.fitted_clusters, config.centerings
-    parts, shares, entropies, adjacency = [], [], [], []
+    parts, shares, entropies, adjacency, overlaps = [], [], [], [], []
     for centered, own, joined in zip(
         families, means.chunk(len(families)), groups.chunk(len(families)), strict=True
     ):
@@ -101,13 +102,16 @@ def sums_of_starts(
         total = ClusterSums(np.zeros(own.shape), np.zeros(len(own), dtype=np.int64), np.zeros(len(own)))
         used = torch.zeros(each, kinds, dtype=torch.int64, device=features.device)
         spread = torch.zeros(each, dtype=torch.float64, device=features.device)
+        common = torch.zeros(each, each, kinds, kinds, dtype=torch.int64, device=features.device)
         beside = torch.zeros(
             each, len(own) // each, len(own) // each, dtype=torch.int64, device=features.device
         )
         for codes in unit_codes(features, head, config, centered):
             total += spherical_sums(codes.flatten(0, 1), own, each)
             nearest = (codes @ own.T).unflatten(2, (each, -1)).argmax(dim=3)  # type: ignore[no-untyped-call]
-            counts = image_shares(nearest, joined, kinds)
+            cluster = joined.view(each, -1).expand(len(codes), -1, -1).gather(2, nearest.transpose(1, 2))
+            counts = image_shares(cluster, kinds)
+            common += pair_overlaps(cluster, kinds)
             if codes.shape[1] == features.grid[0] * features.grid[1]:  # not one code for a whole image
                 beside += neighbor_counts(nearest.unflatten(1, features.grid), len(own) // each)  # type: ignore[no-untyped-call]
             used += counts.sum(dim=0)
@@ -116,24 +120,28 @@ def sums_of_starts(
         parts.append(total)
         shares.append(used.cpu().numpy())
         entropies.append(spread.cpu().numpy())
-        adjacency.append(beside.flatten(0, 1).cpu().numpy())
+        adjacency.append(beside.flatten(0, 1).cpu().numpy().astype(np.int32))
+        overlaps.append(common.cpu().numpy().astype(np.int32))
     joined_parts = {key: np.concatenate([part.arrays()[key] for part in parts]) for key in parts[0].arrays()}
     return joined_parts | {
         "shares": np.concatenate(shares),
         "entropies": np.concatenate(entropies),
         "adjacency": np.concatenate(adjacency),
+        "overlaps": np.concatenate(overlaps),
     }
 
 
-def image_shares(nearest: torch.Tensor, groups: torch.Tensor, clusters: int) -> torch.Tensor:
-    """Count the patches of each joined cluster in each image: int64 [B, S, K].
-
-    ``nearest`` [B, n, S] is each patch's centroid of each start, ``groups`` [S * M] the cluster of each centroid.
-    """
-    images, _, starts = nearest.shape
-    cluster = groups.view(starts, -1).expand(images, -1, -1).gather(2, nearest.transpose(1, 2))
-    counts = torch.zeros(images, starts, clusters, dtype=torch.int64, device=nearest.device)
+def image_shares(cluster: torch.Tensor, clusters: int) -> torch.Tensor:
+    """Count the patches of each joined cluster in each image: [B, S, n] of numbers below K -> int64 [B, S, K]."""
+    counts = torch.zeros(*cluster.shape[:2], clusters, dtype=torch.int64, device=cluster.device)
     return counts.scatter_add_(2, cluster, torch.ones_like(cluster))
+
+
+def pair_overlaps(cluster: torch.Tensor, clusters: int) -> torch.Tensor:
+    """Count patches by their clusters under every two starts: [B, S, n] of numbers below K -> int64 [S, S, K, K]."""
+    flat = cluster.transpose(0, 1).flatten(1)
+    marks = torch.nn.functional.one_hot(flat, clusters).double()  # exact: counts stay far below 2^53
+    return torch.einsum("ank,bnl->abkl", marks, marks).long()
 
 
 def neighbor_counts(nearest: torch.Tensor, size: int) -> torch.Tensor:

@@ -48,12 +48,16 @@ def without_small(
 ) -> dict[str, np.ndarray]:
     """Return arrays in which clusters of fewer than ``minimum`` patches look empty.
 
-    ``arrays`` holds ``counts`` [K] and everything else by cluster as well; ``instead`` [K, D] replaces the
-    array called ``rows``, zeros the others.
+    ``arrays`` holds ``counts`` [K] and what else is told by cluster; ``instead`` [K, D] replaces the array called
+    ``rows``, zeros the others. In tables of counts by something else, small cells are 0.
     """
     small = arrays["counts"] < minimum
     found = {key: np.array(value) for key, value in arrays.items()}
     for key, value in found.items():
+        if len(value) != len(small):
+            if value.dtype.kind in "iu":
+                value[value < minimum] = 0
+            continue
         value[small] = instead[small] if key == rows and instead is not None else 0
     return found
 

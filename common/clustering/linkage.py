@@ -23,8 +23,8 @@ def join_clusters(
 
     The two groups whose members are nearest on average become one until K are left (UPGMA; Sokal and Michener, 1958).
     What is many clusters first follows the shape of the codes; what is joined last is what differs most. The distance
-    of two clusters is that of their unit centroids, and `CONTEXT` times that of their contexts (see `contexts`), where
-    ``adjacency`` [M, M] counts pairs of neighboring patches.
+    of two clusters is the square of that of their unit centroids, plus `CONTEXT` times that of their contexts (see
+    `contexts`), where ``adjacency`` [M, M] counts pairs of neighboring patches.
 
     Directions that are not ``used`` [M] by any patch do not count, and go to the group of the nearest one that is.
     Raises `UserError` for fewer directions than groups.
@@ -44,6 +44,8 @@ def join_clusters(
         distance = _distances(units[alive])
         if adjacency is not None:
             distance += CONTEXT * _distances(contexts(units, adjacency)[alive])
+        # squares join what has one far member later: no group of a few odd clusters takes the place of a thing
+        distance = distance**2
         rule = AgglomerativeClustering(n_clusters=clusters, metric="precomputed", linkage="average")
         found = rule.fit_predict(distance)
     nearest = (units @ units[alive].T).argmax(axis=1)

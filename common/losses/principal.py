@@ -16,14 +16,13 @@ from numpy.typing import NDArray
 
 from common.clustering.kmeans import plus_plus, unit_rows
 from common.clustering.spectral import PatchScatter, patch_moments, symmetric
-from common.features.source import Features, tokens_of
+from common.features.source import Features
 from common.losses.base import ClosedForm, NamedArrays, Shapes, ShapesOf, Sums
 from common.seeds import numpy_generator
 from common.settings.objectives import OBJECTIVES, ObjectiveFacts
 from common.settings.schema import RunConfig
 
-# parts of an image where noise covers both as one vector; the axes hang on the second one
-_RELEASE_SCALES = {"total": 0.2, "outer": 1.0}
+_NO_NOISE = "the sums that choose among starts have no form with noise"
 # made-up codes that stand for those of the images: CamVid 39.1 +- 1.4 from these, 39.9 +- 3.0 from plain draws, 38.2
 # +- 2.1 from k-means++ on the codes themselves
 _DRAWS = 2000
@@ -55,6 +54,11 @@ class Principal(ClosedForm):
                 f"centroids.over is {centroids.over}, fewer than the {model.clusters} clusters that are to be left; "
                 "raise it to several times model.clusters, or set it to 0"
             )
+        if config.privacy.noise_multiplier:
+            return (
+                f"privacy.noise-multiplier is set, but loss.objective is 'principal' and {_NO_NOISE}; set it to 0, "
+                "or choose objective 'spectral'"
+            )
         if centroids.share != "both":
             return (
                 f"loss.objective 'principal' fits one model to all sites but centroids.share is '{centroids.share}'; "
@@ -67,20 +71,8 @@ class Principal(ClosedForm):
         return _plain(patch_moments(features))
 
     def image_sums(self, features: Features) -> Iterator[dict[str, NDArray[np.float64]]]:
-        """Yield each image's mean feature over R and mean of x x^T over R^2, each by its factor.
-
-        Features longer than R = ``privacy.feature-norm`` are shortened to it.
-        """
-        radius = self.config.privacy.feature_norm
-        triangle = np.triu_indices(features.channels)
-        for index in range(len(features)):
-            tokens = tokens_of(features, [index])[0].cpu().double()
-            tokens = tokens / (tokens.norm(dim=1, keepdim=True) / radius).clamp(min=1) / radius
-            means = {
-                "total": tokens.mean(0).numpy(),
-                "outer": (tokens.T @ tokens / len(tokens)).numpy()[triangle],
-            }
-            yield {name: factor * means[name] for name, factor in _RELEASE_SCALES.items()}
+        """Refuse: starts are compared by figures that have no form with noise (see `conflict`)."""
+        raise ValueError(_NO_NOISE)
 
     def merge(self, parts: Sequence[NamedArrays]) -> tuple[dict[str, np.ndarray], np.ndarray]:
         """Add up the sites' moments; return the linear head and all starts [S, M, D]."""
@@ -90,14 +82,8 @@ class Principal(ClosedForm):
         return head, drawn_starts(np.sqrt(variances), self.config)
 
     def denoise(self, sums: Sums, units: int, patches: int, deviation: float) -> dict[str, np.ndarray]:
-        """Return moments whose covariance has no negative eigenvalue."""
-        radius = self.config.privacy.feature_norm
-        means = {name: sums[name] / (factor * units) for name, factor in _RELEASE_SCALES.items()}
-        mean, channels = means["total"], len(means["total"])
-        values, vectors = np.linalg.eigh(symmetric(means["outer"], channels) - np.outer(mean, mean))
-        covariance = (vectors * np.maximum(values, 0.0)) @ vectors.T
-        outer = (covariance + np.outer(mean, mean)) * radius**2 * patches
-        return _plain(_of_sums(float(patches), mean * radius * patches, outer))
+        """Refuse, as `image_sums` does."""
+        raise ValueError(_NO_NOISE)
 
     @staticmethod
     def shapes(channels: int) -> Shapes:
@@ -106,8 +92,8 @@ class Principal(ClosedForm):
 
     @staticmethod
     def noisy_shapes(plain: ShapesOf) -> Shapes:
-        """Return the shapes of the two means of an image."""
-        return {"total": plain["mean"], "outer": plain["correlation"]}
+        """Refuse, as `image_sums` does."""
+        raise ValueError(_NO_NOISE)
 
     @staticmethod
     def packed_shapes(plain: ShapesOf) -> Shapes:
@@ -173,7 +159,9 @@ def drawn_starts(deviations: NDArray[np.float64], config: RunConfig) -> NDArray[
     nothing of any image beyond the moments: federated and pooled k-means start alike. Every family of
     ``config.centerings`` gets the same ones, one after the other.
     """
-    clusters = config.centroids.over or config.fitted_clusters
+    # few images make few kinds of images: they are found directly, where patches are clustered finely and joined
+    joined = config.centroids.over if config.things.each_picture == "several" else 0
+    clusters = joined or config.fitted_clusters
     starts = []
     for index in range(config.centroids.starts):
         generator = numpy_generator(config.seed, "starts", index)

@@ -137,7 +137,7 @@ PRESETS: dict[str, dict[str, str | int | float | bool]] = {
         "codes.center": "auto",
         "codes.reach": 70.0,
         "centroids.over": 40,
-        "centroids.starts": 4,
+        "centroids.starts": 6,
         "refine.colors": 1.0,
     },
     # the same objective with its faults mended: counts and directions matter, optimizer state survives

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, field_validator
@@ -16,7 +17,9 @@ class Model(Section):
         "mobilenet_v2", description="a name of `list backbones`, or any vision transformer or CNN of timm"
     )
     weights: str = Field(
-        "pretrained", description="'pretrained', 'random', or the path of a safetensors file"
+        "pretrained",
+        description="'pretrained', 'random', or the path of a safetensors file; 'PATH,pretrained': the file if it is "
+        "there",
     )
     blocks: str = Field(
         "",
@@ -65,6 +68,13 @@ class Model(Section):
     dim: int = Field(24, ge=2, description="length of a code")
     dropout: float = Field(0.1, ge=0, lt=1, description="channel dropout of the features while training")
     nonlinear: bool = Field(False, description="add a two-layer branch to the linear one")
+
+    @field_validator("weights")
+    @classmethod
+    def _weights(cls, value: str) -> str:
+        """Take the first file that is there, or what stands last; sites are told what was taken."""
+        *files, last = (part.strip() for part in value.split(","))
+        return next((file for file in files if Path(file).expanduser().is_file()), last)
 
     @field_validator("blocks")
     @classmethod

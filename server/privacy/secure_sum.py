@@ -97,6 +97,7 @@ def digits(sites: Mapping[str, SiteInfo], config: RunConfig, exponent: int = 0) 
         "shared": weight * _LARGEST_WEIGHT,
         "centroids": max(weight * _LARGEST_WEIGHT, patches),
         "sums": patches,
+        "sums/adjacency": 4 * patches,  # two neighbors a patch, counted either way round
     }
     closed, privacy = closed_form(config), config.privacy
     if privacy.noise_multiplier:

@@ -183,6 +183,8 @@ class UnsupervisedTraining(Training):
             own = clusters // starts
             sums |= {"shares": (starts, self.config.fitted_clusters), "entropies": (starts,)}
             sums["adjacency"] = (clusters, own)
+            family = starts // len(self.config.centerings)
+            sums["overlaps"] = (starts, family, self.config.fitted_clusters, self.config.fitted_clusters)
         return ReplySchema({"sums": sums}, weights_hash)
 
     def expect_confusion(self, state: ModelState, classes: int) -> ReplySchema:

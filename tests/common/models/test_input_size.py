@@ -18,7 +18,7 @@ from common.settings.load import load_config
     [
         ("vit_base_patch16_clip_quickgelu_224", 16, 0),
         ("vit_small_patch14_dinov2", 14, 0),
-        ("dinov2_small_focus", 14, 0),
+        ("clip_vitb16_int8", 16, 0),
         ("mobilenet_v2", 16, 1),
         ("efficientnet_lite0", 32, 0),
     ],

@@ -171,3 +171,12 @@ def test_old_keys_say_what_they_said() -> None:
     with pytest.raises(UserError, match=r"'clusters\.starts' is 3 .*leave it out"):
         load_config({"clusters.starts": 3})
     assert from_record({"loss": {"spectral-ridge": 0.5}}).to_flat()["loss.spectral.ridge"] == 0.5
+
+
+def test_weights_are_a_file_that_is_there_or_what_stands_last(tmp_path: Path) -> None:
+    file = tmp_path / "some.safetensors"
+    given = f"{file},pretrained"
+    assert load_config({"model.weights": given}).model.weights == "pretrained"
+    file.touch()
+    assert load_config({"model.weights": given}).model.weights == str(file)
+    assert load_config({"model.weights": str(tmp_path / "none")}).model.weights == str(tmp_path / "none")

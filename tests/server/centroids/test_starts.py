@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from sklearn.metrics import normalized_mutual_info_score
 
-from client.statistics import image_shares, neighbor_counts, sums_of_starts
+from client.statistics import image_shares, neighbor_counts, pair_overlaps, sums_of_starts
 from common.clustering.linkage import join_clusters
 from common.features.source import Features
 from common.models.head import SegmentationHead
@@ -14,7 +15,7 @@ from common.settings.load import load_config
 from common.wire import Arrays
 from server.centroids.base import directions
 from server.centroids.lloyd import merge_lloyd
-from server.centroids.starts import MOST_TOLD, chosen_start, pass_of_starts, told_of_images
+from server.centroids.starts import MOST_TOLD, agreement_of, chosen_start, pass_of_starts, told_of_images
 
 CONFIG = load_config(
     {"model.clusters": 2, "model.dim": 5, "centroids.over": 4, "centroids.starts": 2, "codes.center": "auto"}
@@ -67,9 +68,8 @@ def test_a_pass_of_all_starts_is_k_means_of_each_over_all_sites() -> None:
             for first, second in ((grid[:, :-1], grid[:, 1:]), (grid[:-1], grid[1:])):
                 np.add.at(beside, (first, second), 1)
                 np.add.at(beside, (second, first), 1)
-        expected = join_clusters(
-            found.centroids[index], 2, np.bincount(nearest.ravel(), minlength=4) > 0, beside
-        )
+        counts = np.bincount(nearest.ravel(), minlength=4)
+        expected = join_clusters(found.centroids[index], 2, counts > 0.5 / 4 * counts.sum(), beside)
         np.testing.assert_array_equal(found.groups[index], expected)
         portions = np.array([np.bincount(row, minlength=2) / 10 for row in groups[index][nearest]])
         within = np.mean([-sum(p * np.log(p) for p in row if p) for row in portions])
@@ -78,8 +78,25 @@ def test_a_pass_of_all_starts_is_k_means_of_each_over_all_sites() -> None:
 
 
 def test_shares_count_the_patches_of_each_joined_cluster_in_each_image() -> None:
-    nearest = torch.tensor([[[0, 1], [0, 1], [1, 0]]])  # three patches of one image, two starts
-    assert image_shares(nearest, torch.tensor([0, 1, 0, 0]), 2).tolist() == [[[2, 1], [3, 0]]]
+    cluster = torch.tensor([[[0, 0, 1], [0, 0, 0]]])  # two starts, three patches of one image
+    assert image_shares(cluster, 2).tolist() == [[[2, 1], [3, 0]]]
+    assert pair_overlaps(cluster, 2).tolist() == [
+        [[[2, 0], [0, 1]], [[2, 0], [1, 0]]],
+        [[[2, 1], [0, 0]], [[3, 0], [0, 0]]],
+    ]
+
+
+def test_agreement_is_the_mean_normalized_mutual_information_with_the_others() -> None:
+    generator = np.random.default_rng(0)
+    labels = generator.integers(0, 3, (3, 200))
+    labels[1] = (labels[0] + 1) % 3  # the same clusters by other numbers
+    overlaps = np.array(
+        [[np.histogram2d(a, b, bins=3, range=[[0, 3]] * 2)[0] for b in labels] for a in labels]
+    )
+    scores = np.array([[normalized_mutual_info_score(a, b) for b in labels] for a in labels])
+    expected = (scores.sum(axis=1) - 1) / 2
+    np.testing.assert_allclose(agreement_of(overlaps), expected, rtol=1e-9)
+    np.testing.assert_array_equal(agreement_of(overlaps[:1, :1]), [0.0])
 
 
 def test_neighbors_are_counted_either_way_round() -> None:
@@ -93,7 +110,7 @@ def test_clusters_that_only_tell_images_apart_tell_everything_of_them() -> None:
     np.testing.assert_allclose(told, [1.0, 0.0, 0.0], atol=1e-12)
 
 
-def test_the_most_compact_start_is_kept_and_centering_is_told_by_images() -> None:
+def test_the_medoid_is_kept_and_centering_is_told_by_images() -> None:
     low, high = MOST_TOLD - 0.05, MOST_TOLD + 0.05
     assert chosen_start([0.5, 0.6, 0.9, 0.8], [high, low, 0, 0], (False, True)) == (1, False)
     assert chosen_start([0.6, 0.5, 0.8, 0.9], [high, low, 0, 0], (False, True)) == (3, True)

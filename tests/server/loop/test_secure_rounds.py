@@ -54,8 +54,15 @@ def relative(found: np.ndarray, expected: np.ndarray) -> float:
         {"rounds": 4, "centroids__polish_passes": 1},
         {"preset": "fuss-clean", "centroids__merge": "lloyd", "rounds": 2},
         {"preset": "fuss-ref", "centroids__merge": "mean", "rounds": 2, "aggregation__optimizer": "adam"},
+        {
+            "preset": "label-free",
+            "model__pixels": 0,
+            "codes__reach": 30.0,
+            "centroids__over": 12,
+            "rounds": 3,
+        },
     ],
-    ids=["default", "trained, lloyd", "trained, mean"],
+    ids=["default", "trained, lloyd", "trained, mean", "label-free"],
 )
 def test_the_model_is_that_of_the_plain_run(tmp_path: Path, eight: Path, settings: dict[str, Any]) -> None:
     plain = start(eight, tmp_path / "plain", **settings)
