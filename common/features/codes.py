@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -40,27 +41,24 @@ def unit_codes(
             rows = torch.from_numpy(np.array(stored[start : start + _BATCH]))
             yield functional.normalize(rows.to(features.device).double(), dim=-1)
         return
-    kept: list[np.ndarray] = []
     training = head.training
     head.eval()
     try:
-        for start in range(0, len(features), _BATCH):
-            indices = list(range(start, min(start + _BATCH, len(features))))
-            codes = _made(features, indices, head, config, centered)
-            if not torch.isfinite(codes).all():
-                raise ValueError(
-                    f"The head gives codes that are not finite for images {indices[0]} to {indices[-1]}; "
-                    "its parameters or the cached features are broken."
-                )
-            if path is not None:  # this pass counts what the next ones read
-                rounded = functional.normalize(codes, dim=-1).half()
-                kept.append(rounded.cpu().numpy())
-                codes = rounded
-            yield functional.normalize(codes.double(), dim=-1)
+        with _writing(path) as keep:
+            for start in range(0, len(features), _BATCH):
+                indices = list(range(start, min(start + _BATCH, len(features))))
+                codes = _made(features, indices, head, config, centered)
+                if not torch.isfinite(codes).all():
+                    raise ValueError(
+                        f"The head gives codes that are not finite for images {indices[0]} to {indices[-1]}; "
+                        "its parameters or the cached features are broken."
+                    )
+                if path is not None:  # this pass counts what the next ones read
+                    codes = functional.normalize(codes, dim=-1).half()
+                    keep(len(features), start, codes.cpu().numpy())
+                yield functional.normalize(codes.double(), dim=-1)
     finally:
         head.train(training)
-    if path is not None:
-        _write(path, np.concatenate(kept))
 
 
 def _made(
@@ -99,15 +97,39 @@ def _read(path: Path, images: int) -> np.ndarray | None:
     return stored if stored.ndim == 3 and len(stored) == images else None
 
 
-def _write(path: Path, codes: np.ndarray) -> None:
-    """Put the codes of this head in the place of those of another; a disk that is full costs speed alone."""
-    handle, partial = tempfile.mkstemp(prefix=".codes-", suffix=".partial", dir=path.parent)
+@contextmanager
+def _writing(path: Path | None) -> Iterator[Callable[[int, int, np.ndarray], None]]:
+    """Yield what keeps the codes of images from ``start`` on; the file appears, whole, when the block ends well.
+
+    It takes the place of codes of another head. A disk that is full costs speed alone. Memory stays that of a batch.
+    """
+    partial: Path | None = None
+    rows: np.ndarray | None = None
+
+    def keep(images: int, start: int, codes: np.ndarray) -> None:
+        nonlocal partial, rows
+        if path is None or (rows is None and start):  # it could not be written
+            return
+        try:
+            if rows is None:
+                handle, name = tempfile.mkstemp(prefix=".codes-", suffix=".partial", dir=path.parent)
+                os.close(handle)
+                partial = Path(name)
+                shape = (images, *codes.shape[1:])
+                rows = np.lib.format.open_memmap(partial, mode="w+", dtype=np.float16, shape=shape)
+            rows[start : start + len(codes)] = codes
+        except OSError:
+            rows = None
+
     try:
-        with os.fdopen(handle, "wb") as stream:
-            np.save(stream, codes)
-        for other in path.parent.glob("codes-*.npy"):
-            if other.name[:-6] != path.name[:-6]:  # those of another head, centered or not
-                other.unlink(missing_ok=True)
-        Path(partial).replace(path)
-    except OSError:
-        Path(partial).unlink(missing_ok=True)
+        yield keep
+        if path is not None and partial is not None and rows is not None:
+            with suppress(OSError):
+                rows.flush()  # type: ignore[attr-defined]
+                for other in path.parent.glob("codes-*.npy"):
+                    if other.name[:-6] != path.name[:-6]:  # those of another head, centered or not
+                        other.unlink(missing_ok=True)
+                partial.replace(path)
+    finally:
+        if partial is not None:
+            partial.unlink(missing_ok=True)

@@ -151,6 +151,8 @@ PRESETS: dict[str, dict[str, str | int | float | bool]] = {
 }
 
 
+# where recipes that are asked for by name lie
+RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 # the key by which a recipe names the one that it changes
 BASE = "base"
 
@@ -204,12 +206,16 @@ def load_config(*layers: Mapping[str, Any]) -> RunConfig:
 
 
 def read_recipe(path: str | Path) -> dict[str, Any]:
-    """Read a recipe (TOML) as flat settings; raises `UserError` where it is missing or broken.
+    """Read a recipe (TOML), a file or the name of one of the project's, as flat settings.
+
+    Raises `UserError` where it is missing or broken.
 
     A recipe may be a few lines on top of another: ``base = "NAME"`` takes all settings of NAME.toml in the
     same folder, and the recipe's own win. A base may have a base itself.
     """
     file = Path(path)
+    if file.name == str(path) and not file.suffix:
+        file = RECIPES / f"{path}.toml"
     settings = _read_toml(file)
     read = [file.stem]
     while BASE in settings:
