@@ -19,7 +19,8 @@ from PIL import Image
 from common.checkpoint import load_checkpoint
 from common.settings.load import from_record as read_record
 from common.settings.load import load_config, migrated
-from common.settings.schema import RunConfig, flatten
+from common.settings.schema import RunConfig
+from common.settings.section import flatten
 from server.loop.run import run
 from tests.support.federation import local_grid
 from tests.support.workshop import run_command

@@ -6,7 +6,7 @@ import tomllib
 from importlib import import_module
 
 from common.settings.load import default_flat
-from common.settings.schema import flatten
+from common.settings.section import flatten
 from tests.conftest import ROOT
 
 

@@ -96,8 +96,8 @@ class StudentSite(NetworkSite):
 
     def evaluate(self, task: wire.Task, settings: RunConfig, site: SiteConfig) -> wire.Update:
         """Count the received network's clusters against this site's own labelled shard."""
+        from common.evaluation.certainty import count_clusters
         from common.evaluation.networks import predict_pixels
-        from common.evaluation.student import count_clusters
 
         shard = site.load_eval_shard()
         shard = None if shard is None else with_table(shard, settings)

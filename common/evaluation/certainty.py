@@ -1,4 +1,6 @@
-"""Certainty of clusters: by how much the winner of a pixel leads, and which pixels of each cluster lead most.
+"""Certainty of clusters: which pixels of each cluster lead most, and how a network that learned them is scored.
+
+A pixel is certain by how much its winner leads the next best.
 
 Sites make masks of it for a network to learn from. The predictions are those of `common.evaluation.clusters.predict`,
 which also scores and segments; where colors refine them, certain is what is probable by far.
@@ -6,7 +8,7 @@ which also scores and segments; where colors refine them, certain is what is pro
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 
 import numpy as np
 import numpy.typing as npt
@@ -14,13 +16,16 @@ import torch
 from torch import Tensor
 
 from common.data.classes import IGNORE
-from common.data.images import Bytes, entry_size
+from common.data.images import Bytes, entry_image, entry_pair, entry_size
 from common.data.manifest import Shard
-from common.evaluation.clusters import code_of, predict, seen_box, seen_image, segmenting_model
+from common.errors import UserError
+from common.evaluation.clusters import Evaluation, code_of, predict, seen_box, seen_image, segmenting_model
 from common.evaluation.colors import color_shares
+from common.evaluation.metrics import Confusion
 from common.features.source import Features
 from common.models.segmenter import Segmenter
 from common.settings.schema import RunConfig
+from common.system.cli import Progress
 
 Margins = npt.NDArray[np.float16]
 
@@ -99,3 +104,53 @@ class Thresholds:
         level = (above >= wanted).sum(axis=1) - 1  # falls along the levels, so the last that still has enough
         least: Margins = level.astype(np.uint16).view(np.float16)
         return least
+
+
+def count_clusters(
+    predict: Callable[[Bytes], Bytes],
+    shard: Shard,
+    clusters: int,
+    *,
+    keep: Collection[int] = (),
+    order: Collection[int] | None = None,
+    progress: Progress | None = None,
+) -> Evaluation:
+    """Segment every image and count clusters against its label, where it has one, at the label's own size.
+
+    Args:
+        predict: turns an image uint8 [H, W, 3] into clusters uint8 [H, W].
+        shard: images and, with a class table, labels. Label files are opened here, and only with a table.
+        clusters: K of the counts [K, C].
+        keep: indices of images whose cluster maps are wanted.
+        order: which images; by default all.
+        progress: called with (done, total) images.
+
+    ``patches`` of what is returned counts pixels; there is no cosine. Raises `UserError` where labels are named and no
+    class table is known, or a label does not fit its image.
+    """
+    named = any(entry.label for entry in shard.entries)
+    if named and shard.classes is None:
+        raise UserError(
+            f"The manifest {shard.path} names labels but no class table is known; "
+            "name one (--classes camvid, or a JSON file)."
+        )
+    found = Evaluation(np.zeros(clusters, dtype=np.int64), 0.0, 0)
+    if named and shard.classes is not None:
+        found.confusion = Confusion(clusters, shard.classes.num_classes)
+    chosen = list(range(len(shard)) if order is None else order)
+    for done, index in enumerate(chosen, start=1):
+        labelled = found.confusion is not None and shard.entries[index].label is not None
+        if labelled and shard.classes is not None and found.confusion is not None:
+            image, label = entry_pair(shard, index, shard.classes)
+            predicted = predict(image)
+            found.confusion.update(predicted, label)
+            found.num_labelled += 1
+        else:
+            predicted = predict(entry_image(shard, index))
+        found.patches += np.bincount(predicted.ravel(), minlength=clusters)
+        found.num_images += 1
+        if index in keep:
+            found.predictions[index] = predicted
+        if progress is not None:
+            progress(done, len(chosen))
+    return found

@@ -17,8 +17,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from common.errors import UserError, user_error
-from common.settings.schema import RunConfig, flatten
-from common.settings.section import Scalar, kebab
+from common.settings.schema import RunConfig
+from common.settings.section import Scalar, flatten, kebab
 
 # keys that stood flat in [loss] when all objectives shared one section
 _CORRESPONDENCE = (

@@ -18,23 +18,21 @@ from pydantic import BaseModel, Field
 from pydantic.fields import FieldInfo
 
 from common.settings.label_free import Codes, Refine, Things
-from common.settings.network import Clusters, Network, Reduction, Sgd, Source, Style, Teacher, Transforms
+from common.settings.network import (
+    Clusters,
+    Network,
+    Reduction,
+    Sgd,
+    Source,
+    Student,
+    Style,
+    Teacher,
+    Transforms,
+)
 from common.settings.objectives import Loss
-from common.settings.section import Scalar, Section, kebab
-from common.settings.student import Student
+from common.settings.section import Scalar, Section, flatten, kebab
 from common.settings.tasks import TASK_FACTS, TaskFacts
 from common.settings.unsupervised import Cache, Centroids, Local, Model
-
-
-def flatten(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Turn ``{"local": {"steps": 3}}`` into ``{"local.steps": 3}``."""
-    flat: dict[str, Any] = {}
-    for key, value in nested.items():
-        if isinstance(value, Mapping):
-            flat |= flatten(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = value
-    return flat
 
 
 class Privacy(Section):

@@ -1,6 +1,9 @@
-"""Settings sections: the base class of all groups."""
+"""Settings sections: the base class of all groups, and dotted keys."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
@@ -18,3 +21,14 @@ class Section(BaseModel):
     model_config = ConfigDict(
         frozen=True, extra="forbid", alias_generator=kebab, populate_by_name=True, allow_inf_nan=False
     )
+
+
+def flatten(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Turn ``{"local": {"steps": 3}}`` into ``{"local.steps": 3}``."""
+    flat: dict[str, Any] = {}
+    for key, value in nested.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat

@@ -12,10 +12,10 @@ from common.data.classes import cluster_table
 from common.data.images import entry_image, entry_label
 from common.data.manifest import Shard
 from common.errors import UserError
+from common.evaluation.certainty import count_clusters
 from common.evaluation.clusters import Evaluation
 from common.evaluation.networks import predict_pixels
 from common.evaluation.score import Score
-from common.evaluation.student import count_clusters
 from common.models.network import network_signature
 from common.settings.schema import RunConfig
 from common.system.cli import progress_line

@@ -13,7 +13,8 @@ from typing import Any
 
 from common.errors import UserError
 from common.settings.load import migrated
-from common.settings.schema import RunConfig, flatten
+from common.settings.schema import RunConfig
+from common.settings.section import flatten
 from common.system.atomic import atomic_write_text
 from server.report.data import rarest, read_run
 from server.report.methods import (

@@ -22,7 +22,8 @@ from common.errors import UserError
 from common.evaluation.overlay import cluster_colours, hex_colour
 from common.evaluation.score import RoundRecord, SetRecord
 from common.settings.load import migrated
-from common.settings.schema import Eval, RunConfig, flatten
+from common.settings.schema import Eval, RunConfig
+from common.settings.section import flatten
 from common.settings.tasks import TASK_FACTS, TaskFacts
 from common.styles.bank import STYLES_PICTURE
 from common.styles.clusters import CLUSTERS_FILE, ClustersRecord

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from common.errors import UserError
-from common.settings.schema import flatten
+from common.settings.section import flatten
 from tests.support.scripts import load_script
 
 control = load_script("control")

@@ -7,7 +7,8 @@ import tomllib
 import pytest
 
 from common.settings.load import load_config
-from common.settings.schema import RunConfig, explained_toml, explanations, flatten
+from common.settings.schema import RunConfig, explained_toml, explanations
+from common.settings.section import flatten
 from server.__main__ import server_main as main
 
 

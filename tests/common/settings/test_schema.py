@@ -20,7 +20,8 @@ from common.settings.load import (
     to_wire,
     unflatten,
 )
-from common.settings.schema import RunConfig, flatten
+from common.settings.schema import RunConfig
+from common.settings.section import flatten
 from server.tasks.base import load_settings
 from tests.conftest import ROOT
 
