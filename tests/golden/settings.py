@@ -81,6 +81,8 @@ _TIME = "a limit of time that no site reaches here"
 _MERGE = "the runs take the mean and no server optimizer; head-rules.json and server-optimizers.json pin the others"
 _REDUCTION = "the runs reduce by 'mean'; network-losses.json pins the other reductions"
 
+_STUDENT = "of task student, whose run is in test_student.py; test_certainty.py pins both"
+
 UNUSED: dict[str, str] = {
     "sites.deadline-seconds": _TIME,
     "sites.wait-seconds": _TIME,
@@ -95,6 +97,9 @@ UNUSED: dict[str, str] = {
     "reduction.weight": _REDUCTION,
     "reduction.hard-share": _REDUCTION,
     "style.mix": "of style.transfer 'spectra', the runs take 'fourier'",
+    "sgd.head-factor": "1 in the runs, as every network but a student has it; test_steps.py pins the rates",
+    "student.keep": _STUDENT,
+    "student.balance": _STUDENT,
     "privacy.quorum": "of secure summation, which is off",
     "privacy.delta": "of the privacy accountant, which counts nothing without noise",
 }

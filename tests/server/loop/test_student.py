@@ -22,6 +22,7 @@ from common.settings.schema import RunConfig
 from server.commands.evaluate import evaluate_checkpoint
 from server.commands.export import export_onnx
 from server.commands.segment import segment
+from server.evaluation import clusters
 from server.loop.run import run
 from server.run_dir import FIRST_STAGE
 from server.settings.first_stage import first_stage_settings
@@ -81,8 +82,9 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module", autouse=True)
 def narrow() -> Iterator[None]:
-    """Networks of a fortieth of the parameters."""
-    with small_network():
+    """Networks of a fortieth of the parameters, in this process alone: nothing is cached in another one."""
+    with small_network(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(clusters, "run_in_subprocess", lambda function, *arguments: function(*arguments))
         yield
 
 
