@@ -20,7 +20,7 @@ from common.data.images import Bytes, entry_image, entry_pair, entry_size
 from common.data.manifest import Shard
 from common.errors import UserError
 from common.evaluation.clusters import Evaluation, code_of, predict, seen_box, seen_image, segmenting_model
-from common.evaluation.colors import color_shares
+from common.evaluation.colors import color_shares, uses_colors
 from common.evaluation.metrics import Confusion
 from common.features.source import Features
 from common.models.segmenter import Segmenter
@@ -72,7 +72,7 @@ def certain_predictions(
             labels = np.full(size, IGNORE, dtype=np.uint8)
             leads = np.zeros(size, dtype=np.float16)
             code, seen = codes[offset : offset + 1], (bottom - top, right - left)
-            if config.refine.colors:  # the same shares whose largest is what `predict` says
+            if uses_colors(config):  # the same shares whose largest is what `predict` says
                 cosines = segmenter.logits_of_code(code, seen)[0]
                 shares = color_shares(cosines, seen_image(shard, index, model), config.refine, model.height)
                 best = shares.topk(2, dim=0)
