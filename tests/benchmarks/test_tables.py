@@ -24,7 +24,7 @@ import campaign
 import tables
 from tables import TABLES, Part, Row
 
-QUESTIONS = ("presets", "rules", "objectives", "heads", "road", "crackforest", "privacy")
+QUESTIONS = ("label-free", "presets", "rules", "objectives", "heads", "road", "crackforest", "privacy")
 """Tables of task `unsupervised`, which `server report` compares; the others are of driving scenes."""
 DRIVING = {name: parts for name, parts in TABLES.items() if name not in QUESTIONS}
 PARTS = [part for parts in DRIVING.values() for part in parts]

@@ -113,7 +113,7 @@ def test_scores_on_the_grid_enlarged_are_scores_of_enlarged_codes() -> None:
     code = torch.randn(2, 5, 2, 3, generator=generator)
     large = torch.einsum("bdhw,cd->bchw", base.resize(code, (9, 11)), weights) + bias[:, None, None]
     assert torch.allclose(probe.logits_of_code(code, (9, 11)), large, atol=1e-5)
-    assert torch.equal(probe.labels(code, (9, 11)), large.argmax(1).to(torch.uint8))
+    assert torch.equal(probe.labels_of_code(probe.code(code), (9, 11)), large.argmax(1).to(torch.uint8))
     assert probe.num_clusters == 3
 
 
