@@ -6,7 +6,7 @@ them beyond what a sum tells. Accumulated in float64, image chunks in fixed orde
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -41,22 +41,19 @@ class ClusterSums:
         return float(self.cosines.sum()) / max(int(self.counts.sum()), 1)
 
 
-def spherical_sums(directions: torch.Tensor, centroids: torch.Tensor, starts: int = 1) -> ClusterSums:
-    """Assign unit vectors [M, D] to unit centroids [K, D] (float64) and add them up; ties go to the lower index.
+def spherical_sums(directions: torch.Tensor, centroids: torch.Tensor) -> ClusterSums:
+    """Assign unit vectors [M, D] to unit centroids [K, D] (float64) and add them up; ties go to the lower index."""
+    return assigned_sums(directions, *(directions @ centroids.T).max(dim=1), len(centroids))
 
-    The centroids may be those of several ``starts`` one after the other, to each of which every vector is assigned.
-    """
-    size = len(centroids) // starts
-    best = (directions @ centroids.T).unflatten(1, (starts, size)).max(dim=2)  # type: ignore[no-untyped-call]
-    sums, totals = torch.zeros_like(centroids), directions.new_zeros(len(centroids))
-    counts = np.zeros(len(centroids), dtype=np.int64)
-    for start in range(starts):
-        own = slice(start * size, (start + 1) * size)
-        assignment, cosines = best.indices[:, start], best.values[:, start]
-        sums[own].index_add_(0, assignment, directions)
-        totals[own].index_add_(0, assignment, cosines)
-        counts[own] = torch.bincount(assignment, minlength=size).cpu().numpy()
-    return ClusterSums(sums.cpu().numpy(), counts, totals.cpu().numpy())
+
+def assigned_sums(
+    directions: torch.Tensor, cosines: torch.Tensor, assignment: torch.Tensor, clusters: int
+) -> ClusterSums:
+    """Add up unit vectors [M, D] and their cosines [M] by the cluster that each is assigned to [M]."""
+    sums = directions.new_zeros(clusters, directions.shape[1]).index_add_(0, assignment, directions)
+    totals = cosines.new_zeros(clusters).index_add_(0, assignment, cosines)
+    counts = torch.bincount(assignment, minlength=clusters)
+    return ClusterSums(sums.cpu().numpy(), counts.cpu().numpy(), totals.cpu().numpy())
 
 
 @torch.no_grad()
@@ -93,41 +90,55 @@ def sums_of_starts(
     """
     means = unit(torch.from_numpy(np.asarray(arrays["centroids"], dtype=np.float64)).to(features.device))
     groups = torch.from_numpy(np.asarray(arrays["groups"], dtype=np.int64)).to(features.device)
-    kinds, families = config.fitted_clusters, config.centerings
-    parts, shares, entropies, adjacency, overlaps = [], [], [], [], []
-    for centered, own, joined in zip(
-        families, means.chunk(len(families)), groups.chunk(len(families)), strict=True
-    ):
-        each = starts // len(families)
-        total = ClusterSums(np.zeros(own.shape), np.zeros(len(own), dtype=np.int64), np.zeros(len(own)))
-        used = torch.zeros(each, kinds, dtype=torch.int64, device=features.device)
-        spread = torch.zeros(each, dtype=torch.float64, device=features.device)
-        common = torch.zeros(each, each, kinds, kinds, dtype=torch.int64, device=features.device)
-        beside = torch.zeros(
-            each, len(own) // each, len(own) // each, dtype=torch.int64, device=features.device
+    families = config.centerings
+    parts = [
+        _sums_of_family(features, unit_codes(features, head, config, centered), own, joined, config)
+        for centered, own, joined in zip(
+            families,
+            means.view(len(families), starts // len(families), -1, means.shape[1]),
+            groups.view(len(families), starts // len(families), -1),
+            strict=True,
         )
-        for codes in unit_codes(features, head, config, centered):
-            total += spherical_sums(codes.flatten(0, 1), own, each)
-            nearest = (codes @ own.T).unflatten(2, (each, -1)).argmax(dim=3)  # type: ignore[no-untyped-call]
-            cluster = joined.view(each, -1).expand(len(codes), -1, -1).gather(2, nearest.transpose(1, 2))
-            counts = image_shares(cluster, kinds)
-            common += pair_overlaps(cluster, kinds)
-            if codes.shape[1] == features.grid[0] * features.grid[1]:  # not one code for a whole image
-                beside += neighbor_counts(nearest.unflatten(1, features.grid), len(own) // each)  # type: ignore[no-untyped-call]
-            used += counts.sum(dim=0)
-            portions = counts.double() / codes.shape[1]
-            spread += -torch.special.xlogy(portions, portions).sum(dim=(0, 2))
-        parts.append(total)
-        shares.append(used.cpu().numpy())
-        entropies.append(spread.cpu().numpy())
-        adjacency.append(beside.flatten(0, 1).cpu().numpy().astype(np.int32))
-        overlaps.append(common.cpu().numpy().astype(np.int32))
-    joined_parts = {key: np.concatenate([part.arrays()[key] for part in parts]) for key in parts[0].arrays()}
-    return joined_parts | {
-        "shares": np.concatenate(shares),
-        "entropies": np.concatenate(entropies),
-        "adjacency": np.concatenate(adjacency),
-        "overlaps": np.concatenate(overlaps),
+    ]
+    return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+
+
+def _sums_of_family(
+    features: Features,
+    batches: Iterable[torch.Tensor],
+    means: torch.Tensor,
+    groups: torch.Tensor,
+    config: RunConfig,
+) -> dict[str, np.ndarray]:
+    """Return the arrays of `sums_of_starts` for starts [R, M, D] of codes that are treated alike."""
+    starts, size, dim = means.shape
+    kinds, device = config.fitted_clusters, features.device
+    totals = [ClusterSums(np.zeros((size, dim)), np.zeros(size, np.int64), np.zeros(size)) for _ in means]
+    shares = torch.zeros(starts, kinds, dtype=torch.int64, device=device)
+    entropies = torch.zeros(starts, dtype=torch.float64, device=device)
+    overlaps = torch.zeros(starts, starts, kinds, kinds, dtype=torch.int64, device=device)
+    beside = torch.zeros(starts, size, size, dtype=torch.int64, device=device)
+    for codes in batches:
+        cosines = (codes @ means.flatten(0, 1).T).unflatten(2, (starts, size))  # type: ignore[no-untyped-call]
+        best = cosines.max(dim=3)
+        flat, nearest = codes.flatten(0, 1), best.indices
+        for start in range(starts):
+            own = (best.values[..., start].flatten(), nearest[..., start].flatten())
+            totals[start] += assigned_sums(flat, *own, size)
+        cluster = groups.expand(len(codes), -1, -1).gather(2, nearest.transpose(1, 2))
+        counts = image_shares(cluster, kinds)
+        shares += counts.sum(dim=0)
+        portions = counts.double() / codes.shape[1]
+        entropies += -torch.special.xlogy(portions, portions).sum(dim=(0, 2))
+        overlaps += pair_overlaps(cluster, kinds)
+        if config.things.each_picture == "several":  # else an image is one code, and has no neighbors in it
+            beside += neighbor_counts(nearest.unflatten(1, features.grid), size)  # type: ignore[no-untyped-call]
+    joined = {key: np.concatenate([total.arrays()[key] for total in totals]) for key in totals[0].arrays()}
+    return joined | {
+        "shares": shares.cpu().numpy(),
+        "entropies": entropies.cpu().numpy(),
+        "adjacency": beside.flatten(0, 1).cpu().numpy().astype(np.int32),
+        "overlaps": overlaps.cpu().numpy().astype(np.int32),
     }
 
 

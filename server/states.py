@@ -151,7 +151,8 @@ class ModelState:
 
     ``centroids`` is [K, D]. ``private`` holds, by site name, the groups that are not shared (see `private_groups`):
     the server keeps them on the sites' behalf, so that a run can be scored and resumed.
-    ``memory`` is whatever an aggregation rule remembers (optimizer moments, momentum of the sums).
+    ``solved`` says that a closed form has made the head. ``memory`` is whatever an aggregation rule remembers
+    (optimizer moments, momentum of the sums).
     ``starts`` are all sets of centroids that are fitted side by side, ``centroids`` [S, M, D] and the cluster of each,
     ``groups`` [S, M]. ``centroids`` is then the chosen one [M, D], and ``joined`` says to which cluster each belongs
     (``groups`` [M]) and whether codes are ``centered`` [1] in their image.
@@ -162,6 +163,7 @@ class ModelState:
     shared: Arrays = field(default_factory=dict)
     private: dict[str, Groups] = field(default_factory=dict)
     memory: Arrays = field(default_factory=dict)
+    solved: bool = False
     starts: Arrays = field(default_factory=dict)
     joined: Arrays = field(default_factory=dict)
 
@@ -198,7 +200,8 @@ class ModelState:
             else:
                 site, name, array = rest.split("/", 2)
                 private.setdefault(site, {}).setdefault(name, {})[array] = value
-        return cls(head, centroids, private=private, **parts)
+        shared, memory, starts, joined = parts.values()
+        return cls(head, centroids, shared, private, memory, starts=starts, joined=joined)
 
 
 def private_groups(config: RunConfig) -> tuple[str, ...]:

@@ -33,7 +33,7 @@ _DEAD = 1e-6
 @OBJECTIVES.register(
     "principal",
     summary="linear head in closed form: the principal axes of standardized features; starts drawn along them",
-    facts=ObjectiveFacts(steps=False, clips=("clip_scatter", "feature_norm")),
+    facts=ObjectiveFacts(steps=False, starts=True),
 )
 class Principal(ClosedForm):
     """One round of first and second moments for the axes; `drawn_starts` are the first centroids."""
@@ -167,7 +167,7 @@ def drawn_starts(deviations: NDArray[np.float64], config: RunConfig) -> NDArray[
         generator = numpy_generator(config.seed, "starts", index)
         draws = generator.standard_normal((max(_DRAWS, 4 * clusters), len(deviations))) * deviations
         units = unit_rows(draws)
-        starts.append(units[plus_plus(units, clusters, generator, np.ones(len(units)))])
+        starts.append(units[plus_plus(units, clusters, generator)])
     return np.stack(starts * len(config.centerings)).astype(np.float32)
 
 

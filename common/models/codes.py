@@ -64,6 +64,8 @@ def otsu(values: Tensor) -> Tensor:
     It lies halfway between two values that follow each other, hence is exact: no histogram. Of equal values it is
     that value.
     """
+    if values.shape[1] < 2:
+        return values[:, 0]
     ordered = values.double().sort(dim=1).values
     count = ordered.shape[1]
     below = torch.arange(1, count, device=values.device, dtype=torch.float64)

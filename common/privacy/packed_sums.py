@@ -28,6 +28,8 @@ SUMMED_METRICS = ("loss", "mean_cosine", "displacement")
 WEIGHT = "weight"
 _METRICS = "metrics"
 _COUNTS = "counts"
+# Arrays of whole numbers, which a total of masked numbers gives back with a rounding.
+_WHOLE = (_COUNTS, "shares", "adjacency", "overlaps")
 
 
 @dataclass(frozen=True)
@@ -92,7 +94,7 @@ def unpack_sums(totals: PackedSums, sites: int) -> Total:
         group, _, key = name.partition("/")
         if not key:
             continue
-        if key == _COUNTS:
+        if key in _WHOLE:
             array: np.ndarray = np.rint(value).astype(np.int64)
         else:
             array = (value / weight).astype(np.float32) if group in AVERAGED else value

@@ -214,7 +214,7 @@ def read_recipe(path: str | Path) -> dict[str, Any]:
     same folder, and the recipe's own win. A base may have a base itself.
     """
     file = Path(path)
-    if file.name == str(path) and not file.suffix:
+    if file.name == str(path) and not file.suffix and not file.is_file():
         file = RECIPES / f"{path}.toml"
     settings = _read_toml(file)
     read = [file.stem]

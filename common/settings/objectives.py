@@ -26,13 +26,15 @@ class ObjectiveFacts:
     settings: the class of its own section. steps: it takes gradient steps, whose heads the server averages; otherwise
     it is solved in closed form from sums over all sites. single_sites: the server has to see each site's own reply,
     which rules out secure sums and noise. clips: the keys of ``privacy`` that bound what a site sends; the
-    first one is the length that noise is measured by.
+    first one is the length that noise is measured by. starts: it fits several sets of centroids side by side, joins
+    them and treats codes inside their image, so that the settings of that act.
     """
 
     settings: type[Section] = Section
     steps: bool = True
     single_sites: bool = False
     clips: tuple[str, ...] = ("clip_norm",)
+    starts: bool = False
 
 
 # Classes of `common.losses.base.Objective` or `common.losses.base.ClosedForm`, by name.

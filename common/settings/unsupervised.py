@@ -73,6 +73,8 @@ class Model(Section):
     @classmethod
     def _weights(cls, value: str) -> str:
         """Take the first file that is there, or what stands last; sites are told what was taken."""
+        if "," not in value or Path(value).expanduser().is_file():
+            return value
         *files, last = (part.strip() for part in value.split(","))
         return next((file for file in files if Path(file).expanduser().is_file()), last)
 

@@ -77,13 +77,17 @@ class ClusterPredictor:
         self.backbone: Backbone = load_backbone(self.model, saved.config.seed, self.device)
         check_backbone(saved, self.backbone.weights_hash, self.backbone.channels, where)
         self.segmenter = Segmenter.from_checkpoint(saved, model=self.model).to(self.device)
+        own = (self.model.height, self.model.width)
+        self.sizes = {own: (self.model, self.backbone, self.segmenter)}
 
     def fit(self, image: Bytes) -> None:
         """Let images enter at the size that follows this one, where the run says so (``model.pixels``)."""
         model = fitted_model(self.fitted, image.shape[0] / image.shape[1])
-        if (model.height, model.width) != (self.model.height, self.model.width):
-            self.model, self.backbone = model, self.backbone.resized((model.height, model.width))
-            self.segmenter = Segmenter.from_checkpoint(self.saved, model=model).to(self.device)
+        size = (model.height, model.width)
+        if size not in self.sizes:  # as many as there are shapes of images: probing one takes a forward pass
+            segmenter = Segmenter.from_checkpoint(self.saved, model=model).to(self.device)
+            self.sizes[size] = (model, self.backbone.resized(size), segmenter)
+        self.model, self.backbone, self.segmenter = self.sizes[size]
 
     @property
     def named(self) -> bool:

@@ -33,6 +33,9 @@ _OWN = "but centroids.share is [centroids.share], where every site keeps what it
 _SOLVES = (
     "but loss.objective [loss.objective] solves for the head from sums: it takes no step and averages no head"
 )
+_ALONE = "but loss.objective [loss.objective] fits one set of centroids; choose objective 'principal'"
+# two of 256 values mean that a pixel is not certain, or was not seen
+MOST_MASKED = 254
 _STYLES = "styles to pretrain in, but"
 
 
@@ -88,6 +91,22 @@ RULES: ConflictTable = {
             "but the change of a head by loss.objective [loss.objective] is clipped for a site as a whole",
         ),
         ("aggregation.weights", ("uniform",), "but noise is measured for sites that weigh the same"),
+    ),
+    lambda c: (c.facts.frozen_backbone or c.facts.from_clusters) and not c.loss.facts.starts: (
+        ("things.each-picture", ("several",), _ALONE),
+        ("codes.center", ("none", "image"), _ALONE),
+        ("centroids.over", (0,), _ALONE),
+        ("centroids.starts", (1,), _ALONE),
+    ),
+    lambda c: (c.facts.frozen_backbone or c.facts.from_clusters) and c.loss.facts.starts: (
+        ("centroids.momentum", (0,), "but starts are compared pass by pass, without a running average"),
+    ),
+    lambda c: c.facts.from_clusters and c.model.clusters > MOST_MASKED: (
+        (
+            "model.clusters",
+            (),
+            f"but masks of a student are bytes that hold {MOST_MASKED} clusters; set it to {MOST_MASKED} or less",
+        ),
     ),
     # what one task alone knows
     lambda c: c.rounds == 0 and not c.facts.pretrains: (

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -107,7 +107,13 @@ class UnsupervisedTraining(Training):
 
     def restore(self, checkpoint: Checkpoint) -> ModelState:
         """Return the state of a checkpoint."""
-        return ModelState.from_arrays(checkpoint.head, checkpoint.centroids, checkpoint.extra)
+        state = ModelState.from_arrays(checkpoint.head, checkpoint.centroids, checkpoint.extra)
+        if "head" in private_groups(self.config):
+            return replace(state, solved=bool(state.private))
+        drawn = self.initial(state.head["linear.weight"].shape[1]).head
+        return replace(
+            state, solved=any(not np.array_equal(drawn[key], value) for key, value in state.head.items())
+        )
 
     def saved(self, state: ModelState) -> Saved:
         """Return head, centroids, and the rest by name."""
@@ -118,14 +124,7 @@ class UnsupervisedTraining(Training):
         closed = closed_form(self.config)
         if closed is None:
             return TRAIN
-        return CLUSTERS if self._solved(state) else closed.kind
-
-    def _solved(self, state: ModelState) -> bool:
-        """Whether the head is no longer the one that the seed gave."""
-        if "head" in private_groups(self.config):
-            return bool(state.private)
-        drawn = self.initial(state.head["linear.weight"].shape[1]).head
-        return any(not np.array_equal(drawn[key], value) for key, value in state.head.items())
+        return CLUSTERS if state.solved else closed.kind
 
     def parts(
         self, state: ModelState, site: str, number: int, action: str

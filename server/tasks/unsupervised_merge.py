@@ -86,18 +86,17 @@ def solve(state: ModelState, updates: Mapping[str, Update], config: RunConfig) -
     for name in updates if private else ():
         parts = solved([name])
         kept[name] = kept.get(name, {}) | {group: parts[group] for group in private if group in parts}
+    state = replace(state, private=kept, solved=True)
     if "head" in private and "centroids" in private:
-        return replace(state, private=kept)
+        return state
     found = solved(updates)
     head = state.head if "head" in private else found["head"]
     centroids = state.centroids if "centroids" in private else found["centroids"]["centroids"]
-    if (
-        centroids.ndim == 3
-    ):  # several starts, the first of which stands for all until a pass has compared them
+    if config.loss.facts.starts:  # the first one stands for all until a pass has compared them
         groups = np.stack([join_clusters(start, config.fitted_clusters) for start in centroids])
         starts = {"centroids": centroids, "groups": groups}
         return replace(state, head=head, starts=starts, **_kept_start(starts, 0, config.centerings[0]))
-    return replace(state, head=head, centroids=centroids, private=kept)
+    return replace(state, head=head, centroids=centroids)
 
 
 def private_parts(update: Update, groups: Iterable[str]) -> Groups:

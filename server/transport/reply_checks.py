@@ -19,6 +19,7 @@ MOST_IMAGES = 1 << 40
 _TRAINED = frozenset({"head", "centroids", "shared", "weights", "statistics"})
 
 # Groups that come with the numbers by which their site is weighed.
+_TABLES = ("shares", "adjacency", "overlaps")  # of several starts, beside their sums
 _MODELS = ("head", "weights", "statistics")
 
 
@@ -89,7 +90,7 @@ def _impossible(update: wire.Update) -> str | None:
         if not np.isfinite(figure):
             return f"its metric {key[:40]!r} is {figure}"
     for group in ("centroids", "sums", "masks", "confusion"):
-        for key in ("counts", "confusion"):
+        for key in ("counts", "confusion", *_TABLES):
             counts = update.groups.get(group, {}).get(key)
             if counts is not None and (counts.dtype.kind not in "iu" or (counts < 0).any()):
                 return f"'{group}/{key}' holds something else than counts"

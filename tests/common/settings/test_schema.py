@@ -180,11 +180,16 @@ def test_weights_are_a_file_that_is_there_or_what_stands_last(tmp_path: Path) ->
     assert load_config({"model.weights": given}).model.weights == "pretrained"
     file.touch()
     assert load_config({"model.weights": given}).model.weights == str(file)
+    comma = tmp_path / "a,b.safetensors"
+    comma.touch()
+    assert load_config({"model.weights": str(comma)}).model.weights == str(comma)
     assert load_config({"model.weights": str(tmp_path / "none")}).model.weights == str(tmp_path / "none")
 
 
 def test_a_recipe_is_found_by_its_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     assert read_recipe("label-free") == read_recipe(ROOT / "recipes" / "label-free.toml")
+    (tmp_path / "label-free").write_text("rounds = 3\n")
+    assert read_recipe("label-free") == {"rounds": 3}  # a file of that name comes first
     with pytest.raises(UserError, match=r"label-fre\.toml does not exist.* label-free"):
         read_recipe("label-fre")

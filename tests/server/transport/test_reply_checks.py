@@ -95,6 +95,14 @@ def test_a_confusion_has_to_count() -> None:
         assert "something else" in str(read_update(reply({"confusion": {"confusion": wrong}}), expected)[1])
 
 
+@pytest.mark.parametrize("name", ["shares", "adjacency", "overlaps"])
+def test_tables_of_starts_have_to_count(name: str) -> None:
+    for value, refused in ((np.array([0, 3]), False), (np.array([-1, 3]), True), (np.array([0.5, 3]), True)):
+        groups = changed("sums", name, value)
+        reason = read_update(reply(groups), ReplySchema.like(groups, HASH))[1]
+        assert (reason == f"'sums/{name}' holds something else than counts") is refused
+
+
 def test_unit_codes_that_all_agree_are_not_too_long() -> None:
     unit = np.array([0.6, 0.8])
     sums = {"sums": {"sums": np.outer([1000, 0], unit), "counts": np.array([1000, 0]), "cosines": np.ones(2)}}
