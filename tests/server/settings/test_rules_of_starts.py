@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from server.tasks.base import load_settings
 
 from common.errors import UserError
+from server.tasks.base import load_settings
 
 
 @pytest.mark.parametrize(
