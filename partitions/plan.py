@@ -107,10 +107,18 @@ class Split:
 
 
 def _decode(
-    data: Dataset, groups: Mapping[str, Sequence[Entry]], progress: Progress | None
+    data: Dataset, groups: Mapping[str, Sequence[Entry]], closed: frozenset[str], progress: Progress | None
 ) -> dict[str, list[_Result]]:
-    """Decode images, and labels where all of a group have them, each once though two groups may hold it."""
-    labelled = {name: all_labelled(entries) and data.classes is not None for name, entries in groups.items()}
+    """Decode images, and labels where all of a group have them, each once though two groups may hold it.
+
+    The label files in ``closed`` stay unopened, whichever group names them.
+    """
+
+    def opened(entries: Sequence[Entry]) -> bool:
+        known = all_labelled(entries) and data.classes is not None
+        return known and closed.isdisjoint(entry.label for entry in entries if entry.label is not None)
+
+    labelled = {name: opened(entries) for name, entries in groups.items()}
     total = len({entry for entries in groups.values() for entry in entries})
     repair = data.settings.get(REPAIR_SIZES) is True
     results: dict[tuple[Entry, bool], _Result] = {}
@@ -170,7 +178,7 @@ def _assign(data: Dataset, histograms: Histograms | None, request: Request) -> l
         if histograms is None:
             raise UserError(
                 "--by dirichlet over classes needs a label map per image; use --over domains, or "
-                "leave --quick out."
+                "leave --quick and --no-labels out."
             )
         groups: list[int | str] = [int(c) for c in characteristic_class(histograms)]
     elif named:
@@ -195,7 +203,9 @@ def plan(data: Dataset, request: Request, progress: Progress | None = None) -> S
     counts: dict[str, Histograms] = {}
     skipped: list[str] = []
     if request.decode:
-        for name, results in _decode(data, groups, progress).items():
+        # what the sites keep to themselves is not looked at here either
+        closed = frozenset(entry.label for entry in data.images if entry.label and not request.keep_labels)
+        for name, results in _decode(data, groups, closed, progress).items():
             groups[name], counted, faults = _usable(data, groups[name], results, request.skip_unreadable)
             skipped += faults
             if counted is not None:

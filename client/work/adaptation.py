@@ -18,11 +18,12 @@ from torch import Tensor, nn
 
 from client.site import SiteConfig
 from client.work.base import SITE_TASKS
-from client.work.network import LocalRound, NetworkSite, unlabelled, with_table
+from client.work.network import LocalRound, NetworkSite, with_table
 from client.work.teachers import collect_teachers
 from common import wire
 from common.data.classes import IGNORE
 from common.data.data_loader import ImageBatch, ImageDataset
+from common.data.images import without_labels
 from common.data.manifest import Shard
 from common.losses.reductions import max_square_loss
 from common.losses.self_training import (
@@ -60,7 +61,7 @@ class AdaptationSite(NetworkSite):
 
     def training_shard(self, task: wire.Task, settings: RunConfig, site: SiteConfig) -> Shard:
         """Read the manifest and drop the labels."""
-        return unlabelled(with_table(site.load_shard(), settings))
+        return without_labels(with_table(site.load_shard(), settings))
 
     def images(
         self, task: wire.Task, shard: Shard, settings: RunConfig, site: SiteConfig, device: str

@@ -16,7 +16,7 @@ from client.work.base import SiteTask
 from common import wire
 from common.data.classes import ClassTable, known_table
 from common.data.data_loader import ImageBatch, ImageDataset
-from common.data.images import entry_image
+from common.data.images import entry_image, without_labels
 from common.data.manifest import Shard
 from common.errors import UserError
 from common.models.network import (
@@ -36,11 +36,6 @@ from common.training.steps import Anchor
 def task_classes(task: wire.Task) -> int:
     """Return the number of classes that the server trains."""
     return int(task.options.get("classes", 0))
-
-
-def unlabelled(shard: Shard) -> Shard:
-    """Return a shard whose entries name no label, so that nothing after it can open one."""
-    return replace(shard, entries=tuple(replace(entry, label=None) for entry in shard.entries))
 
 
 def with_table(shard: Shard, settings: RunConfig) -> Shard:
@@ -163,7 +158,7 @@ class NetworkSite(SiteTask, ABC):
 
     def style(self, task: wire.Task, settings: RunConfig, site: SiteConfig) -> wire.Update:
         """Return this site's style: a few numbers, the mean over its images."""
-        shard = unlabelled(site.load_shard())
+        shard = without_labels(site.load_shard())
         images = (entry_image(shard, index) for index in range(len(shard)))
         style = style_of(images, style_kind(settings.style))
         return _update_of(task, settings, site, {"images": len(shard)}, {"style": {"style": style}})

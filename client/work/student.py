@@ -21,13 +21,13 @@ from client.work.network import (
     NetworkSite,
     received_network,
     task_classes,
-    unlabelled,
     with_table,
 )
 from client.work.teachers import collect_teachers
 from common import wire
 from common.data.classes import IGNORE
 from common.data.data_loader import ImageBatch, ImageDataset
+from common.data.images import without_labels
 from common.data.manifest import Shard
 from common.errors import UserError
 from common.losses.reductions import labelled_loss
@@ -49,7 +49,7 @@ class StudentSite(NetworkSite):
 
     def training_shard(self, task: wire.Task, settings: RunConfig, site: SiteConfig) -> Shard:
         """Read the manifest and drop the labels."""
-        return unlabelled(site.load_shard())
+        return without_labels(site.load_shard())
 
     def sums(self, task: wire.Task, settings: RunConfig, site: SiteConfig) -> wire.Update:
         """Make masks by the first stage's model, and return how many pixels of each cluster are certain."""

@@ -11,7 +11,15 @@ import numpy as np
 import numpy.typing as npt
 
 from common.data.classes import IGNORE, ClassTable
-from common.data.images import entry_pair, entry_size, header_size, read_image, read_label, trained_size
+from common.data.images import (
+    entry_pair,
+    entry_size,
+    header_size,
+    read_image,
+    read_label,
+    trained_size,
+    without_labels,
+)
 from common.data.manifest import Shard
 from common.errors import UserError
 from common.settings.network import Transforms
@@ -275,8 +283,11 @@ def check_shard_size(images: int, name: str, config: RunConfig) -> None:
 
 
 def check_shard_fits(shard: Shard, config: RunConfig) -> None:
-    """Raise `UserError` where a shard's images do not make the batches that the run's task trains on."""
+    """Raise `UserError` where a shard's images do not make the batches that the run's task trains on.
+
+    Of a task that opens no labels, sizes are those of the images: its batches are, and no label file is looked at.
+    """
     if config.facts.frozen_backbone:
         check_shard_size(len(shard), shard.name, config)
     else:
-        check_batches(shard, config)
+        check_batches(shard if config.facts.opens_labels else without_labels(shard), config)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import count, islice
 from threading import Lock
 
@@ -17,7 +17,7 @@ import torch
 
 from common.data.check import check_labelled, required_table
 from common.data.classes import IGNORE, ClassTable
-from common.data.images import Bytes, entry_image, entry_pair
+from common.data.images import Bytes, entry_image, entry_pair, without_labels
 from common.data.manifest import Shard
 from common.data.transforms import JointTransform, image_tensor
 from common.errors import UserError
@@ -92,7 +92,7 @@ class ImageDataset:
         if with_labels:
             check_labelled(shard, required_table(shard, table), "this task trains with labels")
         else:
-            shard = replace(shard, entries=tuple(replace(entry, label=None) for entry in shard.entries))
+            shard = without_labels(shard)
         self.shard = shard
         self.with_labels = with_labels
         self._table = table

@@ -9,6 +9,7 @@ import hashlib
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -151,6 +152,11 @@ def cut(pixels: Bytes, view: str | None) -> Bytes:
         return pixels
     left, top, right, bottom = view_box(view, *pixels.shape[:2])
     return np.ascontiguousarray(pixels[top:bottom, left:right])
+
+
+def without_labels(shard: Shard) -> Shard:
+    """Return the same images without a label path, so that nothing after it can open one."""
+    return replace(shard, entries=tuple(replace(entry, label=None) for entry in shard.entries))
 
 
 def entry_pair(shard: Shard, index: int, table: ClassTable) -> tuple[Bytes, Bytes]:
