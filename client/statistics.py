@@ -18,6 +18,10 @@ from common.losses.base import unit
 from common.models.head import SegmentationHead, load_numpy
 from common.settings.schema import RunConfig
 
+# Steps of a unit code's entries to 1 in the sums of several starts: the sums are then exact in any order, and fit into
+# float32 on the wire. A step turns a code of 256 entries by 0.5 degrees, which no cluster notices.
+GRID = 512.0
+
 
 @dataclass(frozen=True)
 class ClusterSums:
@@ -85,8 +89,9 @@ def sums_of_starts(
     ``arrays`` holds the ``centroids`` [S * M, D] and ``groups`` [S * M] of all starts: as many of each of
     ``config.centerings``. Beside the sums of `ClusterSums` returns ``shares`` int64 [S, K], the patches of each joined
     cluster, ``entropies`` float64 [S], the entropy in nats of an image's shares, added up over images, ``adjacency``
-    int32 [S * M, M], the pairs of neighboring patches by their clusters, and ``overlaps`` int32 [S, R, K, K], the
-    patches by their clusters under a start and under each of the R of its family.
+    int32 [S, M * (M + 1) / 2], the pairs of neighboring patches by their clusters, the triangle above the diagonal row
+    by row, and ``overlaps`` int32 [S, R, K, K], the patches by their clusters under a start and under each of the R of
+    its family. Codes are rounded to a `GRID`, towards 0.
     """
     means = unit(torch.from_numpy(np.asarray(arrays["centroids"], dtype=np.float64)).to(features.device))
     groups = torch.from_numpy(np.asarray(arrays["groups"], dtype=np.int64)).to(features.device)
@@ -117,8 +122,9 @@ def _sums_of_family(
     shares = torch.zeros(starts, kinds, dtype=torch.int64, device=device)
     entropies = torch.zeros(starts, dtype=torch.float64, device=device)
     overlaps = torch.zeros(starts, starts, kinds, kinds, dtype=torch.int64, device=device)
-    beside = torch.zeros(starts, size, size, dtype=torch.int64, device=device)
-    for codes in batches:
+    beside = torch.zeros(starts, size * (size + 1) // 2, dtype=torch.int64, device=device)
+    for exact in batches:
+        codes = (exact * GRID).trunc() / GRID  # towards 0: no code gets longer than 1, which servers check
         cosines = (codes @ means.flatten(0, 1).T).unflatten(2, (starts, size))  # type: ignore[no-untyped-call]
         best = cosines.max(dim=3)
         flat, nearest = codes.flatten(0, 1), best.indices
@@ -137,7 +143,7 @@ def _sums_of_family(
     return joined | {
         "shares": shares.cpu().numpy(),
         "entropies": entropies.cpu().numpy(),
-        "adjacency": beside.flatten(0, 1).cpu().numpy().astype(np.int32),
+        "adjacency": beside.cpu().numpy().astype(np.int32),
         "overlaps": overlaps.cpu().numpy().astype(np.int32),
     }
 
@@ -156,18 +162,21 @@ def pair_overlaps(cluster: torch.Tensor, clusters: int) -> torch.Tensor:
 
 
 def neighbor_counts(nearest: torch.Tensor, size: int) -> torch.Tensor:
-    """Count pairs of neighbors by their centroids, either way round: [B, h, w, S] -> int64 [S, M, M], M = ``size``."""
+    """Count pairs of neighbors by their two centroids: [B, h, w, S] of numbers below M = ``size`` -> int64 [S, T].
+
+    T are the M * (M + 1) / 2 unordered pairs, row by row of the triangle above the diagonal.
+    """
     starts = nearest.shape[3]
     pairs = []
     for first, second in (
         (nearest[:, :, :-1], nearest[:, :, 1:]),
         (nearest[:, :-1], nearest[:, 1:]),
     ):
-        pairs.append((first * size + second).flatten(0, 2))
+        low, high = torch.minimum(first, second), torch.maximum(first, second)
+        pairs.append((low * size - low * (low - 1) // 2 + high - low).flatten(0, 2))
     codes = torch.cat(pairs)
-    found = torch.stack([torch.bincount(codes[:, start], minlength=size**2) for start in range(starts)])
-    square = found.view(starts, size, size)
-    return square + square.transpose(1, 2)
+    kinds = size * (size + 1) // 2
+    return torch.stack([torch.bincount(codes[:, start], minlength=kinds) for start in range(starts)])
 
 
 def received_head(

@@ -36,10 +36,12 @@ Options = dict[str, str | int | float | bool]
 HOLDS = "holds"
 
 _FACTS = "facts"
+_SUMS = "sums"
 _METRICS = "metrics"
 _EXACT_GROUPS = frozenset(
     {"sums", "confusion", "style", "statistics", "teacher-statistics", "pretrained-statistics"}
 )  # statistics keep their precision on the wire
+_HEADER = 64  # numbers below which an array's own header is most of its bytes
 _ALLOWED_KINDS = frozenset("fiub")  # numbers alone: objects would have to be unpickled
 
 # Facts, and metrics, that an update may have; the largest number that any site sends is far below.
@@ -91,12 +93,21 @@ def _encode_group(
     known: Encoded = {} if encoded is None else encoded
     for key, value in arrays.items():
         if (id(value), kind) not in known:
-            array = np.asarray(value)
+            array = _narrowed(np.asarray(value)) if name == _SUMS else np.asarray(value)
             if array.dtype == np.float32 and kind == "float16":
                 array = array.astype(np.float16)
             known[id(value), kind] = (value, Array(np.ascontiguousarray(array)))
         record[key] = known[id(value), kind][1]
     return record
+
+
+def _narrowed(array: np.ndarray) -> np.ndarray:
+    """Return float64 as float32 where nothing is lost by it, as in sums of codes on a grid: half the bytes."""
+    if array.dtype != np.float64:
+        return array
+    with np.errstate(over="ignore"):
+        single = array.astype(np.float32)
+    return single if array.size > _HEADER and np.array_equal(single, array) else array
 
 
 def _decode_array(array: Array, where: str, limit: int) -> np.ndarray:
@@ -120,6 +131,11 @@ def _decode_array(array: Array, where: str, limit: int) -> np.ndarray:
     except Exception as error:  # bytes from elsewhere may break numpy's parser in any way
         raise WireError(f"{where} cannot be read as an array ({error})") from None
     return value.astype(np.float32) if dtype == np.float16 else np.asarray(value)
+
+
+def _widened(array: np.ndarray) -> np.ndarray:
+    """Undo `_narrowed`: sums are added up in float64."""
+    return array.astype(np.float64) if array.dtype == np.float32 else array
 
 
 def _refuse_strange(content: RecordDict, expected: Mapping[str, Collection[str]]) -> None:
@@ -158,8 +174,9 @@ def _length(value: object) -> int:
 def _decode_groups(content: RecordDict, limit: int) -> Groups:
     groups: Groups = {}
     for name, record in content.array_records.items():
+        widen = _widened if name == _SUMS else np.asarray
         groups[name] = {
-            key: _decode_array(array, f"array '{name}/{key}'", limit) for key, array in record.items()
+            key: widen(_decode_array(array, f"array '{name}/{key}'", limit)) for key, array in record.items()
         }
     return groups
 

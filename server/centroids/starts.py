@@ -70,7 +70,8 @@ def pass_of_starts(
         counts = np.sum([site.counts for site in own.values()], axis=0, dtype=np.float64)
         used = counts > LEAST_MASS / clusters * counts.sum()
         fitted.append(merged.centroids)
-        beside = np.sum([site["adjacency"][part] for site in sums.values()], axis=0)
+        pairs = np.sum([site["adjacency"][index] for site in sums.values()], axis=0)
+        beside = neighbors(pairs, clusters)
         groups.append(join_clusters(merged.centroids, config.fitted_clusters, used, beside))
         cosine = sum(float(sums[name]["cosines"][part].sum()) for name in sorted(sums))
         reached.append(cosine / max(float(counts.sum()), 1.0))
@@ -82,6 +83,13 @@ def pass_of_starts(
     agreement = agreement_of(overlaps)
     best, centered = chosen_start(agreement, told, config.centerings)
     return Fitted(np.stack(fitted), np.stack(groups), np.array(reached), agreement, told, best, centered)
+
+
+def neighbors(pairs: np.ndarray, clusters: int) -> np.ndarray:
+    """Return the symmetric table [M, M] of neighboring patches, either way round, of its triangle [M * (M + 1) / 2]."""
+    table = np.zeros((clusters, clusters), dtype=pairs.dtype)
+    table[np.triu_indices(clusters)] = pairs
+    return table + table.T
 
 
 def agreement_of(overlaps: np.ndarray) -> np.ndarray:

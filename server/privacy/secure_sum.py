@@ -97,7 +97,7 @@ def digits(sites: Mapping[str, SiteInfo], config: RunConfig, exponent: int = 0) 
         "shared": weight * _LARGEST_WEIGHT,
         "centroids": max(weight * _LARGEST_WEIGHT, patches),
         "sums": patches,
-        "sums/adjacency": 4 * patches,  # two neighbors a patch, counted either way round
+        "sums/adjacency": 2 * patches,  # two neighbors a patch, to the right and below
     }
     closed, privacy = closed_form(config), config.privacy
     if privacy.noise_multiplier:

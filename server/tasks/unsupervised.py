@@ -181,7 +181,7 @@ class UnsupervisedTraining(Training):
         if state.starts:
             own = clusters // starts
             sums |= {"shares": (starts, self.config.fitted_clusters), "entropies": (starts,)}
-            sums["adjacency"] = (clusters, own)
+            sums["adjacency"] = (starts, own * (own + 1) // 2)
             family = starts // len(self.config.centerings)
             sums["overlaps"] = (starts, family, self.config.fitted_clusters, self.config.fitted_clusters)
         return ReplySchema({"sums": sums}, weights_hash)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import pickle
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -67,6 +68,17 @@ def test_an_update_arrives_as_it_was() -> None:
         sent.metrics,
         sent.facts,
     )
+
+
+def test_sums_that_float32_holds_travel_in_it_and_no_others_do() -> None:
+    whole = np.arange(100.0)
+    for rows, share in ((whole, 0.5), (whole + 1e-9, 1.0)):
+        sent = replace(update(), groups={"sums": {"sums": rows}})
+        content = wire.encode_update(sent, "float32")
+        got = wire.decode_update(content, LIMIT).groups["sums"]["sums"]
+        assert wire.group_bytes(content)["sums"] == pytest.approx(share * rows.nbytes, abs=200)
+        assert got.dtype == np.float64
+        np.testing.assert_array_equal(got, rows)
 
 
 def test_a_task_arrives_as_it_was() -> None:

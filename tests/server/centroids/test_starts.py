@@ -15,7 +15,14 @@ from common.settings.load import load_config
 from common.wire import Arrays
 from server.centroids.base import directions
 from server.centroids.lloyd import merge_lloyd
-from server.centroids.starts import MOST_TOLD, agreement_of, chosen_start, pass_of_starts, told_of_images
+from server.centroids.starts import (
+    MOST_TOLD,
+    agreement_of,
+    chosen_start,
+    neighbors,
+    pass_of_starts,
+    told_of_images,
+)
 
 CONFIG = load_config(
     {"model.clusters": 2, "model.dim": 5, "centroids.over": 4, "centroids.starts": 2, "codes.center": "auto"}
@@ -53,7 +60,7 @@ def test_a_pass_of_all_starts_is_k_means_of_each_over_all_sites() -> None:
         data = (
             pooled - pooled.mean(axis=1, keepdims=True) if index >= 2 else pooled
         )  # the second half is centered
-        images = directions(data)
+        images = np.trunc(directions(data) * 512) / 512  # the grid of the sums
         similar = images @ start.T
         nearest = similar.argmax(axis=2)
         assert found.mean_cosines[index] == pytest.approx(similar.max(axis=2).mean(), rel=1e-6)
@@ -101,7 +108,17 @@ def test_agreement_is_the_mean_normalized_mutual_information_with_the_others() -
 
 def test_neighbors_are_counted_either_way_round() -> None:
     nearest = torch.tensor([[[0, 0], [1, 2]]]).unsqueeze(-1)  # pairs 0-0, 1-2 across and 0-1, 0-2 down
-    assert neighbor_counts(nearest, 3).tolist() == [[[2, 1, 1], [1, 0, 1], [1, 1, 0]]]
+    found = neighbor_counts(nearest, 3).numpy()
+    assert found.tolist() == [[1, 1, 1, 0, 1, 0]]  # 0-0, 0-1, 0-2, 1-1, 1-2, 2-2
+    assert neighbors(found[0], 3).tolist() == [[2, 1, 1], [1, 0, 1], [1, 1, 0]]
+
+
+def test_sums_of_starts_are_exact_in_any_order_and_travel_in_half_the_bytes() -> None:
+    data, starts = tokens(9, 5), directions(np.random.default_rng(6).standard_normal((4, 4, 5)))
+    groups = np.stack([join_clusters(start, 2) for start in starts])
+    whole, part, rest = (sent(images, starts, groups)["sums"] for images in (data, data[:4], data[4:]))
+    np.testing.assert_array_equal(part + rest, whole)
+    np.testing.assert_array_equal(whole.astype(np.float32), whole)
 
 
 def test_clusters_that_only_tell_images_apart_tell_everything_of_them() -> None:
