@@ -7,14 +7,15 @@ on. Nothing is ever unpickled: arrays travel in numpy's own format with pickling
 
 from __future__ import annotations
 
-import io
-import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
 from flwr.common.constant import ErrorCode
+
+from common.wire_arrays import WireError as WireError
+from common.wire_arrays import narrowed, read_array, widened
 
 WIRE_VERSION = 2  # to be raised by every change that the other side cannot read
 
@@ -41,18 +42,12 @@ _METRICS = "metrics"
 _EXACT_GROUPS = frozenset(
     {"sums", "confusion", "style", "statistics", "teacher-statistics", "pretrained-statistics"}
 )  # statistics keep their precision on the wire
-_HEADER = 64  # numbers below which an array's own header is most of its bytes
-_ALLOWED_KINDS = frozenset("fiub")  # numbers alone: objects would have to be unpickled
 
 # Facts, and metrics, that an update may have; the largest number that any site sends is far below.
 MOST_ENTRIES = 64
 # Characters of a fact; the hashes of the teachers that a site holds need 65 each.
 LONGEST_FACT = 1 << 14
 _LONGEST_KEY = 64  # names of facts and metrics are words; a longer one would only fill the log
-
-
-class WireError(ValueError):
-    """A message cannot be read; the text says what was wrong with it and is fit for a log."""
 
 
 @dataclass(frozen=True)
@@ -93,49 +88,12 @@ def _encode_group(
     known: Encoded = {} if encoded is None else encoded
     for key, value in arrays.items():
         if (id(value), kind) not in known:
-            array = _narrowed(np.asarray(value)) if name == _SUMS else np.asarray(value)
+            array = narrowed(np.asarray(value)) if name == _SUMS else np.asarray(value)
             if array.dtype == np.float32 and kind == "float16":
                 array = array.astype(np.float16)
             known[id(value), kind] = (value, Array(np.ascontiguousarray(array)))
         record[key] = known[id(value), kind][1]
     return record
-
-
-def _narrowed(array: np.ndarray) -> np.ndarray:
-    """Return float64 as float32 where nothing is lost by it, as in sums of codes on a grid: half the bytes."""
-    if array.dtype != np.float64:
-        return array
-    with np.errstate(over="ignore"):
-        single = array.astype(np.float32)
-    return single if array.size > _HEADER and np.array_equal(single, array) else array
-
-
-def _decode_array(array: Array, where: str, limit: int) -> np.ndarray:
-    """Read one array without trusting it: size and type are looked at before memory is taken."""
-    data = array.data
-    if len(data) > limit:
-        raise WireError(f"{where} is oversized: {len(data)} bytes, at most {limit} are expected")
-    stream = io.BytesIO(data)
-    try:
-        if np.lib.format.read_magic(stream) != (1, 0):
-            raise ValueError("an unknown version of numpy's format")
-        shape, _, dtype = np.lib.format.read_array_header_1_0(stream)
-        if dtype.hasobject or dtype.kind not in _ALLOWED_KINDS:
-            raise WireError(f"{where} has a type that is not allowed on the wire")
-        size = math.prod(shape) * dtype.itemsize
-        if min(shape, default=0) < 0 or size != len(data) - stream.tell():
-            raise ValueError(f"{len(data) - stream.tell()} bytes follow where {size} are announced")
-        value = np.load(io.BytesIO(data), allow_pickle=False)
-    except WireError:
-        raise
-    except Exception as error:  # bytes from elsewhere may break numpy's parser in any way
-        raise WireError(f"{where} cannot be read as an array ({error})") from None
-    return value.astype(np.float32) if dtype == np.float16 else np.asarray(value)
-
-
-def _widened(array: np.ndarray) -> np.ndarray:
-    """Undo `_narrowed`: sums are added up in float64."""
-    return array.astype(np.float64) if array.dtype == np.float32 else array
 
 
 def _refuse_strange(content: RecordDict, expected: Mapping[str, Collection[str]]) -> None:
@@ -174,9 +132,10 @@ def _length(value: object) -> int:
 def _decode_groups(content: RecordDict, limit: int) -> Groups:
     groups: Groups = {}
     for name, record in content.array_records.items():
-        widen = _widened if name == _SUMS else np.asarray
+        widen = widened if name == _SUMS else np.asarray
         groups[name] = {
-            key: widen(_decode_array(array, f"array '{name}/{key}'", limit)) for key, array in record.items()
+            key: widen(read_array(array.data, f"array '{name}/{key}'", limit))
+            for key, array in record.items()
         }
     return groups
 

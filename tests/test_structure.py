@@ -22,6 +22,7 @@ ORDER = {
     "common": [
         "errors",
         "seeds",
+        "wire_arrays",
         "wire",
         "registry",
         "system",

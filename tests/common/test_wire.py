@@ -229,7 +229,7 @@ def test_arrays_that_nobody_asked_for_are_refused_unread(
     def never(*_: object) -> np.ndarray:
         raise AssertionError("an array was read")
 
-    monkeypatch.setattr(wire, "_decode_array", never)
+    monkeypatch.setattr(wire, "read_array", never)
     with pytest.raises(wire.WireError, match=words):
         wire.decode_update(content, LIMIT, {"head": ["linear.weight", "bias"]})
 
