@@ -168,6 +168,8 @@ def _divide(dataset: str, **given: Any) -> None:
         split = plan(data, request, progress_line("checking"))
         write(split, stage, out)
     _print_summary(split)
+    if data.notes:
+        print("\n" + "\n".join(data.notes))
     for sentence in split.skipped:
         print(f"left out: {sentence}")
     print(f"\nwritten to {out}; look at {out / 'split.png'}, then for example:")

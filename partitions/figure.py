@@ -14,6 +14,7 @@ from matplotlib.axes import Axes
 from PIL import Image, ImageOps
 
 from common.data.classes import Colour, distinct_colours
+from common.data.formats import AS_FOUND, Reading
 from common.data.images import read_image
 from common.data.manifest import Entry
 from common.figures import INK, SOFT, add_legend, as_pixels, fitting, legend_layout, new_figure, styled
@@ -36,6 +37,7 @@ class SplitRow:
     note: str
     samples: Sequence[Path]
     share: npt.NDArray[np.float64] | None
+    reading: Reading = AS_FOUND
 
 
 def _spread(count: int, wanted: int) -> list[int]:
@@ -51,7 +53,7 @@ def _sample_strip(row: SplitRow) -> npt.NDArray[np.uint8]:
     strip = np.full((height, _THUMBS, 3), 255, np.uint8)
     for slot, index in enumerate(_spread(len(row.samples), _SAMPLES)):
         left = slot * (width + _GAP)
-        image = Image.fromarray(read_image(row.samples[index]))
+        image = Image.fromarray(read_image(row.samples[index], row.reading))
         fitted = ImageOps.fit(image, (width, height), Image.Resampling.LANCZOS)
         strip[:, left : left + width] = np.asarray(fitted)
     return strip
@@ -139,6 +141,7 @@ def figure_of(split: Split) -> Image.Image:
     """Draw the page of a split: shares of classes where they were counted, else of domains."""
     data, request = split.dataset, split.request
     classes = data.classes if split.counted else None
+    reading = Reading.of(data.settings, data.name)
     domains = list(dict.fromkeys(entry.domain for entry in data.images if entry.domain is not None))
 
     def row(label: str, name: str, entries: Sequence[Entry]) -> SplitRow:
@@ -150,7 +153,8 @@ def figure_of(split: Split) -> Image.Image:
         elif len(domains) > 1:
             counts = np.asarray([found[domain] for domain in domains])
         share = None if counts is None or not counts.any() else counts / counts.sum()
-        return SplitRow(label, len(entries), note, [data.root / entry.image for entry in entries], share)
+        paths = [data.root / entry.image for entry in entries]
+        return SplitRow(label, len(entries), note, paths, share, reading)
 
     over = f", alpha {request.alpha:g} over {request.over}" if request.rule == "dirichlet" else ""
     labels = "labels stand in the site manifests" if split.keeps_labels else "site manifests without labels"

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from common.data.check import inspect_shard
+from common.data.formats import Reading
 from common.data.manifest import REPAIR_SIZES, Entry, Partition, Shard
 from common.errors import UserError
 from common.system.cli import Progress
@@ -130,7 +131,7 @@ def _decode(
     for labels in (True, False):  # labels are opened only where a whole group has them
         chosen = [entries for name, entries in groups.items() if labelled[name] is labels]
         once = tuple(dict.fromkeys(entry for entries in chosen for entry in entries))
-        shard = Shard("", Path(), data.root, once, data.classes, repair)
+        shard = Shard("", Path(), data.root, once, data.classes, repair, Reading.of(data.settings, data.name))
         found = inspect_shard(shard, labels, progress=step)
         results.update(((entry, labels), result) for entry, result in zip(once, found, strict=True))
     return {name: [results[entry, labelled[name]] for entry in entries] for name, entries in groups.items()}

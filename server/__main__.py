@@ -14,45 +14,26 @@ from common.settings.load import parse_assignments, read_recipe
 from common.settings.schema import RunConfig, explained_toml
 from common.system import cli
 from common.system.cli import Assignments, CommandLine, DataRoot, Recipe
+from server.options import (
+    Channels,
+    CheckpointPath,
+    ClassesName,
+    ClusterChoice,
+    Crf,
+    Flip,
+    GpuShare,
+    JsonPath,
+    KeepMasks,
+    ProtocolName,
+    ResumePath,
+    RunFolder,
+    ShardsFolder,
+    SiteName,
+    SkipUnreadable,
+    Window,
+)
 
 _line = CommandLine("python -m server", __doc__)
-
-_Checkpoint = Annotated[Path, typer.Option(metavar="C", help="File or run directory.")]
-_Shards = Annotated[Path | None, typer.Option(metavar="DIR", help="Folder that `partitions` made.")]
-_RunDir = Annotated[Path | None, typer.Option(metavar="D", help="Results (default: runs/NAME-seedSEED).")]
-_Resume = Annotated[Path | None, typer.Option(metavar="C", help="Checkpoint or run directory to resume.")]
-_GpuShare = Annotated[float, typer.Option("--gpus-per-site", metavar="G", help="Share of a GPU per site.")]
-_Classes = Annotated[str | None, typer.Option(metavar="T", help="Class table: a name or a JSON file.")]
-_Json = Annotated[Path | None, typer.Option("--json", metavar="OUT", help="Write all figures to this file.")]
-_Crf = Annotated[bool, typer.Option("--crf", help="Refine with a dense CRF.")]
-_Flip = Annotated[bool, typer.Option("--flip", help="Average with the mirrored image.")]
-_Site = Annotated[
-    str | None,
-    typer.Option(
-        metavar="NAME", help="One site's own model; `evaluate` also takes all (see centroids.share)."
-    ),
-]
-_Protocol = Annotated[
-    Literal["label-size", "center-320"],
-    typer.Option(metavar="P", help="label-size, or center-320: the center crop of 320 pixels as published."),
-]
-
-
-def _cluster(text: str) -> int | str:
-    """Read ``auto``, ``global`` or the number of a style cluster."""
-    if text not in ("auto", "global") and not text.isdigit():
-        raise typer.BadParameter(f"{text!r} is not auto, global or the number of a style cluster")
-    return int(text) if text.isdigit() else text
-
-
-_Cluster = Annotated[
-    Any,
-    typer.Option(
-        parser=_cluster,
-        metavar="auto|global|N",
-        help="With style clusters: that of the image's style, the shared model, or cluster N's.",
-    ),
-]
 
 
 def _load(recipe: Path | None, assignments: list[str], given: Mapping[str, Path | None]) -> RunConfig:
@@ -72,12 +53,12 @@ def _run_command(example: str) -> Callable[[Callable[[RunConfig, float], None]],
         def command(
             *,
             recipe: Recipe = None,
-            shards: _Shards = None,
+            shards: ShardsFolder = None,
             data_root: DataRoot = None,
-            run_dir: _RunDir = None,
-            resume: _Resume = None,
+            run_dir: RunFolder = None,
+            resume: ResumePath = None,
             assignments: Assignments,
-            gpu_share: _GpuShare = 0.0,
+            gpu_share: GpuShare = 0.0,
         ) -> None:
             given = {"simulation.shards": shards, "simulation.data-root": data_root}
             start(_load(recipe, assignments, given | {"run-dir": run_dir, "resume": resume}), gpu_share)
@@ -116,12 +97,12 @@ def _pretrain(settings: RunConfig, gpu_share: float) -> None:
 @_line.command("--checkpoint runs/camvid-default-seed0 --shard shards/camvid/dev.jsonl --json out.json")
 def _evaluate(
     *,
-    checkpoint: _Checkpoint,
+    checkpoint: CheckpointPath,
     shard: Annotated[Path, typer.Option(metavar="M", help="Labelled manifest (JSON lines).")],
     data_root: DataRoot = None,
-    classes: _Classes = None,
-    crf: _Crf = False,
-    flip: _Flip = False,
+    classes: ClassesName = None,
+    crf: Crf = False,
+    flip: Flip = False,
     matching: Annotated[
         Literal["hungarian", "many-to-one", "checkpoint"] | None,
         typer.Option(
@@ -130,10 +111,10 @@ def _evaluate(
             "(default: as the run was scored). Models that were trained with classes need none.",
         ),
     ] = None,
-    protocol: _Protocol = "label-size",
-    cluster: _Cluster = "auto",
-    site: _Site = None,
-    json_path: _Json = None,
+    protocol: ProtocolName = "label-size",
+    cluster: ClusterChoice = "auto",
+    site: SiteName = None,
+    json_path: JsonPath = None,
 ) -> None:
     """Score a checkpoint on a labelled shard."""
     from server.commands.evaluate import evaluate_checkpoint, evaluation_text
@@ -160,23 +141,23 @@ def _evaluate(
 )
 def _probe(
     *,
-    checkpoint: _Checkpoint,
+    checkpoint: CheckpointPath,
     train: Annotated[list[Path], typer.Option(metavar="M...", help="Labelled manifests to fit on.")],
     test: Annotated[Path, typer.Option(metavar="M", help="Labelled manifest to score on.")],
     data_root: DataRoot = None,
-    classes: _Classes = None,
+    classes: ClassesName = None,
     on: Annotated[
         Literal["code", "features"],
         typer.Option(
             metavar="W", help="code: what the head makes of the features; or features: the backbone's."
         ),
     ] = "code",
-    site: _Site = None,
+    site: SiteName = None,
     steps: Annotated[int, typer.Option(min=1, metavar="N", help="Steps at most.")] = 200,
-    protocol: _Protocol = "label-size",
-    crf: _Crf = False,
-    flip: _Flip = False,
-    json_path: _Json = None,
+    protocol: ProtocolName = "label-size",
+    crf: Crf = False,
+    flip: Flip = False,
+    json_path: JsonPath = None,
 ) -> None:
     """Fit a linear classifier with labels on a frozen checkpoint and score it on another shard."""
     from server.commands.probe import probe_checkpoint, probe_text
@@ -202,28 +183,45 @@ def _probe(
 @_line.command("--checkpoint runs/camvid-default-seed0 --out masks my-images/")
 def _segment(
     *,
-    checkpoint: _Checkpoint,
+    checkpoint: CheckpointPath,
     out: Annotated[Path, typer.Option(metavar="DIR", help="Where the results go.")],
-    crf: _Crf = False,
-    flip: _Flip = False,
-    cluster: _Cluster = "auto",
-    site: _Site = None,
+    crf: Crf = False,
+    flip: Flip = False,
+    cluster: ClusterChoice = "auto",
+    site: SiteName = None,
+    skip_unreadable: SkipUnreadable = True,
+    keep_masks: KeepMasks = False,
+    channels: Channels = None,
+    window: Window = None,
     inputs: Annotated[list[Path], typer.Argument(metavar="IMAGE_OR_FOLDER...", show_default=False)],
 ) -> None:
     """Segment images: label PNGs, overlays with a legend, and an index page."""
+    from common.data.formats import parse_reading
     from server.commands.segment import segment
 
-    progress = cli.progress_line("segmenting")
-    print(segment(checkpoint, out, inputs, crf=crf, flip=flip, cluster=cluster, site=site, progress=progress))
+    index = segment(
+        checkpoint,
+        out,
+        inputs,
+        crf=crf,
+        flip=flip,
+        cluster=cluster,
+        site=site,
+        skip_unreadable=skip_unreadable,
+        keep_masks=keep_masks,
+        reading=parse_reading(window, channels),
+        progress=cli.progress_line("segmenting"),
+    )
+    print(index)
 
 
 @_line.command("--checkpoint runs/camvid-default-seed0 --out model.onnx")
 def _export(
     *,
-    checkpoint: _Checkpoint,
+    checkpoint: CheckpointPath,
     out: Annotated[Path, typer.Option(metavar="FILE", help="The ONNX file.")],
-    cluster: _Cluster = "global",
-    site: _Site = None,
+    cluster: ClusterChoice = "global",
+    site: SiteName = None,
     size: Annotated[
         Any,
         typer.Option(

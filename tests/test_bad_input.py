@@ -1238,7 +1238,7 @@ def segment_empty_folder(shop: Workshop) -> Words:
 @row("0-1.png is damaged or truncated")
 def segment_truncated_picture_among_good_ones(shop: Workshop) -> Words:
     truncate(shop.shards / "images/0-1.png")
-    return segment(shop, shop.shards / "images")
+    return segment(shop, "--no-skip-unreadable", shop.shards / "images")
 
 
 @row("would both be written as")

@@ -71,6 +71,7 @@ ORDER = {
         "loop",
         "app",
         "simulate",
+        "options",
         "__main__",
     ],
 }

@@ -39,7 +39,7 @@ def inspect_entry(
     missing, or label and image differ in size and the shard does not repair that. Returns None without ``labels``.
     """
     if not labels:
-        read_image(shard.image_path(index))
+        read_image(shard.image_path(index), shard.reading)
         return None
     table = required_table(shard, table)
     _, seen = entry_pair(shard, index, table)

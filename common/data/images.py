@@ -7,70 +7,51 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps
 
+from common.data import volumes
 from common.data.classes import ClassTable
+from common.data.formats import (
+    AS_FOUND,
+    EXTRA_SUFFIXES,
+    Reading,
+    opened_image,
+    split_frame,
+    suffix_of,
+    to_rgb,
+)
+from common.data.formats import Bytes as Bytes
 from common.data.manifest import VIEWS, Shard
 from common.errors import UserError
 
-Bytes = npt.NDArray[np.uint8]
 
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"})
-_READ_ERRORS = (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError)
+def read_image(path: str | Path, reading: Reading = AS_FOUND) -> Bytes:
+    """Return a picture as uint8 [H, W, 3], turned upright as its EXIF orientation says; writable.
 
-
-@contextmanager
-def _opened(path: str | Path, what: str) -> Iterator[Image.Image]:
-    """Open an image file; what goes wrong with it, decoding included, becomes a `UserError` naming the file."""
-    source = Path(path)
-    try:
-        with Image.open(source) as opened:
-            yield opened
-    except UserError:
-        raise
-    except _READ_ERRORS as error:
-        raise _unreadable(source, what, error) from None
-
-
-def _unreadable(path: Path, what: str, error: Exception) -> UserError:
-    if not path.exists():
-        return UserError(f"The {what} {path} does not exist; correct the manifest or the data root.")
-    if isinstance(error, PermissionError):
-        return UserError(f"The {what} {path} may not be read (permission denied); change its permissions.")
-    if isinstance(error, UnidentifiedImageError):
-        return UserError(f"{path} is no picture that can be read; expected JPEG, PNG, BMP, TIFF or WebP.")
-    return UserError(f"The {what} {path} is damaged or truncated ({error}); replace it or remove it.")
-
-
-def read_image(path: str | Path) -> Bytes:
-    """Return a picture as uint8 [H, W, 3], turned upright as its EXIF orientation says.
-
-    Grey is repeated, palettes are resolved, transparency is laid over white, and 16 bits per
-    channel are scaled by 255/65535.
-    Raises `UserError` naming the file where it cannot be read.
+    Gray is repeated, palettes are resolved, and transparency is laid over white. Values of more than 8 bits are
+    scaled as ``reading`` says. Of several frames in one file the first is taken.
+    Raises `UserError` that names the file where it cannot be read, or the package that would read it.
     """
-    with _opened(path, "image") as opened:
+    source, frame = split_frame(path)
+    if suffix_of(source) in EXTRA_SUFFIXES:
+        return volumes.decode(source, frame, reading)
+    deep = volumes.deep_values(source)
+    if deep is not None:
+        return to_rgb(deep, reading, source)
+    with opened_image(source) as opened:
         opened.load()
         picture = ImageOps.exif_transpose(opened)
-        if picture.mode == "F":
-            raise UserError(
-                f"The image {path} holds floating-point values, whose range is unknown; convert it to 8 or 16 bits."
-            )
-        if picture.mode.startswith("I"):
-            wide = np.clip(np.asarray(picture).astype(np.int64), 0, 65535)
-            # a fixed factor, so that sites agree on what a value means
-            grey = ((wide * 255 + 32767) // 65535).astype(np.uint8)
-            return np.repeat(grey[:, :, None], 3, axis=2)
+        if picture.mode == "F" or picture.mode.startswith("I"):
+            return to_rgb(np.asarray(picture), reading, source)
         if picture.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in picture.info:
             layer = picture.convert("RGBA")
             picture = Image.alpha_composite(Image.new("RGBA", layer.size, (255, 255, 255, 255)), layer)
+        if reading.channels is not None and len(picture.getbands()) > 1:
+            return to_rgb(np.asarray(picture.convert("RGB")), reading, source)
         return np.array(picture.convert("RGB"), dtype=np.uint8)
 
 
@@ -79,7 +60,10 @@ def header_size(path: str | Path) -> tuple[int, int]:
 
     Raises `UserError` as `read_image` does.
     """
-    with _opened(path, "image") as opened:
+    source, _ = split_frame(path)
+    if volumes.reads(source):
+        return volumes.size_of(source)
+    with opened_image(source) as opened:
         return opened.height, opened.width
 
 
@@ -88,7 +72,10 @@ def image_size(path: str | Path) -> tuple[int, int]:
 
     From the header alone, but of a PNG, whose orientation may stand behind its pixels, from all of the file.
     """
-    with _opened(path, "image") as opened:
+    source, _ = split_frame(path)
+    if volumes.reads(source):
+        return volumes.size_of(source)
+    with opened_image(source) as opened:
         width, height = opened.size
         # these orientations of EXIF lie on a side
         turned = opened.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
@@ -101,12 +88,14 @@ def read_raw_label(path: str | Path) -> Bytes:
     A palette picture gives its indices. Raises `UserError` where the file is unreadable, has
     several channels, or holds values above 255.
     """
-    with _opened(path, "label map") as opened:
+    with opened_image(path, "label map") as opened:
         opened.load()
         mode = opened.mode
         values = np.array(opened.convert("L") if mode == "1" else opened)
         if mode == "1":
             values = (values > 0).astype(np.uint8)
+        elif mode == "RGB" and (values == values[..., :1]).all():
+            values = values[..., 0]  # numbers, written three times
     if values.ndim != 2 or values.dtype.kind == "f":
         raise UserError(
             f"The label map {path} is a {mode} picture; expected one channel whose values are class "
@@ -173,7 +162,7 @@ def entry_pair(shard: Shard, index: int, table: ClassTable) -> tuple[Bytes, Byte
             f"The image {image} has no label in {shard.path}; expected one for every image, add it or leave the "
             "image out."
         )
-    pixels, ids = read_image(image), read_label(label, table)
+    pixels, ids = read_image(image, shard.reading), read_label(label, table)
     if pixels.shape[:2] != ids.shape:
         height, width = ids.shape
         if not shard.repair_sizes:
@@ -188,7 +177,7 @@ def entry_pair(shard: Shard, index: int, table: ClassTable) -> tuple[Bytes, Byte
 
 def entry_image(shard: Shard, index: int) -> Bytes:
     """Return the picture that entry ``index`` shows, uint8 [H, W, 3]; raises `UserError` as `read_image`."""
-    return cut(read_image(shard.image_path(index)), shard.entries[index].view)
+    return cut(read_image(shard.image_path(index), shard.reading), shard.entries[index].view)
 
 
 def entry_size(shard: Shard, index: int) -> tuple[int, int]:
@@ -225,9 +214,11 @@ def images_key(shard: Shard) -> str:
     So a data root may be mounted elsewhere. Raises `UserError` where an image is missing.
     """
     images = hashlib.sha256()
+    if shard.reading != AS_FOUND:
+        images.update(json.dumps(shard.reading.as_settings()).encode())
     for index, entry in enumerate(shard.entries):
         try:
-            state = shard.image_path(index).stat()
+            state = split_frame(shard.image_path(index))[0].stat()
         except OSError as error:
             raise UserError(
                 f"Image {shard.image_path(index)} of shard {shard.name} cannot be found "

@@ -14,6 +14,8 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, ConfigDict, TypeAdapter, ValidationError
 
 from common.data.classes import ClassTable
+from common.data.formats import AS_FOUND, Reading
+from common.data.paths import Fence, below_root
 from common.errors import UserError, user_error
 from common.system.atomic import atomic_write_text
 
@@ -32,21 +34,13 @@ VIEWS: dict[str, tuple[float, float]] = {
 _LINE = 'expected {"image": "path"} and, if any, label, domain, view and site as texts'
 
 
-def _below_root(path: str) -> str:
-    if not path or "\0" in path or "\\" in path or path.startswith("/") or ".." in path.split("/"):
-        raise ValueError(
-            "it leaves the data root or is no path; expected one relative to it, with forward slashes and without '..'"
-        )
-    return path
-
-
 def _known_view(view: str) -> str:
     if view not in VIEWS:
         raise ValueError(f"expected one of {', '.join(VIEWS)}")
     return view
 
 
-_Relative = Annotated[str, AfterValidator(_below_root)]
+_Relative = Annotated[str, AfterValidator(below_root)]
 
 
 @dataclass(frozen=True)
@@ -75,7 +69,8 @@ class Shard:
     """The images of one site (or of one evaluation split), and the root that their paths start from.
 
     ``repair_sizes``: images that differ in size from their label map are resized to it when they are
-    read as pairs (`common.data.images`); otherwise they are an error in the data.
+    read as pairs (`common.data.images`); otherwise they are an error in the data. ``reading``: how values of more
+    than 8 bits, and more than three channels, are seen.
     """
 
     name: str
@@ -84,6 +79,7 @@ class Shard:
     entries: tuple[Entry, ...]
     classes: ClassTable | None = None
     repair_sizes: bool = False
+    reading: Reading = AS_FOUND
 
     def __len__(self) -> int:
         return len(self.entries)
@@ -109,7 +105,7 @@ class Partition:
 
     ``sites`` counts the images of every site, ``domains`` splits that count by domain, ``histogram`` holds labelled
     pixels per class and site (None without labels), ``evaluation`` the labelled manifests that are no site.
-    ``settings`` are notes of the data set; `REPAIR_SIZES` is read back.
+    ``settings`` are notes of the data set; `REPAIR_SIZES` and those of `Reading` are read back.
     """
 
     dataset: str
@@ -141,29 +137,6 @@ def natural_key(text: str) -> tuple[tuple[int, int | str], ...]:
     return tuple((0, int(part)) if part.isdigit() else (1, part) for part in re.split(r"(\d+)", text) if part)
 
 
-class _Fence:
-    """Refuses files that reach out of the root through a symbolic link; resolves a folder only once."""
-
-    def __init__(self, root: Path) -> None:
-        self.root = root.resolve()
-        self._text = str(self.root)
-        self._inside: dict[str, bool] = {}
-
-    def check(self, relative: str, key: str, where: str) -> None:
-        folder, _, _ = relative.rpartition("/")
-        if folder not in self._inside:
-            self._inside[folder] = (self.root / folder).resolve().is_relative_to(self.root)
-        inside = self._inside[folder]
-        path = os.path.join(self._text, relative)  # noqa: PTH118  # twice as fast as Path, in 100,000 lines
-        if inside and os.path.islink(path):  # noqa: PTH114
-            inside = Path(path).resolve().is_relative_to(self.root)
-        if not inside:
-            raise UserError(
-                f"{where}: the {key} {relative!r} leaves the data root {self.root} through a symbolic link; "
-                "put the file below the root or choose a root above both."
-            )
-
-
 @functools.cache
 def _adapter(kind: type[Any]) -> TypeAdapter[Any]:
     """Return the reader of `Entry` or `Partition`, made when first needed: start-up does not wait for it."""
@@ -178,14 +151,15 @@ def read_manifest(path: str | Path, root: Path) -> tuple[Entry, ...]:
     """
     source = Path(path)
     try:
-        lines = source.read_text(encoding="utf-8").splitlines()
+        # not splitlines, which also breaks at U+2028, U+2029 and U+0085, and names may hold those
+        lines = source.read_text(encoding="utf-8").split("\n")
     except FileNotFoundError:
         raise UserError(
             f"The manifest {source} does not exist; write one with `python -m partitions`."
         ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"The manifest {source} cannot be read ({error}); expected JSON lines.") from None
-    fence = _Fence(root)
+    fence = Fence(root)
     parse = _adapter(Entry).validate_json
     entries: list[Entry] = []
     first_line: dict[tuple[str, str | None], int] = {}
@@ -234,8 +208,16 @@ def read_shard(
             f"The data root {root} of {source} is no folder; say where the data lie now (--data-root)."
         )
     classes = partition.classes if classes is None and partition else classes
-    repair = partition is not None and partition.settings.get(REPAIR_SIZES) is True
-    return Shard(source.stem, source, root.resolve(), read_manifest(source, root), classes, repair)
+    settings = {} if partition is None else partition.settings
+    return Shard(
+        source.stem,
+        source,
+        root.resolve(),
+        read_manifest(source, root),
+        classes,
+        settings.get(REPAIR_SIZES) is True,
+        Reading.of(settings, f"{source.parent / PARTITION_FILE}:"),
+    )
 
 
 def write_manifest(path: str | Path, entries: Iterable[Entry]) -> None:
@@ -285,6 +267,8 @@ def read_sites(folder: str | Path, data_root: str | Path | None = None) -> list[
 
 def pool_shards(shards: Sequence[Shard], name: str) -> Shard:
     """Join shards of one data root into one, in the given order; an image that two hold comes once."""
+    if len({shard.reading for shard in shards}) > 1:
+        raise UserError("The shards to join read values by other windows or channels; make them alike.")
     roots = {shard.root for shard in shards}
     if len(roots) > 1:
         raise UserError(
@@ -297,4 +281,5 @@ def pool_shards(shards: Sequence[Shard], name: str) -> Shard:
             entries.setdefault((entry.image, entry.view), entry)
     classes = next((shard.classes for shard in shards if shard.classes is not None), None)
     repair = any(shard.repair_sizes for shard in shards)
-    return Shard(name, shards[0].path, shards[0].root, tuple(entries.values()), classes, repair)
+    first = shards[0]
+    return Shard(name, first.path, first.root, tuple(entries.values()), classes, repair, first.reading)

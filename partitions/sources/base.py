@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 from click import Option
 
+from common.data.audit import find_images
 from common.data.classes import ClassTable, known_table, load_table
-from common.data.images import SUFFIXES
-from common.data.manifest import Entry, natural_key
+from common.data.formats import split_frame
+from common.data.manifest import Entry
 from common.errors import UserError
 from common.registry import Registered, Registry
 from common.system.cli import Progress
@@ -43,10 +44,11 @@ class Dataset:
     final_root: Path | None = None  # where they lie once the output folder stands, if that is elsewhere
     rule: str = "domain"  # this and the next hold where the user says nothing
     sites: int | None = None
-    settings: dict[str, str | int | float] = field(default_factory=dict)  # `REPAIR_SIZES`: images are resized
+    settings: dict[str, Any] = field(default_factory=dict)  # `REPAIR_SIZES`: images are resized
     views: tuple[str, ...] = ()  # crops that stand in site manifests in place of a whole image
     clients: Mapping[str, str] = field(default_factory=dict)  # by image path: its site in the set's own lists
     open_labels: bool = True  # False: labels never stand in site manifests
+    notes: tuple[str, ...] = ()  # sentences for the user: what was found besides, and what was left out
 
 
 @dataclass(frozen=True)
@@ -106,7 +108,8 @@ def load_dataset(name: str, args: SimpleNamespace, stage: Path, progress: Progre
     chosen = args.classes or source.classes
     table = load_table(chosen) if chosen else None
     data = DATASETS.get(name)(LoadJob(root, table, args, stage, progress))
-    data = replace(data, name=name, root=root if data.root == Path() else data.root, classes=table)
+    data = replace(data, name=name, root=root if data.root == Path() else data.root)
+    data = replace(data, classes=data.classes or table)
     if data.root.is_relative_to(stage):  # written by the loader: it moves with the output folder
         data = replace(data, final_root=Path(args.out).resolve() / data.root.relative_to(stage))
     for split, entries in {"train": data.images, **data.evaluation}.items():
@@ -131,31 +134,15 @@ def need_folder(path: Path, what: str, hint: str) -> Path:
     return path
 
 
-def images_below(folder: Path, skip: Iterable[Path] = ()) -> list[Path]:
-    """Return all image files below ``folder`` in natural order.
-
-    Hidden files and folders, folders in ``skip`` and earlier output folders (those with a
-    ``partition.json``) are passed over.
-    """
-    passed = {path.resolve() for path in skip}
-    found: list[Path] = []
-    for name_of_base, folders, files in os.walk(folder):
-        base = Path(name_of_base)
-        folders[:] = [
-            name
-            for name in folders
-            if not name.startswith(".")
-            and (base / name).resolve() not in passed
-            and not (base / name / "partition.json").is_file()
-        ]
-        found += [base / f for f in files if not f.startswith(".") and Path(f).suffix.lower() in SUFFIXES]
-    return sorted(found, key=lambda path: natural_key(path.relative_to(folder).as_posix()))
+def images_below(folder: Path) -> list[Path]:
+    """Return all image files below ``folder`` in natural order, masks included (see `find_images`)."""
+    return [folder / path for path in find_images(folder, keep_masks=True).images]
 
 
 def need_files(root: Path, entries: Iterable[Entry], split: str) -> None:
     """Raise `UserError` for the first entry whose image or label file is missing."""
     for entry in entries:
-        if not (root / entry.image).is_file():
+        if not split_frame(root / entry.image)[0].is_file():
             raise UserError(
                 f"The image {root / entry.image} of split {split!r} is missing; complete the data set or "
                 "point --root elsewhere."

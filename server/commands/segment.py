@@ -3,31 +3,25 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image
 
 from common.checkpoint import load_checkpoint
-from common.data.images import SUFFIXES, read_image
+from common.data.formats import AS_FOUND, Reading
+from common.data.images import read_image
 from common.errors import UserError
 from common.evaluation.overlay import label_image, legend_entries, overlay, present_ids, with_legend
 from common.system.atomic import atomic_path, atomic_write_text
+from server.commands.inputs import ImageJob, find_pictures
 from server.inference.base import Cluster
 from server.report.render import render_page
 from server.tasks.base import task_of
 
 # Strength of the colors in an overlay, 0 to 1: what lies below still shows.
 ALPHA = 0.55
-
-
-@dataclass(frozen=True)
-class ImageJob:
-    """An image to segment, and the name of its results (relative, without a suffix)."""
-
-    source: Path
-    name: Path
 
 
 def segment(
@@ -39,14 +33,17 @@ def segment(
     flip: bool = False,
     cluster: Cluster = "auto",
     site: str | None = None,
+    skip_unreadable: bool = True,
+    keep_masks: bool = False,
+    reading: Reading = AS_FOUND,
     progress: Callable[[int, int], None] | None = None,
 ) -> Path:
     """Segment images and return the path of the index page.
 
     Writes ``labels/NAME.png`` (palette image of the image's own size whose values are class ids, or
     cluster numbers where nobody named them), ``overlays/NAME.png`` with a legend, ``legend.json`` (id, name,
-    colour) and, last, ``index.html``. Every image is opened before anything is written. The whole of it is
-    segmented even where training looked at a part.
+    colour) and, last, ``index.html``. The whole of an image is segmented even where training looked at a part.
+    Images that cannot be read are named in the page and on stderr.
 
     Args:
         checkpoint: a ``round-NNNN.safetensors`` file or a run directory (its newest round).
@@ -56,22 +53,35 @@ def segment(
         flip: average codes (of a whole network: probabilities) with those of the mirrored image.
         cluster: which network of a run with style clusters (see `server.inference.base.Cluster`).
         site: whose own model, of a run whose sites do not share all.
+        skip_unreadable: go on without images that cannot be read; otherwise the first of them ends it, before
+            anything is written.
+        keep_masks: segment files of the folders that look like masks too.
+        reading: window of images of more than 8 bits, and channels of those that have more than three.
         progress: called with (done, total) images.
 
     Raises:
-        UserError: no image found, one that cannot be read, two with the same name, other weights, no such cluster or
+        UserError: no image found, none that can be read, two with the same name, other weights, no such cluster or
             site.
     """
     folder = Path(out)
-    jobs = find_pictures(inputs, exclude=folder)
+    found = find_pictures(inputs, exclude=folder, keep_masks=keep_masks)
+    jobs, left_out = found.jobs, list(found.left_out)
     saved = load_checkpoint(checkpoint)
-    for job in jobs:
-        read_image(job.source)  # refuses what cannot be read, before anything is written
+    for job in () if skip_unreadable else jobs:
+        read_image(job.source, reading)
     predictor = task_of(saved.config).predictor(saved, str(checkpoint), "auto", cluster, site)
     legend = predictor.legend
     used: list[list[int]] = []
+    segmented: list[ImageJob] = []
     for done, job in enumerate(jobs, start=1):
-        image = read_image(job.source)
+        if progress is not None:
+            progress(done, len(jobs))
+        try:
+            image = read_image(job.source, reading)
+        except UserError as error:
+            left_out.append(str(error))
+            continue
+        segmented.append(job)
         ids = legend.apply(predictor.labels(image, flip=flip, crf=crf))
         used.append(present_ids([ids], legend))
         _save(label_image(ids, legend), _result(folder, "labels", job))
@@ -79,14 +89,18 @@ def segment(
             with_legend(overlay(image, ids, legend, ALPHA), legend, used[-1]),
             _result(folder, "overlays", job),
         )
-        if progress is not None:
-            progress(done, len(jobs))
+    for sentence in left_out:
+        print(f"left out: {sentence}", file=sys.stderr)
+    if not segmented:
+        raise UserError(f"None of {len(jobs)} pictures can be read; the first: {left_out[-len(jobs)]}")
     atomic_write_text(folder / "legend.json", json.dumps(legend.as_json(), indent=2) + "\n")
     index = folder / "index.html"
     words = [
         f"{saved.config.name}, seed {saved.config.seed}, round {saved.round}",
         *([f"the model of {site}"] if site is not None else []),
-        f"{len(jobs)} picture" + ("" if len(jobs) == 1 else "s"),
+        f"{len(segmented)} picture" + ("" if len(segmented) == 1 else "s"),
+        *([f"{len(left_out)} files left out"] if left_out else []),
+        *([f"{found.masks} masks passed over"] if found.masks else []),
         *(["refined by the CRF"] if crf else []),
         *(["averaged with the mirror image"] if flip else []),
         *predictor.notes(),
@@ -97,47 +111,11 @@ def segment(
         facts=words,
         named=predictor.named,
         legend=legend_entries(legend, shown),
-        names=[job.name.as_posix() for job in jobs],
+        names=[job.name.as_posix() for job in segmented],
+        left_out=left_out,
     )
     atomic_write_text(index, page)
     return index
-
-
-def find_pictures(inputs: Sequence[str | Path], exclude: Path | None = None) -> list[ImageJob]:
-    """List the images of files and folders in a fixed order; each gets a name of its own.
-
-    Names keep the path below the given folder. What lies below ``exclude`` (earlier results) is left out.
-    """
-    jobs: list[ImageJob] = []
-    for given in map(Path, inputs):
-        if given.is_file():
-            jobs.append(ImageJob(given, Path(given.stem)))
-        elif given.is_dir():
-            found = sorted(
-                path for path in given.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file()
-            )
-            found = [path for path in found if exclude is None or not _below(path, exclude)]
-            if not found:
-                kinds = ", ".join(sorted(SUFFIXES))
-                raise UserError(f"Folder {given} holds no picture ({kinds}); give a folder of pictures.")
-            jobs += [ImageJob(path, path.relative_to(given).with_suffix("")) for path in found]
-        else:
-            raise UserError(f"{given} does not exist; give pictures or folders of pictures.")
-    if not jobs:
-        raise UserError("No picture was given; name pictures or folders of pictures.")
-    first: dict[Path, Path] = {}
-    for job in jobs:
-        if job.name in first:
-            raise UserError(
-                f"{first[job.name]} and {job.source} would both be written as {job.name}.png; "
-                "rename one or segment them into different folders."
-            )
-        first[job.name] = job.source
-    return jobs
-
-
-def _below(path: Path, folder: Path) -> bool:
-    return path.resolve().is_relative_to(folder.resolve())
 
 
 def _result(folder: Path, kind: str, job: ImageJob) -> Path:

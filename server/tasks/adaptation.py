@@ -9,8 +9,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from PIL import Image
-
 from common import wire
 from common.checkpoint import arrays_hash
 from common.data.check import (
@@ -21,7 +19,7 @@ from common.data.check import (
     refuse_faulty,
 )
 from common.data.classes import ClassTable
-from common.data.images import entry_size, view_box
+from common.data.images import entry_size, header_size, view_box
 from common.data.manifest import Shard
 from common.errors import UserError
 from common.settings.schema import RunConfig
@@ -238,9 +236,8 @@ def least_side(shard: Shard, index: int) -> int:
     `entry_size` wants to know the orientation as well, for which Pillow decodes all of a PNG.
     """
     try:
-        with Image.open(shard.image_path(index)) as opened:
-            width, height = opened.size
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        height, width = header_size(shard.image_path(index))
+    except UserError:
         return 0
     left, top, right, bottom = view_box(shard.entries[index].view, height, width)
     return min(right - left, bottom - top)

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from common.data.classes import load_table
+from common.data.formats import Reading
 from common.data.images import image_size, read_image, read_label, read_raw_label
 from common.errors import UserError
 
@@ -27,10 +28,12 @@ def test_grey_is_repeated(tmp_path: Path) -> None:
     assert np.array_equal(read_image(tmp_path / "a.png"), np.repeat(RAMP[..., None], 3, axis=2))
 
 
-def test_sixteen_bits_are_scaled_by_a_fixed_factor(tmp_path: Path) -> None:
-    wide = np.array([[0, 257, 128 * 257, 65535]], dtype=np.uint16)
+def test_sixteen_bits_are_scaled_by_the_range_of_the_file_or_by_a_window(tmp_path: Path) -> None:
+    wide = np.array([[0, 16, 2048, 4095]], dtype=np.uint16)  # twelve bits: black if taken for sixteen
     Image.fromarray(wide).save(tmp_path / "a.png")
     assert read_image(tmp_path / "a.png")[0, :, 0].tolist() == [0, 1, 128, 255]
+    stated = read_image(tmp_path / "a.png", Reading(window=(0, 65535)))
+    assert stated[0, :, 0].tolist() == [0, 0, 8, 16]
 
 
 def test_transparency_is_laid_over_white(tmp_path: Path) -> None:
@@ -68,13 +71,11 @@ def test_damaged_files_are_named(tmp_path: Path) -> None:
     (tmp_path / "half.jpg").write_bytes(data[: len(data) // 2])
     (tmp_path / "text.jpg").write_text("no picture")
     (tmp_path / "empty.png").touch()
-    Image.fromarray(np.zeros((2, 2), dtype=np.float32)).save(tmp_path / "float.tif")
     for name, sentence in [
         ("half.jpg", "half.jpg is damaged or truncated"),
         ("text.jpg", "text.jpg is no picture"),
-        ("empty.png", "empty.png is no picture"),
+        ("empty.png", "empty.png is empty"),
         ("gone.png", "gone.png does not exist"),
-        ("float.tif", "float.tif holds floating-point values"),
     ]:
         with pytest.raises(UserError, match=sentence):
             read_image(tmp_path / name)
@@ -98,7 +99,7 @@ def test_palette_and_bilevel_labels_give_indices(tmp_path: Path) -> None:
 
 def test_bad_labels_are_named_with_file_and_value(tmp_path: Path) -> None:
     Image.fromarray(np.array([[0, 12]], dtype=np.uint8)).save(tmp_path / "range.png")
-    Image.fromarray(np.zeros((2, 2, 3), dtype=np.uint8)).save(tmp_path / "rgb.png")
+    Image.fromarray(np.array([[[0, 1, 0]]], dtype=np.uint8)).save(tmp_path / "rgb.png")
     Image.fromarray(np.array([[0, 300]], dtype=np.uint16)).save(tmp_path / "wide.png")
     (tmp_path / "text.png").write_text("x")
     for name, sentence in [

@@ -17,8 +17,10 @@ from common.evaluation.overlay import hex_colour
 from common.models.backbone import load_backbone, prepare_image
 from common.models.segmenter import Segmenter
 from common.settings.unsupervised import Model
-from server.commands.segment import find_pictures, segment
+from server.commands.inputs import find_pictures
+from server.commands.segment import segment
 from tests.support.checkpoints import write_checkpoint
+from tests.support.odd_images import write_pillow, write_refused
 
 SYNTHETIC = load_table("synthetic")
 
@@ -106,12 +108,23 @@ def test_whole_picture_is_segmented_even_where_training_looked_at_the_centre(
     assert Image.open(tmp_path / "out" / "labels" / "grey.png").size == (50, 60)
 
 
-def test_one_bad_picture_and_nothing_is_written(named: Path, pictures: Path, tmp_path: Path) -> None:
+def test_one_bad_picture_and_nothing_is_written_where_that_was_asked_for(
+    named: Path, pictures: Path, tmp_path: Path
+) -> None:
     whole = (pictures / "deep er" / "grey.jpg").read_bytes()
     (pictures / "zz.jpg").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(UserError, match=r"zz\.jpg"):
-        segment(named, tmp_path / "out", [pictures])
+        segment(named, tmp_path / "out", [pictures], skip_unreadable=False)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_bad_picture_is_named_and_the_others_are_segmented(
+    named: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (pictures / "zz.jpg").write_bytes(b"no picture")
+    index = segment(named, tmp_path / "out", [pictures])
+    assert "zz.jpg" in capsys.readouterr().err and "zz.jpg" in index.read_text()
+    assert len(list((tmp_path / "out" / "labels").rglob("*.png"))) == 3
 
 
 def test_other_weights_are_refused(pictures: Path, tmp_path: Path) -> None:
@@ -122,9 +135,9 @@ def test_other_weights_are_refused(pictures: Path, tmp_path: Path) -> None:
 
 
 def test_inputs_are_found_in_order_without_earlier_results(pictures: Path) -> None:
-    jobs = find_pictures([pictures, pictures / "a.png"][:1])
+    jobs = find_pictures([pictures]).jobs
     assert [job.name.as_posix() for job in jobs] == ["a", "deep er/grey", "deep er/rgba"]
-    assert len(find_pictures([pictures], exclude=pictures / "deep er")) == 1
+    assert len(find_pictures([pictures], exclude=pictures / "deep er").jobs) == 1
 
 
 def test_inputs_that_cannot_be_are_refused(pictures: Path, tmp_path: Path) -> None:
@@ -138,3 +151,16 @@ def test_inputs_that_cannot_be_are_refused(pictures: Path, tmp_path: Path) -> No
     ):
         with pytest.raises(UserError, match=words):
             find_pictures(inputs)
+
+
+def test_every_odd_picture_is_segmented_or_named(
+    named: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "odd"
+    folder.mkdir()
+    taken, refused = write_pillow(folder), write_refused(folder, tmp_path / "outside")
+    segment(named, tmp_path / "out", [folder])
+    said = capsys.readouterr().err
+    assert all(name in said for name in refused)
+    assert len(list((tmp_path / "out" / "labels").rglob("*.png"))) == len(taken)
+    assert Image.open(tmp_path / "out" / "labels" / "turned.png").size == (36, 48)
