@@ -170,7 +170,7 @@ def _egress(
     print(egress_text(folder))
 
 
-client_main = _line.run
+client_commands, client_main = _line, _line.run
 
 if __name__ == "__main__":
     sys.exit(client_main())

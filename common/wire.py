@@ -9,13 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
-from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
-from flwr.common.constant import ErrorCode
 
 from common.wire_arrays import WireError as WireError
 from common.wire_arrays import narrowed, read_array, widened
+
+if TYPE_CHECKING:  # functions import what they build: who only segments images needs no Flower
+    from flwr.app import Array, ArrayRecord, Message, RecordDict
 
 WIRE_VERSION = 2  # to be raised by every change that the other side cannot read
 
@@ -77,12 +79,14 @@ class Update:
 
 
 # Arrays by identity and type on the wire, as encoded before; the first of each pair keeps the identity taken.
-Encoded = dict[tuple[int, str], tuple[object, Array]]
+Encoded = dict[tuple[int, str], "tuple[object, Array]"]
 
 
 def _encode_group(
     name: str, arrays: Mapping[str, np.ndarray], dtype: str, encoded: Encoded | None = None
 ) -> ArrayRecord:
+    from flwr.app import Array, ArrayRecord
+
     record = ArrayRecord()
     kind = "float32" if name in _EXACT_GROUPS else dtype
     known: Encoded = {} if encoded is None else encoded
@@ -146,6 +150,8 @@ def encode_task(task: Task, dtype: str, encoded: Encoded | None = None) -> Recor
     Tasks that are given the same ``encoded`` share what they have in common: a network that goes to all sites
     is in memory once. Arrays must not change meanwhile.
     """
+    from flwr.app import ConfigRecord, RecordDict
+
     content = RecordDict(
         {name: _encode_group(name, arrays, dtype, encoded) for name, arrays in task.groups.items()}
     )
@@ -182,6 +188,8 @@ def decode_task(message: Message) -> Task:
 
 def encode_update(update: Update, dtype: str) -> RecordDict:
     """Turn an update into Flower records; float32 arrays travel as ``dtype``, statistics as they are."""
+    from flwr.app import ConfigRecord, MetricRecord, RecordDict
+
     content = RecordDict({name: _encode_group(name, arrays, dtype) for name, arrays in update.groups.items()})
     content[_METRICS] = MetricRecord({key: float(value) for key, value in update.metrics.items()})
     content[_FACTS] = ConfigRecord(
@@ -237,12 +245,9 @@ def site_of(content: RecordDict) -> str | None:
 
 def group_bytes(content: RecordDict) -> dict[str, int]:
     """Return the payload of each record in bytes, as it is serialised."""
-    sizes = {
-        name: sum(len(array.data) for array in rec.values()) for name, rec in content.array_records.items()
-    }
-    sizes |= {name: len(record.deflate()) for name, record in content.config_records.items()}
-    sizes |= {name: len(record.deflate()) for name, record in content.metric_records.items()}
-    return sizes
+    sizes = {key: sum(len(each.data) for each in rec.values()) for key, rec in content.array_records.items()}
+    scalars = [*content.config_records.items(), *content.metric_records.items()]
+    return sizes | {name: len(record.deflate()) for name, record in scalars}
 
 
 def payload_bytes(content: RecordDict) -> int:
@@ -252,17 +257,22 @@ def payload_bytes(content: RecordDict) -> int:
 
 def make_message(content: RecordDict, node_id: int, action: str, round_number: int, ttl: float) -> Message:
     """Address a task; a site that is still busy when ``ttl`` seconds are over never sees it (no stale work)."""
+    from flwr.app import Message
+
     return Message(content, dst_node_id=node_id, message_type=action, group_id=str(round_number), ttl=ttl)
 
 
-def crash_reply(request: Message, reason: str) -> Message:
+def crash_reply(request: Message, reason: str, code: str = "CLIENT_APP_CRASHED") -> Message:
     """Answer a message in the place of a process that died over it, as Flower itself does after a minute."""
-    return Message(Error(code=ErrorCode.CLIENT_APP_CRASHED, reason=reason), reply_to=request)
+    from flwr.app import Error, Message
+    from flwr.common.constant import ErrorCode
+
+    return Message(Error(code=getattr(ErrorCode, code), reason=reason), reply_to=request)
 
 
 def lost_reply(request: Message, reason: str) -> Message:
     """Answer a message in the place of an answer that never came whole, as Flower itself does after three minutes."""
-    return Message(Error(code=ErrorCode.MESSAGE_UNAVAILABLE, reason=reason), reply_to=request)
+    return crash_reply(request, reason, "MESSAGE_UNAVAILABLE")
 
 
 def array_record(arrays: Mapping[str, np.ndarray]) -> ArrayRecord:

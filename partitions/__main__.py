@@ -212,7 +212,7 @@ def _list() -> None:
     print("\nclass tables: " + ", ".join(table_names()))
 
 
-partitions_main = _line.run
+partition_commands, partitions_main = _line, _line.run
 
 if __name__ == "__main__":
     sys.exit(partitions_main())

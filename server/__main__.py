@@ -291,7 +291,7 @@ def _report(
         print(comparison_text(runs), compare(runs, out), sep="\n")
 
 
-server_main = _line.run
+server_commands, server_main = _line, _line.run
 
 if __name__ == "__main__":
     sys.exit(server_main())

@@ -19,8 +19,10 @@ from common.errors import UserError
 from common.settings.schema import RunConfig
 from common.system.atomic import atomic_write_text
 
-# Our packages alone: Flower and torch log to their own places.
-LOGGERS = ("server", "client", "common", "partitions")
+# Our packages alone: Flower and torch log to their own places. In the wheel they lie inside the package siteseg.
+LOGGERS = tuple(
+    __name__.rpartition("server.")[0] + part for part in ("server", "client", "common", "partitions")
+)
 # A run of weeks must not fill the disk; three older files are kept.
 LOG_BYTES = 10_000_000
 

@@ -14,6 +14,7 @@ ALLOWED = {
     "client": {"client", "common"},
     "server": {"server", "common"},
     "partitions": {"partitions", "common"},
+    "siteseg": {"siteseg", "server", "client", "common", "partitions"},
 }
 MESSAGE_TYPES = {"Message", "ArrayRecord", "RecordDict", "ConfigRecord", "MetricRecord", "Array"}
 

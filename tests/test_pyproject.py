@@ -5,6 +5,7 @@ from __future__ import annotations
 import tomllib
 from importlib import import_module
 
+import siteseg
 from common.settings.load import default_flat
 from common.settings.section import flatten
 from tests.conftest import ROOT
@@ -29,6 +30,5 @@ def test_components_exist() -> None:
         assert hasattr(import_module(module), name)
 
 
-def test_all_packages_are_installed() -> None:
-    patterns = project()["tool"]["setuptools"]["packages"]["find"]["include"]  # type: ignore[index,call-overload]
-    assert set(patterns) == {f"{top}*" for top in ("server", "client", "common", "partitions")}
+def test_the_version_stands_in_two_places_alike() -> None:
+    assert project()["project"]["version"] == siteseg.__version__

@@ -12,7 +12,7 @@ import pytest
 
 from tests.conftest import ROOT
 
-PACKAGES = ("common", "partitions", "client", "server")
+PACKAGES = ("common", "partitions", "client", "server", "siteseg")
 MOST_LINES = 300
 MOST_FILES = 15
 MOST_TASK_QUESTIONS = 4
@@ -74,6 +74,7 @@ ORDER = {
         "options",
         "__main__",
     ],
+    "siteseg": ["version", "model", "doctor", "command", "__main__"],
 }
 
 

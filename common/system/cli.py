@@ -141,32 +141,36 @@ class CommandLine:
 
         return register
 
-    def group(self) -> TyperGroup:
-        """Return all commands as click has them."""
+    def group(self, program: str = "") -> TyperGroup:
+        """Return all commands as click has them; ``program`` is what examples call it, where not by its own name."""
         group = typer.main.get_group(self.app)
         for command in self.made:
             group.add_command(command)
+        for command in (group, *group.commands.values()):
+            command.epilog = (command.epilog or "").replace(self.program, program or self.program)
         return group
 
-    @report_user_errors
     def run(self, arguments: Sequence[str] | None = None) -> int:
-        """Parse the arguments (None: those of the process), run their command, and return its exit code.
+        """Run a command as `run_group` does."""
+        return run_group(self.group(), self.program, arguments)
 
-        User errors end with one sentence on stderr and `SystemExit` 2, ``--help`` with `SystemExit` 0.
-        """
-        command = self.group()
-        try:
-            # not Command.main, which would end a broken pipe and Ctrl-C in its own way
-            with command.make_context(
-                self.program, list(sys.argv[1:] if arguments is None else arguments)
-            ) as context:
-                return int(command.invoke(context) or 0)
-        except UsageError as error:
-            place = error.ctx.command_path if error.ctx else self.program
-            sentence = " ".join(error.format_message().split()).rstrip(".")
-            raise UserError(f"{sentence}; see `{place} --help`.") from None
-        except Exit as stop:
-            raise SystemExit(stop.exit_code) from None
+
+@report_user_errors
+def run_group(group: TyperGroup, program: str, arguments: Sequence[str] | None = None) -> int:
+    """Parse the arguments (None: those of the process), run their command, and return its exit code.
+
+    User errors end with one sentence on stderr and `SystemExit` 2, ``--help`` with `SystemExit` 0.
+    """
+    try:
+        # not Command.main, which would end a broken pipe and Ctrl-C in its own way
+        with group.make_context(program, list(sys.argv[1:] if arguments is None else arguments)) as context:
+            return int(group.invoke(context) or 0)
+    except UsageError as error:
+        place = error.ctx.command_path if error.ctx else program
+        sentence = " ".join(error.format_message().split()).rstrip(".")
+        raise UserError(f"{sentence}; see `{place} --help`.") from None
+    except Exit as stop:
+        raise SystemExit(stop.exit_code) from None
 
 
 def parse_size(text: str) -> tuple[int, int]:
