@@ -88,9 +88,18 @@ def arrays_hash(arrays: dict[str, np.ndarray]) -> str:
     return digest.hexdigest()
 
 
+# A folder for a model hub: its arrays, what describes them, and the backbone's weights where they were a file.
+HUB_ARRAYS, HUB_CONFIG, HUB_BACKBONE = "model.safetensors", "config.json", "backbone.safetensors"
+
+
 def checkpoint_path(run_dir: Path, round_number: int) -> Path:
     """Return where the arrays of a round lie inside a run directory."""
     return run_dir / "checkpoints" / f"round-{round_number:04d}.safetensors"
+
+
+def described_by(file: Path) -> Path:
+    """Return the JSON file that belongs to a file of arrays."""
+    return file.with_name(HUB_CONFIG) if file.name == HUB_ARRAYS else file.with_suffix(".json")
 
 
 def save_checkpoint(path: Path, checkpoint: Checkpoint) -> str:
@@ -113,7 +122,7 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> str:
         "metrics": checkpoint.metrics,
         "config": json.loads(checkpoint.config.to_json()),
     }
-    atomic_write_text(path.with_suffix(".json"), json.dumps(described, indent=2))
+    atomic_write_text(described_by(path), json.dumps(described, indent=2))
     return digest
 
 
@@ -127,6 +136,8 @@ def checkpoint_file(path: Path) -> Path:
     """Return the newest checkpoint of a run directory, or the file given; `UserError` for an empty folder."""
     if not path.is_dir():
         return path
+    if (path / HUB_ARRAYS).is_file():
+        return path / HUB_ARRAYS
     found = _sidecars(path / "checkpoints") or _sidecars(path)
     if not found:
         raise UserError(f"{path} holds no checkpoint; give a run directory or a round-NNNN.safetensors file.")
@@ -138,7 +149,7 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     file = checkpoint_file(Path(path))
     if file.suffix == ".json":
         file = file.with_suffix(".safetensors")
-    sidecar = file.with_suffix(".json")
+    sidecar = described_by(file)
     if not file.is_file() or not sidecar.is_file():
         missing = file if not file.is_file() else sidecar
         raise UserError(
@@ -168,6 +179,9 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     except ValidationError as error:
         where = f"Checkpoint {file} has settings that this version does not accept:"
         raise user_error(error, where, "use the version that wrote it") from None
+    if config.model.weights == HUB_BACKBONE:
+        beside = str(file.with_name(HUB_BACKBONE))
+        config = config.model_copy(update={"model": config.model.model_copy(update={"weights": beside})})
     return Checkpoint(
         round=known.round,
         head={k.removeprefix(MODEL): v for k, v in arrays.items() if k.startswith(MODEL)},

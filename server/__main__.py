@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
 
@@ -22,8 +22,11 @@ from server.options import (
     Crf,
     Flip,
     GpuShare,
+    HubFolder,
+    ImageSize,
     JsonPath,
     KeepMasks,
+    OnnxPath,
     ProtocolName,
     ResumePath,
     RunFolder,
@@ -219,22 +222,22 @@ def _segment(
 def _export(
     *,
     checkpoint: CheckpointPath,
-    out: Annotated[Path, typer.Option(metavar="FILE", help="The ONNX file.")],
+    out: OnnxPath = None,
+    hub: HubFolder = None,
     cluster: ClusterChoice = "global",
     site: SiteName = None,
-    size: Annotated[
-        Any,
-        typer.Option(
-            parser=cli.parse_size,
-            metavar="HxW",
-            help="Of the images of a whole model (default: as scored, or as training cut them).",
-        ),
-    ] = None,
+    size: ImageSize = None,
 ) -> None:
-    """Export a checkpoint to ONNX, checked against torch."""
+    """Export a checkpoint to ONNX, checked against torch, or to a folder that a model hub can hold."""
     from server.commands.export import export_onnx
+    from server.commands.hub import export_hub
 
-    print(export_onnx(checkpoint, out, cluster=cluster, site=site, size=size))
+    if out is None and hub is None:
+        raise UserError("Nothing says where the model goes; give --out FILE for ONNX or --hub DIR.")
+    if out is not None:
+        print(export_onnx(checkpoint, out, cluster=cluster, site=site, size=size))
+    if hub is not None:
+        print(export_hub(checkpoint, hub, cluster=cluster, site=site))
 
 
 @_line.command("--recipe recipes/camvid-rule-mean.toml > run.toml")

@@ -7,6 +7,8 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from common.system.cli import parse_size
+
 CheckpointPath = Annotated[Path, typer.Option(metavar="C", help="File or run directory.")]
 ShardsFolder = Annotated[Path | None, typer.Option(metavar="DIR", help="Folder that `partitions` made.")]
 RunFolder = Annotated[Path | None, typer.Option(metavar="D", help="Results (default: runs/NAME-seedSEED).")]
@@ -56,4 +58,17 @@ Channels = Annotated[
 ]
 Window = Annotated[
     str | None, typer.Option(metavar="LOW,HIGH", help="Of images of more than 8 bits: black and white.")
+]
+OnnxPath = Annotated[Path | None, typer.Option("--out", metavar="FILE", help="The ONNX file.")]
+HubFolder = Annotated[
+    Path | None, typer.Option("--hub", metavar="DIR", help="A folder for a model hub, with a card.")
+]
+ImageSize = Annotated[
+    Any,
+    typer.Option(
+        "--size",
+        parser=parse_size,
+        metavar="HxW",
+        help="Of the images of a whole model (default: as scored, or as training cut them).",
+    ),
 ]

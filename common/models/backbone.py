@@ -49,12 +49,14 @@ class BackboneFacts:
         settings: fields of ``model`` on which its features depend besides size, crop and normalization.
         stride: pixels between features whose first is centered on pixel 0; None: patches that tile the input.
         unit: of what its sides have to be multiples, where no name says it; 0: a patch of 16.
+        origin: license of its pretrained weights, and on what they were trained.
     """
 
     weights_from: str
     settings: tuple[str, ...]
     stride: int | None
     unit: int = 0
+    origin: str = "license unknown"
 
 
 # Loaders by name: (model, seed of random weights) -> `Backbone`, on the CPU

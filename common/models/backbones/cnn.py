@@ -17,7 +17,12 @@ from common.settings.unsupervised import Model
 @BACKBONES.register(
     "cnn",
     summary="any CNN of timm by its name, as resnet50, stages as model.blocks says; pretrained: from its hub",
-    facts=BackboneFacts(weights_from="timm", settings=("depth", "feature"), stride=None),
+    facts=BackboneFacts(
+        weights_from="timm",
+        settings=("depth", "feature"),
+        stride=None,
+        origin="as the card of the model on timm's hub says",
+    ),
 )
 def _named(model: Model, seed: int) -> Backbone:
     raise UserError("Backbone 'cnn' stands for the CNNs of timm; give the name of one, for example resnet50.")

@@ -35,7 +35,12 @@ _STRIDE = 16
 @BACKBONES.register(
     "mobilenet_v2",
     summary="torchvision's MobileNetV2, stages as model.stages says, stride 16; pretrained: torchvision's ImageNet",
-    facts=BackboneFacts(weights_from="torchvision", settings=("stages",), stride=_STRIDE),
+    facts=BackboneFacts(
+        weights_from="torchvision",
+        settings=("stages",),
+        stride=_STRIDE,
+        origin="BSD-3-Clause (torchvision), trained on ImageNet-1k with labels of whole images",
+    ),
 )
 def _load_mobilenet(model: Model, seed: int) -> Backbone:
     prepare_torchvision()

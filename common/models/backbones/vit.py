@@ -38,7 +38,12 @@ _BUILDS: tuple[dict[str, Any], ...] = ({"dynamic_img_size": True}, {"output_stri
 @BACKBONES.register(
     VIT,
     summary="any vision transformer of timm by its name, as vit_small_patch16_224; pretrained: from its hub",
-    facts=BackboneFacts(weights_from="timm", settings=("depth", "feature"), stride=None),
+    facts=BackboneFacts(
+        weights_from="timm",
+        settings=("depth", "feature"),
+        stride=None,
+        origin="as the card of the model on timm's hub says",
+    ),
 )
 def load_timm(model: Model, seed: int, tensors: Mapping[str, torch.Tensor] | None = None) -> Backbone:
     """Build a network of timm, transformer or CNN; ``tensors`` are its pretrained weights where timm has others."""

@@ -6,6 +6,7 @@ import importlib
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -77,3 +78,38 @@ def test_a_file_that_differs_is_not_kept(tmp_path: Path) -> None:
 
     with pytest.raises(UserError, match="does not agree with torch"):
         export._compare(model, Wrong(), torch.rand(1, 3, 65, 97), tmp_path / "model.onnx")
+
+
+def test_the_file_names_its_outputs_and_is_compared_on_as_many_images_as_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("onnx", "onnxruntime", "onnxscript"):
+        pytest.importorskip(name, reason="the extra 'export' is not installed")
+    seen: list[int] = []
+    compare = export._compare
+
+    def counted(model: Any, session: Any, images: torch.Tensor, target: Path) -> None:
+        seen.append(len(images))
+        compare(model, session, images, target)
+
+    monkeypatch.setattr(export, "_compare", counted)
+    saved = write_checkpoint(tmp_path / "run", SYNTHETIC, [3, -1, 0, 1, 7, 2])
+    path = export.export_onnx(saved, tmp_path / "model.onnx", checked=4)
+    assert seen == [1, 2, 1]
+    session = importlib.import_module("onnxruntime").InferenceSession(str(path))
+    names = json.loads(session.get_modelmeta().custom_metadata_map["names"])
+    assert names == ["pavement", "cluster 1", *(SYNTHETIC.names[index] for index in (0, 1, 7, 2))]
+
+
+def test_images_of_the_check_have_structure_and_differ() -> None:
+    images = export.drawn_images(export.CHECKED, (65, 97), seed=0)
+    assert images.shape == (50, 3, 65, 97) and 0 <= float(images.min()) <= float(images.max()) <= 1
+    assert float(images.std(dim=(2, 3)).min()) > 0.02  # none is of one color
+    assert float((images[1:] - images[:-1]).abs().mean(dim=(1, 2, 3)).min()) > 0.02
+
+
+def test_names_stand_in_the_order_of_the_outputs() -> None:
+    entries = json.dumps([{"id": 1, "name": "sky"}, {"id": 0, "name": "road"}])
+    assert json.loads(export.output_names({"clusters": entries})) == ["sky", "road"]
+    assert json.loads(export.output_names({"classes": entries})) == ["sky", "road"]
+    assert export.output_names({}) == "[]"
