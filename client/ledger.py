@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from common.errors import UserError
+from common.order import natural_key
 
 _LEDGER = "egress.jsonl"  # named in the documents: engineers read it with tools of their own
 
@@ -104,7 +105,9 @@ def egress_text(state_dir: Path) -> str:
     Raises `UserError` where there is no ledger, or one that this program did not write.
     """
     ledgers = [state_dir] if (state_dir / _LEDGER).is_file() else []
-    ledgers = ledgers or sorted(path.parent for path in state_dir.glob(f"*/{_LEDGER}"))
+    ledgers = ledgers or sorted(
+        (path.parent for path in state_dir.glob(f"*/{_LEDGER}")), key=lambda path: natural_key(path.name)
+    )
     return "\n\n".join(_table(folder) for folder in ledgers or [state_dir])
 
 

@@ -47,6 +47,8 @@ class SiteConfig(BaseModel):
     device: str = "auto"
     threads: int = Field(0, ge=0)
     gpu_share: float = Field(1.0, gt=0, le=1)
+    minimum_images: int | None = Field(None, ge=0)  # the site's word on privacy.minimum-images
+    simulated: bool = False
 
     def load_shard(self) -> Shard:
         """Read the manifest (several are joined: centralised training)."""
@@ -66,6 +68,20 @@ class SiteConfig(BaseModel):
     def apply_weights(self, model: Model) -> Model:
         """Put the site's own copy of the weights file in the place of the server's path."""
         return model if self.weights is None else model.model_copy(update={"weights": str(self.weights)})
+
+    def refuse_few_images(self, images: int, settings: RunConfig) -> None:
+        """Raise `UserError` where sums of so few images would travel plainly: they tell which images they are of.
+
+        The site's own minimum wins over ``privacy.minimum-images``. Secure summation and noise lift both. A simulated
+        site has nothing to hide: there the server warns.
+        """
+        least = settings.privacy.minimum_images if self.minimum_images is None else self.minimum_images
+        if self.simulated or settings.privacy.totals_only or images >= least:
+            return
+        raise UserError(
+            f"This site holds {images} images and plain sums of fewer than {least} tell which ones they are "
+            "(minimum-images); set privacy.secure-sum to true, or lower privacy.minimum-images if nobody may mind."
+        )
 
     def torch_device(self) -> str:
         """Return the device to train on: as set, or CUDA where there is one."""
@@ -122,15 +138,17 @@ def site_config(node_config: Mapping[str, object], settings: RunConfig) -> SiteC
             "eval_shard": folder / pattern.format(site=name) if pattern else None,
             "data_root": settings.simulation.data_root or None,
             "threads": settings.simulation.threads,
+            "simulated": True,
         }
     else:
         raise UserError(
             "This site does not know its shard: give --node-config 'shard=\"/path/site.jsonl\"' "
             f"or set {environment_name('shard')}."
         )
-    # these are the site's alone to say, in a simulation as well
+    # these are the site's alone to say, in a simulation as well; privacy.minimum-images it may replace
     values |= {"cache_dir": base, "state_dir": Path(own("state") or base / "state")}
-    found = {key: own(key.replace("_", "-")) for key in ("weights", "device", "threads", "gpu_share")}
+    keys = ("weights", "device", "threads", "gpu_share", "minimum_images")
+    found = {key: own(key.replace("_", "-")) for key in keys}
     values |= {key: value for key, value in found.items() if value is not None}
     try:
         site = SiteConfig.model_validate(values)

@@ -23,8 +23,9 @@ from pydantic import (
     model_validator,
 )
 
-from common.data.manifest import PARTITION_FILE, Entry, natural_key, read_partition, read_shard, read_sites
+from common.data.manifest import PARTITION_FILE, Entry, read_partition, read_shard, read_sites
 from common.errors import UserError, user_error
+from common.order import natural_key
 from common.system.atomic import atomic_write_text
 
 Form = Literal["leaf", "flat", "text"]

@@ -21,6 +21,7 @@ MOST_TASK_QUESTIONS = 4
 ORDER = {
     "common": [
         "errors",
+        "order",
         "seeds",
         "wire_arrays",
         "wire",

@@ -100,7 +100,7 @@ def _check_data(site: SiteConfig, asked: Questions) -> Iterator[Finding]:
         yield check_files(shard, labels=False)
         if asked.labels or config.facts.opens_labels:
             yield check_site_labels(shard, asked.classes or ("" if shard.classes else config.eval.classes))
-        yield examine("size", lambda: check_size(shard, config))
+        yield examine("size", lambda: check_size(site, shard, config))
     else:
         yield Finding("images", "left out", "the manifest has to be readable first")
     yield examine("device", lambda: describe_device(site.device, site.gpu_share))
@@ -151,9 +151,11 @@ def check_site_labels(shard: Shard, classes: str) -> Finding:
         return Finding("labels", "wrong", str(error))
 
 
-def check_size(shard: Shard, config: RunConfig) -> str:
-    """Compare number and sizes of images with what a training step needs."""
+def check_size(site: SiteConfig, shard: Shard, config: RunConfig) -> str:
+    """Compare number and sizes of images with what a training step, or a plain sum, needs."""
     check_shard_fits(shard, config)
+    if config.facts.caches_features and (not config.loss.facts.steps or config.centroids.polish_passes):
+        site.refuse_few_images(len(shard), config)
     if config.facts.frozen_backbone:
         return f"{count_text(len(shard), 'image')} are enough for {config.loss.objective} training"
     return f"{count_text(len(shard), 'image')} can be stacked for task '{config.task}'"

@@ -54,6 +54,7 @@ class StudentSite(NetworkSite):
     def sums(self, task: wire.Task, settings: RunConfig, site: SiteConfig) -> wire.Update:
         """Make masks by the first stage's model, and return how many pixels of each cluster are certain."""
         shard = self.training_shard(task, settings, site)
+        site.refuse_few_images(len(shard), settings)
         masks = make_masks(task, shard, settings, site)
         return wire.Update(
             site=site.name,

@@ -37,6 +37,8 @@ class UnsupervisedSite(SiteTask):
         """Tell this site's name, size and backbone; build the feature cache on the way."""
         shard = site.load_shard()
         check_shard_size(len(shard), shard.name, settings)
+        if closed_form(settings) is not None or settings.centroids.polish_passes:
+            site.refuse_few_images(len(shard), settings)  # before an hour of features
         features = site.features(fitted_to(settings, shard), shard)
         return wire.Update(
             site=site.name,
@@ -185,11 +187,11 @@ def limited(
 ) -> wire.Update:
     """Do the work of a phase by its handler ``plain``, and send as much of what came of it as the settings allow."""
     if not settings.privacy.totals_only:
-        return bounded(plain(task, settings, site), task, settings)
+        return bounded(plain(task, settings, site), task, settings, site)
     if settings.privacy.noise_multiplier:
         update, summands = _with_noise(plain, phase, task, settings, site)
     else:
-        update = bounded(plain(task, settings, site), task, settings)
+        update = bounded(plain(task, settings, site), task, settings, site)
         weights = {
             "images": float(update.facts["images"]),
             "batches": float(update.facts.get("batches", 1)),
@@ -205,9 +207,15 @@ def limited(
     return replace(update, groups=groups, metrics={})
 
 
-def bounded(update: wire.Update, task: wire.Task, settings: RunConfig) -> wire.Update:
-    """Return an update whose head moved no further than ``privacy.clip-norm`` and that hides small counts."""
+def bounded(update: wire.Update, task: wire.Task, settings: RunConfig, site: SiteConfig) -> wire.Update:
+    """Return an update whose head moved no further than ``privacy.clip-norm`` and that hides small counts.
+
+    Raises `UserError` for plain sums of too few images.
+    """
     privacy, groups = settings.privacy, dict(update.groups)
+    closed = closed_form(settings)
+    if {"sums", closed.kind if closed else ""} & groups.keys():
+        site.refuse_few_images(int(update.facts["images"]), settings)
     if privacy.clip_norm and "head" in groups:
         clipped = private_sums.clipped_change(_trained(groups), _trained(task.groups), privacy.clip_norm)
         for name, value in clipped.items():
@@ -244,7 +252,7 @@ def _with_noise(
         parts["sums"] = private_sums.bounded_cluster_sums(features, task.groups["head"], centroids, settings)
     update = _update_of(features, settings, site, {})
     if phase == TRAIN:
-        update = bounded(plain(task, settings, site), task, settings)
+        update = bounded(plain(task, settings, site), task, settings, site)
         parts["head"] = {
             name: np.asarray(value, dtype=np.float64) for name, value in _trained(update.groups).items()
         }

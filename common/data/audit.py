@@ -13,10 +13,11 @@ from pathlib import Path
 
 from common.data import volumes
 from common.data.formats import SUFFIXES, shown, split_frame, suffix_of
-from common.data.manifest import PARTITION_FILE, natural_key
+from common.data.manifest import PARTITION_FILE
 from common.data.masks import MaskKind, find_masks
 from common.data.paths import Fence, name_fault
 from common.errors import UserError
+from common.order import natural_key
 
 # endings of images and films that are not read; other files are passed over in silence
 _TEXT = """

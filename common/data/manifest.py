@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import json
 import os
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -17,6 +16,7 @@ from common.data.classes import ClassTable
 from common.data.formats import AS_FOUND, Reading
 from common.data.paths import Fence, below_root
 from common.errors import UserError, user_error
+from common.order import natural_key
 from common.system.atomic import atomic_write_text
 
 PARTITION_FILE = "partition.json"
@@ -130,11 +130,6 @@ class Partition:
         order = "dataset rule seed root settings sites evaluation domains histogram classes"
         data = {name: getattr(self, name) for name in order.split()}
         return data | {"root": root, "classes": self.classes and self.classes.to_json()}
-
-
-def natural_key(text: str) -> tuple[tuple[int, int | str], ...]:
-    """Sort key by which site-10 follows site-9."""
-    return tuple((0, int(part)) if part.isdigit() else (1, part) for part in re.split(r"(\d+)", text) if part)
 
 
 @functools.cache

@@ -11,6 +11,7 @@ from dataclasses import replace
 
 from common.checkpoint import Checkpoint
 from common.errors import UserError
+from common.order import natural_key
 
 _SITE = "site/"
 # More names than this do not fit into a sentence
@@ -21,7 +22,8 @@ _PARTS = frozenset({"head", "centroids"})
 
 def own_sites(saved: Checkpoint) -> tuple[str, ...]:
     """Return the names of the sites of which a checkpoint holds parts, sorted."""
-    return tuple(sorted({key.split("/")[1] for key in saved.extra if key.startswith(_SITE)}))
+    names = {key.split("/")[1] for key in saved.extra if key.startswith(_SITE)}
+    return tuple(sorted(names, key=natural_key))
 
 
 def unshared(saved: Checkpoint) -> frozenset[str]:

@@ -17,6 +17,7 @@ from pydantic import BaseModel
 from threadpoolctl import threadpool_limits
 
 from common.errors import UserError
+from common.order import natural_key
 from common.seeds import derive
 from common.settings.network import Clusters
 
@@ -81,7 +82,10 @@ class StyleClusters:
 
     def members(self) -> list[list[str]]:
         """Return the sites of each cluster, by name."""
-        return [sorted(s for s, own in self.assignment.items() if own == k) for k in range(self.k)]
+        return [
+            sorted((s for s, own in self.assignment.items() if own == k), key=natural_key)
+            for k in range(self.k)
+        ]
 
     def to_arrays(self) -> dict[str, np.ndarray]:
         """Return everything as arrays for a checkpoint: no pickle, no version of a library."""

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from common.data.manifest import Entry, natural_key
+from common.data.manifest import Entry
 from common.errors import UserError
+from common.order import natural_key
 from common.system.cli import option
 from partitions.leaf import read_names
 from partitions.sources.base import DATASETS, Dataset, LoadJob, SourceFacts, need_folder

@@ -10,8 +10,9 @@ import numpy.typing as npt
 from PIL import Image
 
 from common.data.images import read_image
-from common.data.manifest import Entry, natural_key
+from common.data.manifest import Entry
 from common.errors import UserError
+from common.order import natural_key
 from common.system.cli import option
 from partitions.sources.base import DATASETS, Dataset, LoadJob, SourceFacts
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from PIL import Image
 
 from common.data.images import Bytes
-from common.data.manifest import natural_key
 from common.figures import image_grid, stacked
+from common.order import natural_key
 from common.settings.network import Style
 from common.styles.bank import StyleBank
 from common.styles.style import apply_style
@@ -98,7 +98,7 @@ def _checked(
     if not images or not wanted or unknown:
         raise ValueError(
             f"{len(images)} images in the styles of {wanted} were asked for; expected at least one image and "
-            f"sites of the bank ({', '.join(sorted(bank.styles))})."
+            f"sites of the bank ({', '.join(sorted(bank.styles, key=natural_key))})."
         )
     return wanted
 

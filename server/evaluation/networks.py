@@ -18,13 +18,14 @@ from common.checkpoint import Checkpoint
 from common.data.check import check_labelled, check_truth
 from common.data.classes import ClassTable
 from common.data.images import Bytes, entry_image, entry_pair
-from common.data.manifest import Shard, natural_key
+from common.data.manifest import Shard
 from common.errors import UserError
 from common.evaluation.metrics import MatchRule
 from common.evaluation.networks import NetworkEvaluation, count_agreement, evaluate_network
 from common.evaluation.score import Score, scored
 from common.models.network import SegmentationNetwork, network_signature
 from common.models.site_models import refuse_site
+from common.order import natural_key
 from common.settings.schema import RunConfig
 from common.styles.style import extract_style, style_kind
 from common.system.device import choose_device

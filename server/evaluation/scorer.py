@@ -18,6 +18,7 @@ from common.errors import UserError
 from common.evaluation.clusters import EvalProtocol, Matching
 from common.evaluation.metrics import Confusion, MatchRule, match, rates, scores, sum_confusions
 from common.evaluation.score import Score, scored
+from common.order import natural_key
 from common.settings.schema import RunConfig
 from common.system.cli import Progress
 from server.inference.base import Cluster
@@ -101,7 +102,7 @@ def site_shards(config: RunConfig, sites: Sequence[str]) -> list[Shard]:
     """Return the labelled shards of simulated sites that a run is scored on where ``eval.where`` is "sites"."""
     folder, root = Path(config.simulation.shards), config.simulation.data_root or None
     paths = {folder / config.eval.shard.format(site=site) for site in sites}
-    return [read_shard(path, root) for path in sorted(paths)]
+    return [read_shard(path, root) for path in sorted(paths, key=lambda path: natural_key(str(path)))]
 
 
 log = logging.getLogger(__name__)
@@ -178,7 +179,7 @@ class Scorer(ABC):
         if not (self.separate and state.private):  # a site may have its own beside the shared model
             return self.score_shared(state)
         result = Score()
-        for name in sorted(state.private):
+        for name in sorted(state.private, key=natural_key):
             result.add_site(name, self.score_site(state, name))
         return result
 
@@ -210,7 +211,7 @@ class Scorer(ABC):
                 log.warning("no score: no count of any site reaches privacy.minimum-count %d", least)
             result = self.score_counts(total)
         if self.separate or self.sums_sites:
-            for name in sorted(confusions):
+            for name in sorted(confusions, key=natural_key):
                 result.add_site(name, self.score_counts(sum_confusions({name: confusions[name]})))
         return result
 

@@ -11,6 +11,7 @@ from common import wire
 from common.checkpoint import Checkpoint, checkpoint_path, prune_checkpoints, save_checkpoint
 from common.errors import UserError
 from common.evaluation.score import RoundRecord, Score
+from common.order import natural_key
 from server.loop.strategy import SegmentationStrategy
 from server.privacy.accountant import spent
 from server.privacy.totals import exchange_totals
@@ -169,7 +170,7 @@ def keep_round(
         mean_cosine=replies.mean("mean_cosine") if "mean_cosine" in known else score.mean_cosine,
         displacement=replies.mean("displacement"),
         **({"kept": replies.mean("kept")} if "kept" in known else {}),
-        sites=sorted(replies.updates),
+        sites=sorted(replies.updates, key=natural_key),
         quarantined=replies.quarantined | run.registry.refused,
         counted=counted,
         bytes_up=replies.bytes_up,
@@ -211,7 +212,7 @@ def keep_preparation(run: SegmentationStrategy, score: Score) -> None:
         split=run.scorer.split,
         **score.fields(),
         loss=None,
-        sites=sorted(run.registry.sites),
+        sites=sorted(run.registry.sites, key=natural_key),
         quarantined=run.registry.refused,
         bytes_up={},
         bytes_down={},

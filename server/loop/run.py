@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from common.checkpoint import Checkpoint, drop_checkpoints, load_checkpoint, resumed_file
 from common.errors import UserError
+from common.order import natural_items, natural_key
 from common.settings.schema import RunConfig
 from common.system.atomic import DISK_ERRORS
 from common.system.device import set_deterministic
@@ -16,6 +17,7 @@ from server.loop.rounds import train_rounds
 from server.loop.strategy import SegmentationStrategy
 from server.preflight import check_resumable
 from server.privacy.accountant import migrate_releases
+from server.privacy.totals import warn_of_few_images
 from server.report.page import write_report
 from server.run_dir import prepare_run_dir, rewind, sole_writer, start_logging, stop_logging
 from server.tasks.base import task_of
@@ -102,7 +104,7 @@ def open_run(
     )
     registry.refresh(link, 0, log.info)
     if len(registry.sites) < config.sites.minimum:
-        reasons = "; ".join(f"{name}: {reason}" for name, reason in sorted(registry.refused.items()))
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in natural_items(registry.refused))
         raise UserError(
             f"{len(registry.sites)} usable site(s) after {config.sites.wait_seconds:.0f} s, "
             f"{config.sites.minimum} needed ({reasons or 'none connected'}); start the sites or lower sites.minimum."
@@ -126,5 +128,7 @@ def open_run(
     )
     strategy.summary()
     images = sum(site.images for site in registry.sites.values())
-    log.info("%d sites with %d images: %s", len(registry.sites), images, ", ".join(sorted(registry.sites)))
+    names = sorted(registry.sites, key=natural_key)
+    log.info("%d sites with %d images: %s", len(registry.sites), images, ", ".join(names))
+    warn_of_few_images(config, {name: site.images for name, site in registry.sites.items()})
     return strategy

@@ -18,7 +18,7 @@ from scipy.special import log_ndtr
 
 from common.errors import UserError
 from common.losses.base import TRAIN
-from common.settings.schema import Privacy
+from common.settings.privacy import Privacy
 from common.system.atomic import atomic_write_text
 
 FILE = "privacy.json"

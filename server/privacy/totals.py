@@ -22,8 +22,10 @@ from numpy.typing import NDArray
 
 from common import wire
 from common.losses.base import Shapes, clipping_bound, closed_form, sums_form
+from common.order import natural_key
 from common.privacy.packed_sums import PackedSums, packed_shapes, summed_groups, unpack, unpack_sums
-from common.settings.schema import Privacy, RunConfig
+from common.settings.privacy import Privacy
+from common.settings.schema import RunConfig
 from server.privacy.accountant import releases_of, spend
 from server.privacy.secure_sum import Post, SecureTotal, digits, largest_exponent, secure_total
 from server.transport.exchange import Exchange, Payload, Replies
@@ -34,6 +36,22 @@ log = logging.getLogger(__name__)
 
 # The name under which a total goes through the merge rules.
 TOTAL_NAME = "all sites"
+
+
+def warn_of_few_images(config: RunConfig, images: Mapping[str, int]) -> None:
+    """Warn of sites whose plain sums tell of single images; ``images`` counts those of every site, by name."""
+    least, facts = config.privacy.minimum_images, config.loss.facts
+    small = [name for name in sorted(images, key=natural_key) if images[name] < least]
+    plain = config.facts.frozen_backbone and not config.privacy.totals_only
+    if small and plain and (not facts.steps or config.centroids.polish_passes):
+        log.warning(
+            "%d of %d sites hold fewer than %d images (%s): a deployed site would refuse plain sums; see "
+            "privacy.secure-sum",
+            len(small),
+            len(images),
+            least,
+            ", ".join(small),
+        )
 
 
 def exchange_totals(

@@ -17,10 +17,11 @@ from typing import Any
 from pydantic import ValidationError
 
 from common.data.classes import ClassTable
-from common.data.manifest import natural_key, read_partition
+from common.data.manifest import read_partition
 from common.errors import UserError
 from common.evaluation.overlay import cluster_colours, hex_colour
 from common.evaluation.score import RoundRecord, SetRecord
+from common.order import natural_key
 from common.settings.load import migrated
 from common.settings.schema import Eval, RunConfig
 from common.settings.section import flatten

@@ -17,6 +17,7 @@ import numpy as np
 
 from common import wire
 from common.errors import UserError
+from common.order import natural_items
 from common.settings.load import to_wire
 from common.settings.schema import RunConfig
 from server.transport.registry import SiteRegistry
@@ -164,9 +165,9 @@ class Exchange:
         # by name, whoever answered first: sums of floats depend on their order
         found = Replies(
             updates=dict(sorted(found.updates.items())),
-            quarantined=dict(sorted(found.quarantined.items())),
-            bytes_up=dict(sorted(found.bytes_up.items())),
-            bytes_down=dict(sorted(found.bytes_down.items())),
+            quarantined=dict(natural_items(found.quarantined)),
+            bytes_up=dict(natural_items(found.bytes_up)),
+            bytes_down=dict(natural_items(found.bytes_down)),
         )
         for name, reason in found.quarantined.items():
             log.warning("site %s is left out: %s", name, reason)

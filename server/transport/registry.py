@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from common import wire
+from common.order import natural_items, natural_key
 from common.settings.load import to_wire
 from common.settings.schema import RunConfig
 from server.transport.reply_checks import sanitize
@@ -106,16 +107,16 @@ class SiteRegistry:
         self.sites = {name: info for name, info in self.sites.items() if info.node_id in nodes}
         self._refusals = {node: refusal for node, refusal in self._refusals.items() if node in nodes}
         self._greeted = {node: sent for node, sent in self._greeted.items() if node in nodes}
-        for name in sorted(set(before) - set(self.sites)):
+        for name in sorted(set(before) - set(self.sites), key=natural_key):
             notice(f"site {name} is not connected any more")
         self._greet(link, self._strangers(nodes), round_number, notice)
         self._listen(link, link.deadline_seconds if wait else 0.0)
         self._refuse_strangers()
         if round_number:
-            for name, info in sorted(self.sites.items()):
+            for name, info in natural_items(self.sites):
                 if name not in before or before[name].node_id != info.node_id:
                     notice(f"site {name} takes part from now on")
-        for name, reason in sorted(self.refused.items()):
+        for name, reason in natural_items(self.refused):
             if refused.get(name) != reason:
                 notice(f"site {name} is refused: {reason}")
 

@@ -23,6 +23,7 @@ def _clean(monkeypatch: pytest.MonkeyPatch) -> None:
         "WEIGHTS",
         "DEVICE",
         "GPU_SHARE",
+        "MINIMUM_IMAGES",
         "THREADS",
         "DATA_ROOT",
         "EVAL_SHARD",

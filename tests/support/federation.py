@@ -29,6 +29,7 @@ TINY: dict[str, Any] = {
     "eval.shard": "eval.jsonl",
     "sites.wait-seconds": 1,
     "sites.deadline-seconds": 5,
+    "privacy.minimum-images": 0,
 }
 
 

@@ -1,9 +1,10 @@
-"""Does a site score the received model as the server would: mirrored and refined where the settings say so?"""
+"""Does a site score a received model as the server would, and keep plain sums of few images to itself?"""
 
 from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,11 +15,12 @@ from client.work.base import site_task
 from common import wire
 from common.checkpoint import Checkpoint, load_checkpoint
 from common.data.manifest import read_shard, write_manifest
+from common.errors import UserError
 from common.evaluation.clusters import evaluate_segmenter, mirrored_features
 from common.evaluation.crf import refine
 from common.features.cache import open_features
 from common.models.segmenter import Segmenter
-from common.settings.load import to_wire
+from common.settings.load import load_config, to_wire
 from tests.support.checkpoints import write_checkpoint
 
 
@@ -43,6 +45,7 @@ def here(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> SiteConfig:
         cache_dir=folder / "cache",
         state_dir=folder,
         device="cpu",
+        simulated=True,
     )
 
 
@@ -92,3 +95,38 @@ def test_the_server_asks_for_sums_by_name(saved: Checkpoint, here: SiteConfig) -
     assert found.metrics == {} and found.facts == {"images": 2}
     with pytest.raises(ValueError, match="a was asked for sums of 'labels'"):
         answer("labels")
+
+
+def asked(here: SiteConfig, action: str, own: dict[str, Any] | None = None, **settings: Any) -> wire.Update:
+    """Return a site's answer to the first round of the closed form, or to its greeting."""
+    here = here.model_copy(update={"simulated": False} | (own or {}))
+    config = load_config(settings | {"model.weights": "random", "model.height": 65, "model.width": 97})
+    task = wire.Task(1, to_wire(config), "run", options={"phase": "scatter"})
+    return getattr(site_task(config), action)(task, config, here)
+
+
+@pytest.mark.parametrize("action", ["hello", "train"])
+def test_a_deployed_site_of_few_images_sends_no_plain_sum(here: SiteConfig, action: str) -> None:
+    with pytest.raises(UserError, match=r"holds 2 images .*fewer than 30 .*secure-sum"):
+        asked(here, action)
+    assert asked(here, action, **{"privacy.minimum-images": 2}).facts["images"] == 2
+    with pytest.raises(UserError, match="fewer than 5"):  # the site's own word wins
+        asked(here, action, {"minimum_images": 5}, **{"privacy.minimum-images": 0})
+    assert asked(here, action, {"simulated": True}).facts["images"] == 2
+
+
+def test_secure_sums_lift_the_minimum(here: SiteConfig) -> None:
+    assert asked(here, "hello", **{"privacy.secure-sum": True}).facts["images"] == 2
+
+
+def test_a_pass_of_k_means_and_masks_are_sums_too(here: SiteConfig, saved: Checkpoint) -> None:
+    here = here.model_copy(update={"simulated": False})
+    config = load_config({"preset": "fuss-clean", "model.weights": "random"})
+    config = config.model_copy(update={"model": saved.config.model})
+    groups: wire.Groups = {"head": saved.head, "centroids": {"centroids": saved.centroids}}
+    task = wire.Task(1, to_wire(config), "run", groups, {"what": "clusters"})
+    with pytest.raises(UserError, match=r"privacy\.minimum-images"):
+        site_task(config).sums(task, config, here)
+    student = load_config({"task": "student"})
+    with pytest.raises(UserError, match=r"privacy\.minimum-images"):
+        site_task(student).sums(wire.Task(1, to_wire(student), "run"), student, here)

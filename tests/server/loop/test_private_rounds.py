@@ -13,7 +13,7 @@ from client.ledger import read_egress
 from client.privacy import private_sums
 from common.checkpoint import checkpoint_path, load_checkpoint
 from common.errors import UserError
-from common.settings.schema import Privacy
+from common.settings.privacy import Privacy
 from server.loop.run import run
 from server.privacy.accountant import FILE, epsilon_of, read_releases, spend, spent
 from tests.support.federation import local_grid, metrics, tiny_config

@@ -13,7 +13,7 @@ from flwr.app import Message
 from client.ledger import read_egress
 from common import wire
 from common.checkpoint import load_checkpoint
-from common.settings.schema import Privacy
+from common.settings.privacy import Privacy
 from server.loop.run import run
 from tests.support.federation import local_grid, metrics, tiny_config
 from tests.support.local_grid import Answer

@@ -7,7 +7,8 @@ import pytest
 
 from common.clustering.spectral import PatchScatter, separating_projection
 from common.losses.spectral import RELEASE_SCALES
-from common.settings.schema import Privacy, RunConfig
+from common.settings.privacy import Privacy
+from common.settings.schema import RunConfig
 from server.privacy.totals import NoisyTotal, clean_groups, clean_sums
 
 RNG = np.random.default_rng(0)
