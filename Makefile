@@ -8,7 +8,7 @@ export FLWR_TELEMETRY_ENABLED := 0
 export FLWR_DISABLE_UPDATE_CHECK := 1
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: demo test quick test-long golden lint setup clean
+.PHONY: demo test quick test-long golden gpu-check lint setup clean
 
 DEMO := local-only fuss-ref default centralised
 
@@ -42,6 +42,11 @@ test-long: setup
 # what the code computes, pinned: a figure that left its tolerance is rewritten and named
 golden: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.golden
+
+# on a machine with a GPU, by an interpreter that has the packages: nothing is installed, ten minutes at most
+GPU_PYTHON ?= $(shell test -x $(BIN)/python && echo $(BIN)/python || echo $(PYTHON))
+gpu-check:
+	$(GPU_PYTHON) -m benchmarks.gpu_check
 
 lint: setup
 	$(BIN)/ruff format --check .

@@ -9,12 +9,17 @@ from __future__ import annotations
 import importlib
 import logging
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from common.data.manifest import Shard, pool_shards, read_sites
 from common.errors import UserError
+from common.features.cache import find_cache, open_features
+from common.models.input_size import fitted_to
 from common.settings.schema import RunConfig
+from common.system.cli import progress_line
+from common.system.device import run_in_subprocess
 from server.aggregation.heads import HEAD_RULES
 from server.tasks.base import task_of
 
@@ -97,6 +102,7 @@ def simulate(config: RunConfig, gpus_per_site: float = 0.0) -> Path:
     os.environ.update({key: os.environ.get(key, value) for key, value in QUIET.items()})
     config = with_all_sites(absolute(config))
     check_run(config, gpus_per_site)
+    cache_features(config, gpus_per_site)
     return run_in_flower(config, gpus_per_site)
 
 
@@ -106,6 +112,37 @@ def check_run(config: RunConfig, gpus_per_site: float = 0.0) -> None:
     shards = training_shards(config)
     check_merge_rule(config, len(shards))
     task_of(config).check_run(config, shards)
+
+
+def cache_features(config: RunConfig, gpus_per_site: float = 0.0) -> None:
+    """Make the sites' features before the engine starts: on all cores, with progress, and while no deadline runs."""
+    settings = task_of(config).cached(config)
+    if settings is None:
+        return
+    folder = Path(config.simulation.cache or Path(config.simulation.shards) / "cache")
+    device = "auto" if gpus_per_site else "cpu"  # as the engine will let sites have it
+    missing = [shard for shard in training_shards(config) if not _is_cached(settings, shard, folder, device)]
+    if missing:
+        run_in_subprocess(_cache_shards, settings, missing, folder, device)  # this process stays small
+
+
+def _is_cached(settings: RunConfig, shard: Shard, folder: Path, device: str) -> bool:
+    fitted = fitted_to(settings, shard)
+    return find_cache(shard, fitted.model, fitted.cache, folder, fitted.seed, device) is not None
+
+
+def _cache_shards(settings: RunConfig, shards: Sequence[Shard], folder: Path, device: str) -> None:
+    images, before = sum(len(shard) for shard in shards), 0
+    show = progress_line(f"caching features of {len(shards)} site(s)")
+    show(0, images)
+    for shard in shards:
+        fitted = fitted_to(settings, shard)
+
+        def progress(done: int, total: int, before: int = before) -> None:
+            show(before + done, images)
+
+        open_features(shard, fitted.model, fitted.cache, folder, device, fitted.seed, progress)
+        before += len(shard)
 
 
 def check_gpus(gpus_per_site: float) -> None:

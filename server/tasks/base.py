@@ -47,6 +47,10 @@ class ServerTask(ABC):
         Makes the run directory last, and returns it.
         """
 
+    def cached(self, config: RunConfig) -> RunConfig | None:
+        """Return the settings under which sites cache features before they learn, None where they cache none."""
+        return None
+
     def unfinished(self, config: RunConfig) -> Path | None:
         """Return the file of a preparation that was stopped, where ``config.resume`` names one."""
         return None

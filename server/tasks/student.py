@@ -72,6 +72,11 @@ class StudentTask(SupervisedTask):
         check_same_network(checkpoint, config, training)
         return prepare_run_dir(config, resumed_file(config.resume, checkpoint))
 
+    def cached(self, config: RunConfig) -> RunConfig | None:
+        """The first stage learns from cached features; once it is done, masks take their place."""
+        done = bool(config.resume) and self.unfinished(config) is None
+        return None if done else first_stage_settings(config)
+
     def unfinished(self, config: RunConfig) -> Path | None:
         """Return a file of a first stage that was stopped, or done, before the student's first checkpoint."""
         folder = Path(config.resume)

@@ -43,6 +43,10 @@ class UnsupervisedTask(ServerTask):
         """Refuse settings of other tasks; conflicts among its own are refused while settings are loaded."""
         refuse_foreign(config)
 
+    def cached(self, config: RunConfig) -> RunConfig:
+        """Sites learn from cached features alone."""
+        return config
+
     def check_run(self, config: RunConfig, shards: Sequence[Shard]) -> Path:
         """Check shards, features, weights and checkpoint.
 
