@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
@@ -107,13 +108,15 @@ def answer(message: Message, context: Context, action: str, handler: Handler) ->
         update = _handle(handler, task, settings, site)
     except Exception as error:  # whatever it is, the server must not wait for a silent site
         update = failure(error)
+    update = replace(update, round=round_number, run_key=run_key)
     content = wire.encode_update(update, dtype)
     if state_dir is not None:  # else there is no ledger to write to
         sizes = wire.group_bytes(content)
         try:
             record_egress(state_dir, run=run_key, round_number=round_number, action=action, sizes=sizes)
         except UserError as error:
-            content = wire.encode_update(failure(error), dtype)
+            update = replace(failure(error), round=round_number, run_key=run_key)
+            content = wire.encode_update(update, dtype)
     return Message(content, reply_to=message)
 
 

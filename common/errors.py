@@ -15,6 +15,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 EXIT_BAD_INPUT = 2  # what command lines return for bad usage
+EXIT_UNCOUNTED = 3  # there is a model, but the run's last rounds did not count
 # Characters of a bad value that a sentence quotes; a whole file would bury the key and the remedy.
 _LONGEST_VALUE = 200
 
@@ -23,8 +24,16 @@ class UserError(ValueError):
     """Something a user gave cannot be used.
 
     The message is one sentence: what was given, what was expected, what to do.
-    Commands print it without a traceback and exit with code 2.
+    Commands print it without a traceback and exit with ``exit_code``.
     """
+
+    exit_code = EXIT_BAD_INPUT
+
+
+class UncountedRounds(UserError):
+    """A run is over, but its last rounds changed no model."""
+
+    exit_code = EXIT_UNCOUNTED
 
 
 def user_error(
@@ -61,7 +70,7 @@ def user_error(
 
 
 def report_user_errors(command: Callable[P, R]) -> Callable[P, R]:
-    """Turn a `UserError` raised by a command into one line on stderr and exit code 2."""
+    """Turn a `UserError` raised by a command into one line on stderr and its exit code."""
 
     @functools.wraps(command)
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -69,7 +78,7 @@ def report_user_errors(command: Callable[P, R]) -> Callable[P, R]:
             return command(*args, **kwargs)
         except UserError as error:
             print("error:", " ".join(str(error).splitlines()), file=sys.stderr)
-            raise SystemExit(EXIT_BAD_INPUT) from None
+            raise SystemExit(error.exit_code) from None
         except BrokenPipeError:  # the reader of our output has seen enough, as `| head` does
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise SystemExit(0) from None

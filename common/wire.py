@@ -19,7 +19,7 @@ from common.wire_arrays import narrowed, read_array, widened
 if TYPE_CHECKING:  # functions import what they build: who only segments images needs no Flower
     from flwr.app import Array, ArrayRecord, Message, RecordDict
 
-WIRE_VERSION = 2  # to be raised by every change that the other side cannot read
+WIRE_VERSION = 3  # to be raised by every change that the other side cannot read
 
 # Flower knows the types train, evaluate and query; what stands behind the dot chooses the handler
 HELLO = "query.hello"
@@ -68,7 +68,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Update:
-    """What one site answers."""
+    """What one site answers; ``round`` and ``run_key`` are those of the task: an old answer is known as one."""
 
     site: str
     weights_hash: str
@@ -76,6 +76,8 @@ class Update:
     metrics: dict[str, float] = field(default_factory=dict)
     facts: dict[str, str | int | float | bool] = field(default_factory=dict)
     wire_version: int = WIRE_VERSION
+    round: int = 0
+    run_key: str = ""
 
 
 # Arrays by identity and type on the wire, as encoded before; the first of each pair keeps the identity taken.
@@ -197,6 +199,8 @@ def encode_update(update: Update, dtype: str) -> RecordDict:
             "wire-version": update.wire_version,
             "site": update.site,
             "weights-hash": update.weights_hash,
+            "round": update.round,
+            "run-key": update.run_key,
             **{f"fact.{key}": value for key, value in update.facts.items()},
         }
     )
@@ -233,6 +237,8 @@ def decode_update(
             if key.startswith("fact.") and isinstance(value, str | int | float | bool)
         },
         wire_version=WIRE_VERSION,
+        round=number if type(number := facts.get("round")) is int else -1,  # which no round has
+        run_key=str(facts.get("run-key", "")),
     )
 
 

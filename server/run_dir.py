@@ -6,6 +6,7 @@ import errno
 import fcntl
 import json
 import logging
+import math
 import os
 import sys
 from collections.abc import Iterator
@@ -91,11 +92,22 @@ def stop_logging(handlers: list[logging.Handler]) -> None:
 
 def append_metrics(run_dir: Path, line: dict[str, Any]) -> None:
     """Add one round to ``metrics.jsonl``; on disk before anything else happens."""
+    # checked before: no reader of JSON has to know infinity
+    text = json.dumps(_finite(line), allow_nan=False)
     with (run_dir / "metrics.jsonl").open("a", encoding="utf-8") as file:
-        file.write(json.dumps(line) + "\n")
+        file.write(text + "\n")
         file.flush()
         # a round counts as acknowledged once its line is on disk
         os.fsync(file.fileno())
+
+
+def _finite(value: Any) -> Any:
+    """Return a value of JSON with null in the place of numbers that JSON does not have."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _finite(inner) for key, inner in value.items()}
+    return [_finite(inner) for inner in value] if isinstance(value, list) else value
 
 
 def read_metrics(run_dir: Path) -> list[dict[str, Any]]:

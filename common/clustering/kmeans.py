@@ -33,6 +33,15 @@ def unit_rows(points: npt.ArrayLike) -> _Floats:
     return scaled
 
 
+def longer_than_units(sums: np.ndarray, counts: np.ndarray) -> npt.NDArray[np.bool_]:
+    """Return which sums [K, D] are longer than as many unit vectors as ``counts`` [K] says can add up to.
+
+    The one tolerance of all who ask, a thousandth, is that of numbers that traveled as float16.
+    """
+    lengths = np.linalg.norm(np.asarray(sums, dtype=np.float64), axis=1)
+    return np.asarray(lengths > counts * (1 + 1e-3))
+
+
 def farthest_first(points: npt.ArrayLike, count: int, first: int = 0, spherical: bool = False) -> _Ints:
     """Select ``count`` rows, each as far as possible from those selected before (maximin, Gonzalez 1985).
 

@@ -27,6 +27,8 @@ from common.features.source import Features, tokens_of
 
 _Array = NDArray[np.float64]
 
+# of a channel, in units of which its correlations travel
+LEAST_VARIANCE = 1e-8
 # keeps variances and medians of 0 (a channel or an image of one value) from being divided by
 _TINY = 1e-8
 
@@ -62,7 +64,7 @@ class PatchScatter:
         triangle = np.triu_indices(len(self.total))
         mean = self.total / self.count
         covariance = self.outer / self.count - np.outer(mean, mean)
-        scale = np.sqrt(np.maximum(np.diag(covariance), _TINY))
+        scale = np.sqrt(np.maximum(np.diag(covariance), LEAST_VARIANCE))
         units = np.outer(scale, scale)
         return {
             "mean": mean.astype(dtype),

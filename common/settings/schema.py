@@ -44,12 +44,11 @@ class Sites(Section):
     )
     per_round: int = Field(0, ge=0, description="sites drawn for a round (seeded); 0: all")
     minimum: int = Field(1, ge=1, description="usable replies without which a round does not count")
+    largest_share: float = Field(0.9, gt=0, le=1, description="of all images, for a site among three or more")
     deadline_seconds: float = Field(
         900.0, gt=0, description="a site that has not answered by then is left out"
     )
-    wait_seconds: float = Field(
-        120.0, gt=0, description="how long to wait for the expected sites at the start"
-    )
+    wait_seconds: float = Field(120.0, gt=0, description="how long to wait for the expected sites at first")
     pool: bool = Field(
         False, description="simulation only: join all shards into one site (centralised training)"
     )

@@ -23,9 +23,12 @@ from common.styles.clusters import CLUSTERS_FILE, StyleClusters, cluster_styles,
 from common.styles.style import check_style, style_shape
 from common.styles.style import style_kind as style_kind
 from common.system.atomic import atomic_write_text
-from server.transport.reply_checks import Ask, ReplySchema
+from server.transport.reply_checks import Ask, ReplySchema, Sender
 
 log = logging.getLogger(__name__)
+
+# Means and deviations of CIELAB stay far within.
+MOST_OF_LAB = 256.0
 
 
 def wants_styles(config: RunConfig) -> bool:
@@ -36,7 +39,34 @@ def wants_styles(config: RunConfig) -> bool:
 
 def expect_style(style: Style) -> ReplySchema:
     """Return how a site's answer has to look."""
-    return ReplySchema({"style": {"style": style_shape(style_kind(style))}})
+    kind = style_kind(style)
+
+    def fault(update: wire.Update, sender: Sender) -> str | None:
+        if update.facts.get("images") != sender.images:
+            return (
+                f"its number of images is {update.facts.get('images')!r}, its greeting said {sender.images}"
+            )
+        try:
+            checked = check_style(update.groups["style"]["style"], kind).astype(np.float64)
+        except ValueError as error:
+            return str(error).rstrip(".")
+        return _impossible(checked, kind)
+
+    return ReplySchema({"style": {"style": style_shape(kind)}}, plausible=fault)
+
+
+def _impossible(style: np.ndarray, kind: Style) -> str | None:
+    """Return why no image has this style, or None: light is never negative, so its mean outweighs every frequency."""
+    if kind.transfer == "lab":
+        return "'style/style' lies outside of all colors" if np.abs(style).max() > MOST_OF_LAB else None
+    middle = style[:, style.shape[1] // 2, style.shape[2] // 2]
+    if (
+        style > middle[:, None, None] * (1 + 1e-4)
+    ).any() or middle.max() > 255.001 * kind.height * kind.width:
+        return "'style/style' holds amplitudes that no image has"
+    if not np.allclose(style, style[:, ::-1, ::-1], rtol=1e-3):
+        return "'style/style' is not symmetric, as amplitudes are"
+    return None
 
 
 def ask_styles(ask: Ask, names: list[str], config: RunConfig) -> dict[str, np.ndarray]:

@@ -21,6 +21,11 @@ from common.registry import Registry
 from common.settings.schema import Aggregation
 from common.wire import Arrays, Update
 
+
+class TooFewSites(UserError):
+    """A rule needs more sites than answered; the round does not count."""
+
+
 Heads = Mapping[str, Mapping[str, np.ndarray]]
 
 # Shape and dtype of every array, by name.
@@ -162,7 +167,7 @@ def krum_scores(updates: Heads, malicious: int) -> dict[str, float]:
     sites, layout = _check(updates)
     count = len(sites)
     if count < 2 * malicious + 3:
-        raise UserError(
+        raise TooFewSites(
             f"Krum against {malicious} hostile sites needs at least {2 * malicious + 3} sites but {count} "
             "answered; lower aggregation.malicious or ask more sites."
         )
@@ -184,7 +189,7 @@ def _closest(
     """Return the weighted mean of the ``keep`` sites with the lowest Krum scores; ties go to the first name."""
     scores = krum_scores(updates, malicious)
     if keep > len(scores):
-        raise UserError(
+        raise TooFewSites(
             f"Multi-Krum shall keep {keep} sites but {len(scores)} answered; lower aggregation.keep."
         )
     chosen = sorted(sorted(scores, key=lambda site: (scores[site], site))[:keep])

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
+from common.clustering.kmeans import longer_than_units
 from common.errors import UserError
 from server.centroids.base import (
     CENTROID_RULES,
@@ -78,8 +79,7 @@ def total_sums(stack: Stack) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """
     sums, lost = np.zeros(stack.rows.shape[1:]), np.zeros(stack.rows.shape[1:])
     for name, rows, members in zip(stack.sites, stack.rows.astype(np.float64), stack.counts, strict=True):
-        # a thousandth of slack: sums travel as float32 or float16
-        if (np.linalg.norm(rows, axis=1) > members * (1 + 1e-3)).any():
+        if longer_than_units(rows, members).any():
             raise UserError(f"Sums of site '{name}' are longer than their counts; leave the site out.")
         # what each addition rounds off is kept aside (Knuth's TwoSum), so that federated sums equal pooled ones
         total = sums + rows

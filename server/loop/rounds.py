@@ -21,7 +21,7 @@ from server.transport.reply_checks import sanitize
 
 log = logging.getLogger(__name__)
 
-# After so many rounds in a row without enough replies a run ends: its sites will hardly come back by themselves.
+# After so many rounds in a row without enough answers a run ends: its sites will hardly come back by themselves.
 MAX_LOST_ROUNDS = 3
 
 
@@ -29,13 +29,12 @@ def train_rounds(run: SegmentationStrategy) -> None:
     """Train until the last round; where there is none, keep what preparation gave."""
     if run.config.rounds == 0:
         keep_preparation(run, score_round(run, 0, Replies()))
-    lost = 0
     for number in range(run.first_round, run.config.rounds + 1):
-        lost = 0 if train_round(run, number, lost) else lost + 1
+        train_round(run, number)
 
 
-def train_round(run: SegmentationStrategy, number: int, lost: int = 0) -> bool:
-    """Run one round and return whether it counts; ``lost`` rounds just before it did not."""
+def train_round(run: SegmentationStrategy, number: int) -> None:
+    """Run one round; ``run.lost`` says whether it counts."""
     config = run.config
     began, last = time.monotonic(), number == config.rounds
 
@@ -49,9 +48,13 @@ def train_round(run: SegmentationStrategy, number: int, lost: int = 0) -> bool:
     # 4. Merge: the task makes the next model, if replies are enough.
     merged, _ = run.aggregate_train(number, replies)
     counted = merged is not None
-    if not counted and lost + 1 == MAX_LOST_ROUNDS:
+    run.lost = 0 if counted else run.lost + 1
+    # wrong answers and rules that ask for more of them end no run
+    answered = counted or len(replies.updates) + len(replies.refused) >= config.sites.minimum
+    run.absent = 0 if answered else run.absent + 1
+    if run.absent == MAX_LOST_ROUNDS:
         raise UserError(
-            f"{MAX_LOST_ROUNDS} rounds in a row had fewer than {config.sites.minimum} usable replies; see log.txt for "
+            f"In {MAX_LOST_ROUNDS} rounds in a row fewer than {config.sites.minimum} sites answered; see log.txt for "
             f"the reasons, then go on with resume={run.run_dir}."
         )
 
@@ -67,7 +70,6 @@ def train_round(run: SegmentationStrategy, number: int, lost: int = 0) -> bool:
 
     # 7. Keep: checkpoint and line of metrics. 8. Say: how the round went and how long the rest takes.
     keep_round(run, number, replies, score, counted, time.monotonic() - began)
-    return counted
 
 
 def connected(run: SegmentationStrategy, number: int) -> list[str]:
@@ -76,6 +78,7 @@ def connected(run: SegmentationStrategy, number: int) -> list[str]:
     All may be gone at once, and come back: a connection that was down, a SuperLink that started again.
     """
     config, link, registry = run.config, run.exchange.link, run.registry
+    registry.left_out = run.left_out.reasons()
     # newcomers join here, between rounds, never within one
     registry.refresh(link, number, log.info, wait=False)
     needed = config.sites.minimum
@@ -99,7 +102,7 @@ def ask_round(run: SegmentationStrategy, number: int) -> Replies:
     schema = run.schema(number)
     if not run.config.privacy.totals_only:
         messages = run.configure_train(number, None, None, run.exchange.link.grid)  # type: ignore[arg-type]
-        return run.exchange.collect(messages, schema)
+        return run.exchange.collect(messages, schema, number)
     return exchange_totals(
         run.exchange,
         {name: run.payload(name, wire.TRAIN, number) for name in run.choose(number)},
@@ -148,9 +151,10 @@ def score_round(run: SegmentationStrategy, number: int, replies: Replies) -> Sco
     messages = run.configure_evaluate(number, None, None, run.exchange.link.grid)  # type: ignore[arg-type]
     table = run.scorer.classes
     classes = 0 if table is None else table.num_classes
-    found = run.exchange.collect(messages, run.training.expect_confusion(run.state, classes))
+    found = run.exchange.collect(messages, run.training.expect_confusion(run.state, classes), number)
     for name, reason in found.quarantined.items():
         replies.quarantined[name] = sanitize(f"while scoring, {reason}")
+    replies.refused |= found.refused
     return run.scorer.score_confusions(
         {name: update.groups["confusion"]["confusion"] for name, update in found.updates.items()}
     )
@@ -160,6 +164,10 @@ def keep_round(
     run: SegmentationStrategy, number: int, replies: Replies, score: Score, counted: bool, seconds: float
 ) -> None:
     """Write checkpoint and metrics, then say in one line how the round went and how long the rest takes."""
+    replies.quarantined = run.aside.quarantined | replies.quarantined
+    replies.refused |= run.aside.refused
+    run.aside = Replies()
+    run.left_out.note(number, replies)
     # figures of training win over the scorer's, but not every objective tells them
     known = {key for update in replies.updates.values() for key in update.metrics}
     line = RoundRecord(
@@ -228,7 +236,7 @@ def keep_checkpoint(run: SegmentationStrategy, number: int, score: Score, metric
     """Write the checkpoint of a round and return the hash of its arrays."""
     saved = run.training.saved(run.state)
     # sites may all be gone by now: then the scorer's own model says it
-    info = next(iter(run.registry.sites.values()), None)
+    info = next((run.registry.sites[name] for name in sorted(run.registry.sites)), None)
     digest = save_checkpoint(
         checkpoint_path(run.run_dir, number),
         Checkpoint(

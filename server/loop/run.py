@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 import uuid
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from common.checkpoint import Checkpoint, drop_checkpoints, load_checkpoint, resumed_file
-from common.errors import UserError
+from common.errors import UncountedRounds, UserError
 from common.order import natural_items, natural_key
 from common.settings.schema import RunConfig
 from common.system.atomic import DISK_ERRORS
@@ -46,7 +47,8 @@ def run(grid: Grid, config: RunConfig) -> Path:
     with sole_writer(run_dir):
         stage = task_of(config).first_stage(config, run_dir) if checkpoint is None else None
         if stage is not None:
-            run(grid, stage)  # a run of its own in a folder of this one's, by the same sites
+            with suppress(UncountedRounds):  # it has a model all the same
+                run(grid, stage)  # a run of its own in a folder of this one's, by the same sites
         handlers = start_logging(run_dir)
         try:
             run_in(run_dir, grid, config, checkpoint, resumed_from)
@@ -86,6 +88,12 @@ def run_in(
         strategy.state = strategy.training.prepare(strategy.state, strategy.ask, names, run_dir)
     strategy.start(grid)
     log.info("report: %s", write_report(run_dir))
+    if strategy.lost:
+        rounds = "last round" if strategy.lost == 1 else f"last {strategy.lost} rounds"
+        raise UncountedRounds(
+            f"The {rounds} of {config.rounds} did not count, so the model is that of before; see log.txt for the "
+            f"reasons, mend the sites, and go on with resume={run_dir} and more rounds."
+        )
 
 
 def open_run(
@@ -97,7 +105,9 @@ def open_run(
     training = task.training(config, scorer.classes)
     run_key = checkpoint.run_key if checkpoint else f"{config.name}-seed{config.seed}-{uuid.uuid4().hex[:8]}"
     link = Link(grid, config.sites.deadline_seconds)
-    registry = SiteRegistry(config, run_key, scorer.weights_hash, training.greeting())
+    registry = SiteRegistry(
+        config, run_key, scorer.weights_hash, training.greeting(), server_channels=scorer.channels
+    )
     wanted = config.sites.expected or config.sites.minimum
     link.wait_for_nodes(
         wanted, config.sites.wait_seconds, lambda n: log.info("%d of %d sites are connected", n, wanted)
@@ -109,16 +119,15 @@ def open_run(
             f"{len(registry.sites)} usable site(s) after {config.sites.wait_seconds:.0f} s, "
             f"{config.sites.minimum} needed ({reasons or 'none connected'}); start the sites or lower sites.minimum."
         )
-    # any of them: the registry takes in only sites with the same weights
-    info = next(iter(registry.sites.values()))
+    channels = registry.channels
     if checkpoint is not None:
-        check_resumable(checkpoint, config, info.channels, info.weights_hash)
+        check_resumable(checkpoint, config, channels, registry.weights_hash)
         state = training.restore(checkpoint)  # may refuse it: nothing is dropped or overwritten before
         drop_checkpoints(run_dir, checkpoint.round)
         rewind(run_dir, checkpoint)
         log.info("going on after round %d of %s", checkpoint.round, run_key)
     else:
-        state = training.initial(info.channels)
+        state = training.initial(channels)
     # last of the preparations: a run that is refused leaves no settings behind
     (run_dir / "config.json").write_text(config.to_json(), encoding="utf-8")
     exchange = Exchange(config, run_key, link, registry, run_dir if training.buffers_replies else None)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,8 @@ from flwr.serverapp.strategy import Strategy
 from common import wire
 from common.settings.schema import RunConfig
 from server.evaluation.scorer import Scorer
+from server.loop.left_out import LEFT_OUT_FILE, LeftOut
+from server.loop.merging import merge_replies
 from server.loop.sampling import sample_clients
 from server.tasks.base import Training
 from server.transport.exchange import Exchange, Payload, Replies
@@ -46,6 +48,16 @@ class SegmentationStrategy(Strategy):  # type: ignore[misc]
     loop: Callable[[SegmentationStrategy], None]
     first_round: int = 1
     started: float = field(default_factory=time.monotonic)
+    aside: Replies = field(default_factory=Replies)
+    """Why sites were left out of questions beside the round's own."""
+    lost: int = 0
+    """How many rounds did not count since the last one that did."""
+    absent: int = 0
+    """In how many rounds running too few sites answered at all."""
+
+    def __post_init__(self) -> None:
+        """Find out which sites are left out."""
+        self.left_out = LeftOut(self.run_dir / LEFT_OUT_FILE, self.first_round)
 
     @property
     def registry(self) -> SiteRegistry:
@@ -70,7 +82,9 @@ class SegmentationStrategy(Strategy):  # type: ignore[misc]
 
     def ask(self, names: list[str], action: str, expectation: ReplySchema) -> dict[str, wire.Update]:
         """Send one action outside of a round and return the checked replies by name."""
-        return self.exchange.collect(self.address(names, action, 0), expectation).updates
+        found = self.exchange.collect(self.address(names, action, 0), expectation, 0)
+        self.aside.add_account(replace(found, bytes_up={}, bytes_down={}))
+        return found.updates
 
     def schema(self, number: int) -> ReplySchema:
         """Return how the replies of a round have to look."""
@@ -94,12 +108,12 @@ class SegmentationStrategy(Strategy):  # type: ignore[misc]
         Returns None for both, and leaves `state` as it was, where too few replies are usable.
         """
         if not isinstance(replies, Replies):
-            replies = self.exchange.check(map(arrived, replies), self.schema(server_round))
-        usable, needed = len(replies.updates), self.config.sites.minimum
-        if usable < needed:
-            log.warning("round %d does not count: %d usable replies, %d needed", server_round, usable, needed)
+            replies = self.exchange.check(map(arrived, replies), self.schema(server_round), server_round)
+        merged, reason = merge_replies(self.training, self.state, replies, server_round)
+        if reason:
+            log.warning("round %d does not count: %s", server_round, reason)
             return None, None
-        self.state = self.training.merge(self.state, replies.to_merge, server_round)
+        self.state = merged
         return wire.array_record(self.training.saved(self.state).head), None
 
     def configure_evaluate(

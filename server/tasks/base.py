@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -91,7 +91,9 @@ class Saved:
 
 
 class Training(ABC):
-    """A task's part of one run. States are immutable; methods that are not abstract do nothing by default."""
+    """A task's part of one run, a dataclass. What is not abstract does nothing by default; states are immutable."""
+
+    config: RunConfig
 
     @property
     def buffers_replies(self) -> bool:
@@ -146,6 +148,17 @@ class Training(ABC):
     @abstractmethod
     def merge(self, state: Any, updates: Mapping[str, wire.Update], number: int) -> Any:
         """Return the state after a round of checked updates, at least one."""
+
+    def alone(self) -> Training:
+        """Return a copy that merges the reply of a single site, whatever rule the settings name."""
+        config = self.config.model_copy(
+            update={"aggregation": self.config.aggregation.model_copy(update={"rule": "mean"})}
+        )
+        return replace(self, config=config)  # type: ignore[type-var]
+
+    def outliers(self, updates: Mapping[str, wire.Update]) -> dict[str, str]:
+        """Return which of several replies cannot be honest beside the others, with the reason."""
+        return {}
 
     def expect_sums(self, state: Any, weights_hash: str) -> ReplySchema:
         """Return how the reply to a request for sums has to look; only where there are `polish_passes`."""

@@ -42,7 +42,8 @@ from server.settings.network_rules import (
 from server.states import Layout, NetworkState
 from server.tasks.base import SERVER_TASKS, Saved, ServerTask, Training
 from server.tasks.network_merge import merge_networks, merge_statistics
-from server.transport.reply_checks import Ask, ReplySchema
+from server.tasks.plausibility import model_fault, size_fault
+from server.transport.reply_checks import Ask, Plausible, ReplySchema
 
 _FACTS = TASK_FACTS["supervised"]
 
@@ -221,7 +222,12 @@ class NetworkTraining(Training):
         groups = self.layout.split(state.model)
         if phase == _STATISTICS:
             groups = {"statistics": groups["statistics"]}
-        return ReplySchema.like(groups, weights_hash)
+        return replace(ReplySchema.like(groups, weights_hash), plausible=self._plausible(groups))
+
+    def _plausible(self, sent: Mapping[str, wire.Arrays]) -> Plausible:
+        """Return what a reply is compared with: the site's size, and the network that it was sent, or one like it."""
+        batch = self.config.local.batch
+        return lambda update, sender: size_fault(update, sender, batch) or model_fault(update, sent)
 
     def expect_confusion(self, state: NetworkState, classes: int) -> ReplySchema:
         """Return the shape of an evaluation reply: predicted by true classes."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,7 +15,7 @@ from common.checkpoint import Checkpoint, load_checkpoint, resumed_file
 from common.data.check import check_label_files, check_shard_fits
 from common.data.classes import ClassTable
 from common.data.manifest import Shard
-from common.losses.base import CLUSTERS, TRAIN, closed_form
+from common.losses.base import CLUSTERS, TRAIN, closed_form, sums_form
 from common.losses.extra_terms import build_objective
 from common.models.head import build_head, init_centroids, state_to_numpy
 from common.settings.schema import RunConfig
@@ -29,8 +30,17 @@ from server.run_dir import prepare_run_dir
 from server.settings.applicability import refuse_foreign
 from server.states import ModelState, private_groups
 from server.tasks.base import SERVER_TASKS, Saved, ServerTask, Training
+from server.tasks.plausibility import (
+    MOST_OF_ADAM,
+    model_fault,
+    outlying_scatters,
+    scatter_fault,
+    size_fault,
+    sums_fault,
+    tables_fault,
+)
 from server.tasks.unsupervised_merge import kmeans_pass, merge_round
-from server.transport.reply_checks import ReplySchema
+from server.transport.reply_checks import Plausible, ReplySchema, Sender
 
 _FACTS = TASK_FACTS["unsupervised"]
 
@@ -158,10 +168,10 @@ class UnsupervisedTraining(Training):
         clusters, dim = state.centroids.shape
         if phase == CLUSTERS:
             return self.expect_sums(state, weights_hash)
-        closed = closed_form(self.config)
+        closed, plausible = closed_form(self.config), self._plausible(state)
         if closed is not None:
             channels = state.head["linear.weight"].shape[1]
-            return ReplySchema({closed.kind: closed.shapes(channels)}, weights_hash)
+            return ReplySchema({closed.kind: closed.shapes(channels)}, weights_hash, plausible)
         shapes: dict[str, Mapping[str, tuple[int, ...]]] = {
             "head": {key: value.shape for key, value in state.head.items()},
             "centroids": {"centroids": (clusters, dim), "counts": (clusters,)},
@@ -170,7 +180,33 @@ class UnsupervisedTraining(Training):
             shapes |= self.expect_sums(state, weights_hash).shapes
         if state.shared:
             shapes["shared"] = {key: value.shape for key, value in state.shared.items()}
-        return ReplySchema(shapes, weights_hash)
+        return ReplySchema(shapes, weights_hash, plausible)
+
+    def _plausible(self, state: ModelState) -> Plausible:
+        """Return what a reply to this state is compared with; nothing that a site keeps to itself is known."""
+        config, private = self.config, private_groups(self.config)
+        apart = bool(private) or config.aggregation.keep_least_moved
+        sent = {} if apart else {"head": state.head, "centroids": {"centroids": state.centroids}}
+        stack = state.starts["centroids"] if state.starts else state.centroids[None]
+        centroids = None if apart else stack.astype(np.float64)
+
+        def fault(update: wire.Update, sender: Sender) -> str | None:
+            found = size_fault(update, sender, config.local.batch)
+            for kind, arrays in update.groups.items():
+                if found is None and kind == "sums":
+                    found = sums_fault(arrays, sender, centroids, config)
+                    if found is None and state.starts:
+                        found = tables_fault(arrays, sender, state.starts["groups"], config)
+                elif found is None and sums_form(kind) is not None:
+                    found = scatter_fault(kind, arrays, sender, config.wire.dtype)
+            if found is None and "head" in update.groups:
+                steps = config.local.steps or config.local.epochs * math.ceil(
+                    sender.images / config.local.batch
+                )
+                found = model_fault(update, sent, {"head": MOST_OF_ADAM * config.local.lr * steps})
+            return found
+
+        return fault
 
     def expect_sums(self, state: ModelState, weights_hash: str) -> ReplySchema:
         """Return the shapes of a reply to one exact pass of k-means, of all starts one after the other."""
@@ -188,12 +224,18 @@ class UnsupervisedTraining(Training):
             sums["adjacency"] = (starts, own * (own + 1) // 2)
             family = starts // len(self.config.centerings)
             sums["overlaps"] = (starts, family, self.config.fitted_clusters, self.config.fitted_clusters)
-        return ReplySchema({"sums": sums}, weights_hash)
+        return ReplySchema({"sums": sums}, weights_hash, self._plausible(state))
 
     def expect_confusion(self, state: ModelState, classes: int) -> ReplySchema:
         """Return the shape of an evaluation reply: clusters by classes."""
         clusters = self.config.model.clusters if state.joined else len(state.centroids)
         return ReplySchema({"confusion": {"confusion": (clusters, classes)}})
+
+    def outliers(self, updates: Mapping[str, wire.Update]) -> dict[str, str]:
+        """Compare the sites' features, where they sent sums of them."""
+        closed = closed_form(self.config)
+        kind = closed.kind if closed else ""
+        return outlying_scatters({name: u.groups[kind] for name, u in updates.items() if kind in u.groups})
 
     def merge(self, state: ModelState, updates: Mapping[str, wire.Update], number: int) -> ModelState:
         """Merge one round."""

@@ -21,7 +21,7 @@ from common.order import natural_items
 from common.settings.load import to_wire
 from common.settings.schema import RunConfig
 from server.transport.registry import SiteRegistry
-from server.transport.reply_checks import ReplySchema, read_update, sanitize
+from server.transport.reply_checks import REPORTED, ReplySchema, Sender, read_update, sanitize
 from server.transport.retrying_link import Link, Outcome
 
 if TYPE_CHECKING:
@@ -74,6 +74,7 @@ class Replies:
     Attributes:
         updates: the replies that are as expected, in the order of names.
         quarantined: why the others are left out.
+        refused: those of them whose reply came and was wrong; the others were absent.
         bytes_up: payloads that came.
         bytes_down: payloads that were sent, also to those that did not answer.
         total: where the server may know the sum over sites alone, the update that stands for all of them; then
@@ -82,6 +83,7 @@ class Replies:
 
     updates: dict[str, wire.Update] = field(default_factory=dict)
     quarantined: dict[str, str] = field(default_factory=dict)
+    refused: set[str] = field(default_factory=set)
     bytes_up: dict[str, int] = field(default_factory=dict)
     bytes_down: dict[str, int] = field(default_factory=dict)
     total: wire.Update | None = None
@@ -91,21 +93,26 @@ class Replies:
         """The updates that merge rules take: of every site, or the total as if it were one site's."""
         return self.updates if self.total is None else {self.total.site: self.total}
 
+    def refuse(self, name: str, reason: str) -> None:
+        """Leave out a reply that came in, by name."""
+        del self.updates[name]
+        self.quarantined[name] = sanitize(reason)
+        self.refused.add(name)
+        log.warning("site %s is left out: %s", name, self.quarantined[name])
+
     def add_account(self, other: Replies) -> None:
         """Add the bytes and reasons of a further exchange of the same round."""
         for mine, new in ((self.bytes_up, other.bytes_up), (self.bytes_down, other.bytes_down)):
             for name, size in new.items():
                 mine[name] = mine.get(name, 0) + size
         self.quarantined |= other.quarantined
+        self.refused |= other.refused
 
     def mean(self, metric: str) -> float | None:
         """Return the mean of a metric over the images of the sites; None where no site told it."""
-        images = {name: int(update.facts.get("images", 0)) for name, update in self.updates.items()}
-        weighed = [
-            update.metrics[metric] * images[name]
-            for name, update in self.updates.items()
-            if metric in update.metrics
-        ]
+        told = {name: update for name, update in self.updates.items() if metric in update.metrics}
+        images = {name: int(update.facts.get("images", 0)) for name, update in told.items()}
+        weighed = [update.metrics[metric] * images[name] for name, update in told.items()]
         everything = sum(images.values())
         return sum(weighed) / everything if weighed and everything else None
 
@@ -127,7 +134,7 @@ class Exchange:
         self, payloads: Mapping[str, Payload], action: str, number: int, schema: ReplySchema
     ) -> Replies:
         """Send each site its payload, wait until the deadline, and return the checked replies."""
-        return self.collect(self.address(payloads.items(), action, number), schema)
+        return self.collect(self.address(payloads.items(), action, number), schema, number)
 
     def address(self, payloads: Iterable[tuple[str, Payload]], action: str, number: int) -> list[Message]:
         """Return one message per site; arrays that go to several sites are encoded once."""
@@ -141,12 +148,12 @@ class Exchange:
             messages.append(self.link.address(content, self.registry.sites[name].node_id, action, number))
         return messages
 
-    def collect(self, messages: Iterable[Message], schema: ReplySchema) -> Replies:
-        """Send messages, and check every reply as it comes until the deadline."""
-        return self.check(self.link.outcomes(messages), schema)
+    def collect(self, messages: Iterable[Message], schema: ReplySchema, number: int) -> Replies:
+        """Send the messages of a round, and check every reply as it comes until the deadline."""
+        return self.check(self.link.outcomes(messages), schema, number)
 
-    def check(self, outcomes: Iterable[tuple[int, Outcome]], schema: ReplySchema) -> Replies:
-        """Read what came of messages, by node; a reply that fails is named, with the reason, and left out."""
+    def check(self, outcomes: Iterable[tuple[int, Outcome]], schema: ReplySchema, number: int) -> Replies:
+        """Read what came of a round's messages, by node; a reply that fails is left out, with name and reason."""
         names = {info.node_id: name for name, info in self.registry.sites.items()}
         found = Replies()
         for node, outcome in outcomes:
@@ -157,14 +164,19 @@ class Exchange:
                 found.quarantined[name] = sanitize(str(outcome.error))
                 continue
             found.bytes_up[name] = wire.payload_bytes(outcome.content)
-            update, reason = read_update(outcome.content, schema)
+            info = self.registry.sites[name]
+            sender = Sender(info.called, info.images, info.grid, self.run_key, number)
+            update, reason = read_update(outcome.content, schema, sender)
             if update is None:
                 found.quarantined[name] = sanitize(str(reason))
+                if not str(reason).startswith(REPORTED):
+                    found.refused.add(name)
             else:
                 found.updates[name] = update if self.buffer_dir is None else buffered(update, self.buffer_dir)
         # by name, whoever answered first: sums of floats depend on their order
         found = Replies(
             updates=dict(sorted(found.updates.items())),
+            refused=found.refused,
             quarantined=dict(natural_items(found.quarantined)),
             bytes_up=dict(natural_items(found.bytes_up)),
             bytes_down=dict(natural_items(found.bytes_down)),

@@ -91,7 +91,7 @@ def ask(node: dict[str, object], action: str = wire.TRAIN, **facts: Any) -> wire
 @pytest.mark.parametrize(
     ("facts", "words"),
     [
-        ({"wire_version": 9}, "WireError: the server speaks wire version 9, this site speaks 2"),
+        ({"wire_version": 9}, "WireError: the server speaks wire version 9, this site speaks 3"),
         ({"settings": '{"rounds": "x"}'}, "Setting 'rounds' is 'x'"),
         ({"settings": "no json"}, "not JSON"),
         ({"settings": "[1]"}, "not JSON"),

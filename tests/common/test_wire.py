@@ -183,7 +183,7 @@ def test_a_scalar_and_an_empty_array_are_arrays() -> None:
 
 
 def test_another_version_is_refused_on_both_sides() -> None:
-    with pytest.raises(wire.WireError, match="wire version 99, expected 2"):
+    with pytest.raises(wire.WireError, match="wire version 99, expected 3"):
         wire.decode_update(wire.encode_update(update(wire_version=99), "float32"), LIMIT)
     content = wire.encode_task(wire.Task(1, "{}", "r"), "float32")
     content.config_records["facts"]["wire-version"] = 99
@@ -194,7 +194,7 @@ def test_another_version_is_refused_on_both_sides() -> None:
 
 
 def test_a_reply_without_a_name_is_refused() -> None:
-    for facts in (ConfigRecord(), ConfigRecord({"site": 3, "wire-version": 2})):
+    for facts in (ConfigRecord(), ConfigRecord({"site": 3, "wire-version": 3})):
         with pytest.raises(wire.WireError, match="which site"):
             wire.decode_update(RecordDict({"facts": facts}), LIMIT)
         assert wire.site_of(RecordDict({"facts": facts})) is None
@@ -244,7 +244,7 @@ def test_fewer_arrays_than_expected_are_the_callers_business() -> None:
     ("changes", "words"),
     [
         ({"metrics": {f"m{i}": 0.0 for i in range(65)}}, "65 metrics, at most 64"),
-        ({"facts": {f"f{i}": 0 for i in range(62)}}, "65 facts, at most 64"),  # three are the message's own
+        ({"facts": {f"f{i}": 0 for i in range(60)}}, "65 facts, at most 64"),  # five are the message's own
         ({"facts": {"k" * 100: 0}}, "a name of 105 characters among its facts"),
         ({"metrics": {"k" * 100: 0.0}}, "a name of 100 characters among its metrics"),
         ({"facts": {"error": "x" * 20_000}}, "'fact.error' among its facts has length 20000"),
@@ -260,7 +260,7 @@ def test_facts_and_metrics_have_an_end(changes: dict[str, object], words: str) -
 
 def test_as_many_facts_and_metrics_as_are_allowed_arrive() -> None:
     given = update(
-        groups={}, metrics={f"m{i}": 0.0 for i in range(64)}, facts={f"f{i}": 0 for i in range(61)}
+        groups={}, metrics={f"m{i}": 0.0 for i in range(64)}, facts={f"f{i}": 0 for i in range(59)}
     )
     found = wire.decode_update(wire.encode_update(given, "float32"), LIMIT)
-    assert len(found.metrics) == 64 and len(found.facts) == 61
+    assert len(found.metrics) == 64 and len(found.facts) == 59

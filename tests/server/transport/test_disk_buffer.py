@@ -66,7 +66,7 @@ def exchange_of(tmp_path: Path, sites: int, **settings: object) -> Exchange:
     config = load_config({"task": "supervised", **settings})
     registry = SiteRegistry(config, "run")
     for i in range(sites):
-        registry.sites[str(i)] = SiteInfo(str(i), i + 2, 1, 8, (1, 1), "")
+        registry.sites[str(i)] = SiteInfo(str(i), i + 2, 1, 8, (1, 1), "", str(i))
     grid = LocalGrid(ClientApp(), {})
     return Exchange(config, "run", Link(grid, 60, 0.01), registry, tmp_path)
 
@@ -96,7 +96,8 @@ def test_replies_leave_memory_one_by_one_and_are_merged_in_the_order_of_names(tm
 
     def network(index: int) -> wire.Update:
         groups: wire.Groups = {"weights": {"w": np.full(10_000, index, F32)}, "statistics": {}}
-        return wire.Update(str(index), "", groups, {}, {"images": 1, "batches": 1})
+        facts: wire.Options = {"images": 1, "batches": 1}
+        return wire.Update(str(index), "", groups, {}, facts, round=1, run_key="run")
 
     def reply(index: int) -> Message:
         content = wire.encode_update(network(index), "float32")
@@ -109,7 +110,7 @@ def test_replies_leave_memory_one_by_one_and_are_merged_in_the_order_of_names(tm
             alive.append(sum(reference() is not None for reference in born))
             yield reply(index)
 
-    found = gatherer.check(paired(messages, replies(), 60), ReplySchema.like(network(0).groups))
+    found = gatherer.check(paired(messages, replies(), 60), ReplySchema.like(network(0).groups), 1)
     assert alive == [0, 1, 1, 1, 1, 1]  # the one that was checked last
     assert list(found.updates) == list(found.bytes_up) == [str(i) for i in range(6)]
     for name, kept in found.updates.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -27,7 +28,8 @@ def grid_of(*answers: wire.Update | Error | None) -> LocalGrid:
     def hello(message: Message, context: Context) -> Message:
         update = by_node[context.node_id]
         assert isinstance(update, wire.Update)
-        return Message(wire.encode_update(update, "float32"), reply_to=message)
+        run_key = wire.decode_task(message).run_key
+        return Message(wire.encode_update(replace(update, run_key=run_key), "float32"), reply_to=message)
 
     grid = LocalGrid(app, {node: {} for node in by_node})
     for node, answer in by_node.items():
@@ -88,7 +90,7 @@ def test_a_site_that_cannot_take_part_is_refused_and_the_others_stay(
 
 def test_another_wire_version_is_refused_by_name() -> None:
     found = greet(grid_of(wire.Update("old", HASH, wire_version=0)))
-    assert found.refused == {"old": "wire version 0, expected 2"}
+    assert found.refused == {"old": "wire version 0, expected 3"}
 
 
 def test_the_common_backbone_counts_and_the_servers_own_counts_more() -> None:
@@ -210,7 +212,7 @@ def test_what_is_refused_may_be_mended_and_is_said_once() -> None:
     found = greet(grid)
     assert look(grid, found) == []
     grid.faults[102] = lambda message, real: Message(
-        wire.encode_update(greeting("b"), "float32"), reply_to=message
+        wire.encode_update(replace(greeting("b"), run_key="run"), "float32"), reply_to=message
     )
     assert look(grid, found) == ["site b takes part from now on"]
 
@@ -227,7 +229,7 @@ def test_what_a_node_says_of_itself_is_kept_short_and_on_one_line() -> None:
     assert list(found.refused) == ["a", "node-102", "node-103", "c"] and not found.sites
     assert all(len(reason) <= 400 and reason.isprintable() for reason in found.refused.values())
     assert found.refused["a"].startswith("no diskno disk")
-    assert found.refused["node-102"] == "wire version 0, expected 2"
+    assert found.refused["node-102"] == "wire version 0, expected 3"
 
 
 def test_a_greeting_brings_no_arrays() -> None:
