@@ -102,7 +102,7 @@ def simulate(config: RunConfig, gpus_per_site: float = 0.0) -> Path:
     os.environ.update({key: os.environ.get(key, value) for key, value in QUIET.items()})
     config = with_all_sites(absolute(config))
     check_run(config, gpus_per_site)
-    cache_features(config, gpus_per_site)
+    cache_site_features(config, gpus_per_site)
     return run_in_flower(config, gpus_per_site)
 
 
@@ -114,7 +114,7 @@ def check_run(config: RunConfig, gpus_per_site: float = 0.0) -> None:
     task_of(config).check_run(config, shards)
 
 
-def cache_features(config: RunConfig, gpus_per_site: float = 0.0) -> None:
+def cache_site_features(config: RunConfig, gpus_per_site: float = 0.0) -> None:
     """Make the sites' features before the engine starts: on all cores, with progress, and while no deadline runs."""
     settings = task_of(config).cached(config)
     if settings is None:
