@@ -8,7 +8,7 @@ export FLWR_TELEMETRY_ENABLED := 0
 export FLWR_DISABLE_UPDATE_CHECK := 1
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: demo test quick test-long golden gpu-check lint setup clean
+.PHONY: demo test quick test-long golden gpu-check lint docs setup clean
 
 DEMO := local-only fuss-ref default centralised
 
@@ -53,6 +53,11 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
+# the documentation as a site: open site/index.html
+docs: setup
+	$(BIN)/python -m pip install --quiet --editable '.[docs]'
+	$(BIN)/python -m mkdocs build --strict --quiet
+
 setup: $(VENV)/installed
 
 $(VENV)/installed: pyproject.toml
@@ -63,4 +68,4 @@ $(VENV)/installed: pyproject.toml
 	@touch $@
 
 clean:
-	rm -rf $(VENV) demo
+	rm -rf $(VENV) demo site
