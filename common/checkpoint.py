@@ -126,6 +126,18 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> str:
     return digest
 
 
+def rename_classes(file: Path, classes: ClassTable, mapping: list[int]) -> None:
+    """Write other classes, and the class of each cluster, beside the arrays of a checkpoint, which stay as they are.
+
+    Raises `UserError` where the checkpoint cannot be read.
+    """
+    load_checkpoint(file)  # refuses what is damaged
+    sidecar = file.with_suffix(".json")
+    described = json.loads(sidecar.read_text(encoding="utf-8"))
+    described |= {"classes": classes.to_json(), "mapping": mapping}
+    atomic_write_text(sidecar, json.dumps(described, indent=2))
+
+
 def _sidecars(folder: Path) -> list[Path]:
     """Return the JSON files of a folder's checkpoints in the order of their rounds."""
     found = [(path.stem.removeprefix("round-"), path) for path in folder.glob("round-*.json")]

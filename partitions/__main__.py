@@ -14,7 +14,10 @@ import typer
 from click import Choice, Command, IntRange, Option
 
 from common.data.classes import table_names
+from common.data.formats import Reading
+from common.data.manifest import Shard
 from common.errors import UserError
+from common.evaluation.site_agreement import warn_before
 from common.system.cli import (
     CommandLine,
     FlexibleCommand,
@@ -49,6 +52,8 @@ python -m partitions folder --root my-images --domain-level 1 --out shards/mine
 python -m partitions camvid --root ../shared/data/camvid --sites-of dusk_a,carpark_a \
 --source day_a,day_b --score dusk_b --out shards/camvid-adapt
 """
+# sites whose images are compared with each other, at 0.6 s each
+_MOST_COMPARED = 24
 _DIVISION, _DOMAINS = "Division", "Domains, and their roles in adaptation (names separated by commas)"
 
 
@@ -170,6 +175,11 @@ def _divide(dataset: str, **given: Any) -> None:
     _print_summary(split)
     if data.notes:
         print("\n" + "\n".join(data.notes))
+    if dataset == "folder" and request.decode:
+        shards = [Shard(name, out, split.dataset.root, tuple(split.entries(name))) for name in split.sites]
+        reading = Reading.of(split.dataset.settings, dataset)
+        for warning in warn_before([replace(shard, reading=reading) for shard in shards[:_MOST_COMPARED]]):
+            print(f"warning: {warning.text}")
     for sentence in split.skipped:
         print(f"left out: {sentence}")
     print(f"\nwritten to {out}; look at {out / 'split.png'}, then for example:")

@@ -14,6 +14,7 @@ from common.settings.load import parse_assignments, read_recipe
 from common.settings.schema import RunConfig, explained_toml
 from common.system import cli
 from common.system.cli import Assignments, CommandLine, DataRoot, Recipe
+from server import run_commands
 from server.options import (
     Channels,
     CheckpointPath,
@@ -278,22 +279,7 @@ def _list(
         cli.print_table((key, ""), [(entry.name, entry.summary) for entry in registries[key].entries()])
 
 
-@_line.command("runs/camvid-*")
-def _report(
-    *,
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN_DIR...", show_default=False)],
-    out: Annotated[Path, typer.Option(metavar="DIR", help="For several runs.")] = Path("runs/comparison"),
-) -> None:
-    """Of one run: write its report.html. Of several: a comparison table and plots."""
-    from server.report.compare import compare, comparison_text
-    from server.report.page import write_report
-
-    if len(runs) == 1:
-        print(write_report(runs[0]))
-    else:
-        print(comparison_text(runs), compare(runs, out), sep="\n")
-
-
+run_commands.register(_line)
 server_commands, server_main = _line, _line.run
 
 if __name__ == "__main__":

@@ -30,6 +30,9 @@ LOG_BYTES = 10_000_000
 FIRST_STAGE = "label-free"
 """The folder, in the run directory of a student, that holds the run of its first stage."""
 
+WARNINGS = "warnings.json"
+"""What a simulation found, before and after training, that makes masks doubtful."""
+
 
 def prepare_run_dir(config: RunConfig, resumed_from: Path | None) -> Path:
     """Choose and make the run directory; nothing of an earlier run is ever overwritten.

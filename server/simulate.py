@@ -21,6 +21,8 @@ from common.settings.schema import RunConfig
 from common.system.cli import progress_line
 from common.system.device import run_in_subprocess
 from server.aggregation.heads import HEAD_RULES
+from server.commands.audit import audit, audit_run, show
+from server.report.page import write_report
 from server.tasks.base import task_of
 
 OBJECT_STORE_BYTES = 512 << 20  # messages are heads and sums; Ray would reserve a third of the memory
@@ -102,8 +104,15 @@ def simulate(config: RunConfig, gpus_per_site: float = 0.0) -> Path:
     os.environ.update({key: os.environ.get(key, value) for key, value in QUIET.items()})
     config = with_all_sites(absolute(config))
     check_run(config, gpus_per_site)
+    shards = training_shards(config)
+    before = audit(None, shards) if config.facts.frozen_backbone else []
+    show(before)
     cache_site_features(config, gpus_per_site)
-    return run_in_flower(config, gpus_per_site)
+    run_dir = run_in_flower(config, gpus_per_site)
+    if config.facts.frozen_backbone and config.rounds:
+        show(audit_run(run_dir, before, shards))
+        write_report(run_dir)  # once more, with the warnings
+    return run_dir
 
 
 def check_run(config: RunConfig, gpus_per_site: float = 0.0) -> None:

@@ -36,6 +36,8 @@ ENTRIES: dict[str, tuple[tuple[str, str], str, str]] = {
     "segment": (_SERVER, _RESULTS, "Segment images: label PNGs, overlays and an index page."),
     "evaluate": (_SERVER, _RESULTS, "Score a checkpoint on a labelled shard."),
     "probe": (_SERVER, _RESULTS, "Fit a linear classifier with labels on frozen features, and score it."),
+    "name": (_SERVER, _RESULTS, "Name and join clusters: on a page, in a file, or by labelled images."),
+    "audit": (_SERVER, _RESULTS, "Warn where masks follow sites or places, not content."),
     "report": (_SERVER, _RESULTS, "Write a run's report, or compare several runs."),
     "export": (_SERVER, _RESULTS, "Export a checkpoint to ONNX, or to a folder for a model hub."),
     "client": (_CLIENT, _SITES, "A site's commands: check, serve, egress."),

@@ -20,6 +20,9 @@ from common.data.images import Bytes as Bytes
 VOID = 255  # a pixel without a class
 VOID_COLOUR = (232, 234, 238)  # near the paper: what nobody labelled is not to draw the eye
 
+# the name of what is no thing: overlays leave it as it is
+NOTHING = "nothing"
+
 # twelve hues that stay apart on a screen and in print; more are generated
 _DISTINCT = (
     (66, 133, 207), (238, 134, 54), (76, 166, 91), (206, 73, 80), (142, 106, 188), (148, 103, 84),
@@ -128,7 +131,8 @@ def overlay(image: Bytes, ids: Bytes, legend: Legend, alpha: float = 0.55) -> By
     picture = image.astype(np.float32)
     picture = 0.5 * picture + 0.5 * picture.mean(axis=2, keepdims=True)
     colours = colourise(ids, legend).astype(np.float32)
-    known = (ids != VOID)[..., None]
+    empty = [index for index, name in enumerate(legend.names) if name == NOTHING]
+    known = ~np.isin(ids, [VOID, *empty])[..., None]
     mixed = np.where(known, (1 - alpha) * picture + alpha * colours, picture)
     edge = np.zeros(ids.shape, dtype=bool)
     edge[:, 1:] |= ids[:, 1:] != ids[:, :-1]

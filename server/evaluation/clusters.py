@@ -41,6 +41,7 @@ from server.evaluation.scorer import (
     Scoring,
     evaluation_shard,
     known_classes,
+    mapping_for,
     quality,
 )
 from server.inference.base import refuse_cluster
@@ -168,6 +169,7 @@ def _evaluate_model(saved: Checkpoint, where: str, shard: Shard, how: Scoring) -
         raise UserError(
             f"Checkpoint {where} names no classes (it was never scored); match on this shard: hungarian."
         )
+    named = mapping_for(saved, shard.classes) if matching == "checkpoint" else saved.mapping
     model, upsample, score_at = apply_protocol(segmenting_model(fitted_to(saved.config, shard)), how.protocol)
     device = choose_device("auto")
     features = open_features(
@@ -187,7 +189,7 @@ def _evaluate_model(saved: Checkpoint, where: str, shard: Shard, how: Scoring) -
     return {
         "images": found.num_images,
         "labelled_images": found.num_labelled,
-        **quality(found.confusion, shard.classes, matching, saved.mapping),
+        **quality(found.confusion, shard.classes, matching, named),
         "mean_cosine": found.mean_cosine,
         "cluster_share": found.cluster_share,
         "entropy": found.entropy,

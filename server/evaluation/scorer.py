@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
+from common.checkpoint import Checkpoint
 from common.data.classes import ClassTable, load_table
 from common.data.images import Bytes
 from common.data.manifest import Shard, read_partition, read_shard
@@ -236,6 +237,29 @@ class Scorer(ABC):
     @abstractmethod
     def examples(self, state: Any, site: str | None, chosen: Sequence[int]) -> Examples:
         """Segment the chosen images of the first shard by the shared model, or by a site's own."""
+
+
+def mapping_for(saved: Checkpoint, classes: ClassTable | None) -> list[int] | None:
+    """Return the class of each cluster as the checkpoint names it, by numbers of ``classes``; -1 for other names.
+
+    A person may have renamed the classes of a checkpoint, so that their numbers are no longer those of a shard.
+    Raises `UserError` where the two have no name in common.
+    """
+    if (
+        saved.mapping is None
+        or saved.classes is None
+        or classes is None
+        or saved.classes.names == classes.names
+    ):
+        return saved.mapping
+    place = {name: number for number, name in enumerate(classes.names)}
+    found = [place.get(saved.classes.names[matched], -1) if matched >= 0 else -1 for matched in saved.mapping]
+    if max(found) < 0:
+        raise UserError(
+            f"The checkpoint's clusters are called {', '.join(saved.classes.names[:4])}, but the shard has the classes "
+            f"{', '.join(classes.names[:4])} ({classes.name}); match on this shard instead: hungarian."
+        )
+    return found
 
 
 def quality(

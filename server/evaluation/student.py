@@ -21,7 +21,15 @@ from common.settings.schema import RunConfig
 from common.system.cli import progress_line
 from common.system.device import choose_device
 from common.wire import Arrays
-from server.evaluation.scorer import Examples, Scorer, Scoring, evaluation_shard, known_classes, quality
+from server.evaluation.scorer import (
+    Examples,
+    Scorer,
+    Scoring,
+    evaluation_shard,
+    known_classes,
+    mapping_for,
+    quality,
+)
 from server.inference.networks import StudentPredictor, network_of
 from server.states import NetworkState
 
@@ -99,6 +107,7 @@ def evaluate_student(saved: Checkpoint, where: str, shard: Shard, how: Scoring) 
         raise UserError(
             f"--protocol {how.protocol} was given, but {where} holds a whole network; it is scored at label-size."
         )
+    known = mapping_for(saved, shard.classes) if matching == "checkpoint" else saved.mapping
     predictor = StudentPredictor(saved, where, "auto", how.cluster, how.site)
     found = count_clusters(
         lambda image: predictor.labels(image, flip=how.flip, crf=how.crf),
@@ -109,7 +118,7 @@ def evaluate_student(saved: Checkpoint, where: str, shard: Shard, how: Scoring) 
     return {
         "images": found.num_images,
         "labelled_images": found.num_labelled,
-        **quality(found.confusion, shard.classes, matching, saved.mapping),
+        **quality(found.confusion, shard.classes, matching, known),
         "mean_cosine": None,
         "cluster_share": found.cluster_share,
         "entropy": found.entropy,

@@ -223,10 +223,17 @@ def _coverage(run: RunRecord) -> dict[str, Any] | None:
     if row is None or row.cluster_share is None:
         return None
     colours = cluster_colours(len(row.cluster_share))
-    bars = [(f"cluster {k}", hex_colour(colours[k]), value) for k, value in enumerate(row.cluster_share)]
+    bars = [(_called(run, k), hex_colour(colours[k]), value) for k, value in enumerate(row.cluster_share)]
     what = "pixels" if run.is_network else "patches"
     chart = bar_chart(sorted(bars, key=lambda bar: -bar[2]), f"Share of all {what} of each cluster")
     return {"round": row.round, "chart": chart}
+
+
+def _called(run: RunRecord, cluster: int) -> str:
+    """Return a cluster's number, and the name that it has in the newest checkpoint."""
+    matched = run.mapping[cluster] if run.mapping is not None and cluster < len(run.mapping) else -1
+    name = run.classes.names[matched] if run.classes is not None and matched >= 0 else ""
+    return f"{name} (cluster {cluster})" if name else f"cluster {cluster}"
 
 
 _CELL = 380  # pixels: three columns fill the width of a report

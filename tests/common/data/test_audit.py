@@ -14,9 +14,10 @@ from common.data.formats import Reading, shown
 from common.data.images import image_size, read_image
 from common.data.volumes import channel_count
 from common.errors import UserError
+from tests.conftest import ROOT
 from tests.support.odd_images import photo, write_pillow, write_refused, write_volumes
 
-OFFICIAL = Path(__file__).parents[3].parent / "shared/data/official"
+OFFICIAL = ROOT.parent / "shared/data/official"
 
 
 @pytest.fixture(scope="module")
@@ -95,6 +96,7 @@ def test_unprintable_names_are_shown_as_escapes() -> None:
     assert shown("a\udce9\u2028b\nc") == "a\\xe9\\u2028b\\nc"
 
 
+@pytest.mark.shared
 @pytest.mark.skipif(not OFFICIAL.is_dir(), reason="needs the published samples beside the checkout")
 @pytest.mark.parametrize(
     ("name", "images"),
@@ -124,6 +126,7 @@ def test_of_published_samples_the_images_alone_are_taken(name: str, images: int)
     assert len(kept.images) == images + sum(len(kind.files) for kind in found.masks)
 
 
+@pytest.mark.shared
 @pytest.mark.skipif(not OFFICIAL.is_dir(), reason="needs the published samples beside the checkout")
 def test_pairs_of_other_sizes_are_named() -> None:
     (kind,) = find_images(OFFICIAL / "_bad/kitti_size_mismatch").masks
