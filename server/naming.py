@@ -44,7 +44,7 @@ def names_toml(names: Sequence[str], where: str) -> str:
     )
 
 
-def read_names(text: str, clusters: int, where: str) -> list[str]:
+def parse_names(text: str, clusters: int, where: str) -> list[str]:
     """Read what `names_toml` wrote: a name for each of K clusters, empty where there is none.
 
     Raises `UserError` for anything else.

@@ -34,6 +34,15 @@ WARNINGS = "warnings.json"
 """What a simulation found, before and after training, that makes masks doubtful."""
 
 
+def run_warnings(folder: Path) -> tuple[str, ...]:
+    """Return the sentences of a run's `WARNINGS`, those after training first; nothing where there is no such file."""
+    try:
+        record = json.loads((folder / WARNINGS).read_bytes())
+        return tuple(str(one["text"]) for when in ("after", "before") for one in record[when])
+    except (OSError, ValueError, KeyError, TypeError):
+        return ()
+
+
 def prepare_run_dir(config: RunConfig, resumed_from: Path | None) -> Path:
     """Choose and make the run directory; nothing of an earlier run is ever overwritten.
 

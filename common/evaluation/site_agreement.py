@@ -19,8 +19,8 @@ from common.data.images import Bytes, entry_image
 from common.data.manifest import Shard
 from common.errors import UserError
 
-# images of a site that are looked at, evenly spaced
-SAMPLE = 12
+# images of a site that are looked at, evenly spaced; before training so many in all, where there are many sites
+SAMPLE, _IN_ALL = 12, 96
 # Similarity of a site to the nearest other one below which it is unlike all: three data sets 0.41 to 0.54, nine drives
 # of one 0.83 and more.
 UNLIKE = 0.65
@@ -95,7 +95,7 @@ def warn_before(shards: Sequence[Shard]) -> list[SiteWarning]:
     found: list[SiteWarning] = []
     for shard in shards:
         each, gray = [], []
-        for index in sample(len(shard)):
+        for index in sample(len(shard), max(FEWEST, min(SAMPLE, _IN_ALL // len(shards)))):
             try:
                 image = entry_image(shard, index)
             except UserError:

@@ -28,7 +28,7 @@ from server.naming import (
     name_by_labels,
     names_text,
     names_toml,
-    read_names,
+    parse_names,
 )
 from server.report.names_page import WORKED, ClusterGallery, names_page
 from server.tasks.base import task_of
@@ -63,7 +63,7 @@ def clusters_of(saved: Checkpoint) -> int:
     return saved.config.model.clusters
 
 
-def run_folder(run: Path) -> Path:
+def folder_of_run(run: Path) -> Path:
     """Return the directory of a run, or the folder of a checkpoint that lies elsewhere."""
     file = checkpoint_file(run)
     return file.parent.parent if file.parent.name == "checkpoints" else file.parent
@@ -116,7 +116,7 @@ def write_names_page(
     suggestions = next((shard.classes.names for shard in read if shard.classes is not None), ())
     title = f"{saved.config.name}, seed {saved.config.seed}, round {saved.round}"
     page = names_page(gallery, known_names(run, clusters_of(saved)), title, suggestions, save_to)
-    path = run_folder(run) / PAGE
+    path = folder_of_run(run) / PAGE
     atomic_write_text(path, page)
     return path
 
@@ -133,7 +133,7 @@ def use_names_file(run: Path, file: Path) -> str:
 def take_names(run: Path, text: str, where: str, known: ClassTable | None = None) -> str:
     """Take names as TOML text, renew the report, and return one sentence about it."""
     saved = checkpoint_with_clusters(run)
-    names = read_names(text, clusters_of(saved), where)
+    names = parse_names(text, clusters_of(saved), where)
     path = apply_names(run, names, known)
     renew_report(run)
     count = sum(map(bool, names))
@@ -144,7 +144,7 @@ def renew_report(run: Path) -> None:
     """Write the report of a run anew; a checkpoint alone has none."""
     from server.report.page import write_report
 
-    folder = run_folder(run)
+    folder = folder_of_run(run)
     if (folder / "metrics.jsonl").is_file():
         write_report(folder)
 
@@ -203,7 +203,7 @@ def serve_page(run: Path, page: Path, port: int = 0) -> tuple[HTTPServer, str]:
 
 def write_names_toml(run: Path) -> Path:
     """Write a TOML file with the names so far, to be filled in by hand; one that is there stays."""
-    path = run_folder(run) / NAMES_FILE
+    path = folder_of_run(run) / NAMES_FILE
     if not path.exists():
         saved = checkpoint_with_clusters(run)
         atomic_write_text(path, names_toml(known_names(run, clusters_of(saved)), str(run)))

@@ -16,6 +16,7 @@ from common.errors import UserError
 from common.evaluation.overlay import label_image, legend_entries, overlay, present_ids, with_legend
 from common.system.atomic import atomic_path, atomic_write_text
 from server.commands.inputs import ImageJob, find_pictures
+from server.commands.results import Results, outlined
 from server.inference.base import Cluster
 from server.report.render import render_page
 from server.tasks.base import task_of
@@ -41,7 +42,8 @@ def segment(
     """Segment images and return the path of the index page.
 
     Writes ``labels/NAME.png`` (palette image of the image's own size whose values are class ids, or
-    cluster numbers where nobody named them), ``overlays/NAME.png`` with a legend, ``legend.json`` (id, name,
+    cluster numbers where nobody named them), ``overlays/NAME.png`` with a legend, ``outlines/NAME.png``,
+    areas by image and class (``areas.csv``, ``areas.json``), all masks as ``coco.json``, ``legend.json`` (id, name,
     colour) and, last, ``index.html``. The whole of an image is segmented even where training looked at a part.
     Images that cannot be read are named in the page and on stderr.
 
@@ -73,6 +75,7 @@ def segment(
     legend = predictor.legend
     used: list[list[int]] = []
     segmented: list[ImageJob] = []
+    results = Results(legend)
     for done, job in enumerate(jobs, start=1):
         if progress is not None:
             progress(done, len(jobs))
@@ -85,6 +88,8 @@ def segment(
         ids = legend.apply(predictor.labels(image, flip=flip, crf=crf))
         used.append(present_ids([ids], legend))
         _save(label_image(ids, legend), _result(folder, "labels", job))
+        results.add(job.name.as_posix(), job.source.name, ids)
+        _save(Image.fromarray(outlined(image, ids, legend)), _result(folder, "outlines", job))
         _save(
             with_legend(overlay(image, ids, legend, ALPHA), legend, used[-1]),
             _result(folder, "overlays", job),
@@ -94,6 +99,7 @@ def segment(
     if not segmented:
         raise UserError(f"None of {len(jobs)} pictures can be read; the first: {left_out[-len(jobs)]}")
     atomic_write_text(folder / "legend.json", json.dumps(legend.as_json(), indent=2) + "\n")
+    results.write(folder)
     index = folder / "index.html"
     words = [
         f"{saved.config.name}, seed {saved.config.seed}, round {saved.round}",
@@ -111,7 +117,14 @@ def segment(
         facts=words,
         named=predictor.named,
         legend=legend_entries(legend, shown),
-        names=[job.name.as_posix() for job in segmented],
+        shown=[
+            {"id": index, "name": legend.names[index], "pictures": sum(index in ids for ids in used)}
+            for index in shown
+        ],
+        pictures=[
+            {"name": job.name.as_posix(), "ids": ids, "areas": results.sentence(job.name.as_posix())}
+            for job, ids in zip(segmented, used, strict=True)
+        ],
         left_out=left_out,
     )
     atomic_write_text(index, page)

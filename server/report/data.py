@@ -28,7 +28,7 @@ from common.settings.section import flatten
 from common.settings.tasks import TASK_FACTS, TaskFacts
 from common.styles.bank import STYLES_PICTURE
 from common.styles.clusters import CLUSTERS_FILE, ClustersRecord
-from server.run_dir import WARNINGS
+from server.run_dir import run_warnings
 
 # (round, value) of the rounds that have one.
 Curve = list[tuple[float, float]]
@@ -203,17 +203,8 @@ def read_run(folder: str | Path) -> RunRecord:
         classes=classes,
         mapping=mapping,
         pictures=tuple(sorted((base / "pictures").glob("round-*.png"))),
-        warnings=_warnings(base),
+        warnings=run_warnings(base),
     )
-
-
-def _warnings(folder: Path) -> tuple[str, ...]:
-    """Return the sentences of a run's `WARNINGS`, those after training first; nothing where there is no such file."""
-    try:
-        record = json.loads((folder / WARNINGS).read_text(encoding="utf-8"))
-        return tuple(str(one["text"]) for when in ("after", "before") for one in record[when])
-    except (OSError, ValueError, KeyError, TypeError):
-        return ()
 
 
 def _described(checkpoints: Path) -> tuple[ClassTable | None, tuple[int, ...] | None]:

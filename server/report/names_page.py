@@ -18,7 +18,7 @@ from server.report.render import render_page
 # Crops of a cluster, and their side in pixels as shown
 CROPS, SIDE = 6, 132
 # The grid on which is counted where a cluster lies: rows, columns
-PLACES = (12, 16)
+_PLACES = (12, 16)
 # Images are worked on with this longer side: a crop then has about twice the pixels that are shown
 WORKED = 512
 # Side of a crop as a part of the shorter side of its image
@@ -33,7 +33,7 @@ class ClusterSeen:
     """What is known of one cluster: area by site in pixels, where it lies [h, w], and its best crops (score, JPEG)."""
 
     area: dict[str, int] = field(default_factory=dict)
-    places: npt.NDArray[np.float64] = field(default_factory=lambda: np.zeros(PLACES))
+    places: npt.NDArray[np.float64] = field(default_factory=lambda: np.zeros(_PLACES))
     crops: list[tuple[float, str, str]] = field(default_factory=list)
 
 
@@ -55,7 +55,7 @@ class ClusterGallery:
             mask = labels == cluster
             own = self.seen[cluster]
             own.area[site] = own.area.get(site, 0) + int(mask.sum())
-            own.places += _shrunk(mask, PLACES)
+            own.places += _shrunk(mask, _PLACES)
             self._crop(own, image, mask, name)
 
     def _crop(self, own: ClusterSeen, image: Bytes, mask: npt.NDArray[np.bool_], name: str) -> None:

@@ -43,7 +43,12 @@ def test_one_cluster_that_eats_a_site_is_a_warning() -> None:
     eaten = np.full((8, 16, 24), 2, np.uint8)
     eaten[0, :4] = 1
     found = warn_after({"a": eaten, "b": _content(1)}, 6)[0]
-    assert found.kind == "eaten" and found.sites == ("a",) and "cluster 2" in found.text and shares_of(eaten, 6)[2] > 0.9
+    assert (
+        found.kind == "eaten"
+        and found.sites == ("a",)
+        and "cluster 2" in found.text
+        and shares_of(eaten, 6)[2] > 0.9
+    )
 
 
 def test_sites_that_share_no_cluster_are_a_warning() -> None:

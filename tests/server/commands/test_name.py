@@ -23,7 +23,7 @@ from partitions.__main__ import partitions_main
 from server.__main__ import server_main
 from server.commands.name import serve_page, write_names_page
 from server.commands.segment import segment
-from server.naming import name_by_labels, names_toml, read_names, table_of
+from server.naming import name_by_labels, names_toml, parse_names, table_of
 from server.report.names_page import ClusterGallery, names_page
 from tests.support.checkpoints import write_checkpoint, write_network_checkpoint
 from tests.support.odd_images import photo
@@ -49,7 +49,7 @@ def run(tmp_path: Path, shards: Path) -> Path:
 
 
 def test_names_come_back_from_their_file_and_anything_else_is_refused() -> None:
-    assert read_names(names_toml(NAMES, "a run"), 6, "x") == NAMES
+    assert parse_names(names_toml(NAMES, "a run"), 6, "x") == NAMES
     for text, words in (
         ("no toml", "x is no TOML"),
         ("a = 1", "no table"),
@@ -58,7 +58,7 @@ def test_names_come_back_from_their_file_and_anything_else_is_refused() -> None:
         (f'[names]\n1 = "{"a" * 99}"', "at most 60 characters"),
     ):
         with pytest.raises(UserError, match=words):
-            read_names(text, 6, "x")
+            parse_names(text, 6, "x")
     with pytest.raises(UserError, match="No cluster has a name"):
         table_of([""] * 6)
 
@@ -84,7 +84,7 @@ def test_a_toml_file_names_masks_legend_report_and_export(run: Path, tmp_path: P
     server_main(["name", str(run), "--names", str(tmp_path / "n.toml")])
     saved = load_checkpoint(run)
     assert np.array_equal(saved.centroids, before.centroids) and saved.mapping == [0, 1, 0, -1, 2, -1]
-    assert read_names((run / "names.toml").read_text(), 6, "x") == NAMES
+    assert parse_names((run / "names.toml").read_text(), 6, "x") == NAMES
     root = read_shard(shards / "site-0.jsonl").root
     segment(run, tmp_path / "out", [root])
     legend = json.loads((tmp_path / "out" / "legend.json").read_text())
