@@ -42,7 +42,7 @@ def run_lengths(mask: npt.NDArray[np.bool_]) -> list[int]:
     """Return the lengths of runs of a mask [H, W], column by column; the first is of zeros and may be 0."""
     flat = np.concatenate([[False], mask.T.ravel(), [False]])
     places = np.flatnonzero(flat[1:] != flat[:-1])
-    runs = np.diff(np.concatenate([[0], places, [mask.size]])).tolist()
+    runs: list[int] = np.diff(np.concatenate([[0], places, [mask.size]])).tolist()
     return runs[:-1] if len(runs) > 1 and runs[-1] == 0 else runs
 
 
