@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import logging
+import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -108,7 +109,7 @@ def simulate(config: RunConfig, gpus_per_site: float = 0.0) -> Path:
     before = audit(None, shards) if config.facts.frozen_backbone else []
     show(before)
     cache_site_features(config, gpus_per_site)
-    run_dir = run_in_flower(config, gpus_per_site)
+    run_dir = run_in_flower(patient(config, gpus_per_site), gpus_per_site)
     if config.facts.frozen_backbone and config.rounds:
         show(audit_run(run_dir, before, shards))
         write_report(run_dir)  # once more, with the warnings
@@ -152,6 +153,18 @@ def _cache_shards(settings: RunConfig, shards: Sequence[Shard], folder: Path, de
 
         open_features(shard, fitted.model, fitted.cache, folder, device, fitted.seed, progress)
         before += len(shard)
+
+
+def patient(config: RunConfig, gpus_per_site: float = 0.0) -> RunConfig:
+    """Give sites as many deadlines as they wait for turns: simulated ones queue for this machine's cores and GPUs."""
+    import torch
+
+    workers = os.cpu_count() or 1
+    if gpus_per_site:
+        workers = min(workers, max(1, int(torch.cuda.device_count() / gpus_per_site)))
+    turns = math.ceil((config.sites.per_round or config.sites.expected) / workers)
+    seconds = config.sites.deadline_seconds * max(turns, 1)
+    return config.model_copy(update={"sites": config.sites.model_copy(update={"deadline_seconds": seconds})})
 
 
 def check_gpus(gpus_per_site: float) -> None:

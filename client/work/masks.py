@@ -25,7 +25,6 @@ from common.data.images import Bytes, images_key
 from common.data.manifest import Shard
 from common.errors import UserError
 from common.evaluation.certainty import Thresholds, certain_predictions
-from common.evaluation.clusters import segmenting_model
 from common.models.input_size import fitted_to
 from common.models.segmenter import Segmenter
 from common.settings.schema import RunConfig
@@ -78,8 +77,9 @@ def make_masks(task: wire.Task, shard: Shard, settings: RunConfig, site: SiteCon
     if known is not None:
         return known
     fitted = fitted_to(settings, shard)
-    finest = fitted.model_copy(update={"model": segmenting_model(fitted)})
-    features = site.features(finest, shard)
+    features = site.features(
+        fitted, shard
+    )  # those of training: finer ones would take the backbone's passes again
     backbone = str(task.options["backbone"])
     if features.weights_hash != backbone:
         raise UserError(
@@ -97,7 +97,7 @@ def make_masks(task: wire.Task, shard: Shard, settings: RunConfig, site: SiteCon
         grid=features.grid,
         extra=task.groups.get("extra", {}),
     )
-    segmenter = Segmenter.from_checkpoint(saved, model=finest.model).to(site.torch_device())
+    segmenter = Segmenter.from_checkpoint(saved, model=fitted.model).to(site.torch_device())
     folder = _folder(key, shard, settings, site)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)

@@ -59,8 +59,8 @@ def certain_predictions(
 ) -> Iterator[tuple[int, Bytes, Margins]]:
     """Yield of every image its index, clusters uint8 [H, W] and margins float16 [H, W], at its own size.
 
-    ``features`` are those of `segmenting_model`. What the backbone did not see (``model.crop``) is `IGNORE`, with a
-    margin of 0. No label is opened.
+    ``features`` are those of training, or finer ones of `segmenting_model`. What the backbone did not see
+    (``model.crop``) is `IGNORE`, with a margin of 0. No label is opened.
     """
     model = segmenting_model(config)
     for start in range(0, len(shard), batch):
