@@ -118,6 +118,7 @@ def _evaluate(
     protocol: ProtocolName = "label-size",
     cluster: ClusterChoice = "auto",
     site: SiteName = None,
+    skip_unreadable: SkipUnreadable = False,
     json_path: JsonPath = None,
 ) -> None:
     """Score a checkpoint on a labelled shard."""
@@ -135,6 +136,7 @@ def _evaluate(
         protocol=protocol,
         cluster=cluster,
         site=site,
+        skip_unreadable=skip_unreadable,
         progress=cli.progress_line("segmenting"),
     )
     print(evaluation_text(result))

@@ -11,6 +11,7 @@ from typing import Any
 from common.checkpoint import load_checkpoint
 from common.data.classes import load_table
 from common.data.manifest import read_shard
+from common.data.readable import readable_part
 from common.evaluation.clusters import EvalProtocol, Matching
 from common.system.atomic import atomic_write_text
 from server.evaluation.scorer import EVERY_SITE, Scoring
@@ -31,6 +32,7 @@ def evaluate_checkpoint(
     protocol: EvalProtocol = "label-size",
     cluster: Cluster = "auto",
     site: str | None = None,
+    skip_unreadable: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
     """Score a checkpoint on a shard and return (and write) the record of ``evaluate --json``.
@@ -50,6 +52,7 @@ def evaluate_checkpoint(
         cluster: which network of a run with style clusters (see `server.inference.base.Cluster`).
         site: whose own model, of a run whose sites do not share all; "all" scores each of them by itself and tells
             their means as ``site_miou_mean`` and so on, never as ``miou``.
+        skip_unreadable: leave out images that cannot be used, and name them under ``left_out``.
 
     Clusters without any label get quality fields of None, and the label-free figures stand alone. A whole network
     needs a label for every image, and nothing is matched.
@@ -61,6 +64,9 @@ def evaluate_checkpoint(
     saved = load_checkpoint(checkpoint)
     table = load_table(classes) if classes is not None else None
     images = read_shard(shard, data_root, table)
+    left_out: list[str] = []
+    if skip_unreadable:
+        images, left_out = readable_part(images, progress)
     where = str(checkpoint)
     how = Scoring(crf, flip, matching, protocol, cluster, site, progress)
     found = task_of(saved.config).evaluate(saved, where, images, how)
@@ -76,6 +82,7 @@ def evaluate_checkpoint(
         "crf": crf,
         "flip": flip,
         "seconds": round(time.monotonic() - started, 3),
+        **({"left_out": left_out} if skip_unreadable else {}),
     }
     if json_path is not None:
         atomic_write_text(json_path, json.dumps(record, indent=2) + "\n")
@@ -109,6 +116,7 @@ def evaluation_text(record: dict[str, Any]) -> str:
         lines.append(f"  mean cosine to the centroid {compact:.3f}, evenness {even:.3f}")
     if "cluster" in record:
         lines += network_lines(record)
+    lines += [f"  left out: {sentence}" for sentence in record.get("left_out", ())]
     return "\n".join(lines)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -186,3 +187,17 @@ def test_a_model_that_was_never_trained_is_not_scored(
         evaluate_checkpoint(apart, scenes / "eval.jsonl", site="all", matching="checkpoint")
     with pytest.raises(UserError, match=r"--site a was given, but .* is of task 'supervised'"):
         evaluate_checkpoint(clustered_network, scenes / "eval.jsonl", site="a")
+
+
+def test_unreadable_images_are_left_out_where_that_is_asked_for(
+    saved: Path, scenes: Path, tmp_path: Path
+) -> None:
+    shard = read_shard(scenes / "eval.jsonl")
+    entries = [*shard.entries[:3], replace(shard.entries[3], image="gone.png")]
+    write_manifest(tmp_path / "some.jsonl", entries)
+    given = {"data_root": shard.root, "classes": "synthetic"}
+    with pytest.raises(UserError, match=r"gone\.png"):
+        evaluate_checkpoint(saved, tmp_path / "some.jsonl", **given)
+    found = evaluate_checkpoint(saved, tmp_path / "some.jsonl", skip_unreadable=True, **given)
+    assert found["images"] == 3 and "gone.png does not exist" in found["left_out"][0]
+    assert "left out: " in evaluation_text(found)
