@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import importlib
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -249,6 +249,33 @@ def _raster(path: Path, module: Any) -> Values:
 def _raster_size(path: Path, module: Any) -> tuple[int, int]:
     with module.open(path) as source:
         return int(source.height), int(source.width)
+
+
+def write_georeferenced(
+    source: Path, ids: Bytes, colors: Sequence[tuple[int, int, int]], target: Path
+) -> bool:
+    """Write ids uint8 [H, W] as a GeoTIFF that lies where ``source`` lies, 255 as no data, and say whether it was.
+
+    Not so where the source has no place on Earth, or rasterio is missing.
+    """
+    if suffix_of(source) not in (".tif", ".tiff"):
+        return False
+    try:
+        rasterio = importlib.import_module("rasterio")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that it has no place on Earth
+            with rasterio.open(source) as opened:
+                place = {"crs": opened.crs, "transform": opened.transform}
+                shape = (opened.height, opened.width)
+    except Exception:  # missing, or a TIFF that only Pillow reads
+        return False
+    if place["crs"] is None or shape != ids.shape:
+        return False
+    form = {"driver": "GTiff", "count": 1, "dtype": "uint8", "nodata": 255, "compress": "deflate"}
+    with rasterio.open(target, "w", height=shape[0], width=shape[1], **form, **place) as made:
+        made.write(ids, 1)
+        made.write_colormap(1, {index: (*color, 255) for index, color in enumerate(colors)})
+    return True
 
 
 def channel_count(path: Path) -> int:

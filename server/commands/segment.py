@@ -12,6 +12,7 @@ from PIL import Image
 from common.checkpoint import load_checkpoint
 from common.data.formats import AS_FOUND, Reading
 from common.data.images import read_image
+from common.data.volumes import write_georeferenced
 from common.errors import UserError
 from common.evaluation.overlay import label_image, legend_entries, overlay, present_ids, with_legend
 from common.system.atomic import atomic_path, atomic_write_text
@@ -88,6 +89,8 @@ def segment(
         ids = legend.apply(predictor.labels(image, flip=flip, crf=crf))
         used.append(present_ids([ids], legend))
         _save(label_image(ids, legend), _result(folder, "labels", job))
+        placed = _result(folder, "labels", job).with_suffix(".tif")
+        write_georeferenced(job.source, ids, legend.colours, placed)
         results.add(job.name.as_posix(), job.source.name, ids)
         _save(Image.fromarray(outlined(image, ids, legend)), _result(folder, "outlines", job))
         _save(

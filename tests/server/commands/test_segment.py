@@ -164,3 +164,20 @@ def test_every_odd_picture_is_segmented_or_named(
     assert all(name in said for name in refused)
     assert len(list((tmp_path / "out" / "labels").rglob("*.png"))) == len(taken)
     assert Image.open(tmp_path / "out" / "labels" / "turned.png").size == (36, 48)
+
+
+def test_masks_of_geotiffs_lie_where_their_images_lie(named: Path, tmp_path: Path) -> None:
+    rasterio = pytest.importorskip("rasterio")
+    place = {"crs": "EPSG:32633", "transform": rasterio.transform.from_origin(5e5, 5e6, 10, 10)}
+    folder = tmp_path / "tiles"
+    folder.mkdir()
+    shape = {"driver": "GTiff", "height": 30, "width": 40, "count": 3, "dtype": "uint8"}
+    with rasterio.open(folder / "a.tif", "w", **shape, **place) as target:
+        target.write(np.random.default_rng(0).integers(0, 256, (3, 30, 40), dtype=np.uint8))
+    Image.new("RGB", (40, 30)).save(folder / "plain.tif")
+    segment(named, tmp_path / "out", [folder])
+    labels = tmp_path / "out" / "labels"
+    with rasterio.open(labels / "a.tif") as found:
+        assert found.crs == place["crs"] and found.transform == place["transform"]
+        assert np.array_equal(found.read(1), np.asarray(Image.open(labels / "a.png")))
+    assert not (labels / "plain.tif").exists()
