@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 R = TypeVar("R")
 
+EXIT_STOPPED = 130  # as shells say it of Ctrl-C
 EXIT_BAD_INPUT = 2  # what command lines return for bad usage
 EXIT_UNCOUNTED = 3  # there is a model, but the run's last rounds did not count
 # Characters of a bad value that a sentence quotes; a whole file would bury the key and the remedy.
@@ -79,6 +80,9 @@ def report_user_errors(command: Callable[P, R]) -> Callable[P, R]:
         except UserError as error:
             print("error:", " ".join(str(error).splitlines()), file=sys.stderr)
             raise SystemExit(error.exit_code) from None
+        except KeyboardInterrupt:
+            print("stopped", file=sys.stderr)
+            raise SystemExit(EXIT_STOPPED) from None
         except BrokenPipeError:  # the reader of our output has seen enough, as `| head` does
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise SystemExit(0) from None

@@ -170,7 +170,7 @@ def run(control: Control, settings: dict[str, Any], runs: Path, shown: Path, hom
         found = control.verdict(run_id)
     except KeyboardInterrupt:
         control.flwr("stop", str(run_id), CONNECTION)
-        print(f"run {run_id} stopped", file=sys.stderr)
+        print(f"run {run_id} stopped; go on with --set resume={settings['run-dir']}", file=sys.stderr)
         return 130
     finally:
         log.terminate()

@@ -18,7 +18,7 @@ from typing import Any
 from common.checkpoint import Checkpoint, arrays_hash
 from common.errors import UserError
 from common.settings.schema import RunConfig
-from common.system.atomic import atomic_write_text
+from common.system.atomic import atomic_write_text, whole_file
 
 # Our packages alone: Flower and torch log to their own places. In the wheel they lie inside the package siteseg.
 LOGGERS = tuple(
@@ -106,7 +106,7 @@ def append_metrics(run_dir: Path, line: dict[str, Any]) -> None:
     """Add one round to ``metrics.jsonl``; on disk before anything else happens."""
     # checked before: no reader of JSON has to know infinity
     text = json.dumps(_finite(line), allow_nan=False)
-    with (run_dir / "metrics.jsonl").open("a", encoding="utf-8") as file:
+    with whole_file(), (run_dir / "metrics.jsonl").open("a", encoding="utf-8") as file:
         file.write(text + "\n")
         file.flush()
         # a round counts as acknowledged once its line is on disk
@@ -151,6 +151,10 @@ def rewind(run_dir: Path, checkpoint: Checkpoint) -> None:
     atomic_write_text(run_dir / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in kept))
 
 
+held: list[Path] = []
+"""The run directories that this process writes to: that of a run, then that of its first stage."""
+
+
 @contextmanager
 def sole_writer(run_dir: Path) -> Iterator[None]:
     """Hold a run directory: of two servers that write to it, each would lose the other's rounds.
@@ -167,4 +171,8 @@ def sole_writer(run_dir: Path) -> Iterator[None]:
         except OSError as error:  # a file system without locks
             if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS):
                 raise
-        yield
+        held.append(run_dir)
+        try:
+            yield
+        finally:
+            held.remove(run_dir)

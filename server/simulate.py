@@ -10,6 +10,8 @@ import importlib
 import logging
 import math
 import os
+import shlex
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,9 +23,12 @@ from common.models.input_size import fitted_to
 from common.settings.schema import RunConfig
 from common.system.cli import progress_line
 from common.system.device import run_in_subprocess
+from common.system.stopping import stopping_in_order
 from server.aggregation.heads import HEAD_RULES
 from server.commands.audit import audit, audit_run, show
 from server.report.page import write_report
+from server.run_dir import held
+from server.settings.first_stage import has_checkpoint
 from server.tasks.base import task_of
 
 OBJECT_STORE_BYTES = 512 << 20  # messages are heads and sums; Ray would reserve a third of the memory
@@ -103,17 +108,32 @@ def simulate(config: RunConfig, gpus_per_site: float = 0.0) -> Path:
     """
     # what the user set wins
     os.environ.update({key: os.environ.get(key, value) for key, value in QUIET.items()})
-    config = with_all_sites(absolute(config))
-    check_run(config, gpus_per_site)
-    shards = training_shards(config)
-    before = audit(None, shards) if config.facts.frozen_backbone else []
-    show(before)
-    cache_site_features(config, gpus_per_site)
-    run_dir = run_in_flower(patient(config, gpus_per_site), gpus_per_site)
-    if config.facts.frozen_backbone and config.rounds:
-        show(audit_run(run_dir, before, shards))
-        write_report(run_dir)  # once more, with the warnings
-    return run_dir
+    config = absolute(config)
+    with stopping_in_order(lambda: next_command(config)):
+        config = with_all_sites(config)
+        check_run(config, gpus_per_site)
+        shards = training_shards(config)
+        before = audit(None, shards) if config.facts.frozen_backbone else []
+        show(before)
+        cache_site_features(config, gpus_per_site)
+        run_dir = run_in_flower(patient(config, gpus_per_site), gpus_per_site)
+        if config.facts.frozen_backbone and config.rounds:
+            show(audit_run(run_dir, before, shards))
+            write_report(run_dir)  # once more, with the warnings
+        return run_dir
+
+
+def next_command(config: RunConfig) -> str:
+    """Return the command that goes on with the run that this process has been stopped in."""
+    again = shlex.join(sys.orig_argv)
+    if not held:
+        return f"stopped before the run began; start it again:\n  {again}"
+    run_dir = held[0]
+    resumed = config.model_copy(update={"resume": str(run_dir)})
+    if not has_checkpoint(run_dir) and task_of(config).unfinished(resumed) is None:
+        return f"stopped before the first checkpoint; start again:\n  {again}"
+    # of an option that comes twice the last one counts
+    return f"stopped; go on:\n  {again} --resume {shlex.quote(str(run_dir))}"
 
 
 def check_run(config: RunConfig, gpus_per_site: float = 0.0) -> None:

@@ -28,7 +28,7 @@ LOOPBACK = "127.0.0.1"  # node and tasks talk here alone: unencrypted, and no ot
 HURRY = 5.0
 
 _LOOK_SECONDS = 0.1  # a look costs 4 ms of processor time, in two processes, all day
-_NODE_STOP_SECONDS = 10.0  # a SuperNode says goodbye to the server, which may be far away
+_NODE_STOP_SECONDS = 4.0  # a SuperNode says goodbye to the server, which may be far away; with tasks below 10
 
 
 @dataclass(frozen=True)
@@ -116,8 +116,15 @@ def run_supernode(command: list[str], parent: int) -> NoReturn:
 def serve(node: Node, notice: Callable[[str], None]) -> int:
     """Take part until SIGTERM or Ctrl-C (0), or until the SuperNode ends (its code)."""
     asked_to_stop: list[int] = []
+    warm = False
+
+    def asked(received: int, _: object) -> None:
+        asked_to_stop.append(received)
+        if not warm:  # torch takes seconds to import, and nothing has to be seen to yet
+            raise SystemExit(0)
+
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda received, _: asked_to_stop.append(received))
+        signal.signal(number, asked)
     port, secret = local_port(node.port), secrets.token_bytes(32)
     reading, writing = os.pipe()  # the secret never lies on a disk
     os.write(writing, secret)
@@ -131,6 +138,7 @@ def serve(node: Node, notice: Callable[[str], None]) -> int:
     try:
         began = time.monotonic()
         preload()
+        warm = True
         notice(f"site {node.name} is warm after {time.monotonic() - began:.1f} s and waits for tasks")
         tasks = WarmTasks(f"{LOOPBACK}:{port}", secret, notice)
         try:

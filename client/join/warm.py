@@ -49,7 +49,7 @@ HEAVY = ("torch", "torchvision", "client.work.unsupervised")
 REFUSED_SECONDS = 5.0
 _ACQUIRE = "/flwr.proto.Runtime/AcquireTask"
 _RECEIPT_BYTES = 1 << 16  # what a pipe of Linux holds; a message without content has some hundred bytes
-_STOP_SECONDS = 5.0  # a task that is stopped has nothing to save; the run asks again
+_STOP_SECONDS = 3.0  # a task that is stopped has nothing to save; the run asks again
 
 
 STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)  # what service managers and terminals send

@@ -13,6 +13,7 @@ from typing import ParamSpec, TypeVar
 import torch
 
 from common.errors import UserError
+from common.system.stopping import end_with_parent
 
 # values of CUBLAS_WORKSPACE_CONFIG with which cuBLAS gives the same bits every time (NVIDIA's cuBLAS manual)
 WORKSPACES = (":4096:8", ":16:8")
@@ -93,7 +94,8 @@ def run_in_subprocess(function: Callable[_P, _R], *arguments: _P.args, **options
 
     Arguments and result pass between two processes of one machine and have to be plain data.
     """
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, spawn, initializer=end_with_parent, initargs=(os.getpid(),)) as pool:
         try:
             return pool.submit(function, *arguments, **options).result()
         except BrokenProcessPool:
@@ -101,3 +103,7 @@ def run_in_subprocess(function: Callable[_P, _R], *arguments: _P.args, **options
                 "The process that runs the backbone was killed; free some memory, or make model.height and "
                 "model.width smaller."
             ) from None
+        except (KeyboardInterrupt, SystemExit):  # else leaving the block would wait until the work is done
+            for child in multiprocessing.active_children():
+                child.kill()
+            raise

@@ -55,6 +55,12 @@ def run(grid: Grid, config: RunConfig) -> Path:
         except UserError as error:
             log.error("the run ends: %s", error)
             raise
+        except (
+            SystemExit,
+            KeyboardInterrupt,
+        ):  # Flower's processes end so at SIGTERM, SIGINT and `flwr stop`
+            log.warning("the run was stopped; go on with resume=%s", run_dir)
+            raise
         except OSError as error:
             # anything else is a fault of ours, whose traceback has to be seen
             if error.errno not in DISK_ERRORS:
