@@ -10,10 +10,10 @@ import hashlib
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
@@ -23,6 +23,8 @@ from common.settings.load import from_record
 from common.settings.schema import RunConfig
 from common.system.atomic import atomic_write_bytes, atomic_write_text
 
+# The key in the JSON with the hash of the JSON itself; absent from checkpoints of earlier releases.
+_SUM = "json_sha256"
 _FORMAT = 1  # to be raised where a file could be misread by an older release
 # Prefix, in the file, of the arrays of the shared model that are no centroids.
 MODEL = "head/"
@@ -67,12 +69,12 @@ class _Sidecar(BaseModel):
 
     model_config = ConfigDict(extra="ignore")
 
-    round: int
+    round: Annotated[int, Field(ge=0)]
     weights_sha256: str
-    channels: int
-    grid: tuple[int, int]
+    channels: Annotated[int, Field(ge=0)]
+    grid: tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)]]
     run_key: str
-    mapping: list[int] | None
+    mapping: list[Annotated[int, Field(ge=-1)]] | None
     classes: ClassTable | None
     metrics: dict[str, Any]
     config: dict[str, Any]  # read by `RunConfig` on its own: a setting that is refused needs another remedy
@@ -86,6 +88,12 @@ def arrays_hash(arrays: dict[str, np.ndarray]) -> str:
         digest.update(f"{name}|{array.dtype.str}|{array.shape}|".encode())
         digest.update(array.tobytes())
     return digest.hexdigest()
+
+
+def _described_hash(described: dict[str, Any]) -> str:
+    """Return the SHA-256 over all that the JSON says beside this hash, however it is indented."""
+    rest = {key: value for key, value in described.items() if key != _SUM}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
 # A folder for a model hub: its arrays, what describes them, and the backbone's weights where they were a file.
@@ -122,6 +130,7 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> str:
         "metrics": checkpoint.metrics,
         "config": json.loads(checkpoint.config.to_json()),
     }
+    described[_SUM] = _described_hash(described)
     atomic_write_text(described_by(path), json.dumps(described, indent=2))
     return digest
 
@@ -170,7 +179,7 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     try:
         described = json.loads(sidecar.read_text(encoding="utf-8"))
         arrays = load_file(file)
-    except (json.JSONDecodeError, UnicodeDecodeError, SafetensorError, OSError) as error:
+    except (ValueError, KeyError, RecursionError, SafetensorError, OSError) as error:
         raise UserError(
             f"Checkpoint {file} cannot be read ({error}); use another round's checkpoint."
         ) from None
@@ -178,7 +187,9 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
         raise UserError(
             f"{file} is not a checkpoint of this program; give a round-NNNN.safetensors file of a run."
         )
-    if arrays_hash(arrays) != described.get("arrays_sha256"):
+    if arrays_hash(arrays) != described.get("arrays_sha256") or described.get(
+        _SUM, _described_hash(described)
+    ) != _described_hash(described):
         raise UserError(
             f"Checkpoint {file} does not match its JSON (damaged or mixed up); use another round's."
         )
@@ -186,6 +197,11 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
         known = _Sidecar.model_validate(described)
     except ValidationError as error:
         raise user_error(error, f"{sidecar} is not complete:", "use another round's checkpoint") from None
+    limit = None if known.classes is None else known.classes.num_classes
+    if limit is not None and max(known.mapping or [-1]) >= limit:
+        raise UserError(
+            f"{sidecar} maps a cluster to class {max(known.mapping or [])} of {limit}; use another round's checkpoint."
+        )
     try:
         config = from_record(known.config)
     except ValidationError as error:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import json
 import logging
 import math
 import os
@@ -17,6 +16,7 @@ from typing import Any
 
 from common.checkpoint import Checkpoint, arrays_hash
 from common.errors import UserError
+from common.evaluation.score import sealed_line, unsealed_line
 from common.settings.schema import RunConfig
 from common.system.atomic import atomic_write_text, whole_file
 
@@ -105,9 +105,9 @@ def stop_logging(handlers: list[logging.Handler]) -> None:
 def append_metrics(run_dir: Path, line: dict[str, Any]) -> None:
     """Add one round to ``metrics.jsonl``; on disk before anything else happens."""
     # checked before: no reader of JSON has to know infinity
-    text = json.dumps(_finite(line), allow_nan=False)
+    text = sealed_line(_finite(line))
     with whole_file(), (run_dir / "metrics.jsonl").open("a", encoding="utf-8") as file:
-        file.write(text + "\n")
+        file.write(text)
         file.flush()
         # a round counts as acknowledged once its line is on disk
         os.fsync(file.fileno())
@@ -123,16 +123,25 @@ def _finite(value: Any) -> Any:
 
 
 def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
-    """Return the rounds of ``metrics.jsonl``; a line that a crash cut off is left out."""
+    """Return the rounds of ``metrics.jsonl``; a last line that a crash cut off is left out.
+
+    Raises `UserError` where another line is damaged: its round was acknowledged, and must not go in silence.
+    """
     path = run_dir / "metrics.jsonl"
     if not path.is_file():
         return []
+    *whole, rest = path.read_bytes().split(b"\n")
     lines = []
-    for text in path.read_text(encoding="utf-8").splitlines():
+    for number, text in enumerate([*whole, rest] if rest else whole, start=1):
         try:
-            lines.append(json.loads(text))
-        except json.JSONDecodeError:
-            continue
+            lines.append(unsealed_line(text.decode()))
+        except (ValueError, RecursionError) as error:
+            if number > len(whole):
+                break
+            raise UserError(
+                f"{path} line {number} is damaged ({error}); put it right from 'metrics' in the JSON of that round's "
+                "checkpoint, or take the line out."
+            ) from None
     return lines
 
 
@@ -143,12 +152,19 @@ def rewind(run_dir: Path, checkpoint: Checkpoint) -> None:
     """
     lines = read_metrics(run_dir)
     kept = [line for line in lines if line["round"] <= checkpoint.round]
+    digest = arrays_hash(checkpoint.arrays())
+    for line in kept:
+        if line["round"] == checkpoint.round and line.get("checkpoint_sha256", digest) != digest:
+            raise UserError(
+                f"The checkpoint of round {checkpoint.round} is another than {run_dir / 'metrics.jsonl'} names; use "
+                "another round's checkpoint."
+            )
     # a checkpoint without metrics was made by hand or by an older release
     if "sites" in checkpoint.metrics and (run_dir / "checkpoints").is_dir():
         missing = not any(line["round"] == checkpoint.round for line in kept)
         if missing:
-            kept.append(checkpoint.metrics | {"checkpoint_sha256": arrays_hash(checkpoint.arrays())})
-    atomic_write_text(run_dir / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in kept))
+            kept.append(checkpoint.metrics | {"checkpoint_sha256": digest})
+    atomic_write_text(run_dir / "metrics.jsonl", "".join(map(sealed_line, kept)))
 
 
 held: list[Path] = []

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, ConfigDict, TypeAdapter, ValidationError
 
+from common.data.checksums import check_manifest, check_partition_file, with_checksums
 from common.data.classes import ClassTable
 from common.data.formats import AS_FOUND, Reading
 from common.data.paths import Fence, below_root
@@ -118,6 +119,7 @@ class Partition:
     domains: dict[str, dict[str, int]] = field(default_factory=dict)
     evaluation: dict[str, int] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
+    checksums: dict[str, str] = field(default_factory=dict)
 
     def to_json(self, folder: Path) -> dict[str, Any]:
         """Return plain JSON values for a ``partition.json`` in ``folder``.
@@ -204,11 +206,13 @@ def read_shard(
         )
     classes = partition.classes if classes is None and partition else classes
     settings = {} if partition is None else partition.settings
+    entries = read_manifest(source, root)
+    check_manifest(source, {} if partition is None else partition.checksums)
     return Shard(
         source.stem,
         source,
         root.resolve(),
-        read_manifest(source, root),
+        entries,
         classes,
         settings.get(REPAIR_SIZES) is True,
         Reading.of(settings, f"{source.parent / PARTITION_FILE}:"),
@@ -223,7 +227,7 @@ def write_manifest(path: str | Path, entries: Iterable[Entry]) -> None:
 def write_partition(folder: str | Path, partition: Partition, final: Path | None = None) -> None:
     """Write ``partition.json`` into ``folder``; ``final`` is where the folder will lie, if elsewhere."""
     target = Path(folder)
-    data = partition.to_json((final or target).resolve())
+    data = with_checksums(partition.to_json((final or target).resolve()), target)
     atomic_write_text(target / PARTITION_FILE, json.dumps(data, indent=1, ensure_ascii=False) + "\n")
 
 
@@ -242,6 +246,7 @@ def read_partition(folder: str | Path) -> Partition:
         partition: Partition = _adapter(Partition).validate_json(text)
     except ValidationError as error:
         raise user_error(error, f"{path}:", "make the shards again") from None
+    check_partition_file(text, path)
     return replace(partition, root=Path(os.path.normpath(path.parent.resolve() / partition.root)))
 
 

@@ -6,7 +6,9 @@ written. Qualities are fractions. Fields that a later release adds are kept. The
 
 from __future__ import annotations
 
+import json
 import statistics
+import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -98,6 +100,29 @@ class RoundRecord(_Record):
     epsilon: float | None = None
     delta: float | None = None
     checkpoint_sha256: str | None = None
+
+
+_SUM = "crc32"
+
+
+def sealed_line(line: dict[str, Any]) -> str:
+    """Return a line of ``metrics.jsonl`` with the CRC-32 of what it says, and its end."""
+    text = json.dumps(line)
+    return f'{text[:-1]}, "{_SUM}": "{zlib.crc32(text.encode()):08x}"}}\n'
+
+
+def unsealed_line(text: str) -> dict[str, Any]:
+    """Return what a line says, without its checksum; raises ValueError where it has changed since it was written.
+
+    Lines of earlier releases have no checksum.
+    """
+    line = json.loads(text)
+    if not isinstance(line, dict) or type(line.get("round")) is not int:
+        raise ValueError("it is no record with a round")
+    expected = line.pop(_SUM, None)
+    if expected is not None and expected != f"{zlib.crc32(json.dumps(line).encode()):08x}":
+        raise ValueError("it does not match its checksum")
+    return line
 
 
 ClassIou = Mapping[str, float | None]

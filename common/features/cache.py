@@ -21,6 +21,7 @@ from common.data.images import entry_image
 from common.data.manifest import Shard
 from common.errors import UserError
 from common.features import store
+from common.features.lock import prune, shard_lock
 from common.features.source import Features, Views
 from common.models import backbone as backbones
 from common.models.backbone import corner_stride, prepare_image
@@ -77,10 +78,10 @@ def open_features(
     key = store.features_key(shard, model, cache, seed, place)
     stored = store.read(folder, key)
     if stored is None:
-        with store.shard_lock(folder, key):
+        with shard_lock(folder, key):
             stored = store.read(folder, key)  # another process may have made it while we waited
             if stored is None:
-                store.prune(folder, key)
+                prune(folder, key)
                 _build(shard, model, cache, folder, key, place, seed, progress)
                 stored = store.read(folder, key)
     if stored is None:
@@ -105,6 +106,7 @@ def open_features(
         shard.name,
         stored.colours[:count],
         views,
+        None if stored.sums is None else partial(stored.sums.check, np.asarray(stored.tokens)),
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -94,7 +95,18 @@ def _read(path: Path, images: int) -> np.ndarray | None:
         stored: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError):
         return None
-    return stored if stored.ndim == 3 and len(stored) == images else None
+    if stored.ndim != 3 or len(stored) != images:
+        return None
+    end = stored.offset + stored.nbytes  # type: ignore[attr-defined]
+    with path.open("rb") as file:
+        file.seek(end)
+        kept = file.read()  # nothing in files of an earlier release
+    return stored if kept in (b"", _sum(path, end)) else None
+
+
+def _sum(path: Path, size: int) -> bytes:
+    """Return the CRC-32 of the first ``size`` bytes of a file, as it stands behind them."""
+    return zlib.crc32(np.memmap(path, np.uint8, "r", shape=(size,))).to_bytes(4, "big")
 
 
 @contextmanager
@@ -126,6 +138,9 @@ def _writing(path: Path | None) -> Iterator[Callable[[int, int, np.ndarray], Non
         if path is not None and partial is not None and rows is not None:
             with suppress(OSError):
                 rows.flush()  # type: ignore[attr-defined]
+                with partial.open("r+b") as file:
+                    size = file.seek(0, os.SEEK_END)
+                    file.write(_sum(partial, size))
                 for other in path.parent.glob("codes-*.npy"):
                     if other.name[:-6] != path.name[:-6]:  # those of another head, centered or not
                         other.unlink(missing_ok=True)

@@ -5,7 +5,7 @@ Nothing here depends on a backbone, on labels, or on where the arrays come from.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -55,8 +55,13 @@ class Features:
         name: str = "the shard",
         colours: NDArray[np.float16] | None = None,
         views: Views | None = None,
+        check: Callable[[NDArray[Any]], None] | None = None,
     ) -> None:
-        """Wrap arrays that belong together; shapes as in the class's attributes."""
+        """Wrap arrays that belong together; shapes as in the class's attributes.
+
+        ``check`` is called with rows before they are read, those of augmented views after those of all images. It
+        raises `UserError` where one is damaged.
+        """
         if tokens.ndim != 3 or tokens.shape[1] != grid[0] * grid[1]:
             raise ValueError(f"expected tokens [N, {grid[0] * grid[1]}, C], got {list(tokens.shape)}")
         self.tokens = tokens
@@ -68,6 +73,7 @@ class Features:
         self.name = name
         self._colours = colours
         self._views = views
+        self._check = check or (lambda rows: None)
         self._rows = np.asarray(tokens)  # the same memory; indexing a memmap object is slower
 
     @classmethod
@@ -89,6 +95,7 @@ class Features:
     def batch(self, indices: Indices) -> torch.Tensor:
         """Return the features of some images, float32 [B, C, h, w], in channels-last memory."""
         # channels last saves a transposition: 1x1 convolutions read that layout as fast as any
+        self._check(np.asarray(indices))
         rows = torch.from_numpy(self._rows[np.asarray(indices)]).to(self.device).float()
         return rows.transpose(1, 2).unflatten(2, self.grid)  # type: ignore[no-untyped-call,no-any-return]
 
@@ -106,6 +113,7 @@ class Features:
             )
         images = np.asarray(indices)
         drawn = torch.randint(len(self._views.tokens), (len(images),), generator=generator).numpy()
+        self._check((drawn + 1) * len(self) + images)
         rows = torch.from_numpy(self._views.tokens[drawn, images]).to(self.device).float()
         places = [
             Augmentation.draw(self._views.seed, int(image), int(view)).places(self.grid, self._views.tiled)

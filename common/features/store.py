@@ -5,7 +5,11 @@ A cache is a folder ``SHARD-MODEL-IMAGES`` (three parts of its key) that appears
 * ``tokens.bin``: float16 or float32 [N, h*w, C], row after row;
 * ``pooled.bin``: float32 [N, C], the mean over an image's tokens;
 * ``colours.bin``: float16 [N, h*w, 3], the mean colour of the image in each cell of the grid, in 0..1;
-* ``header.json``: shapes, weights hash, settings (`Header`).
+* ``sums.bin``: uint32 [N], the CRC-32 of each row of tokens;
+* ``header.json``: shapes, weights hash, settings, and CRC-32 of itself and of the small files (`Header`).
+
+Small files are checked when a cache is opened, a row of tokens when a process first reads it: at 5 GB/s that is not
+felt. Caches of earlier releases have no sums and are read unchecked.
 
 Where augmented views are kept as well, N counts them: all images, then all first views, and so on.
 While it is written its name starts with a dot. One lock per shard (``flock``, so it ends with the process
@@ -15,28 +19,30 @@ that holds it, however that ends) lets the second of two processes wait and then
 from __future__ import annotations
 
 import errno
-import fcntl
 import hashlib
 import json
 import logging
+import math
 import os
 import re
 import shutil
 import tempfile
+import zlib
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Final, Literal
+from typing import Annotated, Any, BinaryIO, Final, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from common.data.images import images_key
 from common.data.manifest import Shard
 from common.errors import UserError
+from common.features.checksums import HEADER, SUMS, RowSums, checked_sums
 from common.models.backbone import Backbone, backbone_settings, weights_key
 from common.settings.unsupervised import Cache, Model
 
@@ -68,9 +74,9 @@ class Header(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     format: Literal[2] = 2
-    images: int
-    grid: tuple[int, int]
-    channels: int
+    images: Annotated[int, Field(gt=0)]
+    grid: tuple[Annotated[int, Field(gt=0)], Annotated[int, Field(gt=0)]]
+    channels: Annotated[int, Field(gt=0)]
     dtype: Literal["float16", "float32"]
     token_bytes: int
     pooled_bytes: int
@@ -78,6 +84,13 @@ class Header(BaseModel):
     weights_hash: str
     weights_key: str
     settings: dict[str, str | int]
+    # by file, and under "header" that of the header without it; None: made by an earlier release
+    sums: dict[str, int] | None = None
+
+    def checksum(self) -> int:
+        """Return the CRC-32 of everything else that the header says."""
+        others = {name: value for name, value in (self.sums or {}).items() if name != HEADER}
+        return zlib.crc32(self.model_copy(update={"sums": others}).model_dump_json().encode())
 
     @classmethod
     def describe(cls, images: int, backbone: Backbone, model: Model, cache: Cache, seed: int) -> Header:
@@ -116,6 +129,7 @@ class Stored:
     tokens: NDArray[Any]
     pooled: NDArray[np.float32]
     colours: NDArray[np.float16]
+    sums: RowSums | None = None
 
 
 def in_float16(cache: Cache, device: torch.device) -> bool:
@@ -148,9 +162,13 @@ def read(cache_dir: Path, key: Key) -> Stored | None:
             if size != expected:
                 raise ValueError(f"{name} has {size} bytes instead of {expected}")
         shape = (header.images, header.grid[0] * header.grid[1], header.channels)
+        if header.token_bytes != math.prod(shape) * np.dtype(header.dtype).itemsize:
+            raise ValueError("its shape does not fit its size")
         tokens = np.memmap(folder / "tokens.bin", dtype=header.dtype, mode="r", shape=shape)
         pooled = np.fromfile(folder / "pooled.bin", dtype=np.float32).reshape(header.images, header.channels)
         colours = np.fromfile(folder / "colours.bin", dtype=np.float16).reshape(*shape[:2], 3)
+        found = {HEADER: header.checksum(), "pooled.bin": pooled, "colours.bin": colours}
+        sums = None if header.sums is None else checked_sums(folder, header.images, header.sums, found)
         with suppress(OSError):  # a cache that is mounted read-only serves as well
             os.utime(folder)  # last use
     except (FileNotFoundError, NotADirectoryError):
@@ -162,44 +180,7 @@ def read(cache_dir: Path, key: Key) -> Stored | None:
         return None
     except PermissionError:
         raise UserError(f"The feature cache {folder} may not be read; give this user access to it.") from None
-    return Stored(header, tokens, pooled, colours)
-
-
-@contextmanager
-def shard_lock(cache_dir: Path, key: Key) -> Iterator[None]:
-    """Hold the lock of a shard; wait where another process builds its features."""
-    try:
-        cache_dir.mkdir(parents=True, exist_ok=True)
-        handle = (cache_dir / f".{key.shard}.lock").open("ab")
-    except OSError as error:
-        raise UserError(
-            f"The feature cache folder {cache_dir} cannot be written ({error.strerror or error}); "
-            "choose a cache folder that you may write to."
-        ) from None
-    with handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            _log.info("another process makes the features of %s; waiting for it", key.shard)
-            fcntl.flock(handle, fcntl.LOCK_EX)
-        # what a killed process left half-written goes: nobody else writes while we hold the lock
-        for stale in cache_dir.glob(f".{key.shard}-*.partial"):
-            shutil.rmtree(stale, ignore_errors=True)
-        yield
-
-
-def prune(cache_dir: Path, key: Key) -> None:
-    """Remove the shard's caches of images that have changed since, and all but the `KEEP` - 1 last used.
-
-    To be called with the lock held, before room is needed. Readers that have a file open keep it.
-    """
-    others = [path for path in cache_dir.glob(f"{key.shard}-*") if path.is_dir() and path.name != key.folder]
-    current = [path for path in others if path.name.endswith(f"-{key.images}")]
-    current.sort(key=lambda path: (path.stat().st_mtime_ns, path.name), reverse=True)
-    for path in others:
-        if path not in current[: KEEP - 1]:
-            _log.info("removing the old feature cache %s", path)
-            shutil.rmtree(path, ignore_errors=True)
+    return Stored(header, tokens, pooled, colours, sums)
 
 
 class Writer:
@@ -213,12 +194,27 @@ class Writer:
             np.dtype(np.float16),
         )
         self._files: list[BinaryIO] = [(folder / name).open("wb") for name in _FILES]
+        self._folder = folder
+        self._rows: list[int] = []
+        self._sums = dict.fromkeys(_FILES[1:], 0)
 
     def append(self, *arrays: NDArray[np.float32]) -> None:
         """Write tokens [B, h*w, C], pooled [B, C] and colours [B, h*w, 3]."""
         # written, not mapped: a full disk would kill a process that writes to a memory map
-        for file, dtype, array in zip(self._files, self._dtypes, arrays, strict=True):
-            file.write(np.ascontiguousarray(array, dtype=dtype).data)
+        for name, file, dtype, array in zip(_FILES, self._files, self._dtypes, arrays, strict=True):
+            written = np.ascontiguousarray(array, dtype=dtype)
+            file.write(written.data)
+            if name in self._sums:
+                self._sums[name] = zlib.crc32(written, self._sums[name])
+            else:
+                self._rows += map(zlib.crc32, written)
+
+    def sealed(self, header: Header) -> Header:
+        """Write the sums of rows, and return the header with all sums."""
+        rows = np.array(self._rows, np.uint32)
+        (self._folder / SUMS).write_bytes(rows.tobytes())
+        header = header.model_copy(update={"sums": self._sums | {SUMS: zlib.crc32(rows)}})
+        return header.model_copy(update={"sums": (header.sums or {}) | {HEADER: header.checksum()}})
 
     def close(self, sync: bool) -> None:
         """Close the files, after flushing them to the disk if they are worth it."""
@@ -249,7 +245,7 @@ def writing(cache_dir: Path, key: Key, header: Header) -> Iterator[Writer]:
         finally:
             writer.close(sync=complete)
         with (partial / "header.json").open("w", encoding="utf-8") as file:
-            file.write(header.model_dump_json(indent=1))
+            file.write(writer.sealed(header).model_dump_json(indent=1))
             file.flush()
             os.fsync(file.fileno())
         partial.chmod(0o777 & ~_umask())  # mkdtemp makes folders private; a cache may be shared

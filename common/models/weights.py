@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
+import re
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterable, Mapping
@@ -99,6 +101,22 @@ def reachable(url: str) -> bool:
         return False
 
 
+def check_hash(file: Path, expected: str) -> None:
+    """Refuse a file whose SHA-256 does not begin with ``expected``; what is no hexadecimal number says nothing.
+
+    Raises `UserError` before anything of the file is read as weights.
+    """
+    if not re.fullmatch("[0-9a-f]{8,64}", expected):
+        return
+    with file.open("rb") as handle:
+        digest = hashlib.file_digest(handle, "sha256").hexdigest()
+    if not digest.startswith(expected):
+        raise UserError(
+            f"Weights file {file} has sha256 {digest}, its name says {expected}: it is damaged or another; delete it, "
+            "and it is downloaded anew."
+        )
+
+
 def timm_pretrained(name: str, create: Callable[..., nn.Module]) -> nn.Module:
     """Build a timm model with its pretrained weights, from the local cache where they lie there.
 
@@ -109,8 +127,9 @@ def timm_pretrained(name: str, create: Callable[..., nn.Module]) -> nn.Module:
     from huggingface_hub import constants, try_to_load_from_cache
 
     prepare_torchvision()
-    from timm.models import get_pretrained_cfg
+    from timm.models import get_pretrained_cfg, set_pretrained_check_hash
 
+    set_pretrained_check_hash(True)
     try:
         config: Any = get_pretrained_cfg(name)
     except RuntimeError:  # the architecture exists, its tag does not
@@ -123,6 +142,8 @@ def timm_pretrained(name: str, create: Callable[..., nn.Module]) -> nn.Module:
     if config.hf_hub_id and not config.hf_hub_filename:
         cached = try_to_load_from_cache(config.hf_hub_id, "model.safetensors")
         if isinstance(cached, str):
+            # the hub names a large file by its SHA-256, and the name in the cache is a link to it
+            check_hash(Path(cached).resolve(), Path(cached).resolve().name)
             return create(pretrained=True, pretrained_cfg_overlay={"file": cached})
     offline = bool(constants.HF_HUB_OFFLINE)
     server = constants.ENDPOINT if config.hf_hub_id else config.url
@@ -149,8 +170,11 @@ def torchvision_pretrained(setting: str = "model.weights") -> dict[str, torch.Te
     file = Path(torch.hub.get_dir()) / "checkpoints" / Path(weights.url).name
     if not file.is_file() and not reachable(weights.url):
         raise offline_error("mobilenet_v2", setting)
+    if file.is_file():  # torch itself checks only what it downloads
+        check_hash(file, file.stem.rpartition("-")[2])
     try:
-        state: dict[str, torch.Tensor] = dict(weights.get_state_dict(progress=False, check_hash=True))
+        found = weights.get_state_dict(progress=False, check_hash=True, weights_only=True)
+        state: dict[str, torch.Tensor] = dict(found)
     except (OSError, RuntimeError) as error:
         _log.debug("download of mobilenet_v2 failed", exc_info=True)
         reason = f"mobilenet_v2 (the download failed with {type(error).__name__})"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -161,6 +162,8 @@ def run_group(group: TyperGroup, program: str, arguments: Sequence[str] | None =
 
     User errors end with one sentence on stderr and `SystemExit` 2, ``--help`` with `SystemExit` 0.
     """
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # as it is while libraries are imported
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         # not Command.main, which would end a broken pipe and Ctrl-C in its own way
         with group.make_context(program, list(sys.argv[1:] if arguments is None else arguments)) as context:

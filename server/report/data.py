@@ -20,7 +20,7 @@ from common.data.classes import ClassTable
 from common.data.manifest import read_partition
 from common.errors import UserError
 from common.evaluation.overlay import cluster_colours, hex_colour
-from common.evaluation.score import RoundRecord, SetRecord
+from common.evaluation.score import RoundRecord, SetRecord, unsealed_line
 from common.order import natural_key
 from common.settings.load import migrated
 from common.settings.schema import Eval, RunConfig
@@ -180,18 +180,18 @@ def read_run(folder: str | Path) -> RunRecord:
             f"{config_file} is not valid JSON ({error}); give a folder that a run wrote."
         ) from None
     rows: dict[int, RoundRecord] = {}
-    lines = metrics_file.read_text(encoding="utf-8").splitlines()
+    lines = metrics_file.read_bytes().rstrip(b"\n").split(b"\n")
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         try:
-            row = RoundRecord.model_validate_json(line)
+            row = RoundRecord.model_validate(unsealed_line(line.decode()))
             rows[row.round] = row  # after a resume a round may stand twice: the later line is true
-        except ValidationError:
+        except (ValueError, RecursionError):
             if number == len(lines):
                 continue  # a run that is writing this very line
             raise UserError(
-                f"{metrics_file}, line {number} is not a record with a round; repair it."
+                f"{metrics_file}, line {number} is not a record with a round, or was changed; repair it."
             ) from None
     if not rows:
         raise UserError(f"{metrics_file} holds no round yet; wait until the first round is done.")

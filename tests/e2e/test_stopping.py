@@ -83,10 +83,11 @@ def check_moments(
         took, code = stopped(process, how, group)
         text = said.read_text()
         assert took < SECONDS, (seen, pause, took, text)
-        assert code == 128 + how, text
         assert "Traceback" not in text, text
-        assert "stopped" in text
-        if text.strip() != "stopped":  # the command itself had not begun yet
+        if code != -how:  # so it ends while its libraries are imported
+            assert code == 128 + how, text
+            assert "stopped" in text
+        if text.strip() not in ("", "stopped"):  # the command itself had not begun yet
             words = next_words(text)
             assert words[:4] == [sys.executable, "-m", "server", "simulate"], text
     last = started(words, folder / "last.txt")
