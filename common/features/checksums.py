@@ -32,7 +32,7 @@ class RowSums:
         for index in np.unique(indices):
             if self._seen[index]:
                 continue
-            if zlib.crc32(rows[index]) != self._sums[index]:
+            if zlib.crc32(rows[index].data) != self._sums[index]:
                 with suppress(OSError):
                     (self._folder / "header.json").unlink()  # whoever opens it next makes it anew
                 raise UserError(
@@ -48,7 +48,7 @@ def checked_sums(
     """Compare the sums that a header keeps by file with what was read; raises ValueError where one differs."""
     rows = np.fromfile(folder / SUMS, dtype=np.uint32)
     for name, value in {**found, SUMS: rows}.items():
-        if expected.get(name) != (value if isinstance(value, int) else zlib.crc32(value)):
+        if expected.get(name) != (value if isinstance(value, int) else zlib.crc32(value.data)):
             raise ValueError(f"{name} has changed since it was written")
     if len(rows) != images:
         raise ValueError(f"{SUMS} is of another number of images")

@@ -106,7 +106,7 @@ def _read(path: Path, images: int) -> np.ndarray | None:
 
 def _sum(path: Path, size: int) -> bytes:
     """Return the CRC-32 of the first ``size`` bytes of a file, as it stands behind them."""
-    return zlib.crc32(np.memmap(path, np.uint8, "r", shape=(size,))).to_bytes(4, "big")
+    return zlib.crc32(np.memmap(path, np.uint8, "r", shape=(size,)).data).to_bytes(4, "big")
 
 
 @contextmanager

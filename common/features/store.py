@@ -167,6 +167,7 @@ def read(cache_dir: Path, key: Key) -> Stored | None:
         tokens = np.memmap(folder / "tokens.bin", dtype=header.dtype, mode="r", shape=shape)
         pooled = np.fromfile(folder / "pooled.bin", dtype=np.float32).reshape(header.images, header.channels)
         colours = np.fromfile(folder / "colours.bin", dtype=np.float16).reshape(*shape[:2], 3)
+        found: dict[str, int | NDArray[Any]]
         found = {HEADER: header.checksum(), "pooled.bin": pooled, "colours.bin": colours}
         sums = None if header.sums is None else checked_sums(folder, header.images, header.sums, found)
         with suppress(OSError):  # a cache that is mounted read-only serves as well
@@ -205,15 +206,15 @@ class Writer:
             written = np.ascontiguousarray(array, dtype=dtype)
             file.write(written.data)
             if name in self._sums:
-                self._sums[name] = zlib.crc32(written, self._sums[name])
+                self._sums[name] = zlib.crc32(written.data, self._sums[name])
             else:
-                self._rows += map(zlib.crc32, written)
+                self._rows += [zlib.crc32(row.data) for row in written]
 
     def sealed(self, header: Header) -> Header:
         """Write the sums of rows, and return the header with all sums."""
         rows = np.array(self._rows, np.uint32)
         (self._folder / SUMS).write_bytes(rows.tobytes())
-        header = header.model_copy(update={"sums": self._sums | {SUMS: zlib.crc32(rows)}})
+        header = header.model_copy(update={"sums": self._sums | {SUMS: zlib.crc32(rows.data)}})
         return header.model_copy(update={"sums": (header.sums or {}) | {HEADER: header.checksum()}})
 
     def close(self, sync: bool) -> None:
