@@ -12,7 +12,7 @@ import typer
 from common.errors import EXIT_BAD_INPUT, UserError
 from common.settings.load import load_config, parse_assignments, read_recipe
 from common.settings.schema import RunConfig
-from common.system.cli import CommandLine
+from common.system.cli import CommandLine, print_table
 
 _line = CommandLine("python -m client", __doc__)
 
@@ -35,10 +35,22 @@ _GpuShare = Annotated[
 ]
 _Cache = Annotated[Path | None, _option(_TRAINING, "DIR", "Folder for features (default: beside S).")]
 _State = Annotated[Path | None, _option(_TRAINING, "DIR", "Folder for what a site remembers.")]
+_Policy = Annotated[Path | None, _option(_SERVER, "F", "This site's policy (`client policy`).", "--policy")]
 _Certificates = Annotated[Path | None, _option(_SERVER, "F", "PEM file that vouches for the server.")]
 _Key = Annotated[Path | None, _option(_SERVER, "F", "This node's private key.")]
 _ADDRESS = "Address of the SuperLink's Fleet API."
-_SITE_KEYS = ("shard", "data-root", "site", "weights", "device", "gpu-share", "cache", "state", "threads")
+_SITE_KEYS = (
+    "shard",
+    "data-root",
+    "site",
+    "weights",
+    "device",
+    "gpu-share",
+    "cache",
+    "state",
+    "threads",
+    "policy",
+)
 
 
 def _told(*values: object) -> dict[str, str]:
@@ -122,6 +134,7 @@ def _serve(
     threads: Annotated[
         int | None, _option(_TRAINING, "N", "Threads of torch (default: as many as it takes).")
     ] = None,
+    policy: _Policy = None,
     server: Annotated[str, _option(_SERVER, "HOST:PORT", _ADDRESS)],
     root_certificates: _Certificates = None,
     key: _Key = None,
@@ -139,9 +152,10 @@ def _serve(
     """
     from client.join.connection import parse_address
     from client.join.serve import Node, check_node, serve
+    from client.policy import read_policy
     from client.site import environment_name, site_config
 
-    told = _told(shard, data_root, site, weights, device, gpu_share, cache, state, threads)
+    told = _told(shard, data_root, site, weights, device, gpu_share, cache, state, threads, policy)
     # tasks are forks of this process: what it was told they find in the environment
     os.environ |= {environment_name(key): value for key, value in told.items()}
     name = environment_name("shard")
@@ -150,6 +164,8 @@ def _serve(
     known = site_config({}, RunConfig())
     node = Node(known.name, parse_address(server), root_certificates, key, port)
     check_node(node, insecure)
+    if known.policy is not None:
+        read_policy(known.policy)
     known.load_shard()
     return serve(node, lambda text: print(text, flush=True))
 
@@ -171,6 +187,50 @@ def _egress(
 
 
 client_commands, client_main = _line, _line.run
+
+_PolicyFile = Annotated[Path, typer.Argument(metavar="POLICY", help="The file.", show_default=False)]
+
+
+@_line.command("/etc/siteseg/policy.toml --write")
+def _policy(
+    *,
+    file: _PolicyFile,
+    write: Annotated[
+        bool, typer.Option("--write", help="Write one with every rule and its meaning, to be edited.")
+    ] = False,
+    state: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="The site's state folder: shows epsilon so far.")
+    ] = None,
+) -> None:
+    """Write, or explain, the rules by which this site answers: tasks, noise, secure sums, code."""
+    from client import policy
+    from common.system.atomic import atomic_write_text
+
+    if write:
+        if file.exists():
+            raise UserError(f"{file} exists; edit it, or remove it first.")
+        atomic_write_text(file, policy.policy_toml(policy.Policy()))
+    known = policy.read_policy(file)
+    given = None if state is None else policy.epsilon_given(known, state)
+    print_table(("rule", "value", "meaning"), policy.explained(known, given))
+    for application in policy.approved(file):
+        print(f"approved application {application}")
+
+
+@_line.command("--policy /etc/siteseg/policy.toml 3f5a...")
+def _approve(
+    *,
+    file: Annotated[Path, typer.Option("--policy", metavar="POLICY", help="This site's policy.")],
+    application: Annotated[
+        str, typer.Argument(metavar="HASH", help="As the site's log shows it.", show_default=False)
+    ],
+) -> None:
+    """Let an application run at this site; `client serve` refuses all others before any of their code runs."""
+    from client import policy
+
+    policy.approve(file, application)
+    print(f"application {application} may run at this site")
+
 
 if __name__ == "__main__":
     sys.exit(client_main())

@@ -15,6 +15,7 @@ from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
 from client.ledger import record_egress
+from client.policy import admitted, need_approval, read_policy
 from client.site import SiteConfig, site_config
 from client.work.base import Handler, SiteTask, site_task
 from common import wire
@@ -105,6 +106,10 @@ def answer(message: Message, context: Context, action: str, handler: Handler) ->
         name, state_dir, dtype = site.name, site.state_dir / site.name, settings.wire.dtype
         private = site.private_paths()
         round_number, run_key = task.round, task.run_key
+        if site.policy is not None:
+            policy = read_policy(site.policy)
+            need_approval(policy)
+            settings = admitted(policy, action, task, settings, site)
         update = _handle(handler, task, settings, site)
     except Exception as error:  # whatever it is, the server must not wait for a silent site
         update = failure(error)

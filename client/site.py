@@ -48,6 +48,7 @@ class SiteConfig(BaseModel):
     threads: int = Field(0, ge=0)
     gpu_share: float = Field(1.0, gt=0, le=1)
     minimum_images: int | None = Field(None, ge=0)  # the site's word on privacy.minimum-images
+    policy: Path | None = None
     simulated: bool = False
 
     def load_shard(self) -> Shard:
@@ -61,7 +62,14 @@ class SiteConfig(BaseModel):
 
     def private_paths(self) -> tuple[Path, ...]:
         """Return the paths that must not appear in anything that leaves the site."""
-        given = (self.data_root, self.eval_shard, self.cache_dir, self.state_dir, self.weights)
+        given = (
+            self.data_root,
+            self.eval_shard,
+            self.cache_dir,
+            self.state_dir,
+            self.weights,
+            self.policy,
+        )
         folders = (*self.shards, *(path.parent for path in self.shards), *(path for path in given if path))
         return (*folders, *(path.resolve() for path in folders))  # messages may show either form
 
@@ -147,7 +155,7 @@ def site_config(node_config: Mapping[str, object], settings: RunConfig) -> SiteC
         )
     # these are the site's alone to say, in a simulation as well; privacy.minimum-images it may replace
     values |= {"cache_dir": base, "state_dir": Path(own("state") or base / "state")}
-    keys = ("weights", "device", "threads", "gpu_share", "minimum_images")
+    keys = ("weights", "device", "threads", "gpu_share", "minimum_images", "policy")
     found = {key: own(key.replace("_", "-")) for key in keys}
     values |= {key: value for key, value in found.items() if value is not None}
     try:

@@ -8,7 +8,8 @@ on. Nothing is ever unpickled: arrays travel in numpy's own format with pickling
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -274,6 +275,17 @@ def crash_reply(request: Message, reason: str, code: str = "CLIENT_APP_CRASHED")
     from flwr.common.constant import ErrorCode
 
     return Message(Error(code=getattr(ErrorCode, code), reason=reason), reply_to=request)
+
+
+def refusal_reply(request: Message, site: str, reason: str) -> Message:
+    """Answer a message in the place of an application that a site does not run."""
+    from flwr.app import Message
+
+    update = Update(site=site, weights_hash="", facts={"error": reason})
+    with suppress(WireError):  # of another release: the reason can be read all the same
+        task = decode_task(request)
+        update = replace(update, round=task.round, run_key=task.run_key)
+    return Message(encode_update(update, "float32"), reply_to=request)
 
 
 def lost_reply(request: Message, reason: str) -> Message:

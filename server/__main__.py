@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import signal
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Literal
-
-if __name__ == "__main__":  # Ctrl-C while libraries are imported ends in silence, not in a traceback
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 import typer
 

@@ -45,6 +45,7 @@ ORDER = {
     "partitions": ["drawing", "rules", "leaf", "sources", "domains", "plan", "figure", "output", "__main__"],
     "client": [
         "site",
+        "policy",
         "state",
         "ledger",
         "statistics",

@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -38,10 +39,14 @@ from flwr.supercore.runtime import RuntimeHttpClient
 from flwr.supercore.task_identity import TaskIdentity
 from flwr.supernode.runtime import run_clientapp as flower
 
+from client.policy import APPROVED, PolicyRefusal, check_application
+from client.site import environment_name
 from common import wire
+from common.errors import UserError
 
 _log = logging.getLogger(__name__)
 
+_POLICY = environment_name("policy")
 _PROJECT = frozenset({"client", "common", "server", "partitions"})
 # what tasks import; the last for the sake of the libraries behind it
 HEAVY = ("torch", "torchvision", "client.work.unsupervised")
@@ -197,7 +202,7 @@ class WarmTasks:
 
 def run_task(address: str, token: str, receipt: int) -> None:
     """Do one task as ``flwr-clientapp`` does, in a child of its own; ends with `SystemExit`."""
-    take = flower.pull_task_input
+    take, policy = flower.pull_task_input, os.environ.get(_POLICY)
 
     def take_and_tell(client: RuntimeHttpClient) -> Any:
         # Flower's own handler would finish the task without an answer, and the server would wait for one;
@@ -205,6 +210,19 @@ def run_task(address: str, token: str, receipt: int) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         taken = take(client)
         os.write(receipt, message_to_proto(remove_content_from_message(taken[0])).SerializeToString())
+        message, context, _, application = taken
+        try:
+            found = check_application(
+                Path(policy) if policy else None, application.content, application.hash_str
+            )
+        except UserError as error:  # nothing of the application has been unpacked or imported
+            _log.warning("%s", error)
+            reason = str(error) if isinstance(error, PolicyRefusal) else "This site's policy cannot be read."
+            refused = wire.refusal_reply(message, str(context.node_config.get("site", "")), reason)
+            flower.push_message(client, refused, context)
+            flower.push_task_output(client, context, SubStatus.COMPLETED, "")
+            os._exit(0)
+        os.environ[APPROVED] = found
         return taken
 
     forget_project()

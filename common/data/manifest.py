@@ -119,7 +119,7 @@ class Partition:
     domains: dict[str, dict[str, int]] = field(default_factory=dict)
     evaluation: dict[str, int] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
-    checksums: dict[str, str] = field(default_factory=dict)
+    checksums: dict[str, str] = field(default_factory=dict, compare=False)
 
     def to_json(self, folder: Path) -> dict[str, Any]:
         """Return plain JSON values for a ``partition.json`` in ``folder``.

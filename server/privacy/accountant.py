@@ -9,17 +9,16 @@ follows from the seed), so that nothing else is gained by it.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterable
 from pathlib import Path
 
-from scipy.optimize import brentq
-from scipy.special import log_ndtr
-
 from common.errors import UserError
 from common.losses.base import TRAIN
+from common.privacy.epsilon import delta_of, epsilon_of
 from common.settings.privacy import Privacy
 from common.system.atomic import atomic_write_text
+
+__all__ = ["delta_of", "epsilon_of"]  # the formulas are those of sites as well
 
 FILE = "privacy.json"
 
@@ -64,44 +63,3 @@ def spent(run_dir: Path, privacy: Privacy) -> float:
     """Return epsilon of the site that gave most so far; infinity in a run without noise."""
     most = max(read_releases(run_dir).values(), default=0)
     return epsilon_of(privacy.noise_multiplier, most, privacy.delta)
-
-
-# Epsilon above which nobody would call it a bound.
-_MOST = 1e9
-
-
-def delta_of(epsilon: float, noise: float) -> float:
-    """Return the smallest delta at which one release of noise multiplier ``noise`` is epsilon-private.
-
-    delta = Phi(1 / (2 z) - epsilon z) - e^epsilon Phi(-1 / (2 z) - epsilon z)
-    """
-    first = log_ndtr(0.5 / noise - epsilon * noise)
-    second = epsilon + log_ndtr(-0.5 / noise - epsilon * noise)
-    # in logarithms, since both terms underflow where epsilon is large
-    return float(math.exp(first) * -math.expm1(min(second - first, 0.0)))
-
-
-def epsilon_of(noise: float, releases: int, delta: float) -> float:
-    """Return epsilon of ``releases`` releases with noise multiplier ``noise`` each.
-
-    0 where nothing was released, infinity where there was no noise. Raises ValueError for a delta outside
-    of (0, 1) or a negative count.
-    """
-    if not 0 < delta < 1 or releases < 0 or noise < 0:
-        raise ValueError(f"delta {delta}, {releases} releases, noise {noise}")
-    if releases == 0:
-        return 0.0
-    if noise == 0:
-        return math.inf
-    # n Gaussian releases equal one with the multiplier over the root of n (Dong, Roth and Su, 2022)
-    together = noise / math.sqrt(releases)
-    if delta_of(0.0, together) <= delta:
-        return 0.0
-    upper = 1.0
-    # delta falls as epsilon grows: the root lies below the first that is private enough
-    while delta_of(upper, together) > delta:
-        upper *= 2.0
-        if upper > _MOST:
-            return math.inf
-    root = brentq(lambda epsilon: delta_of(epsilon, together) - delta, 0.0, upper, xtol=1e-12, rtol=1e-12)
-    return float(root)

@@ -47,8 +47,11 @@ def make(number: int = 3, **changes: Any) -> Checkpoint:
 
 
 def sidecar(path: Path, **changes: Any) -> None:
+    """Change what the JSON says, and take its checksum out, as in files of earlier releases."""
     file = path.with_suffix(".json")
-    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+    told = json.loads(file.read_text())
+    del told["json_sha256"]
+    file.write_text(json.dumps(told | changes))
 
 
 @pytest.fixture
@@ -146,7 +149,7 @@ def test_a_crash_before_the_json_means_no_checkpoint(saved: Path) -> None:
             lambda path: path.with_suffix(".json").write_text(
                 path.with_suffix(".json").read_text().replace('"grid"', '"gird"')
             ),
-            "is not complete",
+            "does not match its JSON",
         ),
     ],
 )
@@ -154,6 +157,18 @@ def test_damage_is_refused_in_a_sentence(saved: Path, harm: Any, words: str) -> 
     harm(saved)
     with pytest.raises(UserError, match=words):
         load_checkpoint(saved)
+
+
+@pytest.mark.parametrize("key", ["round", "weights_sha256", "mapping", "run_key", "metrics", "config"])
+def test_a_changed_value_of_the_json_is_noticed(saved: Path, key: str) -> None:
+    file = saved.with_suffix(".json")
+    told = json.loads(file.read_text())
+    other = {"round": 4, "mapping": [0, 0], "metrics": {}, "config": told["config"] | {"seed": 8}}
+    file.write_text(json.dumps(told | {key: other.get(key, "another")}))
+    with pytest.raises(UserError, match="does not match its JSON"):
+        load_checkpoint(saved)
+    file.write_text(json.dumps(told))
+    load_checkpoint(saved)
 
 
 def test_one_changed_bit_is_noticed(saved: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 from common.settings.load import load_config
 from common.settings.schema import RunConfig
 from server.loop.run import run
+from server.run_dir import read_metrics
 from tests.golden.figures import Golden, Tolerance
 from tests.support.federation import local_grid
 from tests.support.scenes import write_synthetic
@@ -104,7 +104,7 @@ def run_lines(folder: Path, config: RunConfig) -> list[dict[str, Any]]:
     """Return the lines of metrics of one run; ``folder``, the current directory, was filled by `make_scenes`."""
     with small_network(BLOCKS) if config.task != "unsupervised" else contextlib.nullcontext():
         done = run(local_grid(SITES), config)
-    return [json.loads(text) for text in (folder / done / "metrics.jsonl").read_text().splitlines()]
+    return read_metrics(folder / done)
 
 
 def figures_of(lines: list[dict[str, Any]]) -> dict[str, Any]:

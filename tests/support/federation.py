@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from client.app import app as client_app
+from common.evaluation.score import unsealed_line
 from common.settings.load import load_config
 from common.settings.schema import RunConfig
 from common.wire import Arrays
@@ -101,7 +101,7 @@ def network_config(shards: Path, folder: Path, sites: int = 4, **settings: Any) 
 def metrics(run_dir: Path) -> list[dict[str, Any]]:
     """Return the lines of metrics that a run has written so far."""
     path = run_dir / "metrics.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+    return [unsealed_line(line) for line in path.read_text().splitlines()] if path.is_file() else []
 
 
 def last_hash(run_dir: Path) -> str:
