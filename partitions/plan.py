@@ -16,8 +16,8 @@ from common.data.manifest import REPAIR_SIZES, Entry, Partition, Shard
 from common.errors import UserError
 from common.system.cli import Progress
 from partitions.domains import check_roles
-from partitions.rules import by_domain, characteristic_class, check_sites, dirichlet, iid
-from partitions.sources.base import TRAIN_EVAL, Dataset, all_labelled
+from partitions.rules import by_domain, characteristic_class, check_sites, dirichlet, drawn_view, iid
+from partitions.sources.base import ANYWHERE, TRAIN_EVAL, Dataset, all_labelled
 
 Histograms = npt.NDArray[np.int64]
 _Result = Histograms | UserError | None  # of one image: counts [C], the fault, or usable but not counted
@@ -56,7 +56,12 @@ class Split:
         """Return the manifest lines of a site, with or without labels as requested."""
         chosen = self.sites[site]
         if self.dataset.views:  # whole images were divided, so that crops of one are never at two sites
-            chosen = [replace(entry, view=view) for entry in chosen for view in self.dataset.views]
+            views, seed = self.dataset.views, self.request.seed
+            chosen = [
+                replace(entry, view=drawn_view(seed, entry.image, number) if view == ANYWHERE else view)
+                for entry in chosen
+                for number, view in enumerate(views)
+            ]
         return chosen if self.keeps_labels else [replace(entry, label=None) for entry in chosen]
 
     def evaluation(self, name: str) -> list[Entry]:

@@ -15,6 +15,13 @@ import numpy.typing as npt
 from common.errors import UserError
 from common.seeds import numpy_generator
 
+
+def drawn_view(seed: int, image: str, number: int) -> str:
+    """Return the view of a random crop, a text that manifests know: it follows from seed, image and its number."""
+    down, across = numpy_generator(seed, "crop", image, number).random(2)
+    return f"at-{down:.4f}-{across:.4f}"
+
+
 DIVISIONS = {
     "domain": "every site is one domain (camera, place, drive); grouped or split if --sites says so",
     "lists": "every site is one client of the data set's own lists, where it has such",

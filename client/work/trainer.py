@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -108,6 +108,7 @@ def train_local(
     *,
     shared: Mapping[str, np.ndarray] | None = None,
     fixed_centroids: bool = False,
+    labels: Callable[[], np.ndarray] | None = None,
 ) -> LocalResult:
     """Train head and centroids on a site's features for one round.
 
@@ -117,6 +118,7 @@ def train_local(
 
     All draws follow from (seed, site, round), so that other sites do not change them. With
     ``fixed_centroids`` the centroids stay as received: the server finds new ones from the sites' sums.
+    ``labels`` gives the shares of classes [N, h*w, C + 1] to an objective that compares them in place of features.
     Raises ValueError for an empty shard, for arrays that do not fit, and where the loss stops being finite.
     """
     if len(features) == 0:
@@ -137,16 +139,18 @@ def train_local(
     centroids_fit = CentroidFit(means, objective, config, fixed=fixed_centroids)
     if state and local.keep_optimizer:
         load_moments(optimizer, state, "adam")
-        load_moments(centroids_fit.optimizer, state, "adam-centroids")
+        if round_number != config.centroids.reset_round:  # they are new
+            load_moments(centroids_fit.optimizer, state, "adam-centroids")
     anchors = Anchors(model, without_prefix(state or {}, "previous/"), local)
 
     neighbours = _neighbour_table(features, config, site) if objective.wants_positives else None
+    signal = labels() if objective.wants_labels and labels is not None else None
     batches = epochs_of(len(features), local.batch, generator)
     steps = count_steps(local, len(features))
     sums = dict.fromkeys(TRAINING_METRICS, 0.0)
     for step in range(steps):
         indices = next(batches)
-        batch = _batch_of(indices, features, neighbours, objective, model, generator)
+        batch = _batch_of(indices, features, neighbours, objective, model, generator, signal)
         terms = {"objective": objective(batch, model, generator)}
         terms |= anchors.terms(model, batch.anchor.features, batch.anchor.codes)
         loss = torch.stack(list(terms.values())).sum()
@@ -193,17 +197,26 @@ def _batch_of(
     objective: Objective,
     model: SegmentationHead,
     generator: torch.Generator,
+    signal: np.ndarray | None = None,
 ) -> Batch:
-    """Fetch images, a neighbor of each from the table [N, k], and what only some objectives want."""
+    """Fetch images, a neighbor of each from the table [N, k], and what only some objectives want.
+
+    Where ``signal`` [N, h*w, S] is given, views show it in place of the features that codes were made from.
+    """
     positive = colors = augmented = None
     tokens = tokens_of(features, indices)
     # the order of all draws from the generator is part of the results: pairs, anchors, positives, augmented images
     if neighbours is not None:
         drawn = torch.randint(neighbours.shape[1], (len(indices),), generator=generator).numpy()
-        paired = tokens_of(features, neighbours[indices, drawn].tolist())
+        partners = neighbours[indices, drawn].tolist()
+        paired = tokens_of(features, partners)
     anchor = View.of(tokens, model, generator)
     if neighbours is not None:
         positive = View.of(paired, model, generator)
+    if signal is not None:
+        anchor = replace(anchor, features=torch.from_numpy(signal[indices]).to(tokens), mask=None)
+        if positive is not None:
+            positive = replace(positive, features=torch.from_numpy(signal[partners]).to(tokens), mask=None)
     if objective.wants_colours:
         colors = features.colours(indices)
     if objective.wants_augmented:

@@ -127,6 +127,7 @@ def work_of_round(task: wire.Task, settings: RunConfig, site: SiteConfig) -> wir
 
 def train_by_steps(task: wire.Task, settings: RunConfig, site: SiteConfig) -> wire.Update:
     """Train the received head on the local shard for one round by gradient steps."""
+    from client.work.oracle import label_signal
     from client.work.trainer import train_local  # rounds of sums do without
 
     features = site.features(settings)
@@ -146,6 +147,7 @@ def train_by_steps(task: wire.Task, settings: RunConfig, site: SiteConfig) -> wi
         state=load_state(state_dir, task.run_key, task.round),
         shared=task.groups.get("shared", {}),
         fixed_centroids=sends_sums,
+        labels=lambda: label_signal(site, settings, features.grid),
     )
     save_state(state_dir, task.run_key, task.round, result.state, settings.checkpoint.keep)
     groups |= {

@@ -25,7 +25,7 @@ from common.data.formats import (
     to_rgb,
 )
 from common.data.formats import Bytes as Bytes
-from common.data.manifest import VIEWS, Shard
+from common.data.manifest import Shard, view_place
 from common.errors import UserError
 
 
@@ -129,7 +129,7 @@ def view_box(view: str | None, height: int, width: int) -> tuple[int, int, int, 
     """Return the part of a photo that a view shows, in pixels: left, top, right, bottom; None: all of it."""
     if view is None:
         return 0, 0, width, height
-    down, across = VIEWS[view]
+    down, across = view_place(view)
     high, wide = max(1, height // 2), max(1, width // 2)
     top, left = round(down * (height - high)), round(across * (width - wide))
     return left, top, left + wide, top + high

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -32,12 +33,20 @@ VIEWS: dict[str, tuple[float, float]] = {
     "bottom-right": (1.0, 1.0),
     "center": (0.5, 0.5),
 }
+# a view anywhere: "at-DOWN-ACROSS", the same two shares
+_ANYWHERE = re.compile(r"at-(0\.\d+|[01])-(0\.\d+|[01])")
 _LINE = 'expected {"image": "path"} and, if any, label, domain, view and site as texts'
 
 
+def view_place(view: str) -> tuple[float, float]:
+    """Return which share of the spare height lies above a view, of the spare width to its left."""
+    found = _ANYWHERE.fullmatch(view)
+    return VIEWS[view] if found is None else (float(found[1]), float(found[2]))
+
+
 def _known_view(view: str) -> str:
-    if view not in VIEWS:
-        raise ValueError(f"expected one of {', '.join(VIEWS)}")
+    if view not in VIEWS and not _ANYWHERE.fullmatch(view):
+        raise ValueError(f"expected one of {', '.join(VIEWS)}, or at-DOWN-ACROSS, shares of the spare room")
     return view
 
 

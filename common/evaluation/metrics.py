@@ -175,6 +175,24 @@ def scores(confusion: Confusion, mapping: np.ndarray) -> Scores:
     )
 
 
+def published_scores(confusion: Confusion, mapping: np.ndarray) -> dict[str, float]:
+    """Return accuracy and mIoU by the conventions of published code (STEGO, FUSS); raises as `scores`.
+
+    Pixels of clusters that stand for nothing leave all counts, so that no class misses them. A class that is
+    predicted but absent from the labels counts 0; one that is neither does not count.
+    """
+    by_class = _by_class(confusion, mapping)
+    right = np.diag(by_class)
+    union = by_class.sum(axis=1) + by_class.sum(axis=0) - right
+    counted = union > 0
+    if not counted.any():
+        return {"published_accuracy": 0.0, "published_miou": 0.0}
+    return {
+        "published_accuracy": float(right.sum() / by_class.sum()),
+        "published_miou": float((right[counted] / union[counted]).mean()),
+    }
+
+
 def rates(confusion: Confusion, mapping: np.ndarray, names: Sequence[str]) -> dict[str, Any]:
     """Return a record, for JSON, of what stands beside IoU in this field; raises as `scores`. All are fractions.
 

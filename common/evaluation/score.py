@@ -16,7 +16,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from common.data.classes import ClassTable
-from common.evaluation.metrics import Confusion, MatchRule, match, scores
+from common.evaluation.metrics import Confusion, MatchRule, match, published_scores, scores
 
 # A figure by class, site or domain; None where there was nothing to count.
 ByName = dict[str, float | None]
@@ -63,6 +63,7 @@ class RoundRecord(_Record):
     Attributes:
         split: evaluation shard, or several, joined by commas.
         miou: of the one shared model; of several ``sets`` the first one's. None where nothing was scored.
+        published_miou, published_accuracy: by the conventions of published code (`eval.published`).
         confusion: pixels, clusters [K] by classes [C]. mapping: class of each cluster, -1 for none.
         site_miou: of sites that keep models of their own; ``site_*_mean`` is never a model's score.
         quarantined: why a site's reply was left out. counted: whether enough sites answered.
@@ -75,6 +76,8 @@ class RoundRecord(_Record):
     accuracy: float | None = None
     miou: float | None = None
     miou_all: float | None = None
+    published_accuracy: float | None = None
+    published_miou: float | None = None
     per_class_iou: ByName | None = None
     confusion: list[list[int]] | None = None
     mapping: list[int] | None = None
@@ -145,6 +148,7 @@ class Score:
     mean_cosine: float | None = None
     cluster_share: list[float] | None = None
     entropy: float | None = None
+    published: dict[str, float] = field(default_factory=dict)
     sites: dict[str, dict[str, Any]] = field(default_factory=dict)
     sets: dict[str, dict[str, Any]] = field(default_factory=dict)
 
@@ -163,7 +167,7 @@ class Score:
             "per_class_iou": self.per_class_iou,
         }
         rest = {"confusion": self.confusion, "mapping": self.mapping, "entropy": self.entropy}
-        found |= {key: value for key, value in rest.items() if value is not None}
+        found |= {key: value for key, value in rest.items() if value is not None} | self.published
         if self.sets:
             found["sets"] = self.sets
         if self.cluster_share is not None:
@@ -177,7 +181,11 @@ class Score:
         if len(self.sets) > 1 or any("cluster_miou" in record for record in self.sets.values()):
             return [word for name, record in self.sets.items() for word in _set_words(name, record)]
         if self.miou is not None:
-            return [f"mIoU {self.miou:.3f}", f"accuracy {self.accuracy:.3f}"]
+            words = [f"mIoU {self.miou:.3f}", f"accuracy {self.accuracy:.3f}"]
+            return [
+                *words,
+                *(f"as published {value:.3f}" for key, value in self.published.items() if "miou" in key),
+            ]
         if self.sites:
             values = [record["miou"] for record in self.sites.values()]
             mean, spread = statistics.mean(values), statistics.pstdev(values)
@@ -193,8 +201,11 @@ def _set_words(name: str, record: Mapping[str, Any]) -> list[str]:
     return [words + (f" (clusters {record['cluster_miou']:.3f})" if "cluster_miou" in record else "")]
 
 
-def scored(confusion: Confusion, classes: ClassTable, how: MatchRule) -> Score:
-    """Match clusters to classes once, on the summed counts, and score; without any count there is no score."""
+def scored(confusion: Confusion, classes: ClassTable, how: MatchRule, published: bool = False) -> Score:
+    """Match clusters to classes once, on the summed counts, and score; without any count there is no score.
+
+    With ``published`` the figures by the published conventions stand beside ours.
+    """
     if not confusion.total:
         return Score()
     mapping = match(confusion, how)  # once, on all counts: a mean of scores would match each part anew
@@ -206,6 +217,7 @@ def scored(confusion: Confusion, classes: ClassTable, how: MatchRule) -> Score:
         per_class_iou=dict(zip(classes.names, found.per_class_iou, strict=True)),
         mapping=[int(c) for c in mapping],
         confusion=confusion.to_list(),
+        published=published_scores(confusion, mapping) if published else {},
     )
 
 

@@ -125,6 +125,8 @@ class Objective(nn.Module, ObjectiveRules):
     wants_positives: bool = False
     wants_colours: bool = False
     wants_augmented: bool = False
+    wants_labels: bool = False
+    """Whether views show the shares of true classes in place of features: a ceiling, not a way to train."""
 
     def start_round(self, round_number: int, head: SegmentationHead, centroids: torch.Tensor) -> None:
         """Prepare for a round that starts with this head and these centroids [K, D]."""

@@ -44,6 +44,10 @@ class CorrespondenceSettings(Section):
     intra_shift: float = Field(0.18, description="shift within an image")
     inter_shift: float = Field(0.12, description="shift against a similar image")
     negative_shift: float = Field(0.46, description="shift against any other image")
+    signal: Literal["features", "labels"] = Field(
+        "features",
+        description="what codes have to agree with; labels: a ceiling, in simulations alone (STEGO's true labels)",
+    )
     samples: int = Field(11, ge=2, description="side of the grid of random positions per image")
     negatives: int = Field(5, ge=1, description="random partners per step in the negative term")
     negative_draw: Literal["derangement", "published"] = Field(
@@ -231,11 +235,14 @@ class Correspondence(Objective):
         super().__init__()
         self.settings = config.loss.own(CorrespondenceSettings)
         self.wants_positives = self.needs_neighbours(config)
+        self.wants_labels = self.settings.signal == "labels"
 
     @classmethod
     def conflict(cls, config: RunConfig) -> str | None:
-        """Name a draw that nothing uses."""
+        """Name a draw that nothing uses, and a decoder of features that nobody sees."""
         settings = config.loss.own(CorrespondenceSettings)
+        if settings.signal == "labels" and config.loss.reconstruction_weight:
+            return "loss.correspondence.signal is 'labels' but loss.reconstruction-weight decodes features; set it to 0"
         if settings.negative_draw == "published" and not settings.negative_weight:
             return (
                 "loss.correspondence.negative-draw is 'published' but negative-weight is 0, so that nothing is drawn; "

@@ -70,6 +70,7 @@ class WithExtras(Objective):
             self.decoder = nn.Linear(settings.model.dim, channels)
             initialise(self.decoder, torch_generator(settings.seed, "decoder"))
         self.wants_positives = main.wants_positives
+        self.wants_labels = main.wants_labels
         self.wants_colours = main.wants_colours or self.settings.crf_weight > 0
         self.wants_augmented = main.wants_augmented or self.settings.augmentation_weight > 0
 

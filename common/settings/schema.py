@@ -100,6 +100,11 @@ class Eval(Section):
         5, ge=1, description="a report tells mean and deviation of this many last scored rounds"
     )
     matching: Literal["hungarian", "many-to-one"] = Field("hungarian", description="clusters to classes")
+    published: bool = Field(
+        False,
+        description="score by the published conventions as well: predicted but absent classes count 0, clusters "
+        "without a class are dropped",
+    )
     flip: bool = Field(False, description="average the code with that of the mirrored image")
     crf: bool = Field(False, description="refine with a dense CRF")
 

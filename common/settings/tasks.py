@@ -52,7 +52,7 @@ _UNSUPERVISED_SETTINGS = (
     frozenset(
         {"model", "cache", "loss", "things", "codes", "refine", "privacy", "centroids", "centroids.share"}
     )
-    | {"eval.matching", "eval.crf"}
+    | {"eval.matching", "eval.published", "eval.crf"}
     | {"local.lr", "local.centroid-lr", "local.neighbours", "local.neighbour-dropout"}
     | {"local.keep-optimizer", "local.prox-parameters", "local.moon-weight", "local.moon-temperature"}
     | {"aggregation.keep-least-moved"}

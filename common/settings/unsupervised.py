@@ -174,6 +174,11 @@ class Centroids(Section):
         le=64,
         description="sets of centroids that are fitted side by side; the most compact one is kept",
     )
+    reset_round: int = Field(
+        0,
+        ge=0,
+        description="round before which the centroids that sites fit are drawn anew (STEGO's reset probe); 0: never",
+    )
     polish_passes: int = Field(
         0, ge=0, description="passes of exact k-means over all sites after the last round"
     )

@@ -24,6 +24,8 @@ TRAIN_EVAL = "train_eval"
 SOURCE = "source"
 # evaluation manifests: other images of the sites' domains; images of domains that no site holds
 SAME, DIFFERENT = "ts1", "ts2"
+# a view that `partitions.rules.drawn_view` puts somewhere, another place for each crop of each image
+ANYWHERE = "anywhere"
 # class tables of the label ids of Cityscapes, which other data sets took over
 CITYSCAPES_IDS = ("cityscapes-27", "cityscapes-19", "crosscity-13", "gta5-19", "gta5-16", "gta5-13")
 

@@ -10,7 +10,15 @@ from common.data.manifest import REPAIR_SIZES, VIEWS, Entry
 from common.errors import UserError
 from common.system.cli import option
 from partitions.leaf import read_names
-from partitions.sources.base import CITYSCAPES_IDS, DATASETS, Dataset, LoadJob, SourceFacts, images_below
+from partitions.sources.base import (
+    ANYWHERE,
+    CITYSCAPES_IDS,
+    DATASETS,
+    Dataset,
+    LoadJob,
+    SourceFacts,
+    images_below,
+)
 
 _IMAGE = "_leftImg8bit.png"  # of the left camera, with 8 bits
 
@@ -30,8 +38,8 @@ _CROPS = (
         "--crops",
         "HOW",
         "none (default), or five: sites train on four corners and the center of each photo, half as high and wide, "
-        "as the published method does.",
-        type=Choice(("none", "five")),
+        "as the published method does; random: on five crops of that size anywhere, drawn by --seed.",
+        type=Choice(("none", "five", "random")),
         default="none",
     ),
 )
@@ -55,7 +63,7 @@ def _read_cityscapes(job: LoadJob) -> Dataset:
         _cityscapes_split(job.root, "train"),
         evaluation={"val": _cityscapes_split(job.root, "val")},
         settings={"crops": job.args.crops},
-        views=tuple(VIEWS) if job.args.crops == "five" else (),
+        views={"none": (), "five": tuple(VIEWS), "random": (ANYWHERE,) * len(VIEWS)}[job.args.crops],
     )
 
 

@@ -101,6 +101,9 @@ def evaluation_text(record: dict[str, Any]) -> str:
         )
         lines.append(f"  accuracy {100 * record['accuracy']:.1f} %   matching: {record['matching']}")
         lines[-1] += f"   protocol: {protocol_text(record)}"
+        if record.get("published_miou") is not None:
+            miou, accuracy = 100 * record["published_miou"], 100 * record["published_accuracy"]
+            lines.append(f"  by the published conventions: mIoU {miou:.1f} %   accuracy {accuracy:.1f} %")
         if "mean_accuracy" in record:
             lines.append(
                 f"  accuracy of classes, mean {100 * record['mean_accuracy']:.1f} %   IoU weighed by frequency "

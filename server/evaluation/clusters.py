@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import statistics
 from collections.abc import Collection, Sequence
@@ -24,6 +25,7 @@ from common.evaluation.clusters import (
     seen_label,
     segmenting_model,
 )
+from common.evaluation.correspondences import CORRESPONDENCES, correspondences
 from common.evaluation.score import Score, site_fields
 from common.features.cache import find_cache, open_features
 from common.features.source import Features
@@ -31,6 +33,7 @@ from common.models.input_size import fitted_to
 from common.models.segmenter import Segmenter
 from common.models.site_models import chosen_model, own_sites, unshared
 from common.settings.schema import RunConfig
+from common.system.atomic import atomic_write_text
 from common.system.cli import progress_line
 from common.system.device import choose_device, run_in_subprocess
 from common.wire import Groups
@@ -135,6 +138,19 @@ class ClusterScorer(Scorer):
             refine=refinement(settings, model, settings.eval.crf),
         )
 
+    def draw(self, run_dir: Path, round_number: int, state: ModelState) -> Path | None:
+        """Draw images, and measure how well correspondences know labels where there are any."""
+        if self.features is not None and self.classes is not None and not self.separate:
+            (shard,), settings = self.shards, fitted_to(self.config, self.shards[0])
+            model = segmenting_model(settings)
+            segmenter = Segmenter.from_groups(
+                state.shared_groups(), self.features.channels, settings, model=model
+            )
+            found = correspondences(segmenter, self.features, shard, model, settings.seed)
+            if found is not None:
+                atomic_write_text(run_dir / CORRESPONDENCES, json.dumps(found))
+        return super().draw(run_dir, round_number, state)
+
     def examples(self, state: ModelState, site: str | None, chosen: Sequence[int]) -> Examples:
         """Segment the chosen images; see `Scorer`."""
         (shard,), model = self.shards, segmenting_model(fitted_to(self.config, self.shards[0]))
@@ -211,6 +227,7 @@ def _evaluate_own_models(saved: Checkpoint, where: str, shard: Shard, how: Scori
     # several models have no common figure of these
     of_one = ("accuracy", "miou", "miou_all", "per_class_iou", "confusion", "mapping", "cluster_share")
     together = records[0] | dict.fromkeys(of_one)
+    together |= dict.fromkeys(key for key in together if key.startswith("published"))
     for key in ("mean_cosine", "entropy"):
         together[key] = statistics.mean(record[key] for record in records)
     scored = {name: record for name, record in found.items() if record["miou"] is not None}

@@ -17,7 +17,15 @@ from common.data.images import Bytes
 from common.data.manifest import Shard, read_partition, read_shard
 from common.errors import UserError
 from common.evaluation.clusters import EvalProtocol, Matching
-from common.evaluation.metrics import Confusion, MatchRule, match, rates, scores, sum_confusions
+from common.evaluation.metrics import (
+    Confusion,
+    MatchRule,
+    match,
+    published_scores,
+    rates,
+    scores,
+    sum_confusions,
+)
 from common.evaluation.score import Score, scored
 from common.order import natural_key
 from common.settings.schema import RunConfig
@@ -194,7 +202,11 @@ class Scorer(ABC):
 
     def score_counts(self, confusion: Confusion) -> Score:
         """Match and score counts [K, C]; without any count, or without classes, there is no score."""
-        return Score() if self.classes is None else scored(confusion, self.classes, self.matching)
+        return (
+            Score()
+            if self.classes is None
+            else scored(confusion, self.classes, self.matching, self.config.eval.published)
+        )
 
     def score_confusions(self, confusions: Mapping[str, np.ndarray]) -> Score:
         """Sum the sites' matrices in the order of their names and match once.
@@ -270,7 +282,8 @@ def quality(
 ) -> dict[str, Any]:
     """Return the quality fields of a record: matched once on the summed counts; all None without labels.
 
-    ``known_mapping`` is that of the checkpoint. Raises `UserError` where it is asked for but of other classes.
+    ``known_mapping`` is that of the checkpoint. Clusters are scored by the published conventions as well. Raises
+    `UserError` where that mapping is asked for but of other classes.
     """
     of_labels = ("pixels", "accuracy", "miou", "miou_all", "per_class_iou", "confusion", "matching")
     record: dict[str, Any] = dict.fromkeys(of_labels) | {
@@ -290,4 +303,6 @@ def quality(
     else:
         mapping = match(confusion, how)
     record |= scores(confusion, mapping).to_dict(classes.names) | rates(confusion, mapping, classes.names)
+    if how != "identity":
+        record |= published_scores(confusion, mapping)
     return record | {"confusion": confusion.to_list(), "matching": how}

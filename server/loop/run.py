@@ -19,6 +19,8 @@ from server.loop.strategy import SegmentationStrategy
 from server.preflight import check_resumable
 from server.privacy.accountant import migrate_releases
 from server.privacy.totals import warn_of_few_images
+from server.report.clusters import collapse
+from server.report.data import read_run
 from server.report.page import write_report
 from server.run_dir import prepare_run_dir, rewind, sole_writer, start_logging, stop_logging
 from server.tasks.base import task_of
@@ -93,6 +95,8 @@ def run_in(
         names = sorted(strategy.registry.sites)
         strategy.state = strategy.training.prepare(strategy.state, strategy.ask, names, run_dir)
     strategy.start(grid)
+    if collapsed := collapse(read_run(run_dir)):
+        log.warning("%s", collapsed)
     log.info("report: %s", write_report(run_dir))
     if strategy.lost:
         rounds = "last round" if strategy.lost == 1 else f"last {strategy.lost} rounds"

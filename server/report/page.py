@@ -24,6 +24,7 @@ from common.evaluation.overlay import (
 from common.evaluation.score import RoundRecord
 from common.figures import image_grid
 from common.system.atomic import atomic_path, atomic_write_text
+from server.report.clusters import centroid_ways, collapse, correspondence_curves
 from server.report.data import RunRecord, TestSet, confusion_shares, read_run, style_clusters, style_sheets
 from server.report.render import (
     MISSING,
@@ -56,6 +57,9 @@ def write_report(run_dir: str | Path) -> Path:
         classes=_classes(run),
         confusion=_confusion(run),
         coverage=_coverage(run),
+        collapse=collapse(run),
+        ways=centroid_ways(run),
+        correspondences=correspondence_curves(run),
         clusters=style_clusters(run.folder) if run.is_network else None,
         styles=style_sheets(run.folder) if run.is_network else [],
         stages=_stages(run) if run.facts.from_clusters else None,
@@ -180,6 +184,8 @@ def _classes(run: RunRecord) -> dict[str, Any] | None:
         means.append((in_labels, [final.miou]))
         if final.miou_all is not None and abs(final.miou_all - (final.miou or 0.0)) > 1e-9:
             means.append(("mean over all classes", [final.miou_all]))
+        if final.published_miou is not None:
+            means.append(("mean by the published conventions", [final.published_miou]))
         note = "Clusters were matched to classes once, on the summed confusion of all scored images"
         note += f" of '{final.split}'." if final.split else "."
     elif own is not None:

@@ -145,6 +145,7 @@ RULES: ConflictTable = {
         ("rounds", (), "but loss.objective [loss.objective] needs 2 rounds (sums, k-means); raise it"),
     ),
     _closed: (
+        ("centroids.reset-round", (0,), _SOLVES),
         ("local.prox-mu", (0,), _SOLVES),
         ("local.moon-weight", (0,), _SOLVES),
         ("loss.reconstruction-weight", (0,), _SOLVES),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -18,6 +19,7 @@ from common.data.manifest import Shard
 from common.losses.base import CLUSTERS, TRAIN, closed_form, sums_form
 from common.losses.extra_terms import build_objective
 from common.models.head import build_head, init_centroids, state_to_numpy
+from common.seeds import derive
 from common.settings.schema import RunConfig
 from common.settings.tasks import TASK_FACTS
 from common.system.cli import progress_line
@@ -40,9 +42,10 @@ from server.tasks.plausibility import (
     tables_fault,
 )
 from server.tasks.unsupervised_merge import kmeans_pass, merge_round
-from server.transport.reply_checks import Plausible, ReplySchema, Sender
+from server.transport.reply_checks import Ask, Plausible, ReplySchema, Sender
 
 _FACTS = TASK_FACTS["unsupervised"]
+log = logging.getLogger(__name__)
 
 
 @SERVER_TASKS.register(_FACTS.name, summary=_FACTS.summary, facts=_FACTS)
@@ -132,6 +135,20 @@ class UnsupervisedTraining(Training):
     def saved(self, state: ModelState) -> Saved:
         """Return head, centroids, and the rest by name."""
         return Saved(state.head, state.centroids, state.to_extra())
+
+    def begin(self, state: ModelState, number: int, ask: Ask, names: list[str]) -> ModelState:
+        """Draw the centroids anew before round ``centroids.reset-round``, those of single sites as well."""
+        config = self.config
+        if number != config.centroids.reset_round:
+            return state
+        log.info("round %d starts with new centroids", number)
+        drawn = init_centroids(config.model.clusters, config.model.dim, derive(config.seed, "reset"))
+        private = {
+            site: {name: arrays for name, arrays in groups.items() if name != "centroids"}
+            for site, groups in state.private.items()
+        }
+        memory = {key: value for key, value in state.memory.items() if "centroids/" not in key}
+        return replace(state, centroids=drawn, private=private, memory=memory)
 
     def phase(self, state: ModelState, number: int) -> str:
         """Return the work of a round, by what has been done: a first round that did not count is made up for."""

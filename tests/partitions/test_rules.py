@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable
 
@@ -10,8 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from common.data.images import view_box
+from common.data.manifest import Entry
 from common.errors import UserError
-from partitions.rules import by_domain, characteristic_class, dirichlet, iid
+from partitions.rules import by_domain, characteristic_class, dirichlet, drawn_view, iid
 
 
 def _covers(sites: list[list[int]], images: int) -> bool:
@@ -96,3 +99,19 @@ def test_more_sites_than_images_are_refused() -> None:
             call()
     with pytest.raises(UserError, match="--sites is 0; expected at least 1"):
         iid(3, 0, 0)
+
+
+def test_random_crops_follow_from_seed_image_and_number() -> None:
+    views = [drawn_view(seed, image, number) for seed in (0, 1) for image in ("a", "b") for number in (0, 1)]
+    assert len(set(views)) == len(views) and views[0] == drawn_view(0, "a", 0)
+    for view in views:
+        left, top, right, bottom = view_box(view, 64, 128)
+        assert (
+            left >= 0
+            and top >= 0
+            and right <= 128
+            and bottom <= 64
+            and (right - left, bottom - top) == (64, 32)
+        )
+    entry = Entry("a.png", view=views[0])
+    assert json.loads(entry.to_line())["view"] == views[0]

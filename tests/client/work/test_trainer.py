@@ -371,3 +371,23 @@ def test_terms_on_colours_and_views_train() -> None:
     crf = train(settings(loss__crf_weight=0.5), source)
     views = train(settings(loss__augmentation_weight=0.5, cache__views=1), source)
     assert not same(plain.head, crf.head) and not same(plain.head, views.head)
+
+
+def test_the_oracle_learns_what_the_labels_say() -> None:
+    found = features()
+    labels = np.eye(3, dtype=np.float32)[np.random.default_rng(1).integers(0, 3, (10, 12))]
+    oracle = settings(loss__correspondence__signal="labels", centroids__merge="lloyd")
+    plain = settings(centroids__merge="lloyd")
+    start = state_to_numpy(build_head(8, oracle.model, 0)), init_centroids(4, 6, 0)
+
+    def trained(config: RunConfig, signal: np.ndarray) -> LocalResult:
+        return train_local(found, *start, config, 1, "a", {}, fixed_centroids=True, labels=lambda: signal)
+
+    heads = [
+        trained(oracle, labels).head,
+        trained(oracle, labels[::-1].copy()).head,
+        trained(plain, labels).head,
+    ]
+    weights = [head["linear.weight"] for head in heads]
+    assert not np.array_equal(weights[0], weights[1]) and not np.array_equal(weights[0], weights[2])
+    np.testing.assert_array_equal(weights[2], trained(plain, labels[::-1].copy()).head["linear.weight"])

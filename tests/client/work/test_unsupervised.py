@@ -12,6 +12,7 @@ import pytest
 from client.site import SiteConfig
 from client.statistics import cluster_sums
 from client.work.base import site_task
+from client.work.oracle import label_signal
 from common import wire
 from common.checkpoint import Checkpoint, load_checkpoint
 from common.data.manifest import read_shard, write_manifest
@@ -130,3 +131,14 @@ def test_a_pass_of_k_means_and_masks_are_sums_too(here: SiteConfig, saved: Check
     student = load_config({"task": "student"})
     with pytest.raises(UserError, match=r"privacy\.minimum-images"):
         site_task(student).sums(wire.Task(1, to_wire(student), "run"), student, here)
+
+
+def test_the_oracle_agrees_with_labels_in_simulations_alone(here: SiteConfig) -> None:
+    settings = {"preset": "fuss-clean", "loss.correspondence.signal": "labels", "model.weights": "random"}
+    config = load_config(settings | {"model.height": 65, "model.width": 97})
+    signal = label_signal(here, config, (5, 7))
+    shard = here.load_shard()
+    assert shard.classes is not None and signal.shape == (2, 35, shard.classes.num_classes + 1)
+    np.testing.assert_allclose(signal.sum(axis=2), 1.0, rtol=1e-5)
+    with pytest.raises(UserError, match=r"signal is 'labels', which simulations alone"):
+        label_signal(here.model_copy(update={"simulated": False}), config, (5, 7))

@@ -9,7 +9,14 @@ import pytest
 
 from common.data.classes import IGNORE
 from common.errors import UserError
-from common.evaluation.metrics import Confusion, match, rates, scores, sum_confusions
+from common.evaluation.metrics import (
+    Confusion,
+    match,
+    published_scores,
+    rates,
+    scores,
+    sum_confusions,
+)
 
 
 def slow_confusion(prediction: np.ndarray, label: np.ndarray, clusters: int, classes: int) -> list[list[int]]:
@@ -247,3 +254,13 @@ def test_bad_mappings_and_empty_evaluations_are_refused() -> None:
         scores(Confusion(2, 2), np.array([0, 1]))
     with pytest.raises(ValueError, match="unknown matching"):
         match(confusion, "greedy")  # type: ignore[arg-type]
+
+
+def test_published_conventions_drop_surplus_clusters_and_count_absent_classes() -> None:
+    counts = Confusion.from_list([[6, 2, 0], [0, 4, 0], [1, 0, 0], [3, 3, 0]])
+    mapping = np.array([0, 1, 2, -1])  # class 2 is predicted but absent, cluster 3 stands for nothing
+    found = published_scores(counts, mapping)
+    assert found["published_miou"] == pytest.approx((6 / 9 + 4 / 6 + 0) / 3)
+    assert found["published_accuracy"] == pytest.approx(10 / 13)
+    ours = scores(counts, mapping)
+    assert ours.miou == pytest.approx((6 / 12 + 4 / 9) / 2) and ours.accuracy == pytest.approx(10 / 19)

@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 
 from common import wire
+from common.errors import UserError
 from common.settings.load import load_config
 from common.settings.schema import RunConfig
 from server.states import ModelState
+from server.tasks.base import load_settings
 from server.tasks.unsupervised import UnsupervisedTraining
 from server.tasks.unsupervised_merge import kmeans_pass, merge_round
 
@@ -148,3 +150,21 @@ def test_without_momentum_nothing_is_remembered() -> None:
     assert kmeans_pass(START, {"a": sums("a", [[4, 0], [0, 4]])}, config) == replace(
         START, private={"a": {"centroids": {"centroids": pytest.approx(np.eye(2))}}}
     )
+
+
+def test_a_probe_is_reset_before_its_round_and_heads_stay() -> None:
+    config = load_config({"preset": "fuss-clean", "centroids.reset-round": 3})
+    training = UnsupervisedTraining(config)
+    state = training.initial(8)
+    own = {"centroids": {"centroids": state.centroids}, "head": state.head}
+    state = replace(state, private={"a": own}, memory={"centroids/sums": state.centroids})
+
+    def begun(number: int) -> ModelState:
+        return training.begin(state, number, lambda *_: {}, ["a"])
+
+    assert begun(2) is state and begun(4) is state
+    reset = begun(3)
+    assert not np.isclose(reset.centroids, state.centroids).any() and reset.memory == {}
+    assert reset.head is state.head and set(reset.private["a"]) == {"head"}
+    with pytest.raises(UserError, match=r"centroids\.reset-round is 3, but loss\.objective 'spectral'"):
+        load_settings({"centroids.reset-round": 3})
