@@ -11,12 +11,14 @@ import statistics
 import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from common.data.classes import ClassTable
-from common.evaluation.metrics import Confusion, MatchRule, match, published_scores, scores
+from common.errors import UserError
+from common.evaluation.metrics import Confusion, MatchRule, match, published_scores, rates, scores
 
 # A figure by class, site or domain; None where there was nothing to count.
 ByName = dict[str, float | None]
@@ -219,6 +221,40 @@ def scored(confusion: Confusion, classes: ClassTable, how: MatchRule, published:
         confusion=confusion.to_list(),
         published=published_scores(confusion, mapping) if published else {},
     )
+
+
+def quality(
+    confusion: Confusion | None,
+    classes: ClassTable | None,
+    how: Literal[MatchRule, "checkpoint"],
+    known_mapping: list[int] | None = None,
+) -> dict[str, Any]:
+    """Return the quality fields of a record: matched once on the summed counts; all None without labels.
+
+    ``known_mapping`` is that of the checkpoint. Clusters are scored by the published conventions as well. Raises
+    `UserError` where that mapping is asked for but of other classes.
+    """
+    of_labels = ("pixels", "accuracy", "miou", "miou_all", "per_class_iou", "confusion", "matching")
+    record: dict[str, Any] = dict.fromkeys(of_labels) | {
+        "mapping": known_mapping,
+        "classes": None if classes is None else list(classes.names),
+    }
+    if confusion is None or classes is None or (how == "identity" and not confusion.total):
+        return record
+    if how == "checkpoint":
+        mapping = np.asarray(known_mapping, dtype=np.int64)
+        highest = int(mapping.max())
+        if highest >= classes.num_classes:
+            raise UserError(
+                f"The checkpoint's clusters stand for {highest + 1} classes but the shard has "
+                f"{classes.num_classes} ({classes.name}); match on this shard instead: hungarian."
+            )
+    else:
+        mapping = match(confusion, how)
+    record |= scores(confusion, mapping).to_dict(classes.names) | rates(confusion, mapping, classes.names)
+    if how != "identity":
+        record |= published_scores(confusion, mapping)
+    return record | {"confusion": confusion.to_list(), "matching": how}
 
 
 def class_means(sites: Iterable[ClassIou]) -> dict[str, float | None]:

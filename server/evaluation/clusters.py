@@ -26,7 +26,7 @@ from common.evaluation.clusters import (
     segmenting_model,
 )
 from common.evaluation.correspondences import CORRESPONDENCES, correspondences
-from common.evaluation.score import Score, site_fields
+from common.evaluation.score import Score, quality, site_fields
 from common.features.cache import find_cache, open_features
 from common.features.source import Features
 from common.models.input_size import fitted_to
@@ -45,7 +45,6 @@ from server.evaluation.scorer import (
     evaluation_shard,
     known_classes,
     mapping_for,
-    quality,
 )
 from server.inference.base import refuse_cluster
 from server.states import ModelState

@@ -22,7 +22,7 @@ from common.data.manifest import Shard
 from common.errors import UserError
 from common.evaluation.metrics import MatchRule
 from common.evaluation.networks import NetworkEvaluation, count_agreement, evaluate_network
-from common.evaluation.score import Score, scored
+from common.evaluation.score import Score, quality, scored
 from common.models.network import SegmentationNetwork, network_signature
 from common.models.site_models import refuse_site
 from common.order import natural_key
@@ -30,7 +30,7 @@ from common.settings.schema import RunConfig
 from common.styles.style import extract_style, style_kind
 from common.system.device import choose_device
 from common.wire import Arrays
-from server.evaluation.scorer import Examples, Scorer, Scoring, evaluation_shards, quality, run_classes
+from server.evaluation.scorer import Examples, Scorer, Scoring, evaluation_shards, run_classes
 from server.inference.base import checkpoint_classes
 from server.inference.networks import NetworkPredictor, network_of
 from server.states import NetworkState

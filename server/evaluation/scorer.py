@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -17,15 +17,7 @@ from common.data.images import Bytes
 from common.data.manifest import Shard, read_partition, read_shard
 from common.errors import UserError
 from common.evaluation.clusters import EvalProtocol, Matching
-from common.evaluation.metrics import (
-    Confusion,
-    MatchRule,
-    match,
-    published_scores,
-    rates,
-    scores,
-    sum_confusions,
-)
+from common.evaluation.metrics import Confusion, MatchRule, sum_confusions
 from common.evaluation.score import Score, scored
 from common.order import natural_key
 from common.settings.schema import RunConfig
@@ -272,37 +264,3 @@ def mapping_for(saved: Checkpoint, classes: ClassTable | None) -> list[int] | No
             f"{', '.join(classes.names[:4])} ({classes.name}); match on this shard instead: hungarian."
         )
     return found
-
-
-def quality(
-    confusion: Confusion | None,
-    classes: ClassTable | None,
-    how: Literal[MatchRule, "checkpoint"],
-    known_mapping: list[int] | None = None,
-) -> dict[str, Any]:
-    """Return the quality fields of a record: matched once on the summed counts; all None without labels.
-
-    ``known_mapping`` is that of the checkpoint. Clusters are scored by the published conventions as well. Raises
-    `UserError` where that mapping is asked for but of other classes.
-    """
-    of_labels = ("pixels", "accuracy", "miou", "miou_all", "per_class_iou", "confusion", "matching")
-    record: dict[str, Any] = dict.fromkeys(of_labels) | {
-        "mapping": known_mapping,
-        "classes": None if classes is None else list(classes.names),
-    }
-    if confusion is None or classes is None or (how == "identity" and not confusion.total):
-        return record
-    if how == "checkpoint":
-        mapping = np.asarray(known_mapping, dtype=np.int64)
-        highest = int(mapping.max())
-        if highest >= classes.num_classes:
-            raise UserError(
-                f"The checkpoint's clusters stand for {highest + 1} classes but the shard has "
-                f"{classes.num_classes} ({classes.name}); match on this shard instead: hungarian."
-            )
-    else:
-        mapping = match(confusion, how)
-    record |= scores(confusion, mapping).to_dict(classes.names) | rates(confusion, mapping, classes.names)
-    if how != "identity":
-        record |= published_scores(confusion, mapping)
-    return record | {"confusion": confusion.to_list(), "matching": how}

@@ -15,7 +15,7 @@ from common.errors import UserError
 from common.evaluation.certainty import count_clusters
 from common.evaluation.clusters import Evaluation
 from common.evaluation.networks import predict_pixels
-from common.evaluation.score import Score
+from common.evaluation.score import Score, quality
 from common.models.network import network_signature
 from common.settings.schema import RunConfig
 from common.system.cli import progress_line
@@ -28,7 +28,6 @@ from server.evaluation.scorer import (
     evaluation_shard,
     known_classes,
     mapping_for,
-    quality,
 )
 from server.inference.networks import StudentPredictor, network_of
 from server.states import NetworkState
