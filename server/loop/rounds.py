@@ -200,17 +200,19 @@ def keep_round(
 def _sentence(
     run: SegmentationStrategy, line: RoundRecord, replies: Replies, score: Score, epsilon: float | None
 ) -> list[str]:
-    # rounds before a resume do not count: the clock is that of this process
-    done = line.round - run.first_round + 1
-    left = (time.monotonic() - run.started) / done * (run.config.rounds - line.round)
     words = [f"round {line.round}/{run.config.rounds}", f"sites {len(line.sites)}/{len(replies.bytes_down)}"]
     if line.loss is not None:
         words.append(f"loss {line.loss:.4f}")
     words += score.progress()
     if epsilon is not None:
         words.append(f"epsilon {epsilon:.2f} a {run.config.privacy.unit}")
-    up = sum(replies.bytes_up.values()) / max(len(replies.bytes_up), 1) / 1e6
-    return [*words, f"up {up:.2f} MB a site", f"{line.seconds:.1f} s", f"left {left:.0f} s"]
+    up = sum(replies.bytes_up.values()) / max(len(replies.bytes_up), 1)
+    size = f"{up / 1e3:.1f} kB" if up < 1e5 else f"{up / 1e6:.2f} MB"
+    words += [f"up {size} a site", f"{line.seconds:.1f} s"]
+    # the first round waits for the sites to get ready, and closed forms do most of their work in it: it says nothing
+    if line.round > run.first_round:
+        words.append(f"left {line.seconds * (run.config.rounds - line.round):.0f} s")
+    return words
 
 
 def keep_preparation(run: SegmentationStrategy, score: Score) -> None:

@@ -117,7 +117,7 @@ def test_what_does_not_fit_is_refused(scenes: Path, saved: Path, tmp_path: Path)
     two = ClassTable("two", ("x", "y"), ((0, 0, 0), (9, 9, 9)), remap={i: i % 2 for i in range(8)})
     table = tmp_path / "two.json"
     table.write_text(json.dumps(two.to_json()))
-    with pytest.raises(UserError, match="are called sky, .* has the classes x, y"):
+    with pytest.raises(UserError, match=r"are called sky, .* has the classes x, y"):
         evaluate_checkpoint(saved, scenes / "eval.jsonl", classes=table, matching="checkpoint")
 
 
