@@ -43,8 +43,9 @@ def read_image(path: str | Path, reading: Reading = AS_FOUND) -> Bytes:
     if deep is not None:
         return to_rgb(deep, reading, source)
     with opened_image(source) as opened:
-        opened.load()
-        picture = ImageOps.exif_transpose(opened)
+        picture: Image.Image = opened
+        picture.load()
+        ImageOps.exif_transpose(picture, in_place=True)  # each copy of a large image takes 250 MB
         if picture.mode == "F" or picture.mode.startswith("I"):
             return to_rgb(np.asarray(picture), reading, source)
         if picture.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in picture.info:
@@ -52,7 +53,7 @@ def read_image(path: str | Path, reading: Reading = AS_FOUND) -> Bytes:
             picture = Image.alpha_composite(Image.new("RGBA", layer.size, (255, 255, 255, 255)), layer)
         if reading.channels is not None and len(picture.getbands()) > 1:
             return to_rgb(np.asarray(picture.convert("RGB")), reading, source)
-        return np.array(picture.convert("RGB"), dtype=np.uint8)
+        return np.array(picture if picture.mode == "RGB" else picture.convert("RGB"), dtype=np.uint8)
 
 
 def header_size(path: str | Path) -> tuple[int, int]:
