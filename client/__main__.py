@@ -158,6 +158,8 @@ def _serve(
     told = _told(shard, data_root, site, weights, device, gpu_share, cache, state, threads, policy)
     # tasks are forks of this process: what it was told they find in the environment
     os.environ |= {environment_name(key): value for key, value in told.items()}
+    if key is not None:
+        os.environ[environment_name("key")] = str(key.resolve())  # which also signs what a secure sum is of
     name = environment_name("shard")
     if not os.environ.get(name):
         raise UserError(f"This site does not know its shard; give --shard or set {name}.")

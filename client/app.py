@@ -72,6 +72,14 @@ def secure_shares(message: Message, context: Context) -> Message:
     return answer(message, context, wire.SECURE_SHARES, answer_shares)
 
 
+@app.query("secure_consistency")
+def secure_consistency(message: Message, context: Context) -> Message:
+    """A signature of what was asked and who is in the total of one secure sum."""
+    from client.privacy.secure_site import answer_consistency
+
+    return answer(message, context, wire.SECURE_CONSISTENCY, answer_consistency)
+
+
 @app.query("secure_unmask")
 def secure_unmask(message: Message, context: Context) -> Message:
     """The shares that the total of one secure sum needs."""

@@ -47,6 +47,8 @@ class SiteConfig(BaseModel):
     device: str = "auto"
     threads: int = Field(0, ge=0)
     gpu_share: float = Field(1.0, gt=0, le=1)
+    key: Path | None = None
+    members: Path | None = None
     minimum_images: int | None = Field(None, ge=0)  # the site's word on privacy.minimum-images
     policy: Path | None = None
     simulated: bool = False
@@ -62,14 +64,8 @@ class SiteConfig(BaseModel):
 
     def private_paths(self) -> tuple[Path, ...]:
         """Return the paths that must not appear in anything that leaves the site."""
-        given = (
-            self.data_root,
-            self.eval_shard,
-            self.cache_dir,
-            self.state_dir,
-            self.weights,
-            self.policy,
-        )
+        own = (self.cache_dir, self.state_dir, self.weights, self.policy, self.key, self.members)
+        given = (self.data_root, self.eval_shard, *own)
         folders = (*self.shards, *(path.parent for path in self.shards), *(path for path in given if path))
         return (*folders, *(path.resolve() for path in folders))  # messages may show either form
 
@@ -155,7 +151,7 @@ def site_config(node_config: Mapping[str, object], settings: RunConfig) -> SiteC
         )
     # these are the site's alone to say, in a simulation as well; privacy.minimum-images it may replace
     values |= {"cache_dir": base, "state_dir": Path(own("state") or base / "state")}
-    keys = ("weights", "device", "threads", "gpu_share", "minimum_images", "policy")
+    keys = ("weights", "device", "threads", "gpu_share", "minimum_images", "policy", "key", "members")
     found = {key: own(key.replace("_", "-")) for key in keys}
     values |= {key: value for key, value in found.items() if value is not None}
     try:

@@ -20,7 +20,8 @@ from common.wire_arrays import narrowed, read_array, widened
 if TYPE_CHECKING:  # functions import what they build: who only segments images needs no Flower
     from flwr.app import Array, ArrayRecord, Message, RecordDict
 
-WIRE_VERSION = 3  # to be raised by every change that the other side cannot read
+# To be raised by every change that the other side cannot read; 3: signed secure sums, replies of a run and round.
+WIRE_VERSION = 3
 
 # Flower knows the types train, evaluate and query; what stands behind the dot chooses the handler
 HELLO = "query.hello"
@@ -30,6 +31,7 @@ TRAIN = "train"
 EVALUATE = "evaluate"
 SECURE_KEYS = "query.secure_keys"
 SECURE_SHARES = "query.secure_shares"
+SECURE_CONSISTENCY = "query.secure_consistency"
 SECURE_UNMASK = "query.secure_unmask"
 
 Arrays = dict[str, np.ndarray]
@@ -175,7 +177,10 @@ def decode_task(message: Message) -> Task:
     facts = message.content.config_records.get(_FACTS)
     if facts is None or facts.get("wire-version") != WIRE_VERSION:
         version = None if facts is None else facts.get("wire-version")
-        raise WireError(f"the server speaks wire version {version!r}, this site speaks {WIRE_VERSION}")
+        raise WireError(
+            f"the server speaks wire version {version!r}, this site speaks {WIRE_VERSION}; install the same release "
+            "on both sides"
+        )
     return Task(
         round=int(facts["round"]),  # type: ignore[arg-type]
         settings=str(facts["settings"]),
@@ -221,7 +226,10 @@ def decode_update(
         raise WireError("the reply does not say which site it comes from")
     version = facts.get("wire-version")
     if version != WIRE_VERSION:
-        raise WireError(f"wire version {repr(version)[:40]}, expected {WIRE_VERSION}")
+        raise WireError(
+            f"wire version {repr(version)[:40]}, expected {WIRE_VERSION}: the site's software is of another release; "
+            "update it to the server's"
+        )
     metrics: Mapping[str, object] = content.metric_records.get(_METRICS) or {}
     _refuse_endless("facts", facts)
     _refuse_endless("metrics", metrics)

@@ -119,7 +119,11 @@ RUNS = {
     "compact": [*tiny(loss__objective="compact"), "--set", "loss.compact.pull=2.0"],
     "mirrored": tiny(preset="default", rounds=2, loss__objective="mirrored"),
     "mirrored-secure": tiny(
-        preset="default", rounds=2, loss__objective="mirrored", privacy__secure_sum="true"
+        preset="default",
+        rounds=2,
+        loss__objective="mirrored",
+        privacy__secure_sum="true",
+        privacy__colluders=0,
     ),
     "colors": tiny(model__backbone="colors", model__weights="random"),
     "halves": tiny(local__neighbours=2),

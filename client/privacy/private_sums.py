@@ -24,6 +24,9 @@ from common.privacy.packed_sums import PackedSums, pack, unpack
 from common.privacy.secure_masks import KEY_BYTES, normals, subkey
 from common.settings.schema import RunConfig
 
+# Digits of a noisy number below its noise: steps of the noise itself are 2^-42 of such a cell's chance.
+_GRID_BITS = 20
+
 
 def noise_key() -> bytes:
     """Return a fresh key for one message's noise, from the operating system; tests put another in its place."""
@@ -122,7 +125,11 @@ def noise_share(config: RunConfig, fewest: int) -> float:
 
 
 def add_noise(parts: Mapping[str, PackedSums], config: RunConfig, share: float, key: bytes) -> PackedSums:
-    """Return all parts with noise: ``sums``, and ``head`` or what a closed form adds up, each of its own bound."""
+    """Return all parts with noise: ``sums``, and ``head`` or what a closed form adds up, each of its own bound.
+
+    What is sent lies on a grid of about a millionth of the noise: the last digits of floating-point numbers would
+    tell which numbers the noise was added to (Mironov, CCS 2012). Rounding after the noise costs no privacy.
+    """
     privacy = config.privacy
     found: PackedSums = {}
     for name, values in parts.items():
@@ -131,5 +138,15 @@ def add_noise(parts: Mapping[str, PackedSums], config: RunConfig, share: float, 
         # a key of its own for each part: the same noise twice would cancel in a difference
         drawn = normals(subkey(key, name), sum(value.size for value in values.values()))
         noise = unpack(drawn, {entry: value.shape for entry, value in values.items()})
-        found |= {entry: value + deviation * noise[entry] for entry, value in values.items()}
+        found |= {
+            entry: snapped(value + deviation * noise[entry], deviation) for entry, value in values.items()
+        }
     return found
+
+
+def snapped(values: NDArray[np.float64], deviation: float) -> NDArray[np.float64]:
+    """Return values rounded to multiples of the power of two that is about 2^-20 of the noise on them."""
+    if not deviation > 0:
+        return values
+    grid = 2.0 ** (math.floor(math.log2(deviation)) - _GRID_BITS)
+    return np.rint(values / grid) * grid

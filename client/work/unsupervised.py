@@ -205,7 +205,8 @@ def limited(
     if settings.privacy.secure_sum:
         from client.privacy.secure_site import mask_summands
 
-        groups = mask_summands(summands, task, site)
+        groups, context = mask_summands(summands, task, site, phase)
+        update = replace(update, facts=update.facts | {"context": context})
     return replace(update, groups=groups, metrics={})
 
 

@@ -13,10 +13,15 @@ class Privacy(Section):
     """Secure summation, clipping, noise and small counts: what others may learn of a site (`docs/privacy.md`)."""
 
     secure_sum: bool = Field(
-        False, description="the server sees totals over sites only; four messages a round instead of one"
+        False, description="the server sees totals over sites only; five messages a round instead of one"
     )
     quorum: float = Field(
         0.66, gt=0.5, le=1, description="secure-sum: share of a round's sites that have to stay to its end"
+    )
+    colluders: int = Field(
+        1,
+        ge=0,
+        description="secure-sum: sites that may work with the server; a total is of two more at least",
     )
     unit: Literal["site", "image"] = Field(
         "site", description="what epsilon protects: all that a site holds, or one image (sums only)"

@@ -112,6 +112,7 @@ def ask_round(run: SegmentationStrategy, number: int) -> Replies:
         phase=run.training.phase(run.state, number),
         label="train",
         run_dir=run.run_dir,
+        suspects=run.suspects,
     )
 
 
@@ -133,6 +134,7 @@ def polish(run: SegmentationStrategy, number: int, replies: Replies) -> None:
                 phase="clusters",
                 label=f"polish-{index}",
                 run_dir=run.run_dir,
+                suspects=run.suspects,
             )
         else:
             sums = run.exchange(payloads, wire.SUMS, number, schema)

@@ -21,6 +21,7 @@ from server.evaluation.scorer import Scorer
 from server.loop.left_out import LEFT_OUT_FILE, LeftOut
 from server.loop.merging import merge_replies
 from server.loop.sampling import sample_clients
+from server.privacy.group_search import Suspects
 from server.tasks.base import Training
 from server.transport.exchange import Exchange, Payload, Replies
 from server.transport.registry import SiteRegistry
@@ -48,6 +49,8 @@ class SegmentationStrategy(Strategy):  # type: ignore[misc]
     loop: Callable[[SegmentationStrategy], None]
     first_round: int = 1
     started: float = field(default_factory=time.monotonic)
+    suspects: Suspects = field(default_factory=Suspects)
+    """Who may spoil secure sums, by the sums that were nonsense so far."""
     aside: Replies = field(default_factory=Replies)
     """Why sites were left out of questions beside the round's own."""
     lost: int = 0

@@ -3,39 +3,129 @@
 The total becomes the update of one site that holds everything (`common.privacy.packed_sums`): merge rules take it
 like any other. With secure aggregation it comes from `secure_sum`; without, where sites only add noise, from
 adding up. What has to be known beforehand (numbers of sites and images) is public.
-
-Totals with noise are cleaned so that rules can use them. Nothing here looks at data again: whatever is done to a
-private total leaves it as private as it was. Negative counts, and sums longer than their counts, are noise by their
-very form; they are cut off at the level that noise alone reaches. A closed form does the same to its own sums
-(`ClosedForm.denoise`).
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from common import wire
-from common.losses.base import Shapes, clipping_bound, closed_form, sums_form
+from common.losses.base import Shapes, closed_form, sums_form
 from common.order import natural_key
+from common.privacy.binding import session_of
 from common.privacy.packed_sums import PackedSums, packed_shapes, summed_groups, unpack, unpack_sums
-from common.settings.privacy import Privacy
+from common.privacy.secure_masks import fewest_together
 from common.settings.schema import RunConfig
 from server.privacy.accountant import releases_of, spend
-from server.privacy.secure_sum import Post, SecureTotal, digits, largest_exponent, secure_total
+from server.privacy.denoising import NoisyTotal, clean_groups
+from server.privacy.group_search import GroupSum, Suspects, sound_sums
+from server.privacy.number_range import beyond_range, digits, largest_numbers
+from server.privacy.secure_sum import Post, SecureSum
+from server.privacy.unmasking import Refuse
 from server.transport.exchange import Exchange, Payload, Replies
-from server.transport.registry import SiteInfo
-from server.transport.reply_checks import ReplySchema
+from server.transport.reply_checks import ReplySchema, Sender, sanitize
 
 log = logging.getLogger(__name__)
 
 # The name under which a total goes through the merge rules.
 TOTAL_NAME = "all sites"
+# Groups that come with the number of a site's images.
+_COUNTED = frozenset({"masked", "noisy"})
+
+
+def exchange_totals(
+    exchange: Exchange,
+    payloads: Mapping[str, Payload],
+    action: str,
+    number: int,
+    schema: ReplySchema,
+    *,
+    phase: str,
+    label: str,
+    run_dir: Path,
+    suspects: Suspects | None = None,
+) -> Replies:
+    """Ask sites for numbers of which the server sees the sum; ``total`` is the update that stands for all of them.
+
+    There is no total where too few sites stayed, or where it is nonsense.
+
+    Args:
+        schema: how the reply of one site would have to look.
+        phase: what the sites do, for the privacy accountant: it is charged before anything is sent.
+        label: tells this total from the others of the round.
+        suspects: what earlier rounds found out about sites whose numbers spoil sums.
+    """
+    account, config = Replies(), exchange.config
+    suspects = Suspects() if suspects is None else suspects
+
+    def refuse(name: str, reason: str) -> None:
+        account.quarantined[name] = sanitize(reason)
+        account.refused.add(name)
+        log.warning("site %s is left out: %s", name, account.quarantined[name])
+
+    def post(letters: Mapping[str, Payload], action: str, expectation: ReplySchema) -> dict[str, wire.Update]:
+        found = exchange(letters, action, number, expectation)
+        account.add_account(found)
+        for name, update in list(found.updates.items()):
+            fault = _strange_facts(exchange, name, update) if _COUNTED & update.groups.keys() else None
+            if fault:
+                refuse(name, fault)
+                del found.updates[name]
+        return found.updates
+
+    def ask(names: Sequence[str], attempt: int) -> GroupSum:
+        if config.privacy.noise_multiplier:
+            by_node = exchange.link.registered_keys()
+            keys = {name: by_node.get(exchange.registry.sites[name].node_id, "") for name in names}
+            spend(run_dir, names, releases_of(phase), keys)
+        letters = {name: payloads[name] for name in names}
+        told = f"{label}.{attempt}" if attempt else label
+        return RoundSum(exchange, post, refuse, action, number, schema, told).ask(letters)
+
+    for name in sorted(payloads.keys() & suspects.barred.keys()):
+        refuse(name, suspects.barred[name])
+    names = sorted(payloads.keys() - suspects.barred.keys())
+    if not names:
+        return account
+    privacy = config.privacy
+    # without masks every site's numbers were looked at one by one
+    fewest = fewest_together(privacy.colluders) if privacy.secure_sum else len(names) + 1
+    seed = f"{exchange.run_key}/{number}/{label}"
+    found = sound_sums(ask, names, fewest, seed, trusting=privacy.colluders == 0)
+    for part in found.bad:
+        for name in part:
+            refuse(
+                name,
+                f"one of {len(part)} sites spoils their sum" if part[1:] else "its numbers spoil the sum",
+            )
+            if part[1:]:
+                account.refused.discard(name)  # most of them are honest
+    suspects.narrow(found.bad)
+    stayed = {name: reply for group in found.good for name, reply in group.replies.items()}
+    if stayed:
+        account.total = _as_update(found.good, schema, exchange)
+        account.updates = {
+            name: replace(reply, groups={}, metrics=dict(account.total.metrics))
+            for name, reply in sorted(stayed.items())
+        }
+    for name in stayed.keys() - account.refused:
+        account.quarantined.pop(name, None)  # lost after its numbers were in: it is part of the total
+    return account
+
+
+def _strange_facts(exchange: Exchange, name: str, update: wire.Update) -> str | None:
+    """Return which count beside a site's numbers is not that of its greeting, or None."""
+    images = exchange.registry.sites[name].images
+    batches = -(-images // exchange.config.local.batch)
+    for key, expected in (("images", images), ("batches", batches)):
+        if update.facts.get(key, expected) != expected:
+            return f"its number of {key} is not that of its greeting"
+    return None
 
 
 def warn_of_few_images(config: RunConfig, images: Mapping[str, int]) -> None:
@@ -54,98 +144,77 @@ def warn_of_few_images(config: RunConfig, images: Mapping[str, int]) -> None:
         )
 
 
-def exchange_totals(
-    exchange: Exchange,
-    payloads: Mapping[str, Payload],
-    action: str,
-    number: int,
-    schema: ReplySchema,
-    *,
-    phase: str,
-    label: str,
-    run_dir: Path,
-) -> Replies:
-    """Ask sites for numbers of which the server sees the sum; ``total`` is the update that stands for all of them.
+@dataclass(frozen=True)
+class RoundSum:
+    """The sum over some sites of a round, by masks or, where sites only add noise, by adding up."""
 
-    There is no total where too few sites stayed, or where it is nonsense.
+    exchange: Exchange
+    post: Post
+    refuse: Refuse
+    action: str
+    number: int
+    expectation: ReplySchema
+    label: str
 
-    Args:
-        schema: how the reply of one site would have to look.
-        phase: what the sites do, for the privacy accountant: it is charged before anything is sent.
-        label: tells this total from the others of the round.
-    """
-    account, config = Replies(), exchange.config
-    if config.privacy.noise_multiplier:
-        spend(run_dir, list(payloads), releases_of(phase))
+    def ask(self, letters: Mapping[str, Payload]) -> GroupSum:
+        """Have the sites answer their letters."""
+        shapes = total_shapes(self.expectation, self.exchange.config)
+        length = sum(int(np.prod(shape)) for shape in shapes.values())
+        if self.exchange.config.privacy.secure_sum:
+            found = self._masked(letters, shapes, length)
+        else:
+            expected = ReplySchema({"noisy": {"vector": (length,)}}, self.expectation.weights_hash)
+            asked = {name: self.exchange.registry.sites[name] for name in letters}
+            largest = largest_numbers(asked, self.exchange.config)
+            replies = dict(sorted(self.post(letters, self.action, expected).items()))
+            for name, reply in list(replies.items()):
+                own = unpack(reply.groups["noisy"]["vector"].astype(np.float64), shapes)
+                if fault := beyond_range(own, largest, 1):
+                    self.refuse(name, fault)
+                    del replies[name]
+            if not replies:
+                return GroupSum(None)
+            vector = np.sum([u.groups["noisy"]["vector"] for u in replies.values()], axis=0)
+            found = GroupSum(unpack(np.asarray(vector, dtype=np.float64), shapes), replies)
+        if found.totals is None or self.exchange.config.privacy.noise_multiplier:
+            return found
+        try:
+            _as_update([found], self.expectation, self.exchange)
+        except ValueError as error:
+            log.warning("the total of round %d is of no use: %s", self.number, error)
+            return replace(found, totals=None, spoiled=True)
+        return found
 
-    def post(letters: Mapping[str, Payload], action: str, expectation: ReplySchema) -> dict[str, wire.Update]:
-        found = exchange(letters, action, number, expectation)
-        account.add_account(found)
-        return found.updates
-
-    total, stayed = total_round(exchange, post, payloads, action, number, schema, label)
-    if total is not None:
-        account.total = total
-        account.updates = {
-            name: replace(reply, groups={}, metrics=dict(total.metrics)) for name, reply in stayed.items()
-        }
-    for name in stayed:
-        account.quarantined.pop(name, None)  # lost after its numbers were in: it is part of the total
-    return account
-
-
-def total_round(
-    exchange: Exchange,
-    post: Post,
-    letters: Mapping[str, Payload],
-    action: str,
-    number: int,
-    expectation: ReplySchema,
-    label: str,
-) -> tuple[wire.Update | None, dict[str, wire.Update]]:
-    """Have the sites answer ``letters`` and return the update that stands for all of them, and who is in it.
-
-    Returns None in the update's place where too few sites stayed, or where the total is nonsense.
-    """
-    config = exchange.config
-    shapes = total_shapes(expectation, config)
-    length = sum(int(np.prod(shape)) for shape in shapes.values())
-    asked = {name: exchange.registry.sites[name] for name in letters}
-    if config.privacy.secure_sum:
+    def _masked(self, letters: Mapping[str, Payload], shapes: Shapes, length: int) -> GroupSum:
+        exchange, config = self.exchange, self.exchange.config
+        asked = {name: exchange.registry.sites[name] for name in letters}
         closed = closed_form(config)  # whose sums are of features, of a size that only the sites know
         features = (
             closed is not None
             and any(key.startswith(f"{closed.kind}/") for key in shapes)
             and not config.privacy.noise_multiplier
         )
-        found = secure_total(
-            letters,
-            action,
-            post,
-            length=length,
-            bits=lambda keys: digits(asked, config, largest_exponent(keys) if features else 0),
-            scale=features,
-            session=f"{exchange.run_key}/{number}/{label}",
-            label=label,
+        found = SecureSum(
+            self.post,
+            length,
+            bits=lambda exponent: digits(largest_numbers(asked, config, exponent), len(asked)),
+            session=session_of(exchange.run_key, self.number, self.label),
+            label=self.label,
             quorum=config.privacy.quorum,
-            weights_hash=expectation.weights_hash or "",
-        )
+            colluders=config.privacy.colluders,
+            scale=features,
+            weights_hash=self.expectation.weights_hash or "",
+            refuse=self.refuse,
+        ).total(letters, self.action)
         if found.vector is None:
-            log.warning("no total in round %d: %s", number, found.reason)
-            return None, {}
+            log.warning("no total in round %d: %s", self.number, found.reason)
+            return GroupSum(None, blamed=frozenset(found.blamed))
         totals = found.decoded(shapes)
-    else:
-        expected = ReplySchema({"noisy": {"vector": (length,)}}, expectation.weights_hash)
-        found = SecureTotal(None, dict(sorted(post(letters, action, expected).items())))
-        if not found.replies:
-            return None, {}
-        vector = np.sum([u.groups["noisy"]["vector"] for u in found.replies.values()], axis=0)
-        totals = unpack(np.asarray(vector, dtype=np.float64), shapes)
-    try:
-        return _as_update(totals, found, expectation, asked, config), found.replies
-    except ValueError as error:
-        log.warning("the total of round %d is of no use: %s", number, error)
-        return None, {}
+        fault = beyond_range(totals, largest_numbers(asked, config, found.exponent), len(found.replies))
+        if fault:
+            log.warning("the total of round %d is of no use: %s", self.number, fault)
+            return GroupSum(None, found.replies, spoiled=True)
+        return GroupSum(totals, found.replies, found.needed)
 
 
 def total_shapes(expectation: ReplySchema, config: RunConfig) -> Shapes:
@@ -164,75 +233,15 @@ def total_shapes(expectation: ReplySchema, config: RunConfig) -> Shapes:
     return shapes
 
 
-@dataclass(frozen=True)
-class NoisyTotal:
-    """Totals by ``group/key`` over ``sites`` sites with ``images`` images of ``patches`` patches.
-
-    ``deviation`` is the noise on every number in units of the clipping bound of its group.
-    """
-
-    totals: PackedSums
-    sites: int
-    images: int
-    patches: int
-    deviation: float
-
-    def group(self, name: str) -> PackedSums:
-        """Return the arrays of one group."""
-        prefix = f"{name}/"
-        return {k.removeprefix(prefix): v for k, v in self.totals.items() if k.startswith(prefix)}
-
-    def units(self, privacy: Privacy) -> int:
-        """Return how many vectors of bounded length were added up: images, or one mean per site."""
-        return self.images if privacy.unit == "image" else self.sites
-
-
-def clean_groups(noisy: NoisyTotal, config: RunConfig) -> wire.Groups:
-    """Return the groups of the update that stands for all sites."""
-    privacy, closed = config.privacy, closed_form(config)
-    groups: wire.Groups = {}
-    for name in ("head", "shared"):
-        if arrays := noisy.group(name):
-            groups[name] = {key: (value / noisy.sites).astype(np.float32) for key, value in arrays.items()}
-    if sums := noisy.group("sums"):
-        scale = noisy.patches * noisy.images / noisy.units(privacy)  # back to numbers of patches
-        deviation = noisy.deviation * privacy.clip_sums * scale
-        groups["sums"] = clean_sums(
-            scale * sums["sums"], scale * sums["counts"], deviation, privacy.minimum_count
-        )
-    if closed is not None and (sums := noisy.group(closed.kind)):
-        patches, deviation = noisy.images * noisy.patches, noisy.deviation * clipping_bound(config)
-        groups[closed.kind] = closed.denoise(sums, noisy.units(privacy), patches, deviation)
-    return groups
-
-
-def clean_sums(
-    sums: NDArray[np.float64], counts: NDArray[np.float64], deviation: float, minimum: float
-) -> dict[str, np.ndarray]:
-    """Return sums [K, D] and counts [K] in which clusters that noise alone could have made are empty.
-
-    A vector of D normal numbers is longer than sqrt(D) + 2 standard deviations in less than 3 % of cases.
-    Counts are raised to the length of their sum, below which no count can be.
-    """
-    lengths = np.linalg.norm(sums, axis=1)
-    # at least one patch: below, a direction would be noise
-    heard = (lengths > deviation * (np.sqrt(sums.shape[1]) + 2)) & (counts >= max(minimum, 1))
-    return {
-        "sums": np.where(heard[:, None], sums, 0.0),
-        "counts": np.where(heard, np.maximum(counts, lengths), 0.0),
-    }
-
-
-def _as_update(
-    totals: PackedSums,
-    found: SecureTotal,
-    expectation: ReplySchema,
-    asked: Mapping[str, SiteInfo],
-    config: RunConfig,
-) -> wire.Update:
-    """Turn the total into an update; raises ValueError where no site can have sent such numbers."""
-    replies = found.replies
-    facts = {key: sum(int(u.facts.get(key, 0)) for u in replies.values()) for key in ("images", "batches")}
+def _as_update(sums: Sequence[GroupSum], expectation: ReplySchema, exchange: Exchange) -> wire.Update:
+    """Turn sums over different sites into one update; raises ValueError where no sites can have sent such numbers."""
+    config = exchange.config
+    replies = [reply for found in sums for reply in found.replies.values()]
+    totals: PackedSums = {}
+    for found in sums:
+        for key, value in (found.totals or {}).items():
+            totals[key] = totals[key] + value if key in totals else value
+    facts = {key: sum(int(u.facts.get(key, 0)) for u in replies) for key in ("images", "batches")}
     total = wire.Update(TOTAL_NAME, expectation.weights_hash or "", facts=dict(facts))
     privacy = config.privacy
     if not privacy.noise_multiplier:
@@ -241,18 +250,24 @@ def _as_update(
         shapes = summed_groups(expectation.shapes)
         # a hostile site can spoil a total; nonsense must not reach the model
         fault = ReplySchema(shapes, expectation.weights_hash).fault(update)
+        if fault is None and expectation.plausible is not None:
+            # as one site with all the images: what is true of each of them is true of their sum
+            one = dict(facts) | {"batches": -(-facts["images"] // config.local.batch)}
+            grid = exchange.registry.sites[next(iter(sums[0].replies))].grid
+            sender = Sender(TOTAL_NAME, facts["images"], grid, exchange.run_key, 0)
+            fault = expectation.plausible(replace(update, facts=dict(one)), sender)
         if fault:
             raise ValueError(fault)
         return update
     # each site adds the whole noise, or under secure summation what the fewest sites need to make it up: of those
     # that sent keys, as the sites themselves count
-    parts = found.needed if privacy.secure_sum else 1
-    height, width = next(iter(asked.values())).grid
+    variance = sum(len(found.replies) / (found.needed if privacy.secure_sum else 1) for found in sums)
+    height, width = exchange.registry.sites[next(iter(sums[0].replies))].grid
     noisy = NoisyTotal(
         totals,
         sites=len(replies),
         images=facts["images"],
         patches=height * width,
-        deviation=privacy.noise_multiplier * float(np.sqrt(len(replies) / parts)),
+        deviation=privacy.noise_multiplier * float(np.sqrt(variance)),
     )
     return replace(total, groups=clean_groups(noisy, config))

@@ -12,6 +12,7 @@ from typing import Any, TypeAlias
 
 from common.errors import UserError
 from common.models.network import NETWORKS
+from common.privacy.secure_masks import fewest_together
 from common.registry import Registry
 from common.settings.objectives import OBJECTIVES
 from common.settings.schema import RunConfig
@@ -28,7 +29,7 @@ Conflict: TypeAlias = tuple[str, tuple[Scalar, ...], str]
 ConflictTable: TypeAlias = Mapping[Callable[[RunConfig], object], tuple[Conflict, ...]]
 
 _TOTAL = "but with secure summation or noise the server knows the sites' total only"
-_HIDES = "but privacy.secure-sum hides a site among others; it needs 2 or more"
+_HIDES = "but privacy.secure-sum hides a site among others; it needs privacy.colluders + 2 sites"
 _OWN = "but centroids.share is [centroids.share], where every site keeps what it trains"
 _SOLVES = (
     "but loss.objective [loss.objective] solves for the head from sums: it takes no step and averages no head"
@@ -37,6 +38,10 @@ _ALONE = "but loss.objective [loss.objective] fits one set of centroids; choose 
 # two of 256 values mean that a pixel is not certain, or was not seen
 MOST_MASKED = 254
 _STYLES = "styles to pretrain in, but"
+
+
+def _least(config: RunConfig) -> int:
+    return fewest_together(config.privacy.colluders)
 
 
 def _steps(config: RunConfig) -> bool:
@@ -77,10 +82,10 @@ RULES: ConflictTable = {
         ("centroids.share", ("both",), f"for which the server keeps parts of single sites, {_TOTAL}"),
         ("aggregation.keep-least-moved", (False,), f"which picks a single site's model, {_TOTAL}"),
     ),
-    lambda c: c.privacy.secure_sum and c.sites.expected == 1 and c.sites.minimum < 2: (
+    lambda c: c.privacy.secure_sum and 0 < c.sites.expected < _least(c) > c.sites.minimum: (
         ("sites.expected", (), _HIDES),
     ),
-    lambda c: c.privacy.secure_sum and c.sites.per_round == 1: (("sites.per-round", (), _HIDES),),
+    lambda c: c.privacy.secure_sum and 0 < c.sites.per_round < _least(c): (("sites.per-round", (), _HIDES),),
     lambda c: c.privacy.noise_multiplier: (
         ("eval.where", ("server", "none"), "which sends confusion matrices without noise"),
     ),

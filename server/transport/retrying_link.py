@@ -8,6 +8,7 @@ nothing back meanwhile. So every answer is asked for alone, in a thread of its o
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import threading
 import time
@@ -238,6 +239,12 @@ class Link:
         """Return the names under which nodes' keys were registered, where there are any."""
         nodes: list[Any] = list(patiently(self.grid.get_nodes))
         return {node.node_id: node.name for node in nodes if getattr(node, "name", "")}
+
+    def registered_keys(self) -> dict[int, str]:
+        """Return the hashes of nodes' public keys, where the SuperLink tells them."""
+        nodes: list[Any] = list(patiently(self.grid.get_nodes))
+        keys = {node.node_id: bytes(getattr(node, "public_key", b"") or b"") for node in nodes}
+        return {node: hashlib.sha256(key.strip()).hexdigest() for node, key in keys.items() if key.strip()}
 
     def wait_for_nodes(self, count: int, seconds: float, notice: Callable[[int], None]) -> list[int]:
         """Wait until ``count`` nodes are connected or time is up; ``notice`` hears how many there are."""

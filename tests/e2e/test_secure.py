@@ -34,7 +34,9 @@ SETTINGS: dict[str, Any] = {
 
 
 def secure(shards: Path, run_dir: Path) -> str:
-    return run_config(shards, run_dir, **SETTINGS, name=run_dir.name, privacy__secure_sum=True)
+    return run_config(
+        shards, run_dir, **SETTINGS, name=run_dir.name, privacy__secure_sum=True, privacy__colluders=0
+    )
 
 
 def plain(shards: Path, folder: Path) -> Checkpoint:

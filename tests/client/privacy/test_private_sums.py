@@ -15,6 +15,7 @@ from client.privacy.private_sums import (
     clipped_change,
     noise_key,
     noise_share,
+    snapped,
     without_small,
     without_small_cells,
 )
@@ -23,6 +24,7 @@ from common.clustering.spectral import patch_scatter, symmetric
 from common.losses.spectral import RELEASE_SCALES, Spectral
 from common.models.head import build_head, state_to_numpy
 from common.privacy.packed_sums import PackedSums
+from common.privacy.secure_masks import normals
 from common.settings.load import load_config
 from common.settings.schema import RunConfig
 
@@ -170,6 +172,18 @@ def test_noise_has_the_deviation_of_its_bound_and_is_fresh_for_every_key() -> No
     assert np.array_equal(found["sums/sums"], again["sums/sums"])
     assert not np.array_equal(found["sums/sums"], other["sums/sums"])
     assert noise_key() != noise_key()
+
+
+@pytest.mark.parametrize("deviation", [1e-6, 0.37, 1.0, 5e3])
+def test_noisy_numbers_lie_on_a_grid_of_a_millionth_of_the_noise(deviation: float) -> None:
+    values = np.random.default_rng(0).normal(size=1000) * 1e3 * deviation
+    noisy = values + deviation * normals(bytes(32), 1000)
+    found = snapped(noisy, deviation)
+    steps = found / (2.0 ** np.floor(np.log2(deviation)) * 2.0**-20)
+    # no digit is left that could tell of the number below the noise
+    assert np.array_equal(steps, np.rint(steps))
+    assert np.abs(found - noisy).max() <= deviation * 2.0**-21
+    assert np.array_equal(snapped(values, 0.0), values)
 
 
 def test_sites_share_the_noise_only_where_nobody_sees_their_parts() -> None:

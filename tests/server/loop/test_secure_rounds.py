@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from flwr.app import Message
+from flwr.app import Array, Message
 
 from client.ledger import read_egress
 from common import wire
@@ -106,12 +106,15 @@ def lost_at(*actions: str) -> Callable[[Message, Real], Answer]:
     return fault
 
 
-UNMASK = "query.secure_unmask"  # losses before the shares: tests/client/privacy/test_secure_site.py
+SIGN, UNMASK = (
+    "query.secure_consistency",
+    "query.secure_unmask",
+)  # losses before the shares: tests/client/privacy/test_secure_site.py
 
 
 @pytest.mark.parametrize(
     ("lost", "in_total"),
-    [(("train", UNMASK), 6), ((UNMASK,), 8)],
+    [(("train", SIGN, UNMASK), 6), ((SIGN, UNMASK), 8)],
     ids=["after the shares", "after the masked sums"],
 )
 def test_a_round_without_two_of_eight_counts(
@@ -148,8 +151,42 @@ def test_the_noise_that_is_reckoned_with_is_that_of_the_sites_that_sent_keys(
     assert reckoned == pytest.approx([2 * (8 / 6) ** 0.5, 2 * (7 / 5) ** 0.5])
 
 
+def lies(action: str, group: str, key: str) -> Callable[[Message, Real], Answer]:
+    """Return a site that sends noise in the place of one array, in every round."""
+
+    def fault(message: Message, real: Real) -> Answer:
+        reply = real(message)
+        if message.metadata.message_type == action:
+            found = reply.content.array_records[group]
+            value = found[key].numpy()
+            drawn = np.frombuffer(np.random.default_rng(0).bytes(value.nbytes), value.dtype)
+            found[key] = Array(drawn.reshape(value.shape))
+        return reply
+
+    return fault
+
+
+@pytest.mark.parametrize(
+    ("fault", "reason", "others"),
+    [
+        (lies(UNMASK, "secure", "shares"), "not the one that it got", 7),
+        (lies("query.secure_shares", "secure", "shares"), "cannot be opened", 7),
+        (lies("train", "masked", "vector"), "spoils their sum", 4),
+    ],
+    ids=["wrong shares given", "wrong shares sealed", "numbers of noise"],
+)
+def test_a_site_that_lies_ends_no_run_and_is_named(
+    tmp_path: Path, eight: Path, fault: Callable[[Message, Real], Answer], reason: str, others: int
+) -> None:
+    found = metrics(start(eight, tmp_path, {1: fault}, privacy__secure_sum=True, rounds=2))
+    for line in found:
+        assert line["counted"] and len(set(line["sites"]) - {"site-1"}) >= others
+        assert reason in line["quarantined"]["site-1"]
+        assert all("one of 4 sites" in why for name, why in line["quarantined"].items() if name != "site-1")
+
+
 def test_without_the_quorum_a_round_does_not_count(tmp_path: Path, eight: Path) -> None:
-    faults = {i: lost_at("train", UNMASK) for i in (0, 3, 5)}
+    faults = {i: lost_at("train", SIGN, UNMASK) for i in (0, 3, 5)}
     found = metrics(start(eight, tmp_path / "run", faults, privacy__secure_sum=True, rounds=3))
     assert [line["counted"] for line in found] == [True, False, True]
 

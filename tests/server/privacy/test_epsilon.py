@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from server.privacy.accountant import delta_of, epsilon_of
+from common.settings.privacy import Privacy
+from server.privacy.accountant import delta_of, epsilon_of, migrate_releases, read_releases, spend, spent
 from tests.conftest import ROOT
 
 
@@ -68,3 +70,30 @@ def test_the_table_in_the_docs_is_true() -> None:
         releases, *cells = row.strip("| ").split("|")
         for noise, cell in zip(noises, cells, strict=True):
             assert float(cell) == pytest.approx(epsilon_of(noise, int(releases), 1e-5), rel=0.03)
+
+
+def test_a_site_under_two_names_has_one_account(tmp_path: Path) -> None:
+    # the same registered key: 10 releases at z = 2 are epsilon 7.5, 20 are 11.5
+    for name in ("old", "new"):
+        spend(tmp_path, [name, "other"], 10, {name: "key-a", "other": "key-b"})
+    assert read_releases(tmp_path) == {"old": 20, "other": 20}
+    assert spent(tmp_path, Privacy(noise_multiplier=2.0)) == epsilon_of(2.0, 20, 1e-5)
+    assert 11 < epsilon_of(2.0, 20, 1e-5) < 12 and 7 < epsilon_of(2.0, 10, 1e-5) < 8
+
+
+def test_a_key_that_is_new_at_each_start_goes_on_with_its_names_account(tmp_path: Path) -> None:
+    spend(tmp_path, ["a"], 1)
+    spend(tmp_path, ["a"], 1, {"a": "key-1"})
+    spend(tmp_path, ["b"], 1, {"b": "key-1"})
+    spend(tmp_path, ["b"], 1, {"b": "key-2"})
+    assert read_releases(tmp_path) == {"a": 4}
+
+
+def test_accounts_of_keys_outlive_a_resume_elsewhere(tmp_path: Path) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    for folder in (first, second):
+        folder.mkdir()
+    spend(first, ["a"], 3, {"a": "key-1"})
+    migrate_releases(first, second)
+    spend(second, ["b"], 1, {"b": "key-1"})
+    assert read_releases(second) == {"a": 4}

@@ -55,6 +55,8 @@ def test_rules_that_compare_centroids_are_refused(merge: str) -> None:
         (SECURE | {"task": "supervised"}, "not task 'supervised'"),
         (SECURE | {"sites.per-round": 1}, "hides a site among others"),
         (SECURE | {"sites.expected": 1}, "hides a site among others"),
+        (SECURE | {"sites.expected": 2}, "needs privacy.colluders"),
+        (SECURE | {"sites.per-round": 3, "privacy.colluders": 2}, "needs privacy.colluders"),
         (NOISE | {"eval.where": "sites"}, "confusion matrices without noise"),
         (NOISE | {"privacy.clip-sums": 0.0}, "privacy.clip-sums is 0, but noise only hides what is clipped"),
         (NOISE | {"privacy.feature-norm": 0.0}, "privacy.feature-norm is 0"),

@@ -90,7 +90,7 @@ def test_a_site_that_cannot_take_part_is_refused_and_the_others_stay(
 
 def test_another_wire_version_is_refused_by_name() -> None:
     found = greet(grid_of(wire.Update("old", HASH, wire_version=0)))
-    assert found.refused == {"old": "wire version 0, expected 3"}
+    assert found.refused["old"].startswith("wire version 0, expected 3")
 
 
 def test_the_common_backbone_counts_and_the_servers_own_counts_more() -> None:
@@ -229,7 +229,7 @@ def test_what_a_node_says_of_itself_is_kept_short_and_on_one_line() -> None:
     assert list(found.refused) == ["a", "node-102", "node-103", "c"] and not found.sites
     assert all(len(reason) <= 400 and reason.isprintable() for reason in found.refused.values())
     assert found.refused["a"].startswith("no diskno disk")
-    assert found.refused["node-102"] == "wire version 0, expected 3"
+    assert found.refused["node-102"].startswith("wire version 0, expected 3")
 
 
 def test_a_greeting_brings_no_arrays() -> None:

@@ -9,7 +9,7 @@ from common.clustering.spectral import PatchScatter, separating_projection
 from common.losses.spectral import RELEASE_SCALES
 from common.settings.privacy import Privacy
 from common.settings.schema import RunConfig
-from server.privacy.totals import NoisyTotal, clean_groups, clean_sums
+from server.privacy.denoising import NoisyTotal, clean_groups, clean_sums
 
 RNG = np.random.default_rng(0)
 
