@@ -106,7 +106,14 @@ def checked_roster(task: wire.Task, kept: Secrets, site: SiteConfig) -> dict[str
     """Return the announcements that the server passed on; raises `UserError` for what this site can tell is wrong."""
     try:
         said = json.loads(str(task.options["secure.roster"]))
-        roster = {str(name): Announcement(**one) for name, one in said.items()}
+        roster = {
+            str(name): Announcement(
+                *(str(one[key]) for key in ("mask", "cipher", "identity")),
+                int(one["exponent"]),
+                str(one["signature"]),
+            )
+            for name, one in said.items()
+        }
     except (KeyError, ValueError, TypeError, AttributeError):
         raise UserError(
             "The server's list of sites cannot be read; this site takes no part in the sum."

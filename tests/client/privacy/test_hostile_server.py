@@ -346,6 +346,10 @@ def broken_entry(roster: dict[str, dict[str, object]]) -> None:
     roster[ALLY] = {"mask": 3}
 
 
+def numbers_for_keys(roster: dict[str, dict[str, object]]) -> None:
+    roster[ALLY] |= {"mask": 3, "signature": ["x"]}
+
+
 def other_exponent(roster: dict[str, dict[str, object]]) -> None:
     roster[ALLY]["exponent"] = 50
 
@@ -358,6 +362,7 @@ ROSTERS = {
     "without this site": (without_victim, "own keys"),
     "this site alone": (victim_alone, "needs"),
     "an entry that is none": (broken_entry, "cannot be read"),
+    "numbers for keys": (numbers_for_keys, "no point"),
     "another exponent": (other_exponent, "not signed"),
 }
 
