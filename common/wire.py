@@ -20,8 +20,8 @@ from common.wire_arrays import narrowed, read_array, widened
 if TYPE_CHECKING:  # functions import what they build: who only segments images needs no Flower
     from flwr.app import Array, ArrayRecord, Message, RecordDict
 
-# To be raised by every change that the other side cannot read; 3: signed secure sums, replies of a run and round.
-WIRE_VERSION = 3
+WIRE_VERSION = 3  # to be raised by every change that the other side cannot read
+_UPDATE = "; install the same release on both sides"
 
 # Flower knows the types train, evaluate and query; what stands behind the dot chooses the handler
 HELLO = "query.hello"
@@ -178,8 +178,7 @@ def decode_task(message: Message) -> Task:
     if facts is None or facts.get("wire-version") != WIRE_VERSION:
         version = None if facts is None else facts.get("wire-version")
         raise WireError(
-            f"the server speaks wire version {version!r}, this site speaks {WIRE_VERSION}; install the same release "
-            "on both sides"
+            f"the server speaks wire version {version!r}, this site speaks {WIRE_VERSION}{_UPDATE}"
         )
     return Task(
         round=int(facts["round"]),  # type: ignore[arg-type]
@@ -226,10 +225,7 @@ def decode_update(
         raise WireError("the reply does not say which site it comes from")
     version = facts.get("wire-version")
     if version != WIRE_VERSION:
-        raise WireError(
-            f"wire version {repr(version)[:40]}, expected {WIRE_VERSION}: the site's software is of another release; "
-            "update it to the server's"
-        )
+        raise WireError(f"wire version {repr(version)[:40]}, expected {WIRE_VERSION}{_UPDATE}")
     metrics: Mapping[str, object] = content.metric_records.get(_METRICS) or {}
     _refuse_endless("facts", facts)
     _refuse_endless("metrics", metrics)
@@ -245,7 +241,6 @@ def decode_update(
             for key, value in facts.items()
             if key.startswith("fact.") and isinstance(value, str | int | float | bool)
         },
-        wire_version=WIRE_VERSION,
         round=number if type(number := facts.get("round")) is int else -1,  # which no round has
         run_key=str(facts.get("run-key", "")),
     )
@@ -253,8 +248,7 @@ def decode_update(
 
 def site_of(content: RecordDict) -> str | None:
     """Return the name that a reply gives itself, however broken the rest of it is."""
-    facts = content.config_records.get(_FACTS)
-    name = None if facts is None else facts.get("site")
+    name = (content.config_records.get(_FACTS) or {}).get("site")
     return name if isinstance(name, str) else None
 
 

@@ -108,9 +108,8 @@ def checked_roster(task: wire.Task, kept: Secrets, site: SiteConfig) -> dict[str
         said = json.loads(str(task.options["secure.roster"]))
         roster = {
             str(name): Announcement(
-                *(str(one[key]) for key in ("mask", "cipher", "identity")),
-                int(one["exponent"]),
-                str(one["signature"]),
+                exponent=int(one["exponent"]),
+                **{key: str(one[key]) for key in ("mask", "cipher", "identity", "signature")},
             )
             for name, one in said.items()
         }
