@@ -223,8 +223,7 @@ def decode_update(
     facts = content.config_records.get(_FACTS)
     if facts is None or not isinstance(facts.get("site"), str):
         raise WireError("the reply does not say which site it comes from")
-    version = facts.get("wire-version")
-    if version != WIRE_VERSION:
+    if (version := facts.get("wire-version")) != WIRE_VERSION:
         raise WireError(f"wire version {repr(version)[:40]}, expected {WIRE_VERSION}{_UPDATE}")
     metrics: Mapping[str, object] = content.metric_records.get(_METRICS) or {}
     _refuse_endless("facts", facts)
@@ -248,7 +247,8 @@ def decode_update(
 
 def site_of(content: RecordDict) -> str | None:
     """Return the name that a reply gives itself, however broken the rest of it is."""
-    name = (content.config_records.get(_FACTS) or {}).get("site")
+    facts = content.config_records.get(_FACTS)
+    name = facts.get("site") if facts else None
     return name if isinstance(name, str) else None
 
 
