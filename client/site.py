@@ -11,7 +11,7 @@ import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -46,6 +46,8 @@ class SiteConfig(BaseModel):
     weights: Path | None = None
     device: str = "auto"
     threads: int = Field(0, ge=0)
+    readers: int = Field(0, ge=0)
+    decoded: float = Field(2.0, ge=0)
     gpu_share: float = Field(1.0, gt=0, le=1)
     key: Path | None = None
     members: Path | None = None
@@ -93,6 +95,17 @@ class SiteConfig(BaseModel):
 
         return str(choose_device(self.device))
 
+    def reading(self, device: str) -> dict[str, Any]:
+        """Return by what means images are read (arguments of `ImageDataset`)."""
+        from common.data.decoded import DecodedCache
+
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        # without a GPU the network itself wants the cores
+        readers = self.readers or (cores if device.startswith("cuda") else 0)
+        limit = int(self.decoded * 1e9)
+        decoded = DecodedCache(self.cache_dir / "decoded", limit) if limit else None
+        return {"device": device, "readers": readers, "decoded": decoded}
+
     def features(self, settings: RunConfig, shard: Shard | None = None) -> Features:
         """Open the cached features of a shard, by default the training shard.
 
@@ -116,6 +129,11 @@ class SiteConfig(BaseModel):
             seed=settings.seed,
             progress=progress,
         )
+
+
+# What a site alone may say, in a simulation as well.
+_OWN_READING = ("threads", "readers", "decoded")
+OWN_KEYS = ("weights", "device", "gpu_share", "minimum_images", "policy", "key", "members", *_OWN_READING)
 
 
 def site_config(node_config: Mapping[str, object], settings: RunConfig) -> SiteConfig:
@@ -143,6 +161,8 @@ def site_config(node_config: Mapping[str, object], settings: RunConfig) -> SiteC
             "data_root": settings.simulation.data_root or None,
             "threads": settings.simulation.threads,
             "simulated": True,
+            "readers": settings.simulation.readers,
+            "decoded": settings.simulation.decoded,
         }
     else:
         raise UserError(
@@ -151,8 +171,7 @@ def site_config(node_config: Mapping[str, object], settings: RunConfig) -> SiteC
         )
     # these are the site's alone to say, in a simulation as well; privacy.minimum-images it may replace
     values |= {"cache_dir": base, "state_dir": Path(own("state") or base / "state")}
-    keys = ("weights", "device", "threads", "gpu_share", "minimum_images", "policy", "key", "members")
-    found = {key: own(key.replace("_", "-")) for key in keys}
+    found = {key: own(key.replace("_", "-")) for key in OWN_KEYS}
     values |= {key: value for key, value in found.items() if value is not None}
     try:
         site = SiteConfig.model_validate(values)

@@ -45,8 +45,8 @@ _FACTS = "facts"
 _SUMS = "sums"
 _METRICS = "metrics"
 _EXACT_GROUPS = frozenset(
-    {"sums", "confusion", "style", "statistics", "teacher-statistics", "pretrained-statistics"}
-)  # statistics keep their precision on the wire
+    {"sums", "confusion", "style", "statistics", "teacher-statistics", "pretrained-statistics", "scales"}
+)  # statistics keep their precision on the wire, and so do the scales of rounded changes
 
 # Facts, and metrics, that an update may have; the largest number that any site sends is far below.
 MOST_ENTRIES = 64

@@ -69,7 +69,7 @@ class AdaptationSite(NetworkSite):
         """Return the images, and as the teacher sees them where that differs from the student."""
         key = (settings.seed, site.name)  # and the epoch
         plain = settings.teacher.view == "plain"
-        return ImageDataset(shard, settings.transforms, key, False, None, device=device, plain=plain)
+        return ImageDataset(shard, settings.transforms, key, False, None, **site.reading(device), plain=plain)
 
     def learn(self, local: LocalRound) -> tuple[dict[str, float], tuple[str, ...]]:
         """Train on what the teacher is sure of, or move the statistics towards those of the site's images."""
@@ -157,9 +157,10 @@ def self_train(
 
     Raises ValueError where the loss stops being finite.
     """
-    for batch in batches:
+    for batch in stepper.clock.waited(batches):
         with stepper.autocast():
             logits = student(batch.images)
             value = loss(logits, batch)
         stepper.step(value, batch.images)
-    return loss.metrics() | {"prox": stepper.prox / max(stepper.taken, 1)}
+    prox = {"prox": stepper.prox / max(stepper.taken, 1)}
+    return loss.metrics() | prox | stepper.clock.metrics()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -13,12 +14,14 @@ import torch
 
 from client.site import SiteConfig
 from client.work.base import SiteTask
+from client.work.kept_network import KeptNetwork
 from common import wire
 from common.data.classes import ClassTable, known_table
 from common.data.data_loader import ImageBatch, ImageDataset
 from common.data.images import entry_image, without_labels
 from common.data.manifest import Shard
 from common.errors import UserError
+from common.models.differences import SHOWN
 from common.models.network import (
     SegmentationNetwork,
     build_network,
@@ -30,6 +33,7 @@ from common.seeds import derive
 from common.settings.schema import RunConfig
 from common.styles.style import style_kind, style_of
 from common.training.batchnorm import blend_statistics, whole_images
+from common.training.clock import SECONDS
 from common.training.steps import Anchor
 
 
@@ -165,9 +169,12 @@ class NetworkSite(SiteTask, ABC):
 
     def train(self, task: wire.Task, settings: RunConfig, site: SiteConfig) -> wire.Update:
         """Train the received network for a round, or measure its statistics."""
+        began = time.perf_counter()
         device, local = site.torch_device(), settings.local
         shard = self.training_shard(task, settings, site)
         images = self.images(task, shard, settings, site, device)
+        kept = KeptNetwork(task, settings, site, task.round)
+        task = kept.received()
         network = received_network(task, settings, device)
         per_epoch = math.ceil(len(images) / local.batch)
         steps = local.steps or local.epochs * per_epoch
@@ -177,8 +184,21 @@ class NetworkSite(SiteTask, ABC):
         metrics, held = self.learn(LocalRound(task, settings, site, device, shard, network, batches, steps))
         weights, statistics = network_to_arrays(network)
         facts: wire.Options = {"images": len(images), "batches": per_epoch, wire.HOLDS: ",".join(held)}
-        update = _update_of(task, settings, site, facts, {"weights": weights, "statistics": statistics})
-        return replace(update, metrics=metrics)
+        groups: wire.Groups = {"weights": weights, "statistics": statistics}
+        if settings.network_stays:
+            kept.keep_own(weights, statistics)
+            groups = groups if task.options.get("phase") == SHOWN else {}
+        else:  # weights first, as they always came
+            del groups["weights"]
+            if self.sends_weights(settings, task.round):
+                travelling, known = kept.reply(task, weights)
+                groups, facts = travelling | groups, facts | known
+        metrics = metrics | {f"{SECONDS}site": time.perf_counter() - began}
+        return replace(_update_of(task, settings, site, facts, groups), metrics=metrics)
+
+    def sends_weights(self, settings: RunConfig, number: int) -> bool:
+        """Tell whether the reply to a round holds weights."""
+        return True
 
     def evaluate(self, task: wire.Task, settings: RunConfig, site: SiteConfig) -> wire.Update:
         """Score the received network on this site's own labelled shard: counts leave, nothing else."""
@@ -191,6 +211,10 @@ class NetworkSite(SiteTask, ABC):
                 f"{site.name} has no labelled evaluation shard; set eval-shard in its node config, or eval.where."
             )
         check_classes(shard.classes, task, site.name)
+        # a network that stays is scored as the round has left it
+        task = (
+            KeptNetwork(task, settings, site, task.round + 1).received() if settings.network_stays else task
+        )
         network = received_network(task, settings, site.torch_device()).eval()
         found = evaluate_network(
             lambda _: network, shard, shard.classes, settings.transforms, flip=settings.eval.flip

@@ -73,7 +73,14 @@ class StudentSite(NetworkSite):
         key = (settings.seed, site.name)  # and the epoch
         plain = settings.teacher.view == "plain"
         return ImageDataset(
-            shard, settings.transforms, key, False, None, device=device, plain=plain, masks=masks.read
+            shard,
+            settings.transforms,
+            key,
+            False,
+            None,
+            **site.reading(device),
+            plain=plain,
+            masks=masks.read,
         )
 
     def learn(self, local: LocalRound) -> tuple[dict[str, float], tuple[str, ...]]:
@@ -88,12 +95,9 @@ class StudentSite(NetworkSite):
         stepper = Stepper(local.network, local.settings.sgd, **local.schedule)
         return self_train(local.network, local.batches, loss, stepper), teachers.held
 
-    def train(self, task: wire.Task, settings: RunConfig, site: SiteConfig) -> wire.Update:
-        """Train as every network does; a round that only measures sends no weights."""
-        update = super().train(task, settings, site)
-        if settings.measures(task.round):
-            del update.groups["weights"]  # they are as they came
-        return update
+    def sends_weights(self, settings: RunConfig, number: int) -> bool:
+        """Tell whether a round changes weights: in one that only measures they are as they came."""
+        return not settings.measures(number)
 
     def evaluate(self, task: wire.Task, settings: RunConfig, site: SiteConfig) -> wire.Update:
         """Count the received network's clusters against this site's own labelled shard."""

@@ -33,7 +33,7 @@ class SupervisedSite(NetworkSite):
     ) -> ImageDataset:
         """Return the images with their labels."""
         key = (settings.seed, site.name)  # and the epoch
-        return ImageDataset(shard, settings.transforms, key, True, shard.classes, device=device)
+        return ImageDataset(shard, settings.transforms, key, True, shard.classes, **site.reading(device))
 
     def learn(self, local: LocalRound) -> tuple[dict[str, float], tuple[str, ...]]:
         """Train on the labels, or replace the statistics by those of the site's images."""
@@ -41,20 +41,19 @@ class SupervisedSite(NetworkSite):
             local.measure(1.0)
             return {}, ()  # there is no loss to report
         reduction, crucial = local.settings.reduction, local.crucial()
+        stepper = Stepper(local.network, local.settings.sgd, **local.schedule)
         found = train_steps(
-            Stepper(local.network, local.settings.sgd, **local.schedule),
+            stepper,
             local.batches,
             lambda logits, labels: labelled_loss(logits, labels, reduction, crucial),
             local.steps,
         )
-        return {"loss": found.loss + found.prox, "prox": found.prox, "steps": float(found.steps)}, ()
+        metrics = {"loss": found.loss + found.prox, "prox": found.prox, "steps": float(found.steps)}
+        return metrics | stepper.clock.metrics(), ()
 
-    def train(self, task: wire.Task, settings: RunConfig, site: SiteConfig) -> wire.Update:
-        """Train as every network does; a round that only measures sends no weights."""
-        update = super().train(task, settings, site)
-        if settings.measures(task.round):
-            del update.groups["weights"]  # they are as they came
-        return update
+    def sends_weights(self, settings: RunConfig, number: int) -> bool:
+        """Tell whether a round changes weights: in one that only measures they are as they came."""
+        return not settings.measures(number)
 
 
 def labelled_shard(shard: Shard, site: str) -> ClassTable:

@@ -173,10 +173,10 @@ def check_single_features(
 ) -> None:
     """Raise `UserError` where an image that is alone in its batch is no larger than one cell of the features.
 
-    stride: pixels a cell. batch: images in a step; the last one of an epoch takes what is left. key: the setting
-    that says so. Not for batch norms that stay as received (``network.freeze`` "batchnorm").
+    stride: pixels a cell. batch: images in a step; where that is more than 1, an image is alone only if a site has no
+    other. key: the setting that says so. Not for batch norms that stay as received (``network.freeze`` "batchnorm").
     """
-    if batch > 1 and len(shard) % batch != 1:
+    if batch > 1 and len(shard) > 1:
         return
     height, width = transforms.height, transforms.width
     cut = transforms.crop != "none"

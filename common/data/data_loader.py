@@ -8,15 +8,18 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import count, islice
+from multiprocessing import get_context
 from threading import Lock
+from typing import Any
 
 import torch
 
 from common.data.check import check_labelled, required_table
 from common.data.classes import IGNORE, ClassTable
+from common.data.decoded import DecodedCache, decoded_key
 from common.data.images import Bytes, entry_image, entry_pair, without_labels
 from common.data.manifest import Shard
 from common.data.transforms import JointTransform, image_tensor
@@ -54,6 +57,17 @@ class ImageBatch:
     plain: torch.Tensor | None = None
 
 
+def _batch_ends(images: int, batch: int) -> list[int]:
+    """Return where each batch of an epoch ends; an image that would be alone in the last gets its neighbor's company.
+
+    One image has a batch norm measure its own few features, and half the layers of ASPP nothing at all.
+    """
+    ends = [*range(batch, images, batch), images]
+    if batch > 2 and images % batch == 1 and len(ends) > 1:
+        ends[-2] -= 1
+    return ends
+
+
 class ImageDataset:
     """The images of a shard as training batches.
 
@@ -66,6 +80,8 @@ class ImageDataset:
         table: what the values of label files mean; may be None where labels are closed.
         device: where batches go; to CUDA by way of pinned memory.
         workers: threads that prepare the next batch; 0: none, it is made when asked for.
+        readers: processes that do so in their place; 0: threads do.
+        decoded: where decoded images stay over rounds; None: nowhere.
         memory: bytes of decoded images and labels that are kept; what does not fit is decoded anew.
         plain: whether batches also hold the cuts in their own colours.
         masks: gives train ids uint8 [H, W] by index in the place of labels, which stay closed.
@@ -84,6 +100,8 @@ class ImageDataset:
         *,
         device: torch.device | str = "cpu",
         workers: int = 1,
+        readers: int = 0,
+        decoded: DecodedCache | None = None,
         memory: int = _MEMORY,
         plain: bool = False,
         masks: Callable[[int], Bytes] | None = None,
@@ -100,6 +118,8 @@ class ImageDataset:
         self._seed, self._names = int(seed_parts[0]), seed_parts[1:]
         self._device = torch.device(device)
         self._workers = workers
+        self._readers = readers
+        self._decoded = decoded
         self._restyle = restyle
         self._plain = plain
         self._masks = masks
@@ -128,7 +148,8 @@ class ImageDataset:
     def batches(self, steps: int, batch: int, first_epoch: int = 0, skip: int = 0) -> Iterator[ImageBatch]:
         """Yield ``steps`` batches, epoch after epoch from ``first_epoch`` on.
 
-        An epoch has every image once; its last batch may be smaller. ``skip`` batches come first and are left out,
+        An epoch has every image once; its last batch may be smaller, but holds one image only where there is no
+        other (`_batch_ends`). ``skip`` batches come first and are left out,
         unread: who goes on where another call stopped reads every image in every epoch, however few batches a call
         has.
         """
@@ -140,28 +161,44 @@ class ImageDataset:
         if batch < 1:
             raise ValueError(f"a batch of {batch} images; expected at least 1")
         order = self._order(epoch)
-        for start in range(0, len(order), batch):
-            yield [(epoch, index) for index in order[start : start + batch]]
+        if batch == 2 and len(order) % 2 and len(order) > 1:
+            order.append(order[0])  # no batch has an image to spare: the first one comes twice
+        start = 0
+        for end in _batch_ends(len(order), batch):
+            yield [(epoch, index) for index in order[start:end]]
+            start = end
 
     def _stream(self, plan: Iterator[list[_Visit]]) -> Iterator[ImageBatch]:
-        if not self._workers:
+        if not (self._workers or self._readers):
             for visits in plan:
                 yield self._stack(visits, [self._sample(visit) for visit in visits])
             return
-        pool = ThreadPoolExecutor(self._workers, thread_name_prefix="pictures")
-        waiting: deque[tuple[list[_Visit], list[Future[_Sample]]]] = deque()
+        pool: Executor = ThreadPoolExecutor(self._workers or 1, thread_name_prefix="pictures")
+        sample: Callable[[_Visit], Any] = self._sample
+        if self._readers:
+            # a fork has the images' paths, and torch, at once; it computes in one thread and never touches a GPU
+            fork = get_context("fork")
+            pool = ProcessPoolExecutor(self._readers, fork, _become_reader, (self,))
+            sample = _read_for_parent
+        waiting: deque[tuple[list[_Visit], list[Future[Any]]]] = deque()
+        ahead = _AHEAD
         try:
             for visits in plan:
-                waiting.append((visits, [pool.submit(self._sample, visit) for visit in visits]))
-                if len(waiting) > _AHEAD:
+                # enough for every reader to be at work while a batch is used
+                ahead = max(_AHEAD, -(-2 * self._readers // len(visits)))
+                waiting.append((visits, [pool.submit(sample, visit) for visit in visits]))
+                if len(waiting) > ahead:
                     yield self._collect(*waiting.popleft())
             while waiting:
                 yield self._collect(*waiting.popleft())
         finally:  # also where the reader stops early: no thread goes on decoding for nobody
             pool.shutdown(cancel_futures=True)
 
-    def _collect(self, visits: list[_Visit], samples: list[Future[_Sample]]) -> ImageBatch:
-        return self._stack(visits, [sample.result() for sample in samples])
+    def _collect(self, visits: list[_Visit], samples: list[Future[Any]]) -> ImageBatch:
+        found = [sample.result() for sample in samples]
+        if self._readers:  # pixels came as bytes: shared memory is scarce in a container
+            found = [tuple(map(torch.from_numpy, arrays)) for arrays in found]
+        return self._stack(visits, found)
 
     def _sample(self, visit: _Visit) -> _Sample:
         """Return image uint8 [3, h, w], its plain form, and label: 0, and 255 outside the image, where closed."""
@@ -217,10 +254,38 @@ class ImageDataset:
 
     def _decode(self, index: int) -> tuple[Bytes, Bytes | None]:
         if self._masks is not None:
-            return entry_image(self.shard, index), self._masks(index)
-        if not self.with_labels or self._table is None:
-            return entry_image(self.shard, index), None
-        return entry_pair(self.shard, index, self._table)
+            return self._decode_named(index, None)[0], self._masks(index)
+        return self._decode_named(index, self._table if self.with_labels else None)
+
+    def _decode_named(self, index: int, table: ClassTable | None) -> tuple[Bytes, Bytes | None]:
+        """Return an image, and its label where there is a table, from the cache or else decoded."""
+
+        def decode() -> tuple[Bytes, Bytes | None]:
+            if table is None:
+                return entry_image(self.shard, index), None
+            return entry_pair(self.shard, index, table)
+
+        if self._decoded is None or not self.shard.image_path(index).is_file():
+            return decode()  # which says what is wrong with a file that is not there
+        key = decoded_key(self.shard, index, table)
+        pair = self._decoded.read(key)
+        if pair is None:
+            pair = decode()
+            self._decoded.write(key, pair)
+        return pair
 
     def _generator(self, *names: str | int) -> torch.Generator:
         return torch_generator(self._seed, "pictures", *self._names, *names)
+
+
+# In a reader's process, the images that it reads.
+_adopted: list[ImageDataset] = []
+
+
+def _become_reader(images: ImageDataset) -> None:
+    torch.set_num_threads(1)
+    _adopted[:] = [images]
+
+
+def _read_for_parent(visit: _Visit) -> tuple[Bytes, ...]:
+    return tuple(part.numpy() for part in _adopted[0]._sample(visit))

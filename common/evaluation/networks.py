@@ -7,7 +7,8 @@ scores of images. The same counts are kept by domain and by site, so that the sp
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import torch
@@ -119,20 +120,36 @@ def count_agreement(
     Raises:
         UserError: a label is missing, cannot be read, or does not fit its image.
     """
-    found = NetworkEvaluation(Confusion(table.num_classes, table.num_classes))
+
+    def blank() -> Confusion:
+        return Confusion(table.num_classes, table.num_classes)
+
+    found = NetworkEvaluation(blank())
     chosen = list(range(len(shard)) if order is None else order)
-    for done, index in enumerate(chosen, start=1):
-        image, label = entry_pair(shard, index, table)
+    for done, (index, image, label) in enumerate(_read_ahead(shard, chosen, table), start=1):
         predicted = predict(index, image)
-        found.confusion.update(predicted, label)
+        counts = blank()  # once an image, whatever it is counted for
+        counts.update(predicted, label)
+        found.confusion.add(counts)
         entry = shard.entries[index]
         for parts, name in ((found.domains, entry.domain), (found.sites, entry.site)):
             if name is not None:
-                counts = parts.setdefault(name, Confusion(table.num_classes, table.num_classes))
-                counts.update(predicted, label)
+                parts.setdefault(name, blank()).add(counts)
         if index in keep:
             found.predictions[index] = predicted
         found.num_images += 1
         if progress is not None:
             progress(done, len(chosen))
     return found
+
+
+def _read_ahead(shard: Shard, chosen: list[int], table: ClassTable) -> Iterator[tuple[int, Bytes, Bytes]]:
+    """Yield index, image and label of images in order; the next one is decoded while one is being used."""
+    with ThreadPoolExecutor(1, thread_name_prefix="scored") as pool:
+        waiting = [pool.submit(entry_pair, shard, index, table) for index in chosen[:1]]
+        for place, index in enumerate(chosen):
+            pair = waiting.pop().result()
+            waiting += [
+                pool.submit(entry_pair, shard, next_, table) for next_ in chosen[place + 1 : place + 2]
+            ]
+            yield index, *pair

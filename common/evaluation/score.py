@@ -70,6 +70,7 @@ class RoundRecord(_Record):
         site_miou: of sites that keep models of their own; ``site_*_mean`` is never a model's score.
         quarantined: why a site's reply was left out. counted: whether enough sites answered.
         bytes_up, bytes_down: payload by site.
+        seconds: of the round. site_seconds: by site, waiting for data, forward, backward, other work, and network.
         epsilon: privacy loss so far; None beside a ``delta`` says that there is no bound.
     """
 
@@ -102,6 +103,8 @@ class RoundRecord(_Record):
     bytes_up: dict[str, int] = {}
     bytes_down: dict[str, int] = {}
     seconds: float = 0.0
+    site_seconds: dict[str, dict[str, float]] = {}
+    scoring_seconds: float | None = None
     epsilon: float | None = None
     delta: float | None = None
     checkpoint_sha256: str | None = None

@@ -17,6 +17,7 @@ from annotated_types import Ge, Gt, Le, Lt
 from pydantic import BaseModel, Field
 from pydantic.fields import FieldInfo
 
+from common.settings.federation import Aggregation, Checkpoints, Eval, Simulation, Sites, Wire
 from common.settings.label_free import Codes, Refine, Things
 from common.settings.network import (
     Clusters,
@@ -34,94 +35,6 @@ from common.settings.privacy import Privacy
 from common.settings.section import Scalar, Section, flatten, kebab
 from common.settings.tasks import TASK_FACTS, TaskFacts
 from common.settings.unsupervised import Cache, Centroids, Local, Model
-
-
-class Sites(Section):
-    """Which sites take part in a round, and how long the server waits for them."""
-
-    expected: int = Field(
-        0, ge=0, description="sites to wait for before round 1; 0: as many as are connected"
-    )
-    per_round: int = Field(0, ge=0, description="sites drawn for a round (seeded); 0: all")
-    minimum: int = Field(1, ge=1, description="usable replies without which a round does not count")
-    largest_share: float = Field(0.9, gt=0, le=1, description="of all images, for a site among three or more")
-    deadline_seconds: float = Field(
-        900.0, gt=0, description="a site that has not answered by then is left out"
-    )
-    wait_seconds: float = Field(120.0, gt=0, description="how long to wait for the expected sites at first")
-    pool: bool = Field(
-        False, description="simulation only: join all shards into one site (centralised training)"
-    )
-
-
-class Aggregation(Section):
-    """How the sites' heads become one."""
-
-    weights: Literal["images", "batches", "uniform"] = Field(
-        "images", description="what a site's share of the mean goes by"
-    )
-    keep_least_moved: bool = Field(
-        False, description="the site whose centroids moved least keeps its own model (FUSS 'custom')"
-    )
-    rule: str = Field("mean", description="all but the mean stand some hostile sites")
-    trim: float = Field(0.2, ge=0, lt=0.5, description="trimmed-mean: fraction cut at either end")
-    malicious: int = Field(0, ge=0, description="krum: how many sites may be hostile")
-    keep: int = Field(0, ge=0, description="multi-krum: sites to average; 0: all but the hostile ones")
-    optimizer: str = Field(
-        "none", description="server optimizer on the averaged update (FedAvgM, FedAdam, FedYogi, FedAdagrad)"
-    )
-    # moments and tau as in Reddi et al., "Adaptive Federated Optimization" (ICLR 2021)
-    lr: float = Field(1.0, gt=0, description="server learning rate")
-    momentum: float = Field(0.9, ge=0, lt=1, description="first moment of the server optimizer")
-    second_moment: float = Field(0.99, ge=0, lt=1, description="adam, yogi: second moment")
-    tau: float = Field(1e-3, gt=0, description="adam, yogi, adagrad: degree of adaptivity")
-
-
-class Wire(Section):
-    """What travels."""
-
-    dtype: Literal["float32", "float16"] = Field("float32", description="float16 halves the payload")
-
-
-class Eval(Section):
-    """How a run is scored. Scoring never touches training."""
-
-    where: Literal["server", "sites", "none"] = Field("server", description="who holds the labelled shard")
-    shard: str = Field(
-        "",
-        description="labelled manifests, relative to the shards folder, separated by commas; empty: no scores",
-    )
-    classes: str = Field(
-        "",
-        description="class table, by name or JSON file, of shards without one; empty: that of the shards folder",
-    )
-    every: int = Field(1, ge=0, description="score every so many rounds, and the last; 0: only the last")
-    last: int = Field(
-        5, ge=1, description="a report tells mean and deviation of this many last scored rounds"
-    )
-    matching: Literal["hungarian", "many-to-one"] = Field("hungarian", description="clusters to classes")
-    published: bool = Field(
-        False,
-        description="score by the published conventions as well: predicted but absent classes count 0, clusters "
-        "without a class are dropped",
-    )
-    flip: bool = Field(False, description="average the code with that of the mirrored image")
-    crf: bool = Field(False, description="refine with a dense CRF")
-
-
-class Checkpoints(Section):
-    """What stays on disk."""
-
-    keep: int = Field(0, ge=0, description="how many rounds to keep; 0: all")
-
-
-class Simulation(Section):
-    """Where a simulated site finds its data; a real site says so itself (`client/site.py`)."""
-
-    shards: str = Field("", description="folder made by `python -m partitions`")
-    data_root: str = Field("", description="folder that the manifests' paths refer to; empty: as recorded")
-    cache: str = Field("", description="folder of the feature caches; empty: inside the shards folder")
-    threads: int = Field(1, ge=1, description="torch threads per simulated site")
 
 
 class RunConfig(Section):
@@ -186,6 +99,15 @@ class RunConfig(Section):
         if self.things.each_picture == "one":
             return (False,)  # images that differ in kind differ in their means
         return {"none": (False,), "image": (True,), "auto": (False, True)}[self.codes.center]
+
+    @property
+    def network_stays(self) -> bool:
+        """Whether each site trains a whole network for itself, which stays on its disk."""
+        return not self.facts.frozen_backbone and self.centroids.share == "none"
+
+    def scores(self, number: int) -> bool:
+        """Whether round ``number`` is scored: the last one, and every so many."""
+        return number == self.rounds or (self.eval.every > 0 and number % self.eval.every == 0)
 
     def measures(self, number: int) -> bool:
         """Whether round ``number`` takes no step and measures batch norm statistics, at all sites.

@@ -44,9 +44,18 @@ class TaskFacts:
         return self.frozen_backbone or self.from_clusters
 
 
-_NETWORK_SETTINGS = frozenset(
-    {"centroids.share", "network", "transforms", "sgd", "reduction", "clusters", "style"}
-)
+# How a network travels, and how its images are read.
+_NETWORK_MEANS = frozenset({"wire.differences", "simulation.readers", "simulation.decoded"})
+
+_NETWORK_SETTINGS = _NETWORK_MEANS | {
+    "centroids.share",
+    "network",
+    "transforms",
+    "sgd",
+    "reduction",
+    "clusters",
+    "style",
+}
 
 _UNSUPERVISED_SETTINGS = (
     frozenset(
@@ -82,7 +91,9 @@ _TASKS = (
     TaskFacts(
         "student",
         "a whole network that learns, without labels, the clusters that task unsupervised finds first",
-        _UNSUPERVISED_SETTINGS | {"network", "transforms", "sgd", "reduction", "teacher", "student"},
+        _UNSUPERVISED_SETTINGS
+        | _NETWORK_MEANS
+        | {"network", "transforms", "sgd", "reduction", "teacher", "student"},
         self_trains=True,
         from_clusters=True,
     ),

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager
+from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 import torch
@@ -20,6 +21,7 @@ from common.data.data_loader import ImageBatch
 from common.models.network import SegmentationNetwork
 from common.models.parameter_groups import start_training
 from common.settings.network import Sgd
+from common.training.clock import Clock
 
 
 def learning_rate(sgd: Sgd, step: int, total: int) -> float:
@@ -159,10 +161,13 @@ class Stepper:
         self.mixed = uses_float16(sgd, self._device)
         self._scaler = torch.amp.GradScaler(self._device, init_scale=LOSS_SCALE, enabled=self.mixed)
         self._scale = self._scaler.get_scale()
+        self.clock = Clock()
 
-    def autocast(self) -> AbstractContextManager[object]:
+    @contextmanager
+    def autocast(self) -> Iterator[None]:
         """Return the context for forward passes: float16 where it pays, on CUDA alone."""
-        return torch.autocast(self._device, torch.float16, enabled=self.mixed)
+        with self.clock.part("forward"), torch.autocast(self._device, torch.float16, enabled=self.mixed):
+            yield
 
     def step(self, loss: torch.Tensor, images: torch.Tensor | None = None) -> float:
         """Take one step down the gradient of ``loss`` (a scalar) and return its value, FedProx not included.
@@ -170,6 +175,10 @@ class Stepper:
         ``images`` help to name the cause of a failure. Raises ValueError where the loss is not finite; the
         parameters are then as they were before.
         """
+        with self.clock.part("backward"):
+            return self._step(loss, images)
+
+    def _step(self, loss: torch.Tensor, images: torch.Tensor | None) -> float:
         rate = learning_rate(self.sgd, self.first_step + self.taken, self.total_steps)
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["factor"]
@@ -241,18 +250,20 @@ def train_steps(
             f"{steps} steps after {stepper.first_step} do not fit into a run of {stepper.total_steps} steps."
         )
     place = stepper.model.mean.device
-    summed = 0.0
-    for step in range(steps):
-        batch = next(batches, None)
-        if batch is None:
-            raise ValueError(f"The batches ended after {step} of {steps} steps.")
+    summed, taken = 0.0, 0
+    for batch in stepper.clock.waited(islice(batches, steps)):
         if batch.labels is None:
             raise ValueError("A batch without labels was given to supervised training.")
         images = batch.images.to(place, non_blocking=True)
         labels = batch.labels.to(place, non_blocking=True)
         with stepper.autocast():
             logits = stepper.model(images)
-        summed += stepper.step(loss(logits, labels), images)
+        with stepper.clock.part("forward"):
+            value = loss(logits, labels)
+        summed += stepper.step(value, images)
+        taken += 1
+    if taken < steps:
+        raise ValueError(f"The batches ended after {taken} of {steps} steps.")
     count = max(steps, 1)
     return TrainedSteps(summed / count, stepper.prox / count, steps, stepper.skipped)
 

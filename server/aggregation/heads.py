@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from common.errors import UserError
 from common.registry import Registry
-from common.settings.schema import Aggregation
+from common.settings.federation import Aggregation
 from common.wire import Arrays, Update
 
 

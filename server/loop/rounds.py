@@ -63,13 +63,14 @@ def train_round(run: SegmentationStrategy, number: int) -> None:
         polish(run, number, replies)
 
     # 6. Score: where the labelled images are, and as often as the settings say.
-    due = last or (config.eval.every > 0 and number % config.eval.every == 0)
-    score = score_round(run, number, replies) if due else Score()
+    unscored = time.monotonic()
+    score = score_round(run, number, replies) if config.scores(number) else Score()
+    scoring = time.monotonic() - unscored
     if last or number == 1:  # before and after
         run.scorer.draw(run.run_dir, number, run.state)
 
     # 7. Keep: checkpoint and line of metrics. 8. Say: how the round went and how long the rest takes.
-    keep_round(run, number, replies, score, counted, time.monotonic() - began)
+    keep_round(run, number, replies, score, counted, time.monotonic() - began, scoring)
 
 
 def connected(run: SegmentationStrategy, number: int) -> list[str]:
@@ -163,13 +164,20 @@ def score_round(run: SegmentationStrategy, number: int, replies: Replies) -> Sco
 
 
 def keep_round(
-    run: SegmentationStrategy, number: int, replies: Replies, score: Score, counted: bool, seconds: float
+    run: SegmentationStrategy,
+    number: int,
+    replies: Replies,
+    score: Score,
+    counted: bool,
+    seconds: float,
+    scoring: float,
 ) -> None:
     """Write checkpoint and metrics, then say in one line how the round went and how long the rest takes."""
     replies.quarantined = run.aside.quarantined | replies.quarantined
     replies.refused |= run.aside.refused
     run.aside = Replies()
     run.left_out.note(number, replies)
+    told = replies.spent
     # figures of training win over the scorer's, but not every objective tells them
     known = {key for update in replies.updates.values() for key in update.metrics}
     line = RoundRecord(
@@ -186,6 +194,7 @@ def keep_round(
         bytes_up=replies.bytes_up,
         bytes_down=replies.bytes_down,
         seconds=round(seconds, 3),
+        **({"site_seconds": told, "scoring_seconds": round(scoring, 3)} if told else {}),
     )
     privacy, epsilon = run.config.privacy, None
     if privacy.noise_multiplier:

@@ -22,8 +22,9 @@ from common.errors import UserError
 from common.evaluation.overlay import cluster_colours, hex_colour
 from common.evaluation.score import RoundRecord, SetRecord, unsealed_line
 from common.order import natural_key
+from common.settings.federation import Eval
 from common.settings.load import migrated
-from common.settings.schema import Eval, RunConfig
+from common.settings.schema import RunConfig
 from common.settings.section import flatten
 from common.settings.tasks import TASK_FACTS, TaskFacts
 from common.styles.bank import STYLES_PICTURE
@@ -139,6 +140,12 @@ class RunRecord:
     def minutes(self) -> float:
         """Wall-clock of all rounds."""
         return sum(row.seconds for row in self.rows) / 60
+
+    def spent(self) -> dict[str, float]:
+        """Return the seconds of all sites by what they went to, then those of scoring; empty where nobody told."""
+        told = [one for row in self.rows for one in row.site_seconds.values()]
+        parts = {name: sum(one.get(name, 0.0) for one in told) for name in (told[0] if told else {})}
+        return parts | {"scoring": sum(row.scoring_seconds or 0 for row in self.rows)} if parts else {}
 
     def site_names(self) -> list[str]:
         """Every site that any row names, site-2 before site-10."""

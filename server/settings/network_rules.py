@@ -78,6 +78,8 @@ NETWORK_RULES: ConflictTable = {
     ),
     _alone: (
         ("clusters.layers", ("none",), "but centroids.share is 'none', so that no cluster shares anything"),
+        ("network.final-statistics", (False,), "but centroids.share is 'none', so that nothing is pooled"),
+        ("wire.differences", ("none",), "but centroids.share is 'none', so that no network travels"),
     ),
     lambda c: c.network.batchnorm == "local" and c.clusters.layers == "bn": (
         (

@@ -123,7 +123,7 @@ class AdaptationTraining(NetworkTraining):
 
     def phase(self, state: NetworkState, number: int) -> str:
         """Every round trains: one that measures statistics sends the whole network as well."""
-        return "train"
+        return self.local_phase(number) if self.layout.local_only else "train"
 
     def parts(
         self, state: NetworkState, site: str, number: int, action: str

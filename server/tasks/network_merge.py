@@ -5,7 +5,7 @@ statistics are averaged and nothing else. A cluster's own names: the mean over i
 cluster nobody answered for keeps its own (the published code resets it to the shared network). A site's own
 names: as it sent them, kept on its behalf so that the run can be scored and resumed; the shared network has
 their mean over all sites that ever answered, not over those of the last round. Where all names are sites'
-own, training is local only, and the shared network stays where it started.
+own, training is local only: networks stay at the sites, and the shared one where it started.
 
 Batch norm statistics can be pooled as if all images were in one place. While a network is trained over sites, its
 running statistics follow the last rounds' sites, and a mean of variances forgets that the sites' means differ. Once
@@ -37,6 +37,12 @@ def merge_networks(
     config: RunConfig,
 ) -> NetworkState:
     """Merge checked updates, at least one, by site name; ``weights`` are those of the sites."""
+    if layout.local_only:
+        # shown for a score, or not at all: what was sent lies in files, until the next round is merged
+        shown = {name: update.groups for name, update in updates.items() if update.groups}
+        return replace(
+            state, private={name: groups["weights"] | groups["statistics"] for name, groups in shown.items()}
+        )
     sent = {name: update.groups["weights"] | update.groups["statistics"] for name, update in updates.items()}
     clustered = layout.cluster if state.clusters else frozenset()
     everyone = layout.shared | (layout.cluster - clustered)  # before clusters exist their names are shared
@@ -58,10 +64,9 @@ def merge_networks(
             name: {key: np.array(value) for key, value in arrays.items()}
             for name, arrays in mine.items()
         }
-        if not layout.local_only:
-            counts |= {name: weights[name] for name in mine}
-            # a checkpoint of an earlier release does not say what a site counts for until it answers again
-            model |= weighted_mean({name: private[name] for name in counts}, counts)
+        counts |= {name: weights[name] for name in mine}
+        # a checkpoint of an earlier release does not say what a site counts for until it answers again
+        model |= weighted_mean({name: private[name] for name in counts}, counts)
     return replace(state, model=model, clusters=clusters, private=private, memory=memory, weights=counts)
 
 
@@ -73,9 +78,6 @@ def merge_shared(
     config: RunConfig,
 ) -> tuple[Arrays, Arrays]:
     """Return the shared arrays of the next state, and the server optimiser's memory."""
-    # nothing is shared: every site trains for itself
-    if not next(iter(sent.values())):
-        return {}, state.memory
     average = aggregate(sent, weights, config.aggregation).arrays
     trained = {key: value for key, value in average.items() if key in layout.parameters}
     before = {key: state.model[key] for key in trained}

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -20,6 +20,7 @@ from common.data.classes import ClassTable
 from common.data.manifest import Shard
 from common.errors import UserError
 from common.losses.reductions import crucial_classes
+from common.models.differences import SHOWN
 from common.models.network import build_network, network_signature, network_to_arrays
 from common.models.parameter_groups import cluster_keys, site_keys
 from common.settings.schema import RunConfig
@@ -49,6 +50,9 @@ _FACTS = TASK_FACTS["supervised"]
 
 # The phase, and the group, of a round in which no weight changes.
 _STATISTICS = "statistics"
+
+# The phase of a round in which each site keeps to itself what it trained.
+_STAYS = "stays"
 
 
 @SERVER_TASKS.register(_FACTS.name, summary=_FACTS.summary, facts=_FACTS)
@@ -113,7 +117,8 @@ class NetworkTraining(Training):
     Memory: replies wait for the end of a round in files (`disk_buffer`), and what several sites are sent is
     encoded once (`strategy`), so that the server holds a few copies of the network for any number of sites.
 
-    ``uncounted`` is how many rounds every site may have trained before the state began to count them.
+    ``uncounted`` is how many rounds every site may have trained before the state began to count them. ``inherited`` are
+    networks that an earlier release kept on behalf of sites, until these keep them themselves.
     """
 
     config: RunConfig
@@ -121,6 +126,7 @@ class NetworkTraining(Training):
     start: wire.Arrays
     layout: Layout
     uncounted: int = 0
+    inherited: dict[str, wire.Arrays] = field(default_factory=dict)
 
     @property
     def buffers_replies(self) -> bool:
@@ -163,10 +169,14 @@ class NetworkTraining(Training):
         state = NetworkState.from_arrays(checkpoint.head, checkpoint.extra)
         if not state.trained:  # an earlier release did not count: its sites went on with the rounds
             self.uncounted = max(checkpoint.round - int(self.config.measures(1)), 0)
+        if self.layout.local_only:
+            self.inherited = dict(state.private)
         return state
 
     def saved(self, state: NetworkState) -> Saved:
-        """Return the shared network, no centroids, and the rest by name."""
+        """Return the shared network, no centroids, and the rest by name, but nothing that stays at a site."""
+        if self.layout.local_only:
+            state = replace(state, private={})
         return Saved(state.model, np.zeros((0, 0), dtype=np.float32), state.to_extra())
 
     def prepare(self, state: NetworkState, ask: Ask, names: list[str], run_dir: Path) -> NetworkState:
@@ -194,7 +204,14 @@ class NetworkTraining(Training):
 
     def phase(self, state: NetworkState, number: int) -> str:
         """Every round trains, but for a last one that measures statistics alone."""
+        if self.layout.local_only:
+            return self.local_phase(number)
         return _STATISTICS if self.config.measures(number) else "train"
+
+    def local_phase(self, number: int) -> str:
+        """Return whether the sites' own networks are shown to the server after a round, which then scores them."""
+        shown = self.config.eval.where == "server" and bool(self.config.eval.shard)
+        return SHOWN if shown and self.config.scores(number) else _STAYS
 
     def greeting(self) -> wire.Options:
         """Return the number of classes and their names, and which of them the loss treats as crucial."""
@@ -215,11 +232,16 @@ class NetworkTraining(Training):
         if action == wire.STYLE:
             return {}, options
         options["trained"] = state.trained.get(site, self.uncounted)
-        return dict(self.layout.split(state.model_for(site))), options
+        if self.layout.local_only and options["trained"] and site not in self.inherited:
+            return {}, options  # it has its own network, and nobody else has
+        own = self.inherited.get(site) or state.model_for(site)
+        return dict(self.layout.split(own)), options
 
     def expect(self, state: NetworkState, phase: str, weights_hash: str) -> ReplySchema:
         """Return the names and shapes of a trained network, or of its statistics."""
         groups = self.layout.split(state.model)
+        if phase == _STAYS:
+            groups = {}
         if phase == _STATISTICS:
             groups = {"statistics": groups["statistics"]}
         return replace(ReplySchema.like(groups, weights_hash), plausible=self._plausible(groups))
@@ -235,6 +257,8 @@ class NetworkTraining(Training):
 
     def merge(self, state: NetworkState, updates: Mapping[str, wire.Update], number: int) -> NetworkState:
         """Merge one round."""
+        for name in updates:
+            self.inherited.pop(name, None)
         merge = merge_statistics if self.phase(state, number) == _STATISTICS else merge_networks
         state = merge(
             state, updates, site_weights(updates, self.config.aggregation), self.layout, self.config

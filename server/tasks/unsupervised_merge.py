@@ -16,7 +16,8 @@ import numpy as np
 from common.clustering.linkage import join_clusters
 from common.errors import UserError
 from common.losses.base import CLUSTERS, TRAIN, closed_form
-from common.settings.schema import Aggregation, RunConfig
+from common.settings.federation import Aggregation
+from common.settings.schema import RunConfig
 from common.wire import Arrays, Groups, Update
 from server.aggregation.heads import HEAD_RULES, aggregate, site_weights, weighted_mean
 from server.aggregation.server_optimizers import server_step

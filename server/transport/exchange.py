@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Iterable, Mapping
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,6 +21,8 @@ from common.errors import UserError
 from common.order import natural_items
 from common.settings.load import to_wire
 from common.settings.schema import RunConfig
+from common.training.clock import SECONDS
+from server.transport.held_networks import HeldNetworks
 from server.transport.registry import SiteRegistry
 from server.transport.reply_checks import REPORTED, ReplySchema, Sender, read_update, sanitize
 from server.transport.retrying_link import Link, Outcome
@@ -37,23 +40,32 @@ def buffered(update: wire.Update, folder: Path) -> wire.Update:
     found = [(name, key, array) for name, arrays in update.groups.items() for key, array in arrays.items()]
     groups: wire.Groups = {name: {} for name in update.groups}
     try:
-        with tempfile.TemporaryFile(dir=folder) as file:
-            places = []
-            for _, _, array in found:
-                file.write(bytes(-file.tell() % ALIGNED))
-                places.append(file.tell())
-                file.write(np.ascontiguousarray(array).data)
-            file.flush()
-            # the file has no name, so that nothing is left of it whatever ends the run
-            pages = np.memmap(file, dtype=np.uint8, mode="r") if file.tell() else np.zeros(0, np.uint8)
+        kept = on_disk([array for _, _, array in found], folder)
     except OSError as error:
         raise UserError(
             f"Cannot keep an answer of site {update.site} in {folder}: {error.strerror or error}; free some space and "
             "go on with resume."
         ) from error
-    for (name, key, array), place in zip(found, places, strict=True):
-        groups[name][key] = pages[place : place + array.nbytes].view(array.dtype).reshape(array.shape)
+    for (name, key, _), array in zip(found, kept, strict=True):
+        groups[name][key] = array
     return replace(update, groups=groups)
+
+
+def on_disk(arrays: Sequence[np.ndarray], folder: Path) -> list[np.ndarray]:
+    """Return arrays that lie in a file of ``folder``, read-only; raises `OSError` on a full disk."""
+    with tempfile.TemporaryFile(dir=folder) as file:
+        places = []
+        for array in arrays:
+            file.write(bytes(-file.tell() % ALIGNED))
+            places.append(file.tell())
+            file.write(np.ascontiguousarray(array).data)
+        file.flush()
+        # the file has no name, so that nothing is left of it whatever ends the run
+        pages = np.memmap(file, dtype=np.uint8, mode="r") if file.tell() else np.zeros(0, np.uint8)
+    return [
+        pages[place : place + array.nbytes].view(array.dtype).reshape(array.shape)
+        for array, place in zip(arrays, places, strict=True)
+    ]
 
 
 log = logging.getLogger(__name__)
@@ -77,6 +89,7 @@ class Replies:
         refused: those of them whose reply came and was wrong; the others were absent.
         bytes_up: payloads that came.
         bytes_down: payloads that were sent, also to those that did not answer.
+        seconds: from when messages were sent until an answer was there.
         total: where the server may know the sum over sites alone, the update that stands for all of them; then
             ``updates`` say who is in it and have no arrays.
     """
@@ -86,6 +99,7 @@ class Replies:
     refused: set[str] = field(default_factory=set)
     bytes_up: dict[str, int] = field(default_factory=dict)
     bytes_down: dict[str, int] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
     total: wire.Update | None = None
 
     @property
@@ -108,6 +122,26 @@ class Replies:
         self.quarantined |= other.quarantined
         self.refused |= other.refused
 
+    @property
+    def spent(self) -> dict[str, dict[str, float]]:
+        """Seconds of each site that tells them: its training's parts, the rest of its work, and of the way.
+
+        The way has the network in it and, where several sites share a machine, their waiting for each other.
+        """
+        found: dict[str, dict[str, float]] = {}
+        for name, update in self.updates.items():
+            told = {
+                key.removeprefix(SECONDS): value
+                for key, value in update.metrics.items()
+                if key.startswith(SECONDS)
+            }
+            site = told.pop("site", None)
+            if site is not None:
+                parts = told | {"other": site - sum(told.values())}
+                parts["network"] = max(self.seconds.get(name, site) - site, 0.0)
+                found[name] = {key: round(value, 3) for key, value in parts.items()}
+        return found
+
     def mean(self, metric: str) -> float | None:
         """Return the mean of a metric over the images of the sites; None where no site told it."""
         told = {name: update for name, update in self.updates.items() if metric in update.metrics}
@@ -129,6 +163,15 @@ class Exchange:
     link: Link
     registry: SiteRegistry
     buffer_dir: Path | None = None
+    held: HeldNetworks | None = field(init=False, default=None)
+
+    def __post_init__(self) -> None:
+        if self.config.wire.differences != "none":
+            self.held = HeldNetworks(self.config.wire, self._kept)
+
+    def _kept(self, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """Return arrays that lie on disk where replies do."""
+        return list(arrays) if self.buffer_dir is None else on_disk(arrays, self.buffer_dir)
 
     def __call__(
         self, payloads: Mapping[str, Payload], action: str, number: int, schema: ReplySchema
@@ -142,20 +185,36 @@ class Exchange:
         # a shared network is encoded once, whoever many sites get it
         encoded: wire.Encoded = {}
         messages = []
+        changes = self.held if action == wire.TRAIN else None
+        if changes is not None:
+            changes.begin()
         for name, payload in payloads:
-            task = wire.Task(number, settings, self.run_key, payload.groups, payload.options)
+            groups, options = payload.groups, payload.options
+            if changes is not None and "weights" in groups:
+                groups, options = changes.message(name, groups, options)
+            task = wire.Task(number, settings, self.run_key, groups, options)
             content = wire.encode_task(task, self.config.wire.dtype, encoded)
             messages.append(self.link.address(content, self.registry.sites[name].node_id, action, number))
         return messages
 
     def collect(self, messages: Iterable[Message], schema: ReplySchema, number: int) -> Replies:
         """Send the messages of a round, and check every reply as it comes until the deadline."""
-        return self.check(self.link.outcomes(messages), schema, number)
+        began, seconds = time.monotonic(), {}
+        names = {info.node_id: name for name, info in self.registry.sites.items()}
+
+        def clocked() -> Iterator[tuple[int, Outcome]]:
+            for node, outcome in self.link.outcomes(messages):
+                seconds[names[node]] = time.monotonic() - began
+                yield node, outcome
+
+        return replace(self.check(clocked(), schema, number), seconds=seconds)
 
     def check(self, outcomes: Iterable[tuple[int, Outcome]], schema: ReplySchema, number: int) -> Replies:
         """Read what came of a round's messages, by node; a reply that fails is left out, with name and reason."""
         names = {info.node_id: name for name, info in self.registry.sites.items()}
         found = Replies()
+        changes = self.held if self.held is not None and "weights" in schema.shapes else None
+        seen = schema if changes is None else changes.schema(schema)
         for node, outcome in outcomes:
             name = names[node]
             found.bytes_down[name] = outcome.bytes_down
@@ -166,7 +225,11 @@ class Exchange:
             found.bytes_up[name] = wire.payload_bytes(outcome.content)
             info = self.registry.sites[name]
             sender = Sender(info.called, info.images, info.grid, self.run_key, number)
-            update, reason = read_update(outcome.content, schema, sender)
+            update, reason = read_update(outcome.content, seen, sender)
+            if changes is not None and update is not None:
+                update, reason = changes.whole(name, update)
+                reason = reason or (schema.plausible(update, sender) if update and schema.plausible else None)
+                update = None if reason else update
             if update is None:
                 found.quarantined[name] = sanitize(str(reason))
                 if not str(reason).startswith(REPORTED):

@@ -31,7 +31,7 @@ _RANGES = {"mean_cosine": (-1.0001, 1.0001), "kept": (0.0, 1.0001), "displacemen
 
 # Groups that come with the numbers by which their site is weighed.
 _TABLES = ("shares", "adjacency", "overlaps")  # of several starts, beside their sums
-_MODELS = ("head", "weights", "statistics")
+_MODELS = ("head", "weights", "differences", "statistics")
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,7 @@ def _impossible(update: wire.Update) -> str | None:
     """Name figures that no honest site can have: negative counts, sums of unit codes longer than their number."""
     weighed = any(group in update.groups for group in _MODELS)
     # alone in its cluster, a site of weight 0 has no mean
-    least = 1 if "weights" in update.groups or "statistics" in update.groups else 0
+    least = 1 if update.groups.keys() & {"weights", "differences", "statistics"} else 0
     for key in ("images", "batches"):
         number = update.facts.get(key, None if weighed else 0)
         if isinstance(number, bool) or not isinstance(number, int) or not least <= number <= MOST_IMAGES:

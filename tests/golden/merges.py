@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from common.settings.schema import Aggregation
+from common.settings.federation import Aggregation
 from common.settings.unsupervised import Centroids
 from server.aggregation.heads import HEAD_RULES, aggregate
 from server.aggregation.server_optimizers import OPTIMIZERS, server_step

@@ -64,14 +64,14 @@ LARGER = {"height": 32, "width": 33}
     ("settings", "batch", "stride", "fits"),
     [
         (CUT, 1, 32, False),
-        (CUT, 2, 32, False),  # three images: the last is alone
+        (CUT, 2, 32, True),  # three images: the last is not alone
         (CUT, 3, 32, True),
         (CUT, 4, 32, True),
         (CUT, 2, 16, True),
         (LARGER, 2, 32, True),
         ({"crop": "none"}, 1, 32, True),  # 20 x 40 pixels: two features
         ({"crop": "none", "scale_min": 0.5}, 1, 32, False),
-        ({"crop": "none", "resize_height": 30, "resize_width": 30}, 2, 32, False),
+        ({"crop": "none", "resize_height": 30, "resize_width": 30}, 1, 32, False),
     ],
 )
 def test_an_image_alone_in_its_batch_is_more_than_a_feature(

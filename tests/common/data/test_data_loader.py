@@ -71,7 +71,34 @@ def test_every_image_comes_once_in_every_epoch(shard: Shard, batch: int, workers
         batches = list(epoch_batches(source, epoch, batch))
         assert len(batches) == -(-10 // batch)
         assert sorted(i for one in batches for i in one.indices) == list(range(10))
-        assert all(len(one.indices) == batch for one in batches[:-1]) and batches[-1].indices
+        assert all(len(one.indices) == batch for one in batches[:-2])
+        assert (
+            {len(one.indices) for one in batches} <= {1}
+            if batch == 1
+            else all(1 < len(one.indices) <= batch for one in batches)
+        )
+
+
+@pytest.mark.parametrize(
+    ("count", "batch", "sizes"),
+    [
+        (9, 8, [7, 2]),
+        (9, 4, [4, 3, 2]),
+        (10, 3, [3, 3, 2, 2]),
+        (7, 2, [2, 2, 2, 2]),
+        (1, 8, [1]),
+        (3, 1, [1, 1, 1]),
+    ],
+)
+def test_no_image_is_alone_in_the_last_batch(shard: Shard, count: int, batch: int, sizes: list[int]) -> None:
+    source = make(replace(shard, entries=shard.entries[:count]))
+    epochs = [list(epoch_batches(source, epoch, batch)) for epoch in range(2)]
+    for epoch in epochs:
+        assert [len(one.indices) for one in epoch] == sizes
+        seen = [index for one in epoch for index in one.indices]
+        assert sorted(set(seen)) == list(range(count))
+        assert len(seen) - count == (batch == 2 and count % 2), "at two a batch the first image comes again"
+    assert len({tuple(one.indices) for epoch in epochs for one in epoch}) > 1 or count == 1
 
 
 def test_orders_differ_between_epochs_rounds_and_sites(shard: Shard) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from common.errors import UserError
-from common.settings.schema import Aggregation
+from common.settings.federation import Aggregation
 from common.wire import Update
 from server.aggregation.heads import (
     HEAD_RULES,

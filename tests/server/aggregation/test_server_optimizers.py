@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from common.errors import UserError
-from common.settings.schema import Aggregation
+from common.settings.federation import Aggregation
 from server.aggregation.server_optimizers import FIRST, SECOND, server_step
 
 Arrays = dict[str, np.ndarray]

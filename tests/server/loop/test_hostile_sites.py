@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from common.evaluation.metrics import Confusion, match, scores
+from common.settings.federation import Aggregation
 from common.settings.load import load_config
-from common.settings.schema import Aggregation
 from common.settings.unsupervised import Centroids
 from common.wire import Update
 from server.aggregation.heads import aggregate

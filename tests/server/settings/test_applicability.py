@@ -28,7 +28,7 @@ DEFAULTS = RunConfig().to_flat()
 # Written down anew, from what sites and server look at: what acts in all tasks, then in networks alone.
 IN_ALL = {
     *("task", "preset", "name", "rounds", "seed", "deterministic", "run-dir", "resume", "wire.dtype"),
-    *("sites.expected", "sites.per-round", "sites.minimum", "sites.pool"),
+    *("sites.expected", "sites.per-round", "sites.minimum", "sites.pool", "sites.largest-share"),
     *("sites.deadline-seconds", "sites.wait-seconds", "checkpoint.keep"),
     *("local.steps", "local.epochs", "local.batch", "local.clip-norm", "local.prox-mu", "centroids.share"),
     *("aggregation.weights", "aggregation.rule", "aggregation.trim", "aggregation.malicious"),
@@ -39,6 +39,7 @@ IN_ALL = {
 }
 OF_NETWORKS = ("network", "transforms", "sgd", "reduction", "style", "clusters")
 OF_ADAPTATION = ("source",)
+OF_NETWORK_MEANS = {"wire.differences", "simulation.readers", "simulation.decoded"}
 OF_STUDENTS = {"teacher": {"adaptation", "student"}, "student": {"student"}}
 """Sections that a student looks at beside those of its first stage and of networks."""
 
@@ -179,7 +180,7 @@ def test_every_setting_is_of_the_tasks_that_look_at_it() -> None:
             expected = set(TASKS)
         elif section in OF_ADAPTATION or key == "style.mix":
             expected = {"adaptation"}
-        elif section in OF_NETWORKS:
+        elif section in OF_NETWORKS or key in OF_NETWORK_MEANS:
             expected = {"supervised", "adaptation"}
             if section not in ("style", "clusters"):
                 expected |= {"student"}
