@@ -59,7 +59,7 @@ class UnsupervisedSite(SiteTask):
     def sums(self, task: wire.Task, settings: RunConfig, site: SiteConfig) -> wire.Update:
         """Return the sums that one exact pass of k-means, or an initialisation, needs."""
         settings = fitted_to(settings, site.load_shard())
-        return limited(sum_clusters, CLUSTERS, task, settings, site)
+        return limited(sum_up, str(task.options["what"]), task, settings, site)
 
     def evaluate(self, task: wire.Task, settings: RunConfig, site: SiteConfig) -> wire.Update:
         """Score the received model on this site's own labelled shard: one confusion matrix leaves."""
@@ -159,12 +159,14 @@ def train_by_steps(task: wire.Task, settings: RunConfig, site: SiteConfig) -> wi
     return replace(_update_of(features, settings, site, groups), metrics=result.metrics)
 
 
-def sum_clusters(task: wire.Task, settings: RunConfig, site: SiteConfig) -> wire.Update:
-    """Return the sums of one exact Lloyd pass, or of an initialisation, and nothing else of a round."""
-    what = task.options["what"]
+def sum_up(task: wire.Task, settings: RunConfig, site: SiteConfig) -> wire.Update:
+    """Return the sums of one exact Lloyd pass, or those that a closed form starts from, for a site that came late."""
+    what, closed = task.options["what"], closed_form(settings)
+    features = site.features(settings)
+    if closed is not None and what == closed.kind:
+        return _update_of(features, settings, site, {closed.kind: closed.site(features)})
     if what != CLUSTERS:
         raise ValueError(f"Site {site.name} was asked for sums of {what!r}; it knows {CLUSTERS!r}.")
-    features = site.features(settings)
     update = _update_of(features, settings, site, {"sums": _received_sums(features, task, settings)})
     return replace(update, facts={"images": len(features)})
 

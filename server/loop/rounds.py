@@ -15,7 +15,7 @@ from common.order import natural_key
 from server.loop.strategy import SegmentationStrategy
 from server.privacy.accountant import spent
 from server.privacy.totals import exchange_totals
-from server.run_dir import append_metrics
+from server.run_dir import append_metrics, read_metrics
 from server.transport.exchange import Replies
 from server.transport.reply_checks import sanitize
 
@@ -35,12 +35,13 @@ def train_rounds(run: SegmentationStrategy) -> None:
 
 def train_round(run: SegmentationStrategy, number: int) -> None:
     """Run one round; ``run.lost`` says whether it counts."""
-    config = run.config
+    config, run.number = run.config, number
     began, last = time.monotonic(), number == config.rounds
 
     # 1. Choose: of the sites that are connected now, the seed draws those of this round (`choose`).
     names = connected(run, number)
-    run.state = run.training.begin(run.state, number, run.ask, names)
+    present = run.choose(number) if run.training.begins_with_chosen else names
+    run.state = run.training.begin(run.state, number, run.ask, present)
 
     # 2. Ask: every chosen site gets the model. 3. Check: a reply that fails is left out, with its reason.
     replies = ask_round(run, number)
@@ -119,7 +120,8 @@ def ask_round(run: SegmentationStrategy, number: int) -> Replies:
 
 def polish(run: SegmentationStrategy, number: int, replies: Replies) -> None:
     """Pass over the sums of all connected sites, as often as the task says; ``replies`` takes the account."""
-    for index in range(run.training.polish_passes):
+    missed = sum(not line.get("counted", True) for line in read_metrics(run.run_dir))
+    for index in range(run.training.polish_passes + (missed if run.training.makes_up else 0)):
         payloads = {
             name: run.payload(name, wire.SUMS, number, {"what": "clusters"})
             for name in sorted(run.registry.sites)

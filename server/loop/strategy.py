@@ -53,6 +53,8 @@ class SegmentationStrategy(Strategy):  # type: ignore[misc]
     """Who may spoil secure sums, by the sums that were nonsense so far."""
     aside: Replies = field(default_factory=Replies)
     """Why sites were left out of questions beside the round's own."""
+    number: int = 0
+    """The round at hand; 0 before the first."""
     lost: int = 0
     """How many rounds did not count since the last one that did."""
     absent: int = 0
@@ -84,8 +86,8 @@ class SegmentationStrategy(Strategy):  # type: ignore[misc]
         return self.exchange.address(payloads, action, number)
 
     def ask(self, names: list[str], action: str, expectation: ReplySchema) -> dict[str, wire.Update]:
-        """Send one action outside of a round and return the checked replies by name."""
-        found = self.exchange.collect(self.address(names, action, 0), expectation, 0)
+        """Send one action beside a round's own and return the checked replies by name."""
+        found = self.exchange.collect(self.address(names, action, self.number), expectation, self.number)
         self.aside.add_account(replace(found, bytes_up={}, bytes_down={}))
         return found.updates
 

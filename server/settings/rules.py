@@ -264,10 +264,10 @@ def rule_conflict(config: RunConfig) -> str | None:
             return f"centroids.merge '{merge}' sends centroids, for which there is no noise; use 'lloyd'"
     if not config.facts.frozen_backbone:
         return None
-    if not config.loss.facts.steps and facts.takes != "sums":
+    if not config.loss.facts.steps and facts.takes != "sums" and not facts.robust:
         return (
-            f"loss.objective '{config.loss.objective}' needs centroids.merge 'lloyd', not '{merge}'; its sites send "
-            "sums, not centroids of their own"
+            f"loss.objective '{config.loss.objective}' needs centroids.merge 'lloyd', or a robust rule, not '{merge}'; "
+            "its sites send sums, not centroids of their own"
         )
     if config.aggregation.keep_least_moved and facts.takes == "sums":
         return (

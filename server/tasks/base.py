@@ -105,6 +105,16 @@ class Training(ABC):
         """How often all sites are asked for sums after the last round, to `polish` its state."""
         return 0
 
+    @property
+    def makes_up(self) -> bool:
+        """Whether as many more polish passes make up for rounds that did not count."""
+        return False
+
+    @property
+    def begins_with_chosen(self) -> bool:
+        """Whether only the sites of a round are told to `begin`, not all that are connected."""
+        return False
+
     @abstractmethod
     def initial(self, channels: int) -> Any:
         """Return the state that follows from the settings alone; ``channels`` as the sites report it."""
@@ -122,7 +132,7 @@ class Training(ABC):
         return state
 
     def begin(self, state: Any, number: int, ask: Ask, names: list[str]) -> Any:
-        """Return the state that a round starts from; ``names`` are the connected sites."""
+        """Return the state that a round starts from; ``names`` are the connected sites (`begins_with_chosen`)."""
         return state
 
     @abstractmethod

@@ -41,6 +41,7 @@ from server.tasks.plausibility import (
     sums_fault,
     tables_fault,
 )
+from server.tasks.projection import late_sites, take_in
 from server.tasks.unsupervised_merge import kmeans_pass, merge_round
 from server.transport.reply_checks import Ask, Plausible, ReplySchema, Sender
 
@@ -112,6 +113,26 @@ class UnsupervisedTraining(Training):
         """Passes of exact spherical k-means for the final head, whatever rule merged the centroids so far."""
         return self.config.centroids.polish_passes
 
+    @property
+    def makes_up(self) -> bool:
+        """A round of a closed form is a pass of k-means, as a polish pass is."""
+        return closed_form(self.config) is not None and not private_groups(self.config)
+
+    @property
+    def begins_with_chosen(self) -> bool:
+        """Sites that nobody draws are not asked for their sums."""
+        return True
+
+    def begin(self, state: ModelState, number: int, ask: Ask, names: list[str]) -> ModelState:
+        """Take sites that came late into the projection."""
+        closed, late = closed_form(self.config), late_sites(state, names, self.config)
+        if closed is None or not late:
+            return state
+        schema = ReplySchema(
+            {closed.kind: closed.shapes(state.head["linear.weight"].shape[1])}, None, self._plausible(state)
+        )
+        return take_in(state, ask(late, wire.SUMS, schema), self.config)
+
     def initial(self, channels: int) -> ModelState:
         """Return head, centroids [K, D] and the objective's shared arrays as drawn from the seed."""
         config = self.config
@@ -169,6 +190,8 @@ class UnsupervisedTraining(Training):
         groups = state.shared_groups() if kept_aside else state.groups_for(site)
         sends = CENTROID_RULES.facts(self.config.centroids.merge).takes
         told: wire.Options = {"phase": self.phase(state, number), "sends": sends}
+        if action == wire.SUMS and (closed := closed_form(self.config)) is not None:
+            told["what"] = closed.kind  # polish passes say otherwise
         if state.starts and action != wire.EVALUATE:
             starts, _, dim = state.starts["centroids"].shape
             told["starts"] = starts

@@ -33,6 +33,7 @@ from server.centroids.base import (
 from server.centroids.lloyd import merge_lloyd
 from server.centroids.starts import MOST_TOLD, Fitted, pass_of_starts
 from server.states import ModelState, private_groups
+from server.tasks.projection import middle_sums, remembered_sums
 
 log = logging.getLogger(__name__)
 
@@ -74,10 +75,14 @@ def solve(state: ModelState, updates: Mapping[str, Update], config: RunConfig) -
     """Return a state whose head and first centroids a closed form made of all sites' sums, or of each site's own."""
     closed = closed_form(config)
     assert closed is not None, "only closed forms have rounds of sums of their own"
+    robust = CENTROID_RULES.facts(config.centroids.merge).robust
 
     def solved(names: Iterable[str]) -> Groups:
+        parts = [updates[name].groups[closed.kind] for name in sorted(names)]
         try:
-            head, centroids = closed.merge([updates[name].groups[closed.kind] for name in sorted(names)])
+            head, centroids = closed.merge(
+                [middle_sums(parts, closed)] if robust and len(parts) > 1 else parts
+            )
         except ValueError as error:
             raise UserError(f"The projection cannot be found: {error}") from None
         return {"head": head, "centroids": {"centroids": centroids}}
@@ -87,7 +92,10 @@ def solve(state: ModelState, updates: Mapping[str, Update], config: RunConfig) -
     for name in updates if private else ():
         parts = solved([name])
         kept[name] = kept.get(name, {}) | {group: parts[group] for group in private if group in parts}
-    state = replace(state, private=kept, solved=True)
+    memory = state.memory | remembered_sums(
+        {name: u.groups[closed.kind] for name, u in updates.items()}, config
+    )
+    state = replace(state, private=kept, solved=True, memory=memory)
     if "head" in private and "centroids" in private:
         return state
     found = solved(updates)

@@ -80,14 +80,17 @@ def test_resumed_halfway_it_ends_the_same(trained: Path, scenes: Path, tmp_path:
     assert lines(resumed)[-1]["checkpoint_sha256"] == lines(trained)[-1]["checkpoint_sha256"]
 
 
-@pytest.mark.parametrize(
+CLOSED = pytest.mark.parametrize(
     ("objective", "settings"),
     [("spectral", {"rounds": 5}), ("principal", LABEL_FREE)],
 )
+
+
+@CLOSED
 def test_a_first_round_that_does_not_count_is_made_up_for(
     scenes: Path, tmp_path: Path, objective: str, settings: dict[str, Any]
 ) -> None:
-    """Phases go by what has been done: one round more, and the run ends with the model of an undisturbed one."""
+    """Phases go by what has been done, and a polish pass more: the model and score of an undisturbed run."""
     settings = settings | {"loss__objective": objective}
     whole = run(local_grid(SITES), tiny_config(scenes, tmp_path / "whole", SITES, **settings))
     grid = local_grid(SITES)
@@ -101,11 +104,49 @@ def test_a_first_round_that_does_not_count_is_made_up_for(
         return real(message)
 
     grid.faults = dict.fromkeys(grid.node_configs, fails_at_first)
-    late = settings | {"rounds": settings["rounds"] + 1}
-    made_up = run(grid, tiny_config(scenes, tmp_path / "late", SITES, **late))
-    assert [line["counted"] for line in lines(made_up)] == [False] + [True] * settings["rounds"]
+    made_up = run(grid, tiny_config(scenes, tmp_path / "late", SITES, **settings))
+    assert [line["counted"] for line in lines(made_up)] == [False] + [True] * (settings["rounds"] - 1)
     expected, found = load_checkpoint(whole), load_checkpoint(made_up)
     np.testing.assert_array_equal(found.head["linear.weight"], expected.head["linear.weight"])
     np.testing.assert_array_equal(found.centroids, expected.centroids)
+    assert lines(made_up)[-1]["miou"] == lines(whole)[-1]["miou"]
     first = load_checkpoint(checkpoint_path(made_up, 1))
     assert not np.array_equal(first.head["linear.weight"], expected.head["linear.weight"])
+
+
+@CLOSED
+def test_a_site_that_comes_late_is_taken_into_the_projection(
+    scenes: Path, tmp_path: Path, objective: str, settings: dict[str, Any]
+) -> None:
+    settings = settings | {"loss__objective": objective, "eval__every": 0}
+    whole = run(local_grid(SITES), tiny_config(scenes, tmp_path / "whole", SITES, **settings))
+    grid = local_grid(SITES)
+    late = next(node for node, given in grid.node_configs.items() if given["partition-id"] == 3)
+    trained: list[str] = []
+
+    def absent_at_first(message: Message, real: Callable[[Message], Message]) -> Answer:
+        trained.append(message.metadata.message_type)
+        if trained.count("train") == 1 and message.metadata.message_type == "train":
+            return Error(code=0, reason="not yet")
+        return real(message)
+
+    grid.faults[late] = absent_at_first
+    joined = run(grid, tiny_config(scenes, tmp_path / "late", SITES, **settings))
+    assert trained.count("query.sums") >= 1
+    assert "taken into the projection: site-3" in (joined / "log.txt").read_text()
+    expected, found = load_checkpoint(whole), load_checkpoint(joined)
+    scale = np.abs(expected.head["linear.weight"]).max()
+    first = load_checkpoint(checkpoint_path(joined, 1)).head["linear.weight"]
+    assert np.abs(first - expected.head["linear.weight"]).max() > 0.01 * scale
+    np.testing.assert_allclose(found.head["linear.weight"], expected.head["linear.weight"], atol=1e-4 * scale)
+    assert lines(joined)[1]["sites"] == [f"site-{i}" for i in range(SITES)]
+
+
+@CLOSED
+def test_a_robust_rule_runs_where_sites_send_sums(
+    scenes: Path, tmp_path: Path, objective: str, settings: dict[str, Any]
+) -> None:
+    settings = settings | {"loss__objective": objective, "centroids__merge": "matched-geometric", "rounds": 3}
+    run_dir = run(local_grid(SITES), tiny_config(scenes, tmp_path / "run", SITES, **settings))
+    assert all(line["counted"] and len(line["sites"]) == SITES for line in lines(run_dir))
+    assert lines(run_dir)[-1]["miou"] > 0

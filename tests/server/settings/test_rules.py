@@ -67,7 +67,7 @@ def test_what_can_act_is_taken() -> None:
     ("settings", "words"),
     [
         ({"model.nonlinear": True}, "finds a linear head"),
-        ({"centroids.merge": "mean"}, "needs centroids.merge 'lloyd', not 'mean'"),
+        ({"centroids.merge": "mean"}, "needs centroids.merge 'lloyd', or a robust rule, not 'mean'"),
         ({"model.clusters": 9, "model.dim": 2}, "starts k-means from 8 directions"),
         ({"rounds": 1}, "needs 2 rounds"),
     ],
