@@ -87,6 +87,7 @@ class SegmentationStrategy(Strategy):  # type: ignore[misc]
 
     def ask(self, names: list[str], action: str, expectation: ReplySchema) -> dict[str, wire.Update]:
         """Send one action beside a round's own and return the checked replies by name."""
+        expectation = replace(expectation, weights_hash=self.registry.weights_hash)
         found = self.exchange.collect(self.address(names, action, self.number), expectation, self.number)
         self.aside.add_account(replace(found, bytes_up={}, bytes_down={}))
         return found.updates

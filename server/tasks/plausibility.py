@@ -29,6 +29,8 @@ MOST_OF_ADAM = 8.0
 MOST_FEATURE = 65504.0
 # The second moment of a patch differs by less than this factor between sites of one backbone.
 MOST_ENERGY = 16.0
+# Of two sites nobody can say which one is odd.
+FEWEST_TO_COMPARE = 3
 # Relative rounding of a number on its way.
 ROUNDING = {"float32": 2.0**-22, "float16": 2.0**-10}
 
@@ -74,6 +76,16 @@ def _length(arrays: Iterable[np.ndarray]) -> float:
     return math.sqrt(sum(float(np.square(array.astype(np.float64)).sum()) for array in arrays))
 
 
+def counts_fault(group: str, counts: np.ndarray, sender: Sender, config: RunConfig) -> str | None:
+    """Check that counts [S, K] of patches add up to those of the site's images; less, where small ones are hidden."""
+    codes = 1 if config.things.each_picture == "one" else math.prod(sender.grid)
+    everything, hides = sender.images * codes, config.privacy.minimum_count > 0
+    for total in counts.sum(axis=1, dtype=np.float64):
+        if total > everything or (total < everything and not hides):
+            return f"'{group}/counts' add up to {total:.0f}, its images have {everything} codes"
+    return None
+
+
 def sums_fault(
     sums: NamedArrays, sender: Sender, centroids: NDArray[np.float64] | None, config: RunConfig
 ) -> str | None:
@@ -82,12 +94,10 @@ def sums_fault(
     A code belongs to the nearest centroid, so that a sum lies nearest to its own as well.
     """
     counts = sums["counts"].astype(np.float64)
-    starts = 1 if centroids is None else len(centroids)
-    codes = 1 if config.things.each_picture == "one" else math.prod(sender.grid)
-    everything, hides = sender.images * codes, config.privacy.minimum_count > 0
-    for total in counts.reshape(starts, -1).sum(axis=1):
-        if total > everything or (total < everything and not hides):
-            return f"'sums/counts' add up to {total:.0f}, its images have {everything} codes"
+    if fault := counts_fault(
+        "sums", counts.reshape(1 if centroids is None else len(centroids), -1), sender, config
+    ):
+        return fault
     slack = 2 * ROUNDING[config.wire.dtype] * counts + 1e-9
     if (np.abs(sums["cosines"]) > counts + slack).any():
         return "'sums/cosines' are larger than as many cosines can be"
@@ -188,19 +198,23 @@ def _is_psd(matrix: NDArray[np.float64], rounding: float) -> bool:
     return True
 
 
+def energy(arrays: NamedArrays) -> float:
+    """Return the mean squared length of a patch's features, from means and deviations."""
+    return sum(float(np.square(arrays[key].astype(np.float64)).sum()) for key in ("mean", "scale"))
+
+
+def energy_fault(arrays: NamedArrays, usual: float) -> str | None:
+    """Compare the length of a site's features with that of others, of which ``usual`` is the square."""
+    ratio = energy(arrays) / max(usual, 1e-12)
+    if 1 / MOST_ENERGY <= ratio <= MOST_ENERGY:
+        return None
+    return f"the norm of its features is {math.sqrt(ratio):.3g} times that of the other sites"
+
+
 def outlying_scatters(sent: Mapping[str, NamedArrays]) -> dict[str, str]:
     """Return whose patches have features far from those of the other sites, of three or more, with the reason."""
-    energy = {
-        name: float(
-            np.square(a["mean"].astype(np.float64)).sum() + np.square(a["scale"].astype(np.float64)).sum()
-        )
-        for name, a in sent.items()
-    }
-    if len(energy) < 3:
+    if len(sent) < FEWEST_TO_COMPARE:
         return {}
-    middle = float(np.median(list(energy.values())))
-    return {
-        name: f"the norm of its features is {math.sqrt(value / middle):.3g} times that of the other sites"
-        for name, value in energy.items()
-        if not middle / MOST_ENERGY <= value <= middle * MOST_ENERGY
-    }
+    middle = float(np.median([energy(arrays) for arrays in sent.values()]))
+    found = {name: energy_fault(arrays, middle) for name, arrays in sent.items()}
+    return {name: reason for name, reason in found.items() if reason}

@@ -55,6 +55,17 @@ def late_sites(state: ModelState, names: Sequence[str], config: RunConfig) -> li
     return [name for name in names if name not in known]
 
 
+def known_sums(state: ModelState, closed: ClosedForm) -> dict[str, np.ndarray]:
+    """Return the sums behind a state's head, as one site that holds all patches would send them."""
+    return closed.unpack(
+        {
+            key.removeprefix(_SUMS): value.astype(np.float64)
+            for key, value in state.memory.items()
+            if key.startswith(_SUMS)
+        }
+    )
+
+
 def take_in(state: ModelState, updates: Mapping[str, Update], config: RunConfig) -> ModelState:
     """Return a state whose head is that of all sites, those that came late included.
 
@@ -65,12 +76,7 @@ def take_in(state: ModelState, updates: Mapping[str, Update], config: RunConfig)
     if closed is None or not updates:
         return state
     sent = {name: update.groups[closed.kind] for name, update in updates.items()}
-    total = {
-        key.removeprefix(_SUMS): value.astype(np.float64)
-        for key, value in state.memory.items()
-        if key.startswith(_SUMS)
-    }
-    joined = {"": closed.unpack(total)} | sent
+    joined = {"": known_sums(state, closed)} | sent
     try:
         head, _ = closed.merge([joined[name] for name in sorted(joined)])
     except ValueError as error:

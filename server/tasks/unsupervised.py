@@ -34,6 +34,9 @@ from server.states import ModelState, private_groups
 from server.tasks.base import SERVER_TASKS, Saved, ServerTask, Training
 from server.tasks.plausibility import (
     MOST_OF_ADAM,
+    counts_fault,
+    energy,
+    energy_fault,
     model_fault,
     outlying_scatters,
     scatter_fault,
@@ -41,7 +44,7 @@ from server.tasks.plausibility import (
     sums_fault,
     tables_fault,
 )
-from server.tasks.projection import late_sites, take_in
+from server.tasks.projection import known_sums, late_sites, take_in
 from server.tasks.unsupervised_merge import kmeans_pass, merge_round
 from server.transport.reply_checks import Ask, Plausible, ReplySchema, Sender
 
@@ -128,9 +131,12 @@ class UnsupervisedTraining(Training):
         closed, late = closed_form(self.config), late_sites(state, names, self.config)
         if closed is None or not late:
             return state
-        schema = ReplySchema(
-            {closed.kind: closed.shapes(state.head["linear.weight"].shape[1])}, None, self._plausible(state)
-        )
+        plausible, usual = self._plausible(state), energy(known_sums(state, closed))
+
+        def fault(update: wire.Update, sender: Sender) -> str | None:
+            return plausible(update, sender) or energy_fault(update.groups[closed.kind], usual)
+
+        schema = ReplySchema({closed.kind: closed.shapes(state.head["linear.weight"].shape[1])}, None, fault)
         return take_in(state, ask(late, wire.SUMS, schema), self.config)
 
     def initial(self, channels: int) -> ModelState:
@@ -237,6 +243,8 @@ class UnsupervisedTraining(Training):
                     found = sums_fault(arrays, sender, centroids, config)
                     if found is None and state.starts:
                         found = tables_fault(arrays, sender, state.starts["groups"], config)
+                elif found is None and kind == "centroids":
+                    found = counts_fault(kind, arrays["counts"][None], sender, config)
                 elif found is None and sums_form(kind) is not None:
                     found = scatter_fault(kind, arrays, sender, config.wire.dtype)
             if found is None and "head" in update.groups:

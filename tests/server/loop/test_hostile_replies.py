@@ -85,7 +85,7 @@ def generic(group: str, *keys: str, counts: tuple[str, ...] = ()) -> Cases:
         if key in counts:
             ways |= {
                 "below zero": put(-1),
-                "huge": put(1 << 61),
+                "huge": lambda a: put(np.iinfo(a.dtype).max)(a),
                 "halves": lambda a: a.astype(np.float32) + 0.5,
             }
         else:
