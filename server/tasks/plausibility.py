@@ -14,10 +14,11 @@ from numpy.typing import NDArray
 
 from common import wire
 from common.clustering.spectral import LEAST_VARIANCE, symmetric
-from common.losses.base import NamedArrays
+from common.losses.base import NamedArrays, sums_form
 from common.settings.schema import RunConfig
 from server.centroids.starts import neighbors
-from server.transport.reply_checks import Sender
+from server.states import ModelState, private_groups
+from server.transport.reply_checks import Plausible, Sender
 
 # Of a parameter, and of a running statistic: far above any that works, and sums of them stay finite.
 MOST_WEIGHT, MOST_STATISTIC = 2.0**20, 2.0**40
@@ -218,3 +219,29 @@ def outlying_scatters(sent: Mapping[str, NamedArrays]) -> dict[str, str]:
     middle = float(np.median([energy(arrays) for arrays in sent.values()]))
     found = {name: energy_fault(arrays, middle) for name, arrays in sent.items()}
     return {name: reason for name, reason in found.items() if reason}
+
+
+def plausible_for(state: ModelState, config: RunConfig) -> Plausible:
+    """Return what a reply to this state is compared with; nothing that a site keeps to itself is known."""
+    apart = bool(private_groups(config)) or config.aggregation.keep_least_moved
+    sent = {} if apart else {"head": state.head, "centroids": {"centroids": state.centroids}}
+    stack = state.starts["centroids"] if state.starts else state.centroids[None]
+    centroids = None if apart else stack.astype(np.float64)
+
+    def fault(update: wire.Update, sender: Sender) -> str | None:
+        found = size_fault(update, sender, config.local.batch)
+        for kind, arrays in update.groups.items():
+            if found is None and kind == "sums":
+                found = sums_fault(arrays, sender, centroids, config)
+                if found is None and state.starts:
+                    found = tables_fault(arrays, sender, state.starts["groups"], config)
+            elif found is None and kind == "centroids":
+                found = counts_fault(kind, arrays["counts"][None], sender, config)
+            elif found is None and sums_form(kind) is not None:
+                found = scatter_fault(kind, arrays, sender, config.wire.dtype)
+        if found is None and "head" in update.groups:
+            steps = config.local.steps or config.local.epochs * math.ceil(sender.images / config.local.batch)
+            found = model_fault(update, sent, {"head": MOST_OF_ADAM * config.local.lr * steps})
+        return found
+
+    return fault

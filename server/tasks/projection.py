@@ -10,15 +10,17 @@ import numpy as np
 
 from common.losses.base import ClosedForm, NamedArrays, closed_form
 from common.settings.schema import RunConfig
-from common.wire import Arrays, Update
+from common.wire import SUMS, Arrays, Update
 from server.centroids.base import CENTROID_RULES, directions
 from server.centroids.matched import geometric_median
 from server.states import ModelState, private_groups
+from server.tasks.plausibility import energy, energy_fault
+from server.transport.reply_checks import Ask, Plausible, ReplySchema, Sender
 
 log = logging.getLogger(__name__)
 
 # Of a state's memory: the sums that made the head, and whose they are, names as bytes with a line break between them.
-_SUMS, _SITES = "projection/", "projection-sites"
+_TOTAL, _SITES = "projection/", "projection-sites"
 _CENTROIDS = "centroids/"
 
 
@@ -35,7 +37,9 @@ def remembered_sums(sent: Mapping[str, NamedArrays], config: RunConfig) -> Array
         for key, value in closed.pack(sent[name]).items():
             total[key] = total[key] + value if key in total else np.array(value, dtype=np.float64)
     # float32: it lies in every checkpoint
-    return {_SUMS + key: value.astype(np.float32) for key, value in total.items()} | {_SITES: _as_bytes(sent)}
+    return {_TOTAL + key: value.astype(np.float32) for key, value in total.items()} | {
+        _SITES: _as_bytes(sent)
+    }
 
 
 def _adds_up(config: RunConfig) -> bool:
@@ -59,11 +63,27 @@ def known_sums(state: ModelState, closed: ClosedForm) -> dict[str, np.ndarray]:
     """Return the sums behind a state's head, as one site that holds all patches would send them."""
     return closed.unpack(
         {
-            key.removeprefix(_SUMS): value.astype(np.float64)
+            key.removeprefix(_TOTAL): value.astype(np.float64)
             for key, value in state.memory.items()
-            if key.startswith(_SUMS)
+            if key.startswith(_TOTAL)
         }
     )
+
+
+def ask_late(
+    state: ModelState, names: Sequence[str], ask: Ask, config: RunConfig, plausible: Plausible
+) -> ModelState:
+    """Ask sites that came late for their sums, and return the state with theirs among them (`take_in`)."""
+    closed, late = closed_form(config), late_sites(state, names, config)
+    if closed is None or not late:
+        return state
+    usual = energy(known_sums(state, closed))
+
+    def fault(update: Update, sender: Sender) -> str | None:
+        return plausible(update, sender) or energy_fault(update.groups[closed.kind], usual)
+
+    schema = ReplySchema({closed.kind: closed.shapes(state.head["linear.weight"].shape[1])}, None, fault)
+    return take_in(state, ask(late, SUMS, schema), config)
 
 
 def take_in(state: ModelState, updates: Mapping[str, Update], config: RunConfig) -> ModelState:

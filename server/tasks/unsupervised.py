@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,7 +15,7 @@ from common.checkpoint import Checkpoint, load_checkpoint, resumed_file
 from common.data.check import check_label_files, check_shard_fits
 from common.data.classes import ClassTable
 from common.data.manifest import Shard
-from common.losses.base import CLUSTERS, TRAIN, closed_form, sums_form
+from common.losses.base import CLUSTERS, TRAIN, closed_form
 from common.losses.extra_terms import build_objective
 from common.models.head import build_head, init_centroids, state_to_numpy
 from common.seeds import derive
@@ -32,21 +31,10 @@ from server.run_dir import prepare_run_dir
 from server.settings.applicability import refuse_foreign
 from server.states import ModelState, private_groups
 from server.tasks.base import SERVER_TASKS, Saved, ServerTask, Training
-from server.tasks.plausibility import (
-    MOST_OF_ADAM,
-    counts_fault,
-    energy,
-    energy_fault,
-    model_fault,
-    outlying_scatters,
-    scatter_fault,
-    size_fault,
-    sums_fault,
-    tables_fault,
-)
-from server.tasks.projection import known_sums, late_sites, take_in
+from server.tasks.plausibility import outlying_scatters, plausible_for
+from server.tasks.projection import ask_late
 from server.tasks.unsupervised_merge import kmeans_pass, merge_round
-from server.transport.reply_checks import Ask, Plausible, ReplySchema, Sender
+from server.transport.reply_checks import Ask, ReplySchema
 
 _FACTS = TASK_FACTS["unsupervised"]
 log = logging.getLogger(__name__)
@@ -126,19 +114,6 @@ class UnsupervisedTraining(Training):
         """Sites that nobody draws are not asked for their sums."""
         return True
 
-    def begin(self, state: ModelState, number: int, ask: Ask, names: list[str]) -> ModelState:
-        """Take sites that came late into the projection."""
-        closed, late = closed_form(self.config), late_sites(state, names, self.config)
-        if closed is None or not late:
-            return state
-        plausible, usual = self._plausible(state), energy(known_sums(state, closed))
-
-        def fault(update: wire.Update, sender: Sender) -> str | None:
-            return plausible(update, sender) or energy_fault(update.groups[closed.kind], usual)
-
-        schema = ReplySchema({closed.kind: closed.shapes(state.head["linear.weight"].shape[1])}, None, fault)
-        return take_in(state, ask(late, wire.SUMS, schema), self.config)
-
     def initial(self, channels: int) -> ModelState:
         """Return head, centroids [K, D] and the objective's shared arrays as drawn from the seed."""
         config = self.config
@@ -164,8 +139,9 @@ class UnsupervisedTraining(Training):
         return Saved(state.head, state.centroids, state.to_extra())
 
     def begin(self, state: ModelState, number: int, ask: Ask, names: list[str]) -> ModelState:
-        """Draw the centroids anew before round ``centroids.reset-round``, those of single sites as well."""
+        """Take sites that came late into the projection; draw the centroids anew before ``centroids.reset-round``."""
         config = self.config
+        state = ask_late(state, names, ask, config, plausible_for(state, config))
         if number != config.centroids.reset_round:
             return state
         log.info("round %d starts with new centroids", number)
@@ -214,7 +190,7 @@ class UnsupervisedTraining(Training):
         clusters, dim = state.centroids.shape
         if phase == CLUSTERS:
             return self.expect_sums(state, weights_hash)
-        closed, plausible = closed_form(self.config), self._plausible(state)
+        closed, plausible = closed_form(self.config), plausible_for(state, self.config)
         if closed is not None:
             channels = state.head["linear.weight"].shape[1]
             return ReplySchema({closed.kind: closed.shapes(channels)}, weights_hash, plausible)
@@ -227,34 +203,6 @@ class UnsupervisedTraining(Training):
         if state.shared:
             shapes["shared"] = {key: value.shape for key, value in state.shared.items()}
         return ReplySchema(shapes, weights_hash, plausible)
-
-    def _plausible(self, state: ModelState) -> Plausible:
-        """Return what a reply to this state is compared with; nothing that a site keeps to itself is known."""
-        config, private = self.config, private_groups(self.config)
-        apart = bool(private) or config.aggregation.keep_least_moved
-        sent = {} if apart else {"head": state.head, "centroids": {"centroids": state.centroids}}
-        stack = state.starts["centroids"] if state.starts else state.centroids[None]
-        centroids = None if apart else stack.astype(np.float64)
-
-        def fault(update: wire.Update, sender: Sender) -> str | None:
-            found = size_fault(update, sender, config.local.batch)
-            for kind, arrays in update.groups.items():
-                if found is None and kind == "sums":
-                    found = sums_fault(arrays, sender, centroids, config)
-                    if found is None and state.starts:
-                        found = tables_fault(arrays, sender, state.starts["groups"], config)
-                elif found is None and kind == "centroids":
-                    found = counts_fault(kind, arrays["counts"][None], sender, config)
-                elif found is None and sums_form(kind) is not None:
-                    found = scatter_fault(kind, arrays, sender, config.wire.dtype)
-            if found is None and "head" in update.groups:
-                steps = config.local.steps or config.local.epochs * math.ceil(
-                    sender.images / config.local.batch
-                )
-                found = model_fault(update, sent, {"head": MOST_OF_ADAM * config.local.lr * steps})
-            return found
-
-        return fault
 
     def expect_sums(self, state: ModelState, weights_hash: str) -> ReplySchema:
         """Return the shapes of a reply to one exact pass of k-means, of all starts one after the other."""
@@ -272,7 +220,7 @@ class UnsupervisedTraining(Training):
             sums["adjacency"] = (starts, own * (own + 1) // 2)
             family = starts // len(self.config.centerings)
             sums["overlaps"] = (starts, family, self.config.fitted_clusters, self.config.fitted_clusters)
-        return ReplySchema({"sums": sums}, weights_hash, self._plausible(state))
+        return ReplySchema({"sums": sums}, weights_hash, plausible_for(state, self.config))
 
     def expect_confusion(self, state: ModelState, classes: int) -> ReplySchema:
         """Return the shape of an evaluation reply: clusters by classes."""
