@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 import signal
 import sys
 import time
@@ -164,6 +165,8 @@ def run_group(group: TyperGroup, program: str, arguments: Sequence[str] | None =
     """
     if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # as it is while libraries are imported
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    # commands draw into files; a notebook's cell would hand them its own way of drawing
+    os.environ["MPLBACKEND"] = "agg"
     try:
         # not Command.main, which would end a broken pipe and Ctrl-C in its own way
         with group.make_context(program, list(sys.argv[1:] if arguments is None else arguments)) as context:
