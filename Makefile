@@ -10,7 +10,7 @@ export RAY_USAGE_STATS_ENABLED := 0
 
 .PHONY: demo test quick test-long golden gpu-check lint docs setup clean
 
-DEMO := local-only fuss-ref default centralised
+DEMO := local-only fuss-ref default label-free
 
 demo: setup
 	rm -rf demo
@@ -21,7 +21,7 @@ demo: setup
 	done
 	@echo
 	@$(BIN)/python -m server report $(DEMO:%=demo/runs/%) --out demo/comparison
-	@echo "pictures, classes, sites and bytes of the federation: demo/runs/default/report.html"
+	@echo "pictures, classes, sites and bytes of the federation: demo/runs/label-free/report.html"
 
 # three workers for two cores, a thread each: those whose networks wait leave room for those that compute
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 3 --dist loadfile --no-loadscope-reorder
