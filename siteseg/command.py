@@ -40,7 +40,7 @@ ENTRIES: dict[str, tuple[tuple[str, str], str, str]] = {
     "audit": (_SERVER, _RESULTS, "Warn where masks follow sites or places, not content."),
     "report": (_SERVER, _RESULTS, "Write a run's report, or compare several runs."),
     "export": (_SERVER, _RESULTS, "Export a checkpoint to ONNX, or to a folder for a model hub."),
-    "client": (_CLIENT, _SITES, "A site's commands: check, serve, egress."),
+    "client": (_CLIENT, _SITES, "A site's commands: check, serve, policy, egress and more."),
     "doctor": (_DOCTOR, _SITES, "Say what is missing or slow on this machine, and what to do."),
 }
 
