@@ -104,11 +104,12 @@ def make_cell(place: Place, row: Row, rate: float) -> None:
     path = cell_path(Path(place.asked.out), place.chosen, row, place.seed, rate, place.without)
     if path.is_file():
         return
-    began = time.monotonic()
+    began, computed = time.monotonic(), time.process_time()
     found = row.cell(place, rate=rate) if rate else row.cell(place)  # type: ignore[call-arg]
     seconds = time.monotonic() - began
+    took = {"seconds": round(seconds, 1), "cpu_seconds": round(time.process_time() - computed, 1)}
     path.parent.mkdir(parents=True, exist_ok=True)
-    atomic_write_text(path, json.dumps(found | {"seconds": round(seconds, 1)}))
+    atomic_write_text(path, json.dumps(found | took))
     print(
         f"{path.parent.name} {path.stem}: {100 * miou(found['domains'], row)[0]:.1f} in {seconds:.0f} s",
         flush=True,

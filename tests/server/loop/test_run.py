@@ -15,6 +15,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message
 
 from common.checkpoint import checkpoint_path, load_checkpoint
 from common.errors import UserError
+from common.evaluation.correspondences import CORRESPONDENCES
 from server.centroids.base import directions
 from server.commands.evaluate import evaluate_checkpoint
 from server.loop import left_out
@@ -52,11 +53,29 @@ def test_a_run_scores_checkpoints_and_reports(trained: Callable[..., Path], pres
     checkpoint = load_checkpoint(run_dir)
     assert checkpoint.round == 3
     assert checkpoint.config.preset == preset
-    assert (run_dir / "report.html").stat().st_size > 10_000
+    page = (run_dir / "report.html").read_text()
+    assert len(page) > 10_000
+    assert "Ways of the centroids" in page and "Precision and recall of correspondences" in page
+    assert {
+        len(curve["recall"]) for curve in json.loads((run_dir / CORRESPONDENCES).read_text())["curves"]
+    } == {40}
     assert sorted(path.name for path in (run_dir / "pictures").iterdir()) == [
         "round-0001.png",
         "round-0003.png",
     ]
+
+
+def test_published_conventions_stand_beside_ours_where_they_are_asked_for(
+    tmp_path: Path, scenes: Path, trained: Callable[..., Path]
+) -> None:
+    config = tiny_config(scenes, tmp_path / "run", SITES, rounds=3, eval__published=True)
+    run_dir = run(local_grid(SITES), config)
+    line, plain = metrics(run_dir)[-1], metrics(trained(preset="default"))[-1]
+    assert line["miou"] == plain["miou"] and "published_miou" not in plain
+    record = evaluate_checkpoint(run_dir, scenes / "eval.jsonl")
+    assert record["published_miou"] == line["published_miou"]
+    log = (run_dir / "log.txt").read_text()
+    assert f"mIoU {line['miou']:.3f}" in log and f"as published {line['published_miou']:.3f}" in log
 
 
 def test_polish_passes_fit_the_centroids_of_any_rule_to_the_final_head(tmp_path: Path, scenes: Path) -> None:
