@@ -164,6 +164,7 @@ def _serve(
     if not os.environ.get(name):
         raise UserError(f"This site does not know its shard; give --shard or set {name}.")
     known = site_config({}, RunConfig())
+    known.need_name()
     node = Node(known.name, parse_address(server), root_certificates, key, port)
     check_node(node, insecure)
     if known.policy is not None:

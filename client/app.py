@@ -7,8 +7,8 @@ Whatever goes wrong becomes an answer that names the reason instead of a silent 
 from __future__ import annotations
 
 import logging
-import re
-from collections.abc import Callable, Iterable
+import os
+from collections.abc import Callable
 from dataclasses import replace
 
 from flwr.app import Context, Message
@@ -16,7 +16,8 @@ from flwr.clientapp import ClientApp
 
 from client.ledger import record_egress
 from client.policy import admitted, need_approval, read_policy
-from client.site import SiteConfig, site_config
+from client.reasons import coded_reason, public_reason
+from client.site import SiteConfig, environment_name, site_config
 from client.work.base import Handler, SiteTask, site_task
 from common import wire
 from common.errors import UserError
@@ -99,18 +100,24 @@ def answer(message: Message, context: Context, action: str, handler: Handler) ->
     node = context.node_config
     name = str(node.get("site", "") or f"site-{node.get('partition-id', '?')}")
     state_dir = None
+    simulated = "partition-id" in node and not (
+        node.get("shard") or os.environ.get(environment_name("shard"))
+    )
     private: tuple[object, ...] = (node.get("shard", ""),)
     dtype, round_number, run_key = "float32", 0, ""
 
     def failure(error: Exception) -> wire.Update:
         # nothing but a sentence; Flower itself would send the text with its paths
         log.exception("site %s could not answer %s", name, action)
-        return wire.Update(site=name, weights_hash="", facts={"error": public_reason(error, private)})
+        # a simulated site's files are those of who reads the log
+        reason = public_reason(error, private) if simulated else coded_reason(error)
+        return wire.Update(site=name, weights_hash="", facts={"error": reason})
 
     try:
         task = wire.decode_task(message)
         settings = from_wire(task.settings)
         site = site_config(node, settings)
+        site.need_name()
         name, state_dir, dtype = site.name, site.state_dir / site.name, settings.wire.dtype
         private = site.private_paths()
         round_number, run_key = task.round, task.run_key
@@ -155,27 +162,3 @@ def prepare_device(site: SiteConfig, settings: RunConfig) -> None:
         torch.set_num_threads(site.threads)  # sites that share a machine keep out of each other's way
     set_deterministic(settings.deterministic)
     limit_memory(choose_device(site.device), site.gpu_share)
-
-
-_FILE_TYPES = "jpe?g|png|tiff?|bmp|webp|gif|dcm|nii|gz|jsonl?|csv|txt|toml|npy|bin|pem|pt|pth|safetensors"
-_PRIVATE = (
-    # from a slash to the next ending: names of folders and files may hold spaces
-    (re.compile(r"[^\s'\"(]*[/\\][^;:'\"()]*?\.\w{1,11}\b(?![/\\])"), "(path)"),
-    (re.compile(r"[^\s'\"(]*[/\\][^\s'\")]*"), "(path)"),
-    (re.compile(rf"(['\"])[^'\"]*\.({_FILE_TYPES})\1", re.I), "(file)"),
-    (re.compile(rf"[\w.-]+\.({_FILE_TYPES})\b", re.I), "(file)"),
-)
-
-
-def public_reason(error: BaseException, private: Iterable[object] = ()) -> str:
-    """Return why a site failed, without the names of its files: those stay on the site.
-
-    ``private`` are paths that the site knows of; they go first, whatever they look like.
-    """
-    text = str(error)
-    for known in sorted({str(path) for path in private} - {"", ".", "/"}, key=len, reverse=True):
-        text = text.replace(known, "/known")  # which the patterns below take away
-    for pattern, word in _PRIVATE:
-        text = pattern.sub(word, text)
-    kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
-    return f"{kind}{text}"[:400]

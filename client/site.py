@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -54,6 +55,15 @@ class SiteConfig(BaseModel):
     minimum_images: int | None = Field(None, ge=0)  # the site's word on privacy.minimum-images
     policy: Path | None = None
     simulated: bool = False
+    named: bool = True  # by its administrator, or by a number: else its name is that of a file
+
+    def need_name(self) -> None:
+        """Raise `UserError` where the site's name would tell the name of a file."""
+        if not self.named:
+            raise UserError(
+                f"This site has no name of its own; give --site NAME, node config site, or {environment_name('site')}: "
+                "names of files stay here."
+            )
 
     def load_shard(self) -> Shard:
         """Read the manifest (several are joined: centralised training)."""
@@ -147,7 +157,9 @@ def site_config(node_config: Mapping[str, object], settings: RunConfig) -> SiteC
     values: dict[str, object]
     if shard is not None:
         base = Path(own("cache") or Path(shard).parent / "cache")
-        values = {"name": own("site") or Path(shard).stem, "shards": (Path(shard),)}
+        stem = Path(shard).stem
+        values = {"name": own("site") or stem, "shards": (Path(shard),)}
+        values["named"] = own("site") is not None or re.fullmatch(r"site-\d{1,6}", stem) is not None
         values |= {"eval_shard": own("eval-shard"), "data_root": own("data-root")}
     elif partition is not None and settings.simulation.shards:
         folder, pool = Path(settings.simulation.shards), settings.sites.pool

@@ -46,6 +46,7 @@ ORDER = {
     "client": [
         "site",
         "policy",
+        "reasons",
         "state",
         "ledger",
         "statistics",

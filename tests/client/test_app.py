@@ -10,7 +10,8 @@ import torch
 from flwr.app import Context, Message, RecordDict
 
 from client.app import app as client_app
-from client.app import prepare_device, public_reason
+from client.app import prepare_device
+from client.reasons import public_reason
 from client.site import SiteConfig
 from common import wire
 from common.errors import UserError
@@ -63,7 +64,7 @@ def test_the_gpu_is_made_ready_before_any_work(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_a_wrong_device_is_an_answer_before_features_are_made() -> None:
-    found = ask({"shard": "/nowhere/a.jsonl", "device": "gpu"})
+    found = ask({"shard": "/nowhere/a.jsonl", "site": "a", "device": "gpu"})
     assert str(found.facts["error"]).startswith("Device 'gpu' is unknown")
 
 
@@ -95,7 +96,7 @@ def ask(node: dict[str, object], action: str = wire.TRAIN, **facts: Any) -> wire
         ({"settings": '{"rounds": "x"}'}, "Setting 'rounds' is 'x'"),
         ({"settings": "no json"}, "not JSON"),
         ({"settings": "[1]"}, "not JSON"),
-        ({}, "does not exist; write one with"),
+        ({}, "manifest: its manifest does not exist"),
     ],
 )
 def test_a_failure_is_an_answer_with_a_reason(tmp_path: Path, facts: dict[str, Any], words: str) -> None:
@@ -118,7 +119,7 @@ def test_a_full_gpu_is_answered_with_what_to_lower(monkeypatch: pytest.MonkeyPat
         raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nDetails")
 
     monkeypatch.setattr("client.work.unsupervised.UnsupervisedSite.train", crowded)
-    found = ask({"shard": str(tmp_path / "a.jsonl"), "cache": str(tmp_path / "cache"), "device": "cpu"})
+    found = ask({"shard": str(tmp_path / "site-1.jsonl"), "cache": str(tmp_path / "cache"), "device": "cpu"})
     assert found.facts["error"] == (
         "The GPU has no room for this work (CUDA out of memory. Tried to allocate 2 GiB.); lower local.batch "
         "(8), raise this site's gpu-share, or set this site's device to cpu."
