@@ -8,7 +8,7 @@ export FLWR_TELEMETRY_ENABLED := 0
 export FLWR_DISABLE_UPDATE_CHECK := 1
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: demo test quick test-long golden gpu-check lint docs setup clean
+.PHONY: lock sbom demo test quick test-long golden gpu-check lint docs setup clean
 
 DEMO := local-only fuss-ref default label-free
 
@@ -69,3 +69,12 @@ $(VENV)/installed: pyproject.toml
 
 clean:
 	rm -rf $(VENV) demo site
+
+# hashes of what the images install; to be run after a change of docker/requirements.txt
+lock: setup
+	$(BIN)/uv pip compile docker/requirements.txt --no-deps --generate-hashes --no-header --no-annotate \
+		--no-emit-index-url --python-version 3.11 --quiet --output-file docker/requirements.lock
+
+# a list of all that the images hold (CycloneDX)
+sbom: setup
+	$(BIN)/python docker/sbom.py > sbom.json
