@@ -66,7 +66,7 @@ def _common_options(source: SourceFacts) -> list[Option]:
         option("--out", "DIR", "Folder for the shards; new or empty.", required=True),
         option("--overwrite", None, "Replace an earlier split in OUT.", is_flag=True),
         option("--classes", "T", f"Class table: name or JSON file (default: {source.classes or 'none'})."),
-        option("--no-labels", None, "Open no label of the sites; their manifests name none.", is_flag=True),
+        option("--no-labels", None, "Open no label of the sites.", is_flag=True),
         option("--quick", None, "Check no file and count no class.", is_flag=True),
         option("--skip-unreadable", None, "Leave damaged images out.", is_flag=True),
         divide("--sites", "N", "Number of sites; --by domain: one per domain if absent.", type=int),
@@ -76,7 +76,7 @@ def _common_options(source: SourceFacts) -> list[Option]:
         divide(
             "--over",
             "WHAT",
-            "dirichlet: classes or domains (default: what there is).",
+            "dirichlet: classes or domains.",
             type=Choice(("auto", "classes", "domains")),
             default="auto",
         ),

@@ -50,7 +50,11 @@ ClusterChoice = Annotated[
 
 
 SkipUnreadable = Annotated[
-    bool, typer.Option(help="Go on without images that cannot be read, and list them.")
+    bool, typer.Option("--skip-unreadable", help="Go on without images that cannot be read.")
+]
+# segmenting goes on by default; one name a direction keeps the help on one screen
+NoSkipUnreadable = Annotated[
+    bool, typer.Option("--no-skip-unreadable", help="End at an image that cannot be read.")
 ]
 KeepMasks = Annotated[bool, typer.Option("--keep-masks", help="Segment masks beside images too.")]
 Channels = Annotated[

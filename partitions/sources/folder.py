@@ -34,12 +34,12 @@ def _below(root: Path, given: str | None, option: str) -> Path:
 
 
 _OPTIONS = (
-    option("--images", "SUB", "Images lie in ROOT/SUB (default: ROOT itself)."),
+    option("--images", "SUB", "Images lie in ROOT/SUB."),
     option(
         "--labels",
         "SUB|auto",
-        "Label maps lie in ROOT/SUB by the images' names, as PNG, BMP, TIFF or GIF of class numbers; needs --classes. "
-        "auto: those that were found (auto:TEXT: whose pattern holds TEXT), for scoring alone.",
+        "Label maps of class numbers in ROOT/SUB; needs --classes. auto: those that were found, for scoring alone "
+        "(auto:TEXT: whose pattern holds TEXT).",
     ),
     option(
         "--label-suffix",
@@ -47,7 +47,7 @@ _OPTIONS = (
         "Label names' ending: '_mask' for a.jpg and a_mask.png.",
         default="",
     ),
-    option("--keep-masks", None, "Take files that look like masks as images too.", is_flag=True),
+    option("--keep-masks", None, "Take files that look like masks too.", is_flag=True),
     option("--channels", "R,G,B", "Of images with more channels: which are seen (default: 1,2,3)."),
     option(
         "--window", "LOW,HIGH", "Of images of more than 8 bits: black and white (default: each file's own)."
@@ -59,8 +59,7 @@ _OPTIONS = (
     "folder",
     summary="any folder of images, searched recursively; labels are optional",
     facts=SourceFacts(
-        "ROOT holds images (JPEG, PNG, TIFF, WebP, GIF and more), directly or in folders. Without other "
-        "--domain-* options the top folder of an image is its domain. Masks are found and not taken.",
+        "Masks are found and not taken. Without other --domain-* options the top folder of an image is its domain.",
         "a folder of images",
         place=13,
         options=_OPTIONS,
