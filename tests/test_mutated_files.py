@@ -254,7 +254,7 @@ QUIET = (HealthCheck.function_scoped_fixture, HealthCheck.too_slow)
 
 
 @pytest.mark.parametrize("kind", sorted(KINDS))
-@settings(max_examples=60, deadline=None, suppress_health_check=QUIET, derandomize=True, database=None)
+@settings(max_examples=25, deadline=None, suppress_health_check=QUIET, derandomize=True, database=None)
 @given(seed=st.integers(0, 2**32))
 def test_a_changed_file_is_refused_or_changes_nothing(made: Made, kind: str, seed: int) -> None:
     KINDS[kind](made, random.Random(seed))

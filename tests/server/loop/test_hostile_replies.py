@@ -400,6 +400,7 @@ def test_no_reply_about_a_network_ends_a_run_or_moves_its_model(
     check(found, expected, table, cases)
 
 
+@pytest.mark.long
 def test_no_count_of_a_score_ends_a_run(tmp_path: Path, scenes: Path) -> None:
     def config(folder: Path, sites: int) -> RunConfig:
         given = {"eval__where": "sites", "eval__shard": "{site}.jsonl", "rounds": rounds_for(CONFUSION)}
