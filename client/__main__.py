@@ -164,12 +164,12 @@ def _serve(
     if not os.environ.get(name):
         raise UserError(f"This site does not know its shard; give --shard or set {name}.")
     known = site_config({}, RunConfig())
+    known.load_shard()  # a file that is not there is said before a name that it would not give
     known.need_name()
     node = Node(known.name, parse_address(server), root_certificates, key, port)
     check_node(node, insecure)
     if known.policy is not None:
         read_policy(known.policy)
-    known.load_shard()
     return serve(node, lambda text: print(text, flush=True))
 
 

@@ -771,9 +771,16 @@ def network_styles_for_training_with_labels(shop: Workshop) -> Words:
     return styles(shop, task="supervised")
 
 
-@row("alone in a batch \\(3 images, local.batch = 2\\), a single feature at output stride 32")
+@row("alone in a batch \\(3 images, local.batch = 1\\), a single feature at output stride 32")
 def network_image_of_one_feature_alone_in_a_batch(shop: Workshop) -> Words:
-    return network(shop, local__batch=2)
+    return network(shop, local__batch=1)
+
+
+@row("alone in a batch \\(1 images, local.batch = 2\\), a single feature at output stride 32")
+def network_only_image_of_one_feature(shop: Workshop) -> Words:
+    words = network(shop, local__batch=2)
+    shop.write_manifest("site-0", [{"image": "images/0-0.png", "label": "labels/0-0.png"}])
+    return words
 
 
 @row("0-0.png is the only image of site-0 and 32 x 24 pixels are a single feature at output stride 32")

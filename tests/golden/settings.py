@@ -86,6 +86,7 @@ _STUDENT = "of task student, whose run is in test_student.py; test_certainty.py 
 UNUSED: dict[str, str] = {
     "sites.deadline-seconds": _TIME,
     "sites.wait-seconds": _TIME,
+    "simulation.decoded": "GB of images that are kept decoded; test_decoded.py pins that no batch depends on it",
     "sites.largest-share": "a limit that no site reaches here",
     "aggregation.trim": _MERGE,
     "aggregation.lr": _MERGE,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import subprocess
@@ -176,7 +177,9 @@ def test_a_task_says_which_message_it_took(monkeypatch: pytest.MonkeyPatch, iden
     reading, writing = os.pipe()
     monkeypatch.setattr(warm, "forget_project", lambda: None)
     monkeypatch.setattr(warm.signal, "signal", lambda *_: None)
-    monkeypatch.setattr(warm.flower, "pull_task_input", lambda client: (message, context, None, None))
+    application = SimpleNamespace(content=b"code", hash_str=hashlib.sha256(b"code").hexdigest())
+    monkeypatch.setattr(warm.flower, "pull_task_input", lambda client: (message, context, None, application))
+    monkeypatch.setenv(warm.APPROVED, "")  # put back afterwards
     taken: list[Any] = []
 
     def run_clientapp(address: str, token: str, **_: object) -> None:
@@ -185,6 +188,7 @@ def test_a_task_says_which_message_it_took(monkeypatch: pytest.MonkeyPatch, iden
     monkeypatch.setattr(warm.flower, "run_clientapp", run_clientapp)
     warm.run_task("", "token", writing)
     assert taken[0][0] is message
+    assert os.environ[warm.APPROVED] == application.hash_str
     told = message_from_proto(ProtoMessage.FromString(warm._read(reading)))
     assert told.metadata.message_id == "asked"
     assert told.metadata.dst_node_id == 5
