@@ -16,6 +16,7 @@ from flwr.clientapp import ClientApp
 
 import server.run_dir
 from common import wire
+from common.settings.load import from_wire
 from server.loop.run import run
 from tests.conftest import ROOT
 from tests.support.federation import tiny_config
@@ -39,30 +40,31 @@ def echo_app() -> ClientApp:
 
     @app.query("hello")
     def hello(message: Message, context: Context) -> Message:
+        # five images of 3 x 4 codes: the counts below are of 60
         facts = {"images": 5, "channels": 416, "grid-height": 3, "grid-width": 4}
-        update = wire.Update(str(context.node_config["name"]), "ab" * 32, facts=facts)  # type: ignore[arg-type]
-        return Message(wire.encode_update(update, "float32"), reply_to=message)
+        return reply(message, context, {}, {}, facts)
 
     @app.train()
     def train(message: Message, context: Context) -> Message:
         task = wire.decode_task(message)
         random = np.random.default_rng(task.round)
+        step = from_wire(task.settings).local.lr
         head = {
-            key: value + random.normal(0, 0.01, value.shape).astype(np.float32)
+            key: value + random.uniform(-step, step, value.shape).astype(np.float32)
             for key, value in task.groups["head"].items()
         }
         centroids = task.groups["centroids"]["centroids"]
         groups = {
             "head": head,
-            "centroids": {"centroids": centroids, "counts": np.ones(len(centroids), np.int64)},
+            "centroids": {"centroids": centroids, "counts": np.bincount(np.arange(60) % len(centroids))},
         }
-        update = wire.Update(
-            str(context.node_config["name"]),
-            "ab" * 32,
-            groups,
-            {"loss": 1.0},
-            {"images": 5, "batches": 2},
-        )
+        return reply(message, context, groups, {"loss": 1.0}, {"images": 5, "batches": 2})
+
+    def reply(
+        message: Message, context: Context, groups: wire.Groups, metrics: dict[str, float], facts: Any
+    ) -> Message:
+        task, name = wire.decode_task(message), str(context.node_config["name"])
+        update = wire.Update(name, "ab" * 32, groups, metrics, facts, round=task.round, run_key=task.run_key)
         return Message(wire.encode_update(update, "float32"), reply_to=message)
 
     return app
