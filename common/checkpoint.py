@@ -141,9 +141,10 @@ def rename_classes(file: Path, classes: ClassTable, mapping: list[int]) -> None:
     Raises `UserError` where the checkpoint cannot be read.
     """
     load_checkpoint(file)  # refuses what is damaged
-    sidecar = file.with_suffix(".json")
+    sidecar = described_by(file)
     described = json.loads(sidecar.read_text(encoding="utf-8"))
     described |= {"classes": classes.to_json(), "mapping": mapping}
+    described[_SUM] = _described_hash(described)
     atomic_write_text(sidecar, json.dumps(described, indent=2))
 
 
