@@ -5,6 +5,7 @@ SIGINT (Ctrl-C) and SIGTERM are noticed by a thread of their own, whatever the m
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import sys
@@ -69,6 +70,9 @@ def stop(number: int, last_words: Callable[[], str]) -> None:
     alarm.start()
     _say(f"\n{signal.Signals(number).name}: stopping after the current file")
     no_more_files(_FILE_SECONDS)
+    # Flower and Ray report each process that is ended below as a fault, with a traceback; so would their threads
+    logging.disable()
+    threading.excepthook = lambda _: None
     end_descendants(_CHILD_SECONDS)
     with suppress(Exception):
         _say(last_words())

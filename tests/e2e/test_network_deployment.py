@@ -49,6 +49,7 @@ def test_both_stages_of_a_student_go_over_grpc(
     settings = {"task": "student", "rounds": 1, "student__first_rounds": 2, "network__architecture": "small"}
     settings |= {"model__weights": "random", "model__height": 65, "model__width": 97, "model__dim": 8}
     settings |= {"model__clusters": 4, "eval__shard": "eval.jsonl", "sites__deadline_seconds": 240}
+    settings |= {"privacy__minimum_images": 0}  # ten images a site
     found = net.wait(net.submit(run_config(scenes, run_dir, TINY_NETWORK, **settings)), 480)
     assert found == "finished:completed", net.everything()
     (line,) = metrics(run_dir)

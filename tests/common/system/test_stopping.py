@@ -74,3 +74,41 @@ def test_a_device_is_written_to_and_stays(tmp_path: Path) -> None:
 def test_a_full_device_is_a_sentence() -> None:
     with pytest.raises(UserError, match=r"/dev/full.*choose"):
         atomic_write_text("/dev/full", "figures")
+
+
+REPORTING = """
+import logging, subprocess, sys, threading, time
+from common.system.stopping import stopping_in_order
+
+def look_after(child, how):
+    child.wait()
+    try:
+        raise RuntimeError("a child has ended")
+    except RuntimeError:
+        if how == "raise":
+            raise
+        logging.exception("as Flower says it")
+
+with stopping_in_order(lambda: time.sleep(0.5) or "these are the last words"):
+    for how in ("raise", "log"):
+        child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+        threading.Thread(target=look_after, args=(child, how), daemon=True).start()
+    print("working", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_threads_do_not_report_the_processes_that_a_stop_ends() -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-c", REPORTING],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "working\n"
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=30)
+    assert said.split("\n") == ["", "SIGINT: stopping after the current file", "these are the last words", ""]
