@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
+from typing import Any
 
+from common.data.checksums import CHECKSUMS
 from common.data.classes import load_table
 from common.data.manifest import Partition, write_manifest, write_partition
 from partitions.drawing.scenes import make_scenes
@@ -44,3 +48,15 @@ def write_synthetic(
     )
     write_partition(folder, partition)
     return folder
+
+
+def copy_to_change(scenes: Path, copy: Path, **changes: Any) -> Path:
+    """Copy shards without cache and checksums, as one who edits them by hand would, and return the copy.
+
+    ``changes`` are to ``partition.json``; the manifests of the copy may be changed as well.
+    """
+    shutil.copytree(scenes, copy, ignore=shutil.ignore_patterns("cache"))
+    described = json.loads((copy / "partition.json").read_text())
+    described.pop(CHECKSUMS)
+    (copy / "partition.json").write_text(json.dumps(described | changes))
+    return copy

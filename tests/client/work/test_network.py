@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +29,7 @@ from common.styles.style import extract_style
 from common.training.batchnorm import blend_statistics, whole_images
 from common.training.steps import Anchor
 from tests.support.federation import network_config
+from tests.support.scenes import copy_to_change
 from tests.support.training import train_anew, without_times
 
 pytestmark = pytest.mark.usefixtures("narrow")
@@ -88,11 +88,7 @@ def same(one: wire.Groups, other: wire.Groups) -> bool:
 
 def rewritten(scenes: Path, folder: Path, **changes: Any) -> Path:
     """Return a copy of the scenes whose ``partition.json`` differs."""
-    copy = folder / "copy"
-    shutil.copytree(scenes, copy, ignore=shutil.ignore_patterns("cache"))
-    described = json.loads((copy / "partition.json").read_text())
-    (copy / "partition.json").write_text(json.dumps(described | changes))
-    return copy
+    return copy_to_change(scenes, folder / "copy", **changes)
 
 
 # --- greeting and style ---------------------------------------------------------------------------------

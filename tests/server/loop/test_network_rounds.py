@@ -31,6 +31,7 @@ from server.states import EVERYONE, NetworkState
 from server.tasks.base import task_of
 from tests.support.federation import last_hash, local_grid, metrics, network_config, same_arrays
 from tests.support.local_grid import Answer, LocalGrid
+from tests.support.scenes import copy_to_change
 from tests.support.training import train_anew
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("narrow")]
@@ -309,8 +310,7 @@ def test_no_site_opens_a_label_in_adaptation(
 
 
 def test_supervised_training_refuses_a_site_without_labels(tmp_path: Path, scenes: Path) -> None:
-    copy = tmp_path / "scenes"
-    shutil.copytree(scenes, copy, ignore=shutil.ignore_patterns("cache"))
+    copy = copy_to_change(scenes, tmp_path / "scenes")
     manifest = copy / "site-1.jsonl"
     first, *rest = manifest.read_text().splitlines()
     manifest.write_text("\n".join([json.dumps({"image": json.loads(first)["image"]}), *rest]) + "\n")
@@ -320,21 +320,22 @@ def test_supervised_training_refuses_a_site_without_labels(tmp_path: Path, scene
     assert line["quarantined"]["site-1"].startswith(sentence)
 
 
-def test_a_site_with_other_classes_is_refused(tmp_path: Path, scenes: Path) -> None:
-    """As many classes in another order would be learned without a complaint."""
-    copy = tmp_path / "scenes"
-    shutil.copytree(scenes, copy, ignore=shutil.ignore_patterns("cache"))
+def test_a_site_with_other_classes_is_refused(
+    tmp_path: Path, scenes: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As many classes in another order would be learned without a complaint; the site's own log names the class."""
     config = network_config(scenes, tmp_path, rounds=1)
     grid = local_grid(SITES)
-    described = json.loads((copy / "partition.json").read_text())
-    names = described["classes"]["names"]
-    described["classes"]["names"] = [names[1], names[0], *names[2:]]
-    (copy / "partition.json").write_text(json.dumps(described))
+    classes = json.loads((scenes / "partition.json").read_text())["classes"]
+    names = classes["names"]
+    swapped = classes | {"names": [names[1], names[0], *names[2:]]}
+    copy = copy_to_change(scenes, tmp_path / "scenes", classes=swapped)
     stranger = node_of(grid, 2)
     grid.node_configs[stranger] = {"partition-id": 2, "site": "odd", "shard": str(copy / "site-2.jsonl")}
     line = metrics(run(grid, config))[0]
     assert line["sites"] == ["site-0", "site-1", "site-3"]
-    assert f"calls a class '{names[1]}'" in line["quarantined"]["odd"]
+    assert line["quarantined"]["odd"] == "labels: a label, or its class table, cannot be used"
+    assert f"odd calls a class '{names[1]}'" in caplog.text
 
 
 def test_only_styles_and_networks_leave_a_site(whole: dict[str, Path]) -> None:
