@@ -1,5 +1,5 @@
 # make demo: see it learn, on images that it draws itself. make test: every test but the long ones. Both set up a
-# fresh machine. make quick: for every save. make test-long: whole recipes and what takes minutes.
+# fresh machine. make quick: for every save. make test-long: what takes minutes. make test-idle: whole recipes.
 # the first that really runs: a name on the path may be a version manager's empty shell
 PYTHON ?= $(shell for p in python3.12 python3.11 python3; do $$p -c '' 2>/dev/null && echo $$p && break; done)
 VENV := .venv
@@ -8,7 +8,7 @@ export FLWR_TELEMETRY_ENABLED := 0
 export FLWR_DISABLE_UPDATE_CHECK := 1
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: lock sbom demo test quick test-long golden gpu-check lint docs setup clean
+.PHONY: lock sbom demo test quick test-long test-idle golden gpu-check lint docs setup clean
 
 DEMO := local-only fuss-ref default label-free
 
@@ -28,16 +28,20 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 3 --dist loadfile --no
 
 # at most 10 minutes on two idle cores
 test: setup lint
-	$(PYTEST) -m "not long"
+	$(PYTEST) -m "not long and not idle"
 
 # at most 3 minutes: no real processes, and of the whole runs only the shortest
 quick: setup
 	$(BIN)/ruff check .
-	$(PYTEST) -m "not long and not net and not slow"
+	$(PYTEST) -m "not long and not idle and not net and not slow"
 
-# at most 30 minutes: whole recipes, and faults of real processes; two workers, as a recipe takes both cores itself
+# minutes of arithmetic: every hostile reply and site, thousands of damaged files
 test-long: setup
-	$(PYTEST) -n 2 -m long
+	$(PYTEST) -m long
+
+# whole recipes and faults of real processes, whose waits are bounded: for an idle machine, one worker
+test-idle: setup
+	$(PYTEST) -n 1 -m idle
 
 # what the code computes, pinned: a figure that left its tolerance is rewritten and named
 golden: setup

@@ -120,7 +120,7 @@ def copied_checkout(target: Path, names: Sequence[str] = COPIED) -> Path:
     return target
 
 
-@pytest.mark.long
+@pytest.mark.idle
 def test_an_installed_wheel_segments_and_simulates_far_from_any_checkout(tmp_path: Path) -> None:
     """By way of a source archive, as an index would hold both."""
     source = copied_checkout(tmp_path / "source")
@@ -172,7 +172,7 @@ def test_an_installed_wheel_segments_and_simulates_far_from_any_checkout(tmp_pat
     run(empty, siteseg, "doctor")
 
 
-@pytest.mark.long
+@pytest.mark.idle
 def test_an_editable_installation_keeps_the_folders_of_the_checkout(tmp_path: Path) -> None:
     source = copied_checkout(tmp_path / "source")
     commands = environment(tmp_path, "--editable", source)

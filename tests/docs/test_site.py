@@ -90,7 +90,7 @@ def test_the_site_builds_without_a_warning_and_asks_no_other_machine(tmp_path: P
         assert not re.search(r"<(script|link|img)[^>]+(src|href)=\"(https?:)?//", text), page
 
 
-@pytest.mark.long
+@pytest.mark.idle
 def test_the_ten_minutes_are_executed_from_the_page(tmp_path: Path) -> None:
     """Every block of the page, in its order, in an empty folder."""
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}

@@ -12,7 +12,7 @@ from tests.support.deployment import Deployment
 from tests.support.federation import metrics
 
 # fifteen processes that import everything; tests/e2e/test_tls.py asks the same of two encrypted sites
-pytestmark = [pytest.mark.net, pytest.mark.long]
+pytestmark = [pytest.mark.net, pytest.mark.idle]
 
 
 def test_three_sites_train_over_grpc(tmp_path: Path, scenes: Path) -> None:

@@ -34,7 +34,7 @@ from tests.support.faulty_federation import (
 )
 from tests.support.warm import children, gone, started_tasks
 
-pytestmark = [pytest.mark.net, pytest.mark.long]
+pytestmark = [pytest.mark.net, pytest.mark.idle]
 
 DEADLINE_SECONDS = 40
 SITES = ("alpha", "beta", "crook", "sick")

@@ -15,7 +15,7 @@ from tests.support.deployment import Deployment
 from tests.support.federation import metrics
 from tests.support.warm import start_warm_site
 
-pytestmark = [pytest.mark.net, pytest.mark.long]
+pytestmark = [pytest.mark.net, pytest.mark.idle]
 
 
 def client(*words: str) -> None:

@@ -20,7 +20,7 @@ from tests.support.faulty_federation import (
     until,
 )
 
-pytestmark = [pytest.mark.net, pytest.mark.long]
+pytestmark = [pytest.mark.net, pytest.mark.idle]
 
 SITES = ("alpha", "beta")
 PLAN = dict.fromkeys(("clock/alpha/2", "loses/alpha/2", "loses/alpha/4"), "waits")

@@ -72,7 +72,7 @@ def test_server_simulate_gives_the_same_model(tmp_path: Path, scenes: Path, expe
     assert last_hash(tmp_path / "run") == expected
 
 
-@pytest.mark.long  # a second start of Ray; deployments go through `flwr run` as well
+@pytest.mark.idle  # a second start of Ray; deployments go through `flwr run` as well
 def test_flwr_run_gives_the_same_model(tmp_path: Path, scenes: Path, expected: str) -> None:
     run_dir = tmp_path / "run"
     with Deployment(tmp_path / "net") as net:

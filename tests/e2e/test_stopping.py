@@ -22,7 +22,7 @@ from tests.support.deployment import Deployment
 from tests.support.federation import TINY, last_hash, local_grid, metrics, tiny_config
 from tests.support.warm import children, gone, start_warm_site
 
-pytestmark = [pytest.mark.net, pytest.mark.slow]
+pytestmark = [pytest.mark.net, pytest.mark.slow, pytest.mark.idle]
 
 SECONDS = 10.0
 ROUNDS = 5
@@ -99,7 +99,7 @@ def test_a_simulation_that_is_stopped_goes_on_to_the_same_model(tmp_path: Path, 
     check_moments(scenes, tmp_path, [("round 2/", 0.1, signal.SIGINT, True)])
 
 
-@pytest.mark.long
+@pytest.mark.idle
 def test_ten_moments_of_a_simulation(tmp_path: Path, scenes: Path) -> None:
     moments = [
         ("", 0.7, signal.SIGINT, True),  # libraries are being imported
@@ -135,7 +135,7 @@ def test_what_a_killed_process_started_ends_too(tmp_path: Path) -> None:
     assert below and all(gone(child, 10) for child in below), said.read_text()
 
 
-@pytest.mark.long
+@pytest.mark.idle
 def test_a_site_and_a_server_that_are_stopped_end_and_go_on(tmp_path: Path, scenes: Path) -> None:
     run_dir = tmp_path / "run"
 

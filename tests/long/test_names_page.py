@@ -51,7 +51,7 @@ def _open(address: str, width: int) -> str:
     return subprocess.run(words, capture_output=True, text=True, timeout=120, check=True).stdout
 
 
-@pytest.mark.long
+@pytest.mark.idle
 @pytest.mark.net
 @pytest.mark.skipif(BROWSER is None, reason="needs chromium")
 @pytest.mark.parametrize("width", [1280, 500])

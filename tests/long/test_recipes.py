@@ -11,7 +11,7 @@ import pytest
 
 from tests.conftest import ROOT
 
-pytestmark = pytest.mark.long
+pytestmark = pytest.mark.idle
 
 LIMIT_SECONDS = 900
 """A recipe takes two to four minutes on two idle cores; the rest is for machines in use."""

@@ -18,7 +18,7 @@ from tests.support.federation import local_grid
 from tests.support.unlike_sites import unlike_sites
 
 
-@pytest.mark.long
+@pytest.mark.idle
 @pytest.mark.shared
 def test_three_unlike_sites_are_named_after_training(
     shared_data: Path, shared_weights: Path, tmp_path: Path
