@@ -132,10 +132,14 @@ def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
     if not path.is_file():
         return []
     *whole, rest = path.read_bytes().split(b"\n")
-    lines = []
+    lines: list[dict[str, Any]] = []
+    sealed = (
+        False  # an earlier release may have written the first lines, never one after a line with a checksum
+    )
     for number, text in enumerate([*whole, rest] if rest else whole, start=1):
         try:
-            lines.append(unsealed_line(text.decode()))
+            lines.append(unsealed_line(text.decode(), sealed))
+            sealed = sealed or b'"crc32"' in text
         except (ValueError, RecursionError) as error:
             if number > len(whole):
                 break

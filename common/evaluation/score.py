@@ -119,15 +119,17 @@ def sealed_line(line: dict[str, Any]) -> str:
     return f'{text[:-1]}, "{_SUM}": "{zlib.crc32(text.encode()):08x}"}}\n'
 
 
-def unsealed_line(text: str) -> dict[str, Any]:
+def unsealed_line(text: str, sealed: bool = False) -> dict[str, Any]:
     """Return what a line says, without its checksum; raises ValueError where it has changed since it was written.
 
-    Lines of earlier releases have no checksum.
+    Lines of earlier releases have no checksum; ``sealed`` says that this one must have one.
     """
     line = json.loads(text)
     if not isinstance(line, dict) or type(line.get("round")) is not int:
         raise ValueError("it is no record with a round")
     expected = line.pop(_SUM, None)
+    if sealed and expected is None:
+        raise ValueError("it has lost its checksum")
     if expected is not None and expected != f"{zlib.crc32(json.dumps(line).encode()):08x}":
         raise ValueError("it does not match its checksum")
     return line
